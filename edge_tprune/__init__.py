@@ -1,0 +1,29 @@
+"""edge-tprune: fit a vision transformer to a Jetson by removing tokens, without training.
+
+    import edge_tprune, timm
+    pruned = edge_tprune.prune(timm.create_model("deit_small_patch16_224", pretrained=True), method="zero_tprune", budget=0.65)
+    pruned.schedule                    # tokens after each block
+    edge_tprune.macs(pruned)           # multiply-accumulates per image
+
+Importing this package is light: torch is loaded by the first call that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["HonestNo", "UserError", "__version__", "macs", "prune"]
+
+from edge_tprune.errors import HonestNo, UserError
+
+if TYPE_CHECKING:
+    from edge_tprune.reduction import macs, prune
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("prune", "macs"):
+        from edge_tprune import reduction
+
+        return getattr(reduction, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

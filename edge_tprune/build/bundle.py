@@ -1,0 +1,200 @@
+"""The bundle: a directory with a manifest, one graph per budget, one weight file for all of them, golden inputs and outputs.
+
+    bundle/
+      manifest.json        everything below, described and hashed (schema: manifest.schema.json beside this file)
+      weights.bin          the external data of every graph
+      onnx/<budget>.<form>.onnx
+      golden.npz           input (G, B, 3, H, W) and, per budget, logits/<name> (G, B, classes), float32
+      eval.npz             per-image results, once `eval` ran
+
+Read and verified here without torch or onnx. A bundle refers to its files by relative path only, so it can be copied anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Callable
+
+import numpy as np
+
+from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.files import sha256_file, write_json
+
+FORMAT = "edge-tprune-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One runnable file of one budget."""
+
+    runtime: str  #: which runtime it is for: "onnxruntime", "tensorrt", ...
+    precision: str  #: "fp32", "fp16", "mixed"
+    form: str  #: how attention is written: "attention-op" or "explicit"
+    file: str  #: path relative to the bundle, with forward slashes
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One pruning budget of a bundle."""
+
+    name: str  #: unique in the bundle, usable in file names: "0.65"
+    requested: float | None  #: share of the unpruned MACs that was asked for; None where a schedule was given
+    schedule: tuple[int, ...]  #: tokens after each block, class token included
+    macs: int  #: multiply-accumulates per image, whole network
+    macs_share: float  #: of the unpruned model's
+    parity: dict[str, Any]  #: how far the graph's logits are from PyTorch's
+    accuracy: dict[str, Any] | None  #: None until `eval` ran
+    artifacts: tuple[Artifact, ...]
+
+    def artifact(self, runtime: str) -> Artifact:
+        """The file that `runtime` runs."""
+        for artifact in self.artifacts:
+            if artifact.runtime == runtime:
+                return artifact
+        has = ", ".join(sorted({a.runtime for a in self.artifacts}))
+        raise UserError(f"budget {self.name} has no file for runtime {runtime!r} (it has: {has}): build with --runtime {runtime}")
+
+
+class Bundle:
+    """An opened bundle. `Bundle.open(path)` checks format, schema, paths and hashes before anything is used."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path | str, verify: bool = True) -> Bundle:
+        """Opens and checks the bundle at `path`; with `verify`, every file is hashed against the manifest.
+
+        Raises:
+            UserError: not a bundle, a newer format, a damaged manifest, a missing or changed file, a path that leaves the bundle.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        bundle = cls(path, manifest)
+        for name in bundle.files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                raise UserError(f"bundle {path}: its manifest names {name!r}, which lies outside the bundle. Do not use it")
+        if verify:
+            bundle.verify()
+        return bundle
+
+    def verify(self) -> None:
+        """Hashes every file against the manifest.
+
+        Raises:
+            UserError: naming the first file that is missing or was changed.
+        """
+        for name, entry in self.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise UserError(f"bundle {self.path}: {name} is missing. Copy the bundle again, or rebuild it")
+            if file.stat().st_size != entry["bytes"] or sha256_file(file) != entry["sha256"]:
+                raise UserError(
+                    f"bundle {self.path}: {name} is corrupt (its SHA-256 is not the one in {MANIFEST}). "
+                    "Copy the bundle again, or rebuild it with --force"
+                )
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Relative path -> {"sha256", "bytes"} of every file that belongs to the bundle, graphs included."""
+        files: dict[str, dict[str, Any]] = dict(self.manifest["files"])
+        for budget in self.manifest["budgets"]:
+            for artifact in budget["artifacts"]:
+                files[artifact["file"]] = {"sha256": artifact["sha256"], "bytes": artifact["bytes"]}
+        return files
+
+    @property
+    def name(self) -> str:
+        """The bundle's name: model and method, as the builder recorded them."""
+        return str(self.manifest["name"])
+
+    @property
+    def batch(self) -> int:
+        """Images per inference, fixed in the graphs."""
+        return int(self.manifest["batch"])
+
+    @cached_property
+    def budgets(self) -> tuple[Budget, ...]:
+        """All budgets, in the order they were asked for."""
+        return tuple(
+            Budget(
+                name=entry["name"],
+                requested=entry["requested"],
+                schedule=tuple(entry["schedule"]),
+                macs=entry["macs"],
+                macs_share=entry["macs_share"],
+                parity=entry["parity"],
+                accuracy=entry["accuracy"],
+                artifacts=tuple(Artifact(**artifact) for artifact in entry["artifacts"]),
+            )
+            for entry in self.manifest["budgets"]
+        )
+
+    def budget(self, name: str) -> Budget:
+        """The budget called `name`."""
+        for budget in self.budgets:
+            if budget.name == name:
+                return budget
+        names = [b.name for b in self.budgets]
+        raise UserError(f"no budget {name!r} in {self.path} (it has: {', '.join(names)}).{did_you_mean(name, names)}")
+
+    @property
+    def unpruned(self) -> Budget | None:
+        """The budget that removes nothing, if the bundle has one."""
+        tokens = self.manifest["model"]["tokens"]
+        return next((b for b in self.budgets if all(count == tokens for count in b.schedule)), None)
+
+    def golden(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Golden input (G, B, 3, H, W) and per budget the logits (G, B, classes) PyTorch gave for it, float32."""
+        with np.load(self.path / "golden.npz", allow_pickle=False) as data:
+            return data["input"], {b.name: data[f"logits/{b.name}"] for b in self.budgets}
+
+    def save_manifest(self) -> None:
+        """Writes the manifest back, atomically, after checking it against the schema."""
+        _validate(self.manifest, self.path)
+        write_json(self.path / MANIFEST, self.manifest)
+
+
+@lru_cache(maxsize=1)
+def _validator() -> Callable[[Any], Any]:
+    import fastjsonschema
+
+    schema = json.loads(Path(__file__).with_name("manifest.schema.json").read_text())
+    compiled: Callable[[Any], Any] = fastjsonschema.compile(schema)
+    return compiled
+
+
+def _validate(manifest: Any, path: Path) -> None:
+    import fastjsonschema
+
+    try:
+        _validator()(manifest)
+    except fastjsonschema.JsonSchemaValueException as error:
+        raise UserError(f"bundle {path}: {MANIFEST} is not valid: {error.message.replace('data', 'manifest', 1)}") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: edge-tprune build") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"bundle {path}: {MANIFEST} is not readable JSON ({error}). Copy the bundle again, or rebuild it") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is not a bundle: its {MANIFEST} does not say format {FORMAT!r}")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"bundle {path} has format version {version}, newer than the {VERSION} this edge-tprune reads. Run: pip install -U edge-tprune"
+        )
+    _validate(manifest, path)
+    return manifest

@@ -1,0 +1,161 @@
+"""The forward pass that hosts reducers: a timm ViT whose blocks may hand on fewer tokens than they receive.
+
+The given model is neither copied nor patched: its modules are called in timm's own order, with a reducer between attention and
+MLP where the schedule asks for one. A block whose reducer needs nothing of the attention, or only its class row, keys or values,
+keeps fused attention; only a reducer that reads the full map makes its block compute one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_tprune.errors import UserError
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.registry import Evidence, Reducer, Stage
+from edge_tprune.schedule import NetworkShape
+
+class AttentionForm(Protocol):
+    """How attention is written into the graph; the exporter chooses, people who call the model need not."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+        """q, k, v (B, H, N, d) -> output (B, H, N, d) and, where wanted, the map (B, H, N, N)."""
+        ...
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+    """PyTorch's fused kernel; the explicit form where the map itself is wanted."""
+    if want_map:
+        return explicit_attention(q, k, v, scale, want_map)
+    return functional.scaled_dot_product_attention(q, k, v, scale=scale), None
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+    """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise."""
+    attention = ((q * scale) @ k.transpose(-2, -1)).softmax(-1)
+    return attention @ v, attention if want_map else None
+
+
+def run_block(block: Block, x: Tensor, reducer: Reducer | None, attention: AttentionForm) -> Tensor:
+    """One timm block with a reducer, if any, between its attention and its MLP: (B, N, C) -> (B, N', C)."""
+    attended, evidence = _attend(block.attn, block.norm1(x), reducer.needs if reducer is not None else frozenset(), attention)
+    x = x + block.drop_path1(block.ls1(attended))
+    if reducer is not None:
+        x = reducer(x, evidence)
+    out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return out
+
+
+def _attend(attn: Attention, x: Tensor, needs: frozenset[str], attention: AttentionForm) -> tuple[Tensor, Evidence]:
+    batch, tokens, _ = x.shape
+    qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    out, full_map = attention(q, k, v, attn.scale, registry.ATTENTION in needs)
+    out = attn.norm(out.transpose(1, 2).reshape(batch, tokens, attn.num_heads * attn.head_dim))
+    class_row = None
+    if registry.CLASS_ROW in needs:
+        class_row = ((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)).softmax(-1)[:, :, 0]
+    return attn.proj_drop(attn.proj(out)), Evidence(
+        keys=k if registry.KEYS in needs else None,
+        values=v if registry.VALUES in needs else None,
+        class_row=class_row,
+        attention=full_map,
+    )
+
+
+class PrunedViT(nn.Module):
+    """A timm `VisionTransformer` with token reduction. Shares the given model's parameters; made by `edge_tprune.prune`."""
+
+    def __init__(self, model: VisionTransformer, method: type[Reducer], schedule: tuple[int, ...], options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = schedule  #: tokens after each block, prefix tokens included
+        self.method = method.name
+        self.options = dict(options)
+        self.shape = network_shape(model)
+        self.attention: AttentionForm = fused_attention  #: the exporter writes it differently for each runtime
+        self.reducers = nn.ModuleDict()  #: by block, counted from 1
+        tokens_in = self.shape.tokens
+        for number, tokens_out in enumerate(schedule, 1):
+            if tokens_out < tokens_in:
+                stage = Stage(number, len(schedule), tokens_in, tokens_out, self.shape.prefix_tokens, model.has_class_token)
+                self.reducers[str(number)] = registry.make(method, stage, options)
+            tokens_in = tokens_out
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> tokens after the last block (B, schedule[-1], C), before the final norm."""
+        model = self.model
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        for number, block in enumerate(model.blocks, 1):
+            reducer = self.reducers[str(number)] if str(number) in self.reducers else None
+            x = run_block(block, x, reducer, self.attention)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, classes)."""
+        x = self.forward_features(x)
+        if self.model.global_pool == "token" and self.model.attn_pool is None:
+            x = x[:, : self.shape.prefix_tokens]  # the head reads nothing else, and the norm is per token
+        logits: Tensor = self.model.forward_head(self.model.norm(x))
+        return logits
+
+
+def network_shape(model: nn.Module, name: str | None = None) -> NetworkShape:
+    """The sizes of a timm ViT that schedules and MACs depend on.
+
+    Raises:
+        UserError: a network that is not a `VisionTransformer` with plain blocks and learned or absent position embeddings.
+    """
+    label = name or type(model).__name__
+    if not isinstance(model, VisionTransformer):
+        raise UserError(
+            f"{label} is a {type(model).__name__}, not a timm VisionTransformer: edge-tprune prunes plain ViTs "
+            "(deit_*, deit3_*, vit_*; see edge-tprune methods)"
+        )
+    for number, block in enumerate(model.blocks, 1):
+        attn = getattr(block, "attn", None)
+        if type(block) is not Block or type(attn) is not Attention:
+            raise UserError(
+                f"{label}: block {number} is a {type(block).__name__} with {type(attn).__name__}; only timm's plain Block "
+                "with Attention can host a reduction"
+            )
+        if getattr(attn, "gate", None) is not None:
+            raise UserError(f"{label}: block {number} gates its attention output, which is not supported yet")
+    if model.dynamic_img_size:
+        raise UserError(f"{label} takes images of any size: create it with dynamic_img_size=False, the token count must be fixed")
+    first = model.blocks[0]
+    patches = model.patch_embed.num_patches
+    patch_size = model.patch_embed.patch_size
+    channels = model.embed_dim
+    in_channels = model.patch_embed.proj.in_channels
+    heads = [m for m in (model.head, getattr(model, "head_dist", None)) if isinstance(m, nn.Linear)]
+    prefix = model.num_prefix_tokens
+    return NetworkShape(
+        tokens=patches + prefix,
+        prefix_tokens=prefix,
+        blocks=len(model.blocks),
+        channels=channels,
+        attention_channels=first.attn.num_heads * first.attn.head_dim,
+        hidden_channels=first.mlp.fc1.out_features,
+        patch_macs=patches * channels * in_channels * patch_size[0] * patch_size[1],
+        head_macs=sum(h.in_features * h.out_features for h in heads),
+    )
+
+
+def check_method(method: type[Reducer], model: VisionTransformer, name: str | None = None) -> None:
+    """Refuses a method on a model that lacks what it needs.
+
+    Raises:
+        UserError: naming the method, the model and what is missing.
+    """
+    if method.needs_class_token and not model.has_class_token:
+        raise UserError(
+            f"method {method.name} ranks tokens by the class token's attention, and {name or type(model).__name__} has no class token. "
+            f"Methods that need none: {', '.join(sorted(n for n, m in registry.methods().items() if not m.needs_class_token))}"
+        )

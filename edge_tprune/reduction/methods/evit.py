@@ -1,0 +1,54 @@
+"""`evit`: keep the tokens that the class token attends to.
+
+Liang et al., "Not All Patches are What You Need: Expediting Vision Transformers via Token Reorganizations", ICLR 2022
+(arXiv 2202.07800), section 3. The published models were trained with it; here it is applied to any pretrained ViT as it is.
+
+    a_j = mean over heads of softmax(q_cls k_j / sqrt d)          attentiveness, section 3.2
+    keep the tokens with the largest a_j
+    optionally append x_fused = sum over the removed j of a_j x_j  inattentive token fusion, section 3.3, not normalised
+
+The fused token costs one of the tokens kept. It was trained for in the paper; without training it costs accuracy on DeiT,
+so it is off unless asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edge_tprune.reduction.ops import gather_tokens, keep_top, top, with_prefix
+from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
+
+
+@register
+class EViT(Reducer):
+    """Top-k by class attention.
+
+    Args:
+        stage: where it sits.
+        fuse: append the attention-weighted sum of the removed tokens as one token.
+    """
+
+    name = "evit"
+    paper = "Liang et al., ICLR 2022, arXiv 2202.07800"
+    needs = frozenset({CLASS_ROW})
+    needs_class_token = True
+
+    def __init__(self, stage: Stage, *, fuse: bool = False) -> None:
+        super().__init__(stage)
+        # The fused token stands for at least two removed ones; with one to remove there is nothing to fuse.
+        self.fuse = fuse and stage.tokens_in - stage.tokens_out >= 1 and stage.tokens_out > stage.prefix_tokens + 1
+
+    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
+        """(B, N, C) -> (B, tokens_out, C): prefix, kept tokens from most to least attended, fused token."""
+        assert evidence.class_row is not None
+        prefix, tokens_out = self.stage.prefix_tokens, self.stage.tokens_out
+        attentiveness = evidence.class_row.float().mean(1)[:, prefix:]
+        if not self.fuse:
+            return keep_top(x, attentiveness, tokens_out, prefix)
+        kept = tokens_out - prefix - 1
+        ranking = top(attentiveness, attentiveness.shape[1])
+        weight = attentiveness.gather(1, ranking[:, kept:]).to(x.dtype)
+        removed = gather_tokens(x, ranking[:, kept:] + prefix)
+        fused = weight[:, None] @ removed
+        return torch.cat([gather_tokens(x, with_prefix(ranking[:, :kept], prefix)), fused], dim=1)

@@ -1,0 +1,23 @@
+"""`slice`: the slice oracle. Tokens are cut by a plain slice, wherever they lie in the image.
+
+It computes nothing, so a network pruned by it is the speed limit of every method with the same schedule. Its accuracy is that of a
+fixed pattern (the top of the image is kept): it exists for benchmarks, not for use.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from edge_tprune.reduction.registry import Evidence, Reducer, register
+
+
+@register
+class SliceOracle(Reducer):
+    """Keeps the first tokens of the sequence."""
+
+    name = "slice"
+    paper = "the speed limit: cuts tokens without looking at them"
+
+    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
+        """(B, N, C) -> (B, tokens_out, C)."""
+        return x[:, : self.stage.tokens_out]

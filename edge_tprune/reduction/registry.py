@@ -1,0 +1,180 @@
+"""What a reduction method is, and the list of them.
+
+A method is one class in one file: a `Reducer` whose instances each sit in one block, between attention and MLP, and hand on
+fewer tokens than they receive. Adding one's own takes one decorated class:
+
+    @register
+    class KeepFirst(Reducer):
+        '''Keeps the first tokens.'''
+        name, paper = "keep_first", "nobody's"
+
+        def forward(self, x, evidence):
+            return x[:, : self.stage.tokens_out]
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.schedule import DEFAULT_BLOCKS
+
+KEYS = "keys"
+VALUES = "values"
+CLASS_ROW = "class_row"
+ATTENTION = "attention"
+EVIDENCE = {
+    KEYS: "keys of every head",
+    VALUES: "values of every head",
+    CLASS_ROW: "the class token's row of the attention map, recomputed as q_cls K^T: the block stays fused",
+    ATTENTION: "the full attention map: the block gives up its fused kernel",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a block's attention can tell a reducer. Only what its class names in `needs` is there; the rest is None.
+
+    B images, H heads, N tokens entering the block, d channels a head. Post-softmax maps have rows = queries.
+    """
+
+    keys: Tensor | None = None  #: (B, H, N, d)
+    values: Tensor | None = None  #: (B, H, N, d)
+    class_row: Tensor | None = None  #: (B, H, N): softmax(q_cls K^T / sqrt d)
+    attention: Tensor | None = None  #: (B, H, N, N)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where one reducer sits and what it must deliver."""
+
+    block: int  #: counted from 1
+    blocks: int  #: of the network
+    tokens_in: int  #: prefix tokens included
+    tokens_out: int  #: prefix tokens included
+    prefix_tokens: int  #: leading tokens that are never removed: class, distillation, registers
+    has_class_token: bool  #: whether token 0 is a class token
+
+
+class Reducer(nn.Module, ABC):
+    """Base of every method; one instance per reducing block. Options are keyword arguments of `__init__` after `stage`."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    merges: ClassVar[bool] = False
+    needs_class_token: ClassVar[bool] = False
+    default_blocks: ClassVar[tuple[int, ...]] = DEFAULT_BLOCKS  #: of a 12-block network
+    limit: ClassVar[str] = "any number of tokens"
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    @classmethod
+    def fewest(cls, tokens_in: int, prefix_tokens: int) -> int:
+        """The fewest tokens this method can leave in one stage."""
+        return prefix_tokens + 1
+
+    @abstractmethod
+    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
+        """Tokens (B, tokens_in, C) after the attention residual -> (B, tokens_out, C), prefix tokens first and unchanged."""
+
+
+_METHODS: dict[str, type[Reducer]] = {}
+_R = TypeVar("_R", bound=type[Reducer])
+
+
+def register(cls: _R) -> _R:
+    """Class decorator that makes a `Reducer` available by its `name`."""
+    if not getattr(cls, "name", ""):
+        raise TypeError(f"{cls.__name__} has no name: a registered reducer needs the class attributes `name` and `paper`")
+    other = _METHODS.get(cls.name)
+    if other is not None and other.__qualname__ != cls.__qualname__:
+        raise TypeError(f"the method name {cls.name!r} is taken by {other.__module__}.{other.__qualname__}")
+    unknown = cls.needs - EVIDENCE.keys()
+    if unknown:
+        raise TypeError(f"{cls.__name__} needs unknown evidence {sorted(unknown)}: choose from {sorted(EVIDENCE)}")
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def methods() -> Mapping[str, type[Reducer]]:
+    """Every registered method, by name."""
+    return dict(_METHODS)
+
+
+def method(name: str) -> type[Reducer]:
+    """The method called `name`.
+
+    Raises:
+        UserError: naming near matches.
+    """
+    if name not in _METHODS:
+        raise UserError(f"no method {name!r}.{did_you_mean(name, _METHODS)} Known: {', '.join(sorted(_METHODS))}")
+    return _METHODS[name]
+
+
+def options(cls: type[Reducer]) -> dict[str, inspect.Parameter]:
+    """The options a method takes: its keyword-only constructor parameters, with their defaults."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Options given as text ("fuse=true") as values of their defaults' types.
+
+    Raises:
+        UserError: an option the method lacks, or a text that is not of the option's type.
+    """
+    known = options(cls)
+    readers: dict[type, Callable[[str], Any]] = {bool: _boolean, int: int, float: float, str: str}
+    parsed = {}
+    for key, text in texts.items():
+        if key not in known:
+            raise UserError(f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}")
+        kind = type(known[key].default)
+        try:
+            parsed[key] = readers[kind](text)
+        except ValueError as error:
+            raise UserError(f"method {cls.name}: option {key}={text!r} is not a {kind.__name__}") from error
+    return parsed
+
+
+def _boolean(text: str) -> bool:
+    truth = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+    try:
+        return truth[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
+    """One reducer for one stage.
+
+    Raises:
+        UserError: an unknown option, a value the method refuses, or a stage it cannot meet.
+    """
+    known = options(cls)
+    for key in given:
+        if key not in known:
+            raise UserError(f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}")
+    fewest = cls.fewest(stage.tokens_in, stage.prefix_tokens)
+    if stage.tokens_out < fewest:
+        raise UserError(
+            f"method {cls.name} cannot go from {stage.tokens_in} to {stage.tokens_out} tokens in block {stage.block}: "
+            f"it leaves at least {fewest} ({cls.limit}). Spread the removal over more blocks"
+        )
+    return cls(stage, **given)
+
+
+def no_grad_scores(score: Tensor) -> Tensor:
+    """Scores as float32 and out of the graph: selection has no gradient, and sums over many tokens need the range."""
+    return score.detach().to(torch.float32)

@@ -1,0 +1,118 @@
+"""From a budget (a share of MACs) to a schedule (tokens after each block).
+
+The same share of the non-prefix tokens is kept at every chosen block, as EViT, DynamicViT and Zero-TPrune's own ablations do; the share is solved
+for, then the integer counts around it are chosen so that the realised MACs come as near to the request as counts allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from edge_tprune.errors import UserError
+from edge_tprune.schedule.macs import NetworkShape
+
+DEFAULT_BLOCKS = (4, 7, 10)
+"""Where tokens are removed unless the method or the user says otherwise: blocks counted from 1, of 12 (EViT, DynamicViT, BAT)."""
+
+TOLERANCE = 0.01
+"""A realised share within this fraction of the requested one needs no remark."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule and how well it meets the budget it was made for."""
+
+    tokens: tuple[int, ...]  #: after each block, prefix tokens included
+    share: float  #: of the unpruned MACs
+    requested: float | None = None  #: the budget asked for; None where the schedule itself was given
+    remark: str = ""  #: a clear statement where the counts cannot come within 1 % of the request
+
+    @property
+    def removes_nothing(self) -> bool:
+        """True for the unpruned network."""
+        return self.share == 1.0
+
+
+def default_blocks(depth: int, of_twelve: Sequence[int] = DEFAULT_BLOCKS) -> tuple[int, ...]:
+    """Blocks given for a 12-block ViT, moved to the same relative depth of one with `depth` blocks; counted from 1."""
+    return tuple(sorted({min(depth, max(1, round((block - 1) * depth / 12) + 1)) for block in of_twelve}))
+
+
+def from_tokens(shape: NetworkShape, tokens: Sequence[int]) -> Schedule:
+    """A schedule given as tokens after each block, checked against the network."""
+    after = shape.check(tokens)
+    return Schedule(after, shape.share(after))
+
+
+def from_budget(
+    shape: NetworkShape,
+    budget: float,
+    blocks: Sequence[int],
+    *,
+    multiple_of: int = 1,
+    fewest: Callable[[int], int] | None = None,
+) -> Schedule:
+    """The schedule that realises `budget` by removing tokens at `blocks`.
+
+    Args:
+        shape: the network.
+        budget: share of the unpruned MACs, in (0, 1].
+        blocks: where tokens may be removed, counted from 1.
+        multiple_of: token counts after a removal are multiples of this (8 suits tensor cores).
+        fewest: the fewest tokens a method can leave from a given number, for methods with a limit per block.
+
+    Raises:
+        UserError: a budget outside (0, 1], blocks the network lacks, or a budget below what removing everything at `blocks` reaches.
+    """
+    if not 0 < budget <= 1:
+        raise UserError(f"budget {budget:g} is out of range: a budget is the share of the unpruned model's MACs, above 0 and at most 1")
+    if multiple_of < 1:
+        raise UserError(f"token counts cannot be multiples of {multiple_of}: give 1 or more")
+    if budget == 1:
+        return Schedule(shape.full_schedule(), 1.0, budget)
+    blocks = tuple(sorted(set(blocks)))
+    if not blocks:
+        raise UserError(f"budget {budget:g} needs at least one block to remove tokens at")
+    if blocks[0] < 1 or blocks[-1] > shape.blocks:
+        raise UserError(f"blocks {', '.join(map(str, blocks))} do not fit the model: it has blocks 1 to {shape.blocks}")
+
+    def spread(ratios: Sequence[float], up: Sequence[int]) -> tuple[int, ...]:
+        after, current, wanted, stage = [], shape.tokens, float(shape.tokens - shape.prefix_tokens), 0
+        for block in range(1, shape.blocks + 1):
+            if block in blocks:
+                wanted *= ratios[stage]
+                count = int((wanted + shape.prefix_tokens) // multiple_of + up[stage]) * multiple_of
+                floor = max(shape.prefix_tokens + 1, fewest(current) if fewest else 0)
+                current = min(current, max(count, floor))
+                stage += 1
+            after.append(current)
+        return tuple(after)
+
+    down = [0] * len(blocks)
+    lowest = spread([0.0] * len(blocks), down)
+    if shape.share(lowest) > budget * (1 + TOLERANCE):
+        raise UserError(
+            f"budget {budget:g} cannot be reached by removing tokens at blocks {', '.join(map(str, blocks))}: "
+            f"the nearest reachable is {shape.share(lowest):.3f}. Ask for more, or remove earlier (--blocks)"
+        )
+
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        keep = (low + high) / 2
+        low, high = (keep, high) if shape.share(spread([keep] * len(blocks), down)) < budget else (low, keep)
+    # Counts are whole (and perhaps multiples): round each stage down or up, and, where the grid is coarse, nudge the keep
+    # rate too. With many stages each rounding is small, so rounding all of the first ones one way loses nothing.
+    free = min(len(blocks), 5)
+    roundings = [(*[0] * (len(blocks) - free), *up) for up in product((0, 1), repeat=free)]
+    nudges = (0.0,) if multiple_of == 1 else (0.0, -0.01, 0.01, -0.02, 0.02, -0.04, 0.04)
+    candidates = {
+        spread([min(1.0, max(0.0, keep + nudge))] * len(blocks), up) for nudge in nudges for up in roundings
+    }
+    best = min(candidates, key=lambda after: (abs(shape.share(after) - budget), after))
+    share = shape.share(best)
+    remark = ""
+    if abs(share - budget) > TOLERANCE * budget:
+        remark = f"budget {budget:g}: the nearest reachable with these token counts is {share:.3f}"
+    return Schedule(best, share, budget, remark)
