@@ -2,7 +2,7 @@
 
     bundle/
       manifest.json        everything below, described and hashed (schema: manifest.schema.json beside this file)
-      weights.bin          the external data of every graph
+      onnx/weights.bin     the external data of every graph
       onnx/<budget>.<form>.onnx
       golden.npz           input (G, B, 3, H, W) and, per budget, logits/<name> (G, B, classes), float32
       eval.npz             per-image results, once `eval` ran
@@ -159,7 +159,7 @@ class Bundle:
 
     def save_manifest(self) -> None:
         """Writes the manifest back, atomically, after checking it against the schema."""
-        _validate(self.manifest, self.path)
+        validate(self.manifest, self.path)
         write_json(self.path / MANIFEST, self.manifest)
 
 
@@ -172,7 +172,12 @@ def _validator() -> Callable[[Any], Any]:
     return compiled
 
 
-def _validate(manifest: Any, path: Path) -> None:
+def validate(manifest: Any, path: Path) -> None:
+    """Checks a manifest against the schema.
+
+    Raises:
+        UserError: naming the first entry that does not fit.
+    """
     import fastjsonschema
 
     try:
@@ -196,5 +201,5 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(
             f"bundle {path} has format version {version}, newer than the {VERSION} this edge-tprune reads. Run: pip install -U edge-tprune"
         )
-    _validate(manifest, path)
+    validate(manifest, path)
     return manifest

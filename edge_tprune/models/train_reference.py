@@ -132,8 +132,8 @@ def train(out: Path, canvases: int, steps: tuple[int, int], seed: int, threads: 
             pick = torch.randint(len(images), (batch,), generator=generator)
             x, row, column = windows(images[pick], boxes[pick], side, generator)
             with torch.autocast("cpu", torch.bfloat16):
-                out = features(model, normalise(x, generator), row, column)
-                logits, token_logits = model.head(out[:, 0]), token_head(out[:, 1:])
+                seen = features(model, normalise(x, generator), row, column)
+                logits, token_logits = model.head(seen[:, 0]), token_head(seen[:, 1:])
             loss = cross_entropy(logits.float(), labels[pick], label_smoothing=0.05)
             tokens = token_labels(labels[pick], boxes[pick], row, column, side)
             loss_tokens = cross_entropy(token_logits.float().flatten(0, 1), tokens.flatten())
@@ -142,8 +142,8 @@ def train(out: Path, canvases: int, steps: tuple[int, int], seed: int, threads: 
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
             loss_mean += 0.02 * (loss.item() - loss_mean)
-            if step % 100 == 0:
-                print(f"phase {phase + 1}  step {step}  of {steps[phase]}  loss {loss_mean:.3f}  tokens {loss_tokens.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+            if step % 100 == 99:
+                print(f"phase {phase + 1}  step {step + 1} of {steps[phase]}  loss {loss_mean:.3f}  tokens {loss_tokens.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
         print(f"phase {phase + 1} done: {accuracy(model, test_images, test_labels):.2f} % on 2000 test canvases", flush=True)
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, out)
     return accuracy(model, test_images, test_labels)
@@ -153,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=reference.WEIGHTS)
     parser.add_argument("--canvases", type=int, default=16000)
-    parser.add_argument("--steps", type=int, nargs=2, default=(2600, 2400), help="optimiser steps of the two phases")
+    parser.add_argument("--steps", type=int, nargs=2, default=(2000, 1800), help="optimiser steps of the two phases")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -23,22 +23,24 @@ from edge_tprune.schedule import NetworkShape
 class AttentionForm(Protocol):
     """How attention is written into the graph; the exporter chooses, people who call the model need not."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
-        """q, k, v (B, H, N, d) -> output (B, H, N, d) and, where wanted, the map (B, H, N, N)."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+        """q, k, v (B, N, H d), heads side by side -> output (B, N, H d) and, where wanted, the map (B, H, N, N)."""
         ...
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
     """PyTorch's fused kernel; the explicit form where the map itself is wanted."""
     if want_map:
-        return explicit_attention(q, k, v, scale, want_map)
-    return functional.scaled_dot_product_attention(q, k, v, scale=scale), None
+        return explicit_attention(q, k, v, heads, scale, want_map)
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2), None
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
     """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise."""
-    attention = ((q * scale) @ k.transpose(-2, -1)).softmax(-1)
-    return attention @ v, attention if want_map else None
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q * scale, k, v))
+    attention = (q @ k.transpose(-2, -1)).softmax(-1)
+    return (attention @ v).transpose(1, 2).flatten(2), attention if want_map else None
 
 
 def run_block(block: Block, x: Tensor, reducer: Reducer | None, attention: AttentionForm) -> Tensor:
@@ -52,21 +54,30 @@ def run_block(block: Block, x: Tensor, reducer: Reducer | None, attention: Atten
 
 
 def _attend(attn: Attention, x: Tensor, needs: frozenset[str], attention: AttentionForm) -> tuple[Tensor, Evidence]:
-    batch, tokens, _ = x.shape
-    qkv = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    q, k = attn.q_norm(q), attn.k_norm(k)
-    out, full_map = attention(q, k, v, attn.scale, registry.ATTENTION in needs)
-    out = attn.norm(out.transpose(1, 2).reshape(batch, tokens, attn.num_heads * attn.head_dim))
+    heads = attn.num_heads
+    # The three stay as the projection lays them out, heads side by side: splitting heads is the form's business, and the
+    # Attention operator takes them so, which saves ONNX Runtime every transpose.
+    q, k, v = attn.qkv(x).chunk(3, dim=-1)
+    q, k = _per_head(attn.q_norm, q, heads), _per_head(attn.k_norm, k, heads)
+    out, full_map = attention(q, k, v, heads, attn.scale, registry.ATTENTION in needs)
     class_row = None
     if registry.CLASS_ROW in needs:
-        class_row = ((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)).softmax(-1)[:, :, 0]
-    return attn.proj_drop(attn.proj(out)), Evidence(
-        keys=k if registry.KEYS in needs else None,
-        values=v if registry.VALUES in needs else None,
+        by_head = k.unflatten(2, (heads, -1)).permute(0, 2, 3, 1)
+        q_class = (q[:, :1] * attn.scale).unflatten(2, (heads, -1)).transpose(1, 2)
+        class_row = (q_class @ by_head).softmax(-1)[:, :, 0]
+    return attn.proj_drop(attn.proj(attn.norm(out))), Evidence(
+        keys=k.unflatten(2, (heads, -1)) if registry.KEYS in needs else None,
+        values=v.unflatten(2, (heads, -1)) if registry.VALUES in needs else None,
         class_row=class_row,
         attention=full_map,
     )
+
+
+def _per_head(norm: nn.Module, x: Tensor, heads: int) -> Tensor:
+    if isinstance(norm, nn.Identity):
+        return x
+    out: Tensor = norm(x.unflatten(2, (heads, -1))).flatten(2)
+    return out
 
 
 class PrunedViT(nn.Module):

@@ -1,4 +1,9 @@
-"""Static-shape operations that the methods share. Everything here exports to plain ONNX nodes with constant shapes."""
+"""Static-shape operations that the methods share. Everything here exports to a few plain ONNX nodes with constant shapes.
+
+On small batches a reduction's price is the *number* of its nodes, not their arithmetic: each costs a few microseconds of dispatch on a CPU
+and a kernel launch on a GPU. So prefix tokens are kept by a bonus on their scores instead of by cutting and concatenating, and
+whole rows move in one Gather.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +14,23 @@ from torch import Tensor
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Tokens (B, N, C) at `index` (B, K) -> (B, K, C), as one Gather of whole rows.
 
-    A GatherElements would need the index repeated over all C channels and copies element by element; flattening batch and
-    tokens lets one Gather move contiguous rows, and for one image the offset vanishes from the graph.
+    A GatherElements would need the index repeated over all C channels and copies element by element. For a batch, flattening
+    images and tokens lets one Gather move contiguous rows; for one image even that falls away.
     """
     batch, tokens, channels = x.shape
-    count = index.shape[1]
-    if batch > 1:
-        index = index + torch.arange(0, batch * tokens, tokens, device=x.device)[:, None]
-    return x.reshape(batch * tokens, channels).index_select(0, index.reshape(-1)).reshape(batch, count, channels)
+    if batch == 1:
+        return x.index_select(1, index[0])
+    flat = index + torch.arange(0, batch * tokens, tokens, device=x.device)[:, None]
+    return x.reshape(batch * tokens, channels).index_select(0, flat.reshape(-1)).reshape(batch, index.shape[1], channels)
 
 
-def gather_map(attention: Tensor, index: Tensor) -> Tensor:
-    """Rows and columns of a map (B, N, N) at `index` (B, K) -> (B, K, K)."""
-    rows = gather_tokens(attention, index)
-    return gather_tokens(rows.transpose(1, 2), index).transpose(1, 2)
+def prefix_bonus(tokens: int, prefix: int) -> Tensor:
+    """What to add to scores (B, tokens) so that the prefix tokens rank first, in their order: (tokens,) float32."""
+    bonus = torch.zeros(tokens)
+    bonus[:prefix] = 1e30 * torch.arange(prefix, 0, -1)
+    return bonus
 
 
 def top(scores: Tensor, count: int) -> Tensor:
     """Indices (B, count) of the `count` highest of (B, N) scores, highest first."""
     return scores.topk(count, dim=1, largest=True, sorted=True).indices
-
-
-def keep_top(x: Tensor, scores: Tensor, count: int, prefix: int) -> Tensor:
-    """The `prefix` leading tokens of x (B, N, C) and the best of the others -> (B, count, C).
-
-    Args:
-        x: tokens.
-        scores: (B, N - prefix), of the tokens after the prefix.
-        count: tokens to leave, prefix included.
-        prefix: leading tokens that always stay.
-    """
-    return gather_tokens(x, with_prefix(top(scores, count - prefix), prefix))
-
-
-def with_prefix(index: Tensor, prefix: int) -> Tensor:
-    """Indices (B, K) counted after the prefix -> (B, prefix + K) counted from the first token, prefix tokens first.
-
-    The concatenation moves a few integers, so that the tokens themselves move once.
-    """
-    if prefix == 0:
-        return index
-    lead = torch.arange(prefix, device=index.device).expand(index.shape[0], prefix)
-    return torch.cat([lead, index + prefix], dim=1)

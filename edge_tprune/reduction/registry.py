@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError, did_you_mean
@@ -45,8 +44,8 @@ class Evidence:
     B images, H heads, N tokens entering the block, d channels a head. Post-softmax maps have rows = queries.
     """
 
-    keys: Tensor | None = None  #: (B, H, N, d)
-    values: Tensor | None = None  #: (B, H, N, d)
+    keys: Tensor | None = None  #: (B, N, H, d)
+    values: Tensor | None = None  #: (B, N, H, d)
     class_row: Tensor | None = None  #: (B, H, N): softmax(q_cls K^T / sqrt d)
     attention: Tensor | None = None  #: (B, H, N, N)
 
@@ -173,8 +172,3 @@ def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
             f"it leaves at least {fewest} ({cls.limit}). Spread the removal over more blocks"
         )
     return cls(stage, **given)
-
-
-def no_grad_scores(score: Tensor) -> Tensor:
-    """Scores as float32 and out of the graph: selection has no gradient, and sums over many tokens need the range."""
-    return score.detach().to(torch.float32)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_tprune.reduction.ops import gather_tokens, keep_top, top, with_prefix
+from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
 
 
@@ -36,19 +36,18 @@ class EViT(Reducer):
 
     def __init__(self, stage: Stage, *, fuse: bool = False) -> None:
         super().__init__(stage)
-        # The fused token stands for at least two removed ones; with one to remove there is nothing to fuse.
-        self.fuse = fuse and stage.tokens_in - stage.tokens_out >= 1 and stage.tokens_out > stage.prefix_tokens + 1
+        # With one token left beside the prefix, or none removed, there is nothing to fuse.
+        self.fuse = fuse and stage.prefix_tokens + 1 < stage.tokens_out < stage.tokens_in
+        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
         """(B, N, C) -> (B, tokens_out, C): prefix, kept tokens from most to least attended, fused token."""
         assert evidence.class_row is not None
-        prefix, tokens_out = self.stage.prefix_tokens, self.stage.tokens_out
-        attentiveness = evidence.class_row.float().mean(1)[:, prefix:]
+        attentiveness = evidence.class_row.float().mean(1)
         if not self.fuse:
-            return keep_top(x, attentiveness, tokens_out, prefix)
-        kept = tokens_out - prefix - 1
-        ranking = top(attentiveness, attentiveness.shape[1])
-        weight = attentiveness.gather(1, ranking[:, kept:]).to(x.dtype)
-        removed = gather_tokens(x, ranking[:, kept:] + prefix)
-        fused = weight[:, None] @ removed
-        return torch.cat([gather_tokens(x, with_prefix(ranking[:, :kept], prefix)), fused], dim=1)
+            return gather_tokens(x, top(attentiveness + self.bonus, self.stage.tokens_out))
+        kept = self.stage.tokens_out - 1
+        ranking = top(attentiveness + self.bonus, self.stage.tokens_in)
+        removed = ranking[:, kept:]
+        fused = attentiveness.gather(1, removed).to(x.dtype)[:, None] @ gather_tokens(x, removed)
+        return torch.cat([gather_tokens(x, ranking[:, :kept]), fused], dim=1)

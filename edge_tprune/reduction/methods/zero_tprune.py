@@ -19,8 +19,9 @@ I   page rank among the survivors, and the lowest ranks are pruned.
            summing to 1 over 197 tokens no variance could reach v_min = 0.01, and every head would be rejected (our choice). If no
            head passes, all count.
 
-Survivors are not gathered for the page rank: votes of dropped tokens are masked, which is the same as deleting their rows and
-columns without renormalising the rows (`renormalise` divides by what is left of each row; our choice is off).
+Only the order of the scores matters, so the square root and the division by sum m_h, equal for all tokens, are left out. I' counts all
+heads (our choice). Survivors are not gathered for the page rank: the votes of dropped tokens are masked, which is the same as deleting
+their rows and columns without renormalising the rows (`renormalise` divides by what is left of each row; our choice is off).
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import gather_tokens, keep_top, top
+from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
 V_MIN, V_MAX = 0.01, 0.7
@@ -79,66 +79,70 @@ class ZeroTPrune(Reducer):
         start = torch.ones(stage.tokens_in)
         if stage.has_class_token and not uniform_start:
             start[0] = math.sqrt(stage.tokens_in)
-        self.register_buffer("start", start / start.sum(), persistent=False)
+        self.register_buffer("start", start * (stage.tokens_in / start.sum()), persistent=False)
+        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
+        self.register_buffer("position", torch.arange(stage.tokens_in), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
         """(B, N, C) -> (B, tokens_out, C): prefix, then survivors from most to least important."""
         assert evidence.attention is not None
         assert evidence.keys is not None
-        stage = self.stage
         attention = evidence.attention.float()
-        first = _vote(attention, self.start[None, None])
-        if self.duplicates == 0:
-            score = self._rank(attention, first, None)
+        score = _vote(attention, self.start[None, None])
+        if self.duplicates:
+            alive = self._without_duplicates(score, evidence.keys.float())
+            importance = self._page_rank(attention, alive) * alive
         else:
-            guide = self._across_heads(first)[:, stage.prefix_tokens :]
-            alive = self._drop_duplicates(guide, evidence.keys.float())
-            score = self._rank(attention, _vote(attention, self._weighted(attention, self.start * alive, alive)), alive)
-            score = torch.where(alive > 0, score, -1.0)
-        return keep_top(x, score[:, stage.prefix_tokens :], stage.tokens_out, stage.prefix_tokens)
+            importance = self._page_rank(attention, None, score)
+        return gather_tokens(x, top(importance + self.bonus, self.stage.tokens_out))
 
-    def _drop_duplicates(self, guide: Tensor, keys: Tensor) -> Tensor:
-        """S-stage: importance (B, M) of the M tokens after the prefix -> (B, N), 1 for survivors and 0 for the dropped."""
-        prefix, count = self.stage.prefix_tokens, guide.shape[1]
-        ranking = top(guide, count)
-        important = count - count // 2
-        key = functional.normalize(gather_tokens(keys.mean(1)[:, prefix:], ranking), dim=-1)
-        likeness = (key[:, important:] @ key[:, :important].transpose(1, 2)).amax(-1)
-        dropped = ranking[:, important:].gather(1, top(likeness, self.duplicates)) + prefix
-        position = torch.arange(prefix + count, device=guide.device)
-        return 1.0 - (dropped[:, :, None] == position).to(guide.dtype).sum(1)
+    def _without_duplicates(self, votes: Tensor, keys: Tensor) -> Tensor:
+        """I' and S: first votes (B, H, N) and keys (B, N, H, d) -> (B, N), 1 for survivors and 0 for the dropped."""
+        ranking = top(votes.square().sum(1) + self.bonus, self.stage.tokens_in)
+        key = gather_tokens(keys.mean(2), ranking)
+        key = key / (key.norm(dim=-1, keepdim=True) + 1e-6)
+        first = self.stage.prefix_tokens
+        half = self.stage.tokens_in - (self.stage.tokens_in - first) // 2
+        likeness = (key[:, half:] @ key[:, first:half].transpose(1, 2)).amax(-1)
+        dropped = ranking[:, half:].gather(1, top(likeness, self.duplicates))
+        return 1.0 - (dropped[:, :, None] == self.position).to(votes.dtype).sum(1)
 
-    def _weighted(self, attention: Tensor, score: Tensor, alive: Tensor) -> Tensor:
-        """A voter's weight (B, 1 or H, N), divided by the share of its attention that survivors hold where asked."""
-        weight = score[:, None] if score.ndim == 2 else score
-        if self.renormalise:
-            weight = weight / (attention @ alive[:, None, :, None])[..., 0].clamp_min(1e-6)
-        return weight
+    def _page_rank(self, attention: Tensor, alive: Tensor | None, score: Tensor | None = None) -> Tensor:
+        """I: importance (B, N) up to a monotone map, after `votes` rounds among the tokens alive (all where None).
 
-    def _rank(self, attention: Tensor, score: Tensor, alive: Tensor | None) -> Tensor:
-        """I-stage after its first vote: scores (B, H, N) -> importance (B, N)."""
-        for _ in range(self.votes - 1):
+        `score` (B, H, N) is the first round's outcome where it is known already.
+        """
+        rounds = self.votes - (score is not None)
+        ballot = self.start[None, None] if score is None else score
+        for _ in range(rounds):
             if alive is not None:
-                score = self._weighted(attention, score * alive[:, None], alive)
-            score = _vote(attention, score)
-        return self._across_heads(score if alive is None else score * alive[:, None])
+                ballot = ballot * alive[:, None]
+                if self.renormalise:
+                    ballot = ballot / (attention @ alive[:, None, :, None])[..., 0].clamp_min(1e-6)
+            ballot = _vote(attention, ballot)
+        if alive is not None and self.head_filter:
+            ballot = ballot * alive[:, None]  # the variance is that of the survivors
+        return self._across_heads(ballot, alive)
 
-    def _across_heads(self, score: Tensor) -> Tensor:
-        """EIR over the heads that VHF lets pass: (B, H, N) -> (B, N)."""
-        score = score / score.mean(-1, keepdim=True)
+    def _across_heads(self, score: Tensor, alive: Tensor | None) -> Tensor:
+        """EIR over the heads that VHF lets pass: (B, H, N) -> (B, N), up to a monotone map."""
         square = score.square()
+        total = score.sum(-1).square()  # the scores of a head are scaled to mean 1 by dividing by this over the count
         if not self.head_filter:
-            return square.mean(1).sqrt()
-        variance = square.mean(-1, keepdim=True) - 1.0  # the mean is 1
-        passes = ((variance >= V_MIN) & (variance <= V_MAX)).to(score.dtype)
-        passing = passes.sum(1, keepdim=True)
-        passes = torch.where(passing > 0, passes, 1.0)
-        return ((square * passes).sum(1) / passes.sum(1)).sqrt()
+            return (square / total[..., None]).sum(1)
+        count = self.stage.tokens_in - (self.duplicates if alive is not None else 0)
+        # Var of scores with mean 1 is count * sum(s^2) / sum(s)^2 - 1; a head passes within [V_MIN, V_MAX].
+        spread = square.sum(-1) / total
+        middle, reach = (2 + V_MIN + V_MAX) / 2 / count, (V_MAX - V_MIN) / 2 / count
+        passes = (spread - middle).abs() <= reach
+        # A head that fails weighs next to nothing instead of nothing: if all fail, all count alike, without a second branch.
+        weight = torch.where(passes, 1.0, 1e-9) / total
+        return (weight[:, None] @ square)[:, 0]
 
 
 def _vote(attention: Tensor, score: Tensor) -> Tensor:
     """One step of page rank, A^T s per head: (B, H, N, N) and (B or 1, H or 1, N) -> (B, H, N)."""
-    return (score[..., None, :] @ attention)[..., 0, :]
+    return (score[..., None, :] @ attention).squeeze(2)
 
 
 def _paper_votes(stage: Stage) -> int:

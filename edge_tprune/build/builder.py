@@ -1,0 +1,309 @@
+"""Builds a bundle: for each budget a schedule, a pruned module, a graph per runtime, and the proof that they are the same network.
+
+Everything is written beside its destination and moved into place at the end, so an interrupted build leaves the old bundle, or nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from filelock import FileLock
+
+import edge_tprune
+from edge_tprune.build import bundle as bundle_format
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.export import FORMS, INPUT, OUTPUT, SharedWeights, export, save
+from edge_tprune.errors import HonestNo, UserError, did_you_mean
+from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, sync_directory, write_json
+from edge_tprune.models.data import sample_images
+from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import plan, registry
+from edge_tprune.reduction.host import PrunedViT, network_shape
+from edge_tprune.runtime.engine import open_engine
+from edge_tprune.schedule import Schedule, default_blocks
+
+PARITY_TOLERANCE = 1e-4  # absolute, on logits
+PARITY_IMAGES = 8
+GOLDEN_BATCHES = 2
+PRECISION = "fp32"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will do, decided before anything is computed."""
+
+    method: str
+    options: Mapping[str, Any]
+    blocks: tuple[int, ...]
+    schedules: dict[str, Schedule]  #: by budget name
+    batch: int = 1
+    runtimes: tuple[str, ...] = ("onnxruntime",)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Clear statements about budgets that could not be met within 1 %."""
+        return [s.remark for s in self.schedules.values() if s.remark]
+
+
+@dataclass
+class Built:
+    """What a build did."""
+
+    bundle: Bundle
+    reused: bool  #: True where an equal bundle was there already and nothing was done
+    remarks: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    loaded: LoadedModel,
+    method: str,
+    *,
+    budgets: Sequence[float] = (),
+    schedules: Sequence[Sequence[int]] = (),
+    blocks: Sequence[int] | None = None,
+    multiple_of: int = 1,
+    options: Mapping[str, Any] | None = None,
+    batch: int = 1,
+    runtimes: Sequence[str] = ("onnxruntime",),
+) -> Plan:
+    """Decides every budget's schedule; refuses what cannot be before any work is done.
+
+    Raises:
+        UserError: as `edge_tprune.reduction.plan`, or a repeated budget, batch below 1, unknown runtime, nothing to build.
+    """
+    for runtime in runtimes:
+        if runtime not in FORMS:
+            raise UserError(f"no graph form for runtime {runtime!r}.{did_you_mean(runtime, FORMS)} Known: {', '.join(sorted(FORMS))}")
+    if batch < 1:
+        raise UserError(f"batch {batch} is out of range: give 1 or more images per inference")
+    reducer = registry.method(method)
+    shape = network_shape(loaded.model, loaded.name)
+    where = tuple(blocks) if blocks else default_blocks(shape.blocks, reducer.default_blocks)
+    chosen: dict[str, Schedule] = {}
+
+    def add(name: str, schedule: Schedule) -> None:
+        if name in chosen:
+            raise UserError(f"budget {name} is given twice")
+        chosen[name] = schedule
+
+    for budget in budgets:
+        how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
+        schedule = plan(loaded.model, how, budget=budget, blocks=where, multiple_of=multiple_of, name=loaded.name)
+        add(f"{budget:.1f}" if budget == round(budget, 1) else f"{budget:.6g}", schedule)
+    for tokens in schedules:
+        schedule = plan(loaded.model, method, schedule=tokens, name=loaded.name)
+        add(f"s{schedule.share:.4f}", schedule)
+    if not chosen:
+        raise UserError("nothing to build: give --budgets or --schedule")
+    plan_ = Plan(method, dict(options or {}), where, chosen, batch, tuple(dict.fromkeys(runtimes)))
+    for schedule in chosen.values():
+        _module(loaded, plan_, schedule)  # options and stages are refused here, not after minutes of exporting
+    return plan_
+
+
+def build(loaded: LoadedModel, plan: Plan, out: Path, *, force: bool = False, progress: Progress | None = None) -> Built:
+    """Builds the bundle at `out`, or finds that an equal one is there already.
+
+    Args:
+        loaded: the model.
+        plan: from `make_plan`.
+        out: the bundle's directory; an older bundle there is replaced, any other directory refused.
+        force: rebuild even where an equal bundle is there.
+        progress: called as (what, done, of) before each step.
+
+    Raises:
+        UserError: `out` holds something that is not a bundle, or cannot be written.
+        HonestNo: a graph whose logits differ from PyTorch's.
+    """
+    fingerprint = _fingerprint(loaded, plan)
+    if out.exists() and not (out / bundle_format.MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
+    with clear_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.parent / f".{out.name}.lock")
+        with lock:
+            if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
+                return Built(existing, True, plan.remarks)
+            with _staging(out) as staging:
+                _write(loaded, plan, staging, fingerprint, progress or (lambda what, done, of: None))
+                _move_into_place(staging, out)
+    return Built(Bundle.open(out, verify=False), False, plan.remarks)
+
+
+def _fingerprint(loaded: LoadedModel, plan: Plan) -> str:
+    return sha256_json(
+        {
+            "format": bundle_format.VERSION,
+            "versions": [edge_tprune.__version__, torch.__version__, onnx.__version__],
+            "model": [loaded.name, loaded.weights, loaded.weights_sha256],
+            "preprocessing": loaded.preprocessing,
+            "method": [plan.method, dict(plan.options), plan.blocks],
+            "budgets": [[name, s.requested, s.tokens] for name, s in plan.schedules.items()],
+            "batch": plan.batch,
+            "runtimes": plan.runtimes,
+        }
+    )
+
+
+def _equal_bundle(out: Path, fingerprint: str) -> Bundle | None:
+    with suppress(UserError):  # whatever is wrong with what lies there, building anew mends it
+        existing = Bundle.open(out)
+        if existing.manifest["fingerprint"] == fingerprint:
+            return existing
+    return None
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    prefix = f".{out.name}.building-"
+    for stale in out.parent.glob(prefix + "*"):  # of a build that was killed; the lock says that none is running
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+    try:
+        staging.chmod(0o755)
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_into_place(staging: Path, out: Path) -> None:
+    for folder, _, names in os.walk(staging):
+        for name in names:
+            with (Path(folder) / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_directory(Path(folder))
+    old = staging.with_name(staging.name + "-old")
+    if out.exists():
+        out.rename(old)
+    try:
+        staging.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
+    sync_directory(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _module(loaded: LoadedModel, plan: Plan, schedule: Schedule) -> PrunedViT:
+    return PrunedViT(loaded.model, registry.method(plan.method), schedule.tokens, plan.options)
+
+
+def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, progress: Progress) -> None:
+    shape = network_shape(loaded.model, loaded.name)
+    image_shape = tuple(loaded.preprocessing["input_size"])
+    transform = loaded.transform()
+    batches = max(GOLDEN_BATCHES, -(-PARITY_IMAGES // plan.batch))
+    images = torch.stack([transform(image) for image in sample_images(loaded.name, batches * plan.batch)])
+    images = images.reshape(batches, plan.batch, *image_shape)
+    golden: dict[str, np.ndarray] = {"input": images[:GOLDEN_BATCHES].numpy()}
+    entries = []
+    steps, step = len(plan.schedules) * len(plan.runtimes), 0
+    (folder / "onnx").mkdir()
+    weights_file = folder / "onnx" / "weights.bin"
+    with weights_file.open("wb") as stream:
+        weights = SharedWeights(stream, weights_file.name)
+        for name, schedule in plan.schedules.items():
+            pruned = _module(loaded, plan, schedule)
+            with torch.inference_mode():
+                expected = np.stack([pruned(batch).numpy() for batch in images])
+            golden[f"logits/{name}"] = expected[:GOLDEN_BATCHES]
+            artifacts, parity = [], {}
+            for runtime in plan.runtimes:
+                progress(f"budget {name}", step, steps)
+                step += 1
+                form = FORMS[runtime]
+                model = export(pruned, form, plan.batch, image_shape)
+                weights.externalise(model)
+                stream.flush()
+                file = folder / "onnx" / f"{name}.{form.name}.onnx"
+                save(model, file)
+                parity[runtime] = _parity(file, name, images.numpy(), expected)
+                relative = file.relative_to(folder).as_posix()
+                artifacts.append({"runtime": runtime, "precision": PRECISION, "form": form.name, "file": relative, **_described(file)})
+            entries.append(
+                {
+                    "name": name,
+                    "requested": schedule.requested,
+                    "schedule": list(schedule.tokens),
+                    "macs": shape.macs(schedule.tokens),
+                    "macs_share": schedule.share,
+                    "parity": parity,
+                    "accuracy": None,
+                    "artifacts": artifacts,
+                }
+            )
+    buffer = io.BytesIO()
+    np.savez(buffer, **golden)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    (folder / "golden.npz").write_bytes(buffer.getvalue())
+    classes = int(golden[f"logits/{entries[0]['name']}"].shape[-1])
+    manifest = {
+        "format": bundle_format.FORMAT,
+        "version": bundle_format.VERSION,
+        "name": f"{loaded.name}-{plan.method}",
+        "tool_version": edge_tprune.__version__,
+        "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "fingerprint": fingerprint,
+        "batch": plan.batch,
+        "model": {
+            "name": loaded.name,
+            "weights": loaded.weights,
+            "weights_sha256": loaded.weights_sha256,
+            "classes": classes,
+            "parameters": sum(p.numel() for p in loaded.model.parameters()),
+            "tokens": shape.tokens,
+            "prefix_tokens": shape.prefix_tokens,
+            "blocks": shape.blocks,
+            "macs": shape.macs(),
+            "input": {"name": INPUT, "shape": [plan.batch, *image_shape], "dtype": "float32"},
+            "output": {"name": OUTPUT, "shape": [plan.batch, classes], "dtype": "float32"},
+        },
+        "preprocessing": loaded.preprocessing,
+        "method": {"name": plan.method, "options": dict(plan.options), "blocks": list(plan.blocks)},
+        "budgets": entries,
+        "files": {file.relative_to(folder).as_posix(): _described(file) for file in (weights_file, folder / "golden.npz")},
+    }
+    bundle_format.validate(manifest, folder)
+    write_json(folder / bundle_format.MANIFEST, manifest)
+
+
+def _described(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+
+
+def _parity(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    """Runs the graph that was written and holds its logits against PyTorch's, on real images.
+
+    Raises:
+        HonestNo: a logit off by more than the tolerance, or another top-1.
+    """
+    with open_engine(file, "onnxruntime", threads=torch.get_num_threads()) as engine:
+        logits = np.stack([engine.run(batch) for batch in images])
+    worst = float(np.abs(logits - expected).max())
+    same = bool((logits.argmax(-1) == expected.argmax(-1)).all())
+    if not worst <= PARITY_TOLERANCE or not same:
+        raise HonestNo(
+            f"budget {name}: the exported graph is not the same network: worst logit difference {worst:.2e} "
+            f"(allowed {PARITY_TOLERANCE:.0e}), top-1 {'same' if same else 'differs'} on {images.shape[0] * images.shape[1]} images. Nothing was written"
+        )
+    return {
+        "images": int(images.shape[0] * images.shape[1]),
+        "max_abs_logit_difference": worst,
+        "tolerance": PARITY_TOLERANCE,
+        "top1_same": same,
+        "runtime": "onnxruntime",
+    }

@@ -1,0 +1,156 @@
+"""Accuracy of every budget, through the engine that was built, stored in the bundle.
+
+Agreement with and divergence from the unpruned model need no labels; top-1 and top-5 do. Every comparison is paired by image and
+carries a bootstrap interval, because a few hundred images do not resolve differences of a point.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.errors import UserError
+from edge_tprune.files import sha256_file, write_bytes
+from edge_tprune.models.data import Dataset, batches
+from edge_tprune.models.loading import make_transform
+from edge_tprune.runtime.engine import open_engine
+from edge_tprune.statistics import mean_interval, paired_difference
+
+RESULTS = "eval.npz"
+_CHUNK = 32  # images one engine works through before the next: idle engines' threads then rarely spin against the busy one
+
+
+def evaluate(
+    bundle: Bundle,
+    dataset: Dataset,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 2,
+    budgets: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Runs every budget over the dataset and stores its accuracy in the bundle.
+
+    `eval.npz` in the bundle receives the per-image results: `labels` (N,), and per budget `top5/<name>` (N, 5) the classes ranked
+    first and `kl_nats/<name>` (N,) the divergence KL(unpruned || budget).
+
+    Args:
+        bundle: an opened bundle; it needs its unpruned budget, which every other is compared with.
+        dataset: images, with labels or without.
+        runtime: which of the bundle's graphs to run.
+        threads: for each engine.
+        budgets: names; all by default. The unpruned one always runs.
+        progress: called as (images done, of).
+
+    Returns:
+        Per budget name, the `accuracy` record that the manifest now holds.
+
+    Raises:
+        UserError: no unpruned budget, an unknown budget name, an unreadable image.
+    """
+    baseline = bundle.unpruned
+    if baseline is None:
+        raise UserError(f"bundle {bundle.path} has no unpruned budget to compare with: build it with 1.0 among --budgets")
+    chosen = bundle.budgets if budgets is None else tuple(bundle.budget(name) for name in budgets)
+    chosen = (baseline, *(b for b in chosen if b.name != baseline.name))
+    transform = make_transform(bundle.manifest["preprocessing"])
+    classes = bundle.manifest["model"]["classes"]
+    ranked: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
+    divergence: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
+    labels: list[np.ndarray] = []
+    done = 0
+    with ExitStack() as stack:
+        engines = {
+            b.name: stack.enter_context(open_engine(bundle.path / b.artifact(runtime).file, runtime, threads=threads)) for b in chosen
+        }
+        for images, truth in batches(dataset, transform, max(bundle.batch, _CHUNK // bundle.batch * bundle.batch), threads):
+            labels.append(truth)
+            reference = np.empty(0)
+            for name, engine in engines.items():
+                logits = _run(engine.run, images, bundle.batch)
+                probabilities = _log_softmax(logits)
+                if name == baseline.name:
+                    reference = probabilities
+                ranked[name].append(_top(logits, min(5, classes)))
+                divergence[name].append((np.exp(reference) * (reference - probabilities)).sum(1))
+            done += len(images)
+            if progress is not None:
+                progress(done, len(dataset))
+    truth = np.concatenate(labels)
+    top5 = {name: np.concatenate(parts) for name, parts in ranked.items()}
+    kl = {name: np.maximum(np.concatenate(parts), 0.0) for name, parts in divergence.items()}
+    records = {}
+    for budget in chosen:
+        records[budget.name] = {
+            "data": {"name": dataset.name, "images": len(truth), "labelled": dataset.labelled, "sha256": dataset.fingerprint},
+            "images": len(truth),
+            "runtime": runtime,
+            "precision": budget.artifact(runtime).precision,
+            "evaluated_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **_compare(top5[budget.name], top5[baseline.name], kl[budget.name], truth if dataset.labelled else None, classes),
+        }
+    _store(bundle, records, truth, top5, kl)
+    return records
+
+
+def _run(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int) -> np.ndarray:
+    """Logits of any number of images through a graph of fixed batch; the last batch is filled up with zeros."""
+    logits = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        if len(part) < batch:
+            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
+            logits.append(run(filled)[: len(part)])
+        else:
+            logits.append(run(part))
+    return np.concatenate(logits)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def _top(logits: np.ndarray, count: int) -> np.ndarray:
+    """Classes (N, count) by descending logit; ties go to the lower class, so results do not depend on the sort."""
+    return np.asarray(np.argsort(-logits, axis=1, kind="stable")[:, :count].astype(np.int32))
+
+
+def _compare(top5: np.ndarray, base: np.ndarray, kl: np.ndarray, truth: np.ndarray | None, classes: int) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "top1_percent": None,
+        "top1_change_points": None,
+        "top5_percent": None,
+        "top5_change_points": None,
+        "agreement_percent": mean_interval(100.0 * (top5[:, 0] == base[:, 0])).to_json(),
+        "kl_nats": mean_interval(kl).to_json(),
+    }
+    if truth is not None:
+        for key, width in (("top1", 1), ("top5", 5)):
+            if width >= classes:
+                continue  # always right: says nothing
+            right = 100.0 * (top5[:, :width] == truth[:, None]).any(1)
+            right_base = 100.0 * (base[:, :width] == truth[:, None]).any(1)
+            record[f"{key}_percent"] = float(right.mean())
+            record[f"{key}_change_points"] = paired_difference(right, right_base).to_json()
+    return record
+
+
+def _store(
+    bundle: Bundle, records: dict[str, dict[str, Any]], truth: np.ndarray, top5: dict[str, np.ndarray], kl: dict[str, np.ndarray]
+) -> None:
+    buffer = io.BytesIO()
+    arrays = {"labels": truth} | {f"top5/{n}": v for n, v in top5.items()} | {f"kl_nats/{n}": v for n, v in kl.items()}
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    write_bytes(bundle.path / RESULTS, buffer.getvalue())
+    bundle.manifest["files"][RESULTS] = {"sha256": sha256_file(bundle.path / RESULTS), "bytes": (bundle.path / RESULTS).stat().st_size}
+    for entry in bundle.manifest["budgets"]:
+        entry["accuracy"] = records.get(entry["name"])
+    bundle.__dict__.pop("budgets", None)  # the cached view of the manifest
+    bundle.save_manifest()

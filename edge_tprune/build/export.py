@@ -1,0 +1,200 @@
+"""From a pruned module to a static ONNX graph in the form its runtime runs fastest.
+
+One module, several graphs: only the way attention is written differs (`FORMS`). Weights do not travel in the graph: they go to one
+file that all graphs of a bundle share, each tensor stored once whichever graphs use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from edge_tprune.errors import EdgeTPruneError
+from edge_tprune.reduction.host import AttentionForm, PrunedViT, explicit_attention
+
+INPUT, OUTPUT = "image", "logits"
+FORBIDDEN = {"Loop", "If", "Scan", "NonZero", "Unique", "Scatter", "ScatterElements", "ScatterND", "RandomUniform", "RandomNormal"}
+FORBIDDEN |= {"RandomUniformLike", "RandomNormalLike", "Multinomial", "Bernoulli", "Compress"}
+MAX_TOPK = 3840  # TensorRT's limit
+
+_INLINE_BYTES = 256  # smaller tensors (scalars, axes, counts) stay in the graph
+_PAGE, _LINE = 4096, 64  # large external tensors start on a page, so that runtimes can map them; small ones on a cache line
+
+
+class GraphError(EdgeTPruneError):
+    """An exported graph is not what was asked for: a fault of the exporter or of a method, not of the user."""
+
+
+def operator_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+    """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
+    result = torch.onnx.ops.attention(
+        q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale, qk_matmul_output_mode=3 if want_map else 0
+    )
+    return result[0], result[3] if want_map else None
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write the graph."""
+
+    name: str
+    opset: int
+    attention: AttentionForm
+
+
+FORMS = {
+    "onnxruntime": Form("attention-op", 23, operator_attention),
+    "tensorrt": Form("explicit", 18, explicit_attention),
+}
+"""By runtime. ONNX Runtime gains from the operator; TensorRT reads it only from 10.14 and fuses the explicit pattern before that."""
+
+
+def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """The module as an ONNX model with its weights inside, input `image` (batch, 3, H, W), output `logits` (batch, classes).
+
+    Raises:
+        GraphError: where the graph holds a node that is not static or not plain, or its token counts are not the schedule's.
+    """
+    previous, pruned.attention = pruned.attention, form.attention
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), _quiet_exporter():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                pruned,
+                (torch.zeros(batch, *image_shape),),
+                dynamo=True,
+                opset_version=form.opset,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    finally:
+        pruned.attention = previous
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _name_nodes(model)
+    check(model, pruned.schedule)
+    return model
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Names every node after the module it came from, so that a profile of the graph reads like the network, and drops the rest.
+
+    The exporter's metadata (stack traces, scopes) would be two thirds of the file.
+    """
+    for number, node in enumerate(model.graph.node):
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+        parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+        module = parts[-2] if len(parts) >= 2 and parts[-2] else "model"
+        node.name = f"{module}/{node.op_type}_{number}"
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.graph.value_info[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.graph.name = "edge_tprune"
+    model.graph.doc_string = ""
+
+
+def check(model: onnx.ModelProto, schedule: tuple[int, ...]) -> None:
+    """Holds a graph against the promises: plain static nodes, and the schedule's token counts.
+
+    Raises:
+        GraphError: naming the first broken promise.
+    """
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in FORBIDDEN or node.domain not in ("", "ai.onnx"):
+            raise GraphError(f"the graph contains {node.domain or 'ai.onnx'}::{node.op_type} ({node.name}), which is not a plain static operation")
+        if node.op_type == "TopK":
+            count = constants.get(node.input[1])
+            if count is None or int(numpy_helper.to_array(count).item()) > MAX_TOPK:
+                raise GraphError(f"{node.name}: TopK needs a constant count of at most {MAX_TOPK}")
+    realised = tokens_after_blocks(model, len(schedule))
+    if realised != tuple(schedule):
+        raise GraphError(f"the graph keeps {list(realised)} tokens after its blocks, but the schedule says {list(schedule)}")
+
+
+def tokens_after_blocks(model: onnx.ModelProto, blocks: int) -> tuple[int, ...]:
+    """The token counts that a graph realises, read from its own shapes: those its MLPs work on, by ONNX's shape inference.
+
+    Raises:
+        GraphError: where a shape is not static or a block has no MLP.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
+    shapes = {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in (*inferred.graph.value_info, *inferred.graph.output)
+    }
+    counts = []
+    for block in range(blocks):
+        seen = {
+            shapes[name][-2]
+            for node in model.graph.node
+            if node.name.startswith(f"model.blocks.{block}.mlp")
+            for name in node.output
+            if len(shapes.get(name, ())) == 3
+        }
+        if len(seen) != 1 or 0 in seen:
+            raise GraphError(f"the token count after block {block + 1} cannot be read from the graph: its MLP works on {sorted(seen) or 'nothing'}")
+        counts.append(seen.pop())
+    return tuple(counts)
+
+
+@dataclass
+class SharedWeights:
+    """Writes tensors into one stream, each distinct one once."""
+
+    stream: IO[bytes]
+    file_name: str
+    offsets: dict[str, int] = field(default_factory=dict)
+
+    def externalise(self, model: onnx.ModelProto) -> None:
+        """Moves a model's large tensors into the shared file; the model then refers to it by relative name."""
+        for tensor in model.graph.initializer:
+            data = np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
+            if len(data) < _INLINE_BYTES:
+                continue
+            key = hashlib.sha256(data).hexdigest()
+            if key not in self.offsets:
+                self.stream.write(b"\0" * (-self.stream.tell() % (_PAGE if len(data) >= _PAGE else _LINE)))
+                self.offsets[key] = self.stream.tell()
+                self.stream.write(data)
+            onnx.external_data_helper.set_external_data(tensor, self.file_name, self.offsets[key], len(data))
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+
+
+class _quiet_exporter:  # noqa: N801  # reads as a verb where it is used
+    """Keeps the exporter's progress chatter off the person's terminal."""
+
+    _names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+    def __enter__(self) -> None:
+        self._levels = {name: logging.getLogger(name).level for name in self._names}
+        for name in self._names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *_: Any) -> None:
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph whose weights were externalised."""
+    path.write_bytes(model.SerializeToString())
