@@ -1,0 +1,132 @@
+"""One budget in a process of its own: does it answer as the bundle says, and how much memory does it take?
+
+    python -m edge_tprune.agent.probe BUNDLE BUDGET --runtime onnxruntime --threads 2
+
+prints one JSON object. A fresh process, because memory that an engine once took is never wholly given back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_tprune.agent.record import Check
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.errors import UserError
+from edge_tprune.runtime.engine import open_engine, runtime_version
+
+TOLERANCE = 1e-3  #: how far logits may be from the golden ones, absolute
+
+
+def check_budget(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance: float = TOLERANCE) -> Check:
+    """Runs `probe` on one budget in a fresh process. A budget that cannot be run is a failed check, not an exception."""
+    command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path), budget]
+    command += ["--runtime", runtime, "--threads", str(threads), "--tolerance", repr(tolerance)]
+    done = subprocess.run(command, capture_output=True, text=True, env=_child_environment(), check=False)
+    if done.returncode == 0:
+        return Check(budget=budget, error=None, **json.loads(done.stdout))
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        error = f"its process was ended by {name} (the system kills programs when memory runs out)"
+    else:
+        error = (done.stderr.strip() or f"its process ended with {done.returncode}").splitlines()[-1]
+    return Check(budget=budget, golden_ok=False, golden_max_abs_diff=None, load_ms=None, peak_memory_bytes=None, error=error)
+
+
+def probe(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Loads one budget's engine in this process, runs the golden inputs and compares.
+
+    Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads.
+
+    Returns:
+        `golden_ok`, `golden_max_abs_diff`, `load_ms`, `peak_memory_bytes`.
+
+    Raises:
+        UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
+    """
+    file = bundle.path / bundle.budget(budget).artifact(runtime).file
+    images, golden = bundle.golden()
+    expected = golden[budget]
+    runtime_version(runtime)
+    peak_memory = _PeakMemory()
+    begin = time.perf_counter()
+    with open_engine(file, runtime, threads=threads) as engine:
+        load_ms = (time.perf_counter() - begin) * 1e3
+        logits = [engine.run(image) for image in images]
+        peak = peak_memory.grown_bytes()
+    if logits[0].shape != expected[0].shape:
+        raise UserError(f"{file} returns {logits[0].shape}, but the golden outputs are {expected[0].shape}")
+    diff = float(np.abs(np.stack(logits).astype(np.float64) - expected).max())
+    finite = bool(np.isfinite(diff))
+    return {
+        "golden_ok": finite and diff <= tolerance,
+        "golden_max_abs_diff": diff if finite else None,
+        "load_ms": load_ms,
+        "peak_memory_bytes": peak,
+    }
+
+
+class _PeakMemory:
+    """The growth of this process's peak resident memory from here on, where Linux tells it."""
+
+    def __init__(self) -> None:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        self._before = _resident_bytes()
+
+    def grown_bytes(self) -> int | None:
+        before, after = self._before, _resident_bytes()
+        if before is None or after is None:
+            return None
+        if after[1] == before[1] and before[1] > before[0]:
+            return None  # the old peak hides the new one
+        return after[1] - before[0]
+
+
+def _resident_bytes() -> tuple[int, int] | None:
+    """(resident now, peak resident) of this process; None where the system does not tell."""
+    try:
+        lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    except OSError:
+        return None
+    kib = {words[0]: int(words[1]) for words in lines if words and words[0] in ("VmRSS:", "VmHWM:")}
+    return (kib["VmRSS:"] * 1024, kib["VmHWM:"] * 1024) if len(kib) == 2 else None
+
+
+def _child_environment() -> dict[str, str]:
+    """Finds this very package in the child, and nothing that happens to lie in the current directory."""
+    home = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m edge_tprune.agent.probe", description="Check one budget and its memory.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("budget")
+    parser.add_argument("--runtime", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
+    options = parser.parse_args()
+    try:
+        bundle = Bundle.open(options.bundle, verify=False)  # the caller did, and hashing takes as long as all the rest
+        found = probe(bundle, options.budget, runtime=options.runtime, threads=options.threads, tolerance=options.tolerance)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

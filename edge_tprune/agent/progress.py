@@ -1,0 +1,43 @@
+"""What a person sees while a profile runs. Nothing is drawn while something is timed: there is no refreshing thread."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Shows nothing."""
+
+    def step(self, done: int, total: int, doing: str) -> None:
+        """`done` of `total` steps are over and `doing` begins."""
+
+    def warn(self, text: str) -> None:
+        """Something that a person should know now."""
+
+
+class TerminalProgress(Progress):
+    """A bar with the time left where `console` is a terminal, and warnings in any case. A context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+        on = self._console.is_terminal
+        self._bar = Bar(*columns, console=self._console, transient=True, auto_refresh=False, disable=not on)
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> TerminalProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, done: int, total: int, doing: str) -> None:
+        """Draws the bar once."""
+        self._bar.update(self._task, completed=done, total=total, description=doing, refresh=True)
+
+    def warn(self, text: str) -> None:
+        """Prints one line above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,513 @@
+"""Choosing one budget under constraints: the answer, the room it leaves, what the runner-up would trade; or an honest no."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+
+from edge_tprune.analysis.compare import describe_differences, metric_text, row_document, say
+from edge_tprune.analysis.metrics import METRICS, Metric
+from edge_tprune.analysis.table import Group, Row, group
+from edge_tprune.errors import HonestNo, UserError, did_you_mean
+from edge_tprune.statistics import Interval, paired_speedup
+
+FORMAT = "edge-tprune-choice"
+VERSION = 1
+
+#: How many points of top-1 a budget may lose where the user states no constraint.
+DEFAULT_MAX_TOP1_DROP = 1.0
+
+#: name as in options (dashes there) -> (metric, which side the bound is on)
+LIMITS: dict[str, tuple[str, Literal["max", "min"]]] = {
+    "max_p50_ms": ("p50_ms", "max"),
+    "max_p95_ms": ("p95_ms", "max"),
+    "max_top1_drop": ("top1_drop_points", "max"),
+    "min_agreement": ("agreement_percent", "min"),
+    "min_fps": ("throughput_images_per_s", "min"),
+    "max_peak_memory_mb": ("peak_memory_mb", "max"),
+}
+_ACCURACY_LIMITS = ("max_top1_drop", "min_agreement")
+
+#: objective -> the metrics that can stand for it; the first that some row has is taken
+OBJECTIVES: dict[str, tuple[str, ...]] = {
+    "latency": ("p50_ms",),
+    "p95": ("p95_ms",),
+    "throughput": ("throughput_images_per_s",),
+    "accuracy": ("top1_percent", "agreement_percent"),
+    "memory": ("peak_memory_mb",),
+    "macs": ("macs_g",),
+}
+_SUPERLATIVE = {
+    "latency": "fastest",
+    "p95": "fastest at p95",
+    "throughput": "highest-throughput",
+    "accuracy": "most accurate",
+    "memory": "smallest in memory",
+    "macs": "cheapest in MACs",
+}
+#: How sure a value is may be recorded under another name: accuracy is paired with the unpruned model's, image by image.
+_INTERVAL_OF = {"top1_percent": "top1_change_points"}
+_NO_OTHER = "There is no runner-up: no other budget can be chosen."
+_HOW_TO_MEASURE = dict.fromkeys(("top1_drop_points", "agreement_percent", "top1_percent"), "edge-tprune eval")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One constraint: a metric and the bound it must keep."""
+
+    name: str  #: as in LIMITS
+    bound: float  #: in the metric's unit
+
+    @property
+    def metric(self) -> Metric:
+        """What is bounded."""
+        return METRICS[LIMITS[self.name][0]]
+
+    @property
+    def text(self) -> str:
+        """'p95 latency of at most 8 ms'."""
+        side = "at most" if LIMITS[self.name][1] == "max" else "at least"
+        return f"{self.metric.label} of {side} {_quantity(self.bound, self.metric)}"
+
+    def margin(self, value: float) -> float:
+        """Room left to the bound, in the metric's unit; negative where it is broken."""
+        return self.bound - value if LIMITS[self.name][1] == "max" else value - self.bound
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How a row stands to one constraint."""
+
+    limit: Limit
+    value: float
+    interval: Interval | None
+
+    @property
+    def room(self) -> float:
+        """What is left to the bound, in the metric's unit; negative where it is broken."""
+        return self.limit.margin(self.value)
+
+    @property
+    def sure(self) -> bool | None:
+        """Whether the whole interval keeps the bound; None where nothing is known about the uncertainty."""
+        if self.interval is None or self.interval.low is None or self.interval.high is None:
+            return None
+        return min(self.limit.margin(self.interval.low), self.limit.margin(self.interval.high)) >= 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The margin as JSON."""
+        return {
+            "constraint": self.limit.name,
+            "metric": self.limit.metric.name,
+            "bound": self.limit.bound,
+            "value": self.value,
+            "margin": self.room,
+            "sure": self.sure,
+            "interval": None if self.interval is None else self.interval.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer and what it rests on."""
+
+    row: Row
+    objective: str
+    metric: Metric  #: what stood for the objective
+    margins: tuple[Margin, ...]  #: to each constraint, all kept
+    reason: str
+    equals: tuple[Row, ...]  #: rows that also fit and whose objective cannot be told from the chosen row's
+    runner_up: Row | None
+    trade: str  #: what the runner-up would cost and gain, or why there is none
+    pareto: tuple[Row, ...]  #: the rows that no other beats in both p50 latency and accuracy, fastest first
+    left_out: tuple[tuple[Row, str], ...]  #: rows that could not be considered, and why
+    caveats: tuple[str, ...]  #: what a person should know before acting on this
+
+    def to_document(self) -> dict[str, Any]:
+        """The choice as one JSON document."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "chosen": row_document(self.row),
+            "objective": {"name": self.objective, "metric": self.metric.name, "better": self.metric.better},
+            "constraints": [margin.to_json() for margin in self.margins],
+            "reason": self.reason,
+            "equal": [row_document(row) for row in self.equals],
+            "runner_up": None if self.runner_up is None else {**row_document(self.runner_up), "trade": self.trade},
+            "pareto_front": [row_document(row) for row in self.pareto],
+            "left_out": [{"method": row.method, "budget": row.budget, "why": why} for row, why in self.left_out],
+            "conditions": dict(self.row.conditions),
+            "caveats": list(self.caveats),
+        }
+
+
+@dataclass(frozen=True)
+class Miss:
+    """The row that comes nearest to one constraint, of those that keep all the others (of all, where none does)."""
+
+    limit: Limit
+    row: Row
+    value: float
+
+    @property
+    def short(self) -> float:
+        """How far beyond the bound, in the metric's unit; positive."""
+        return -self.limit.margin(self.value)
+
+
+class NothingFits(HonestNo):
+    """No row keeps every constraint. The message names the nearest miss per constraint."""
+
+    def __init__(self, message: str, misses: tuple[Miss, ...], left_out: tuple[tuple[Row, str], ...]) -> None:
+        super().__init__(message)
+        self.misses = misses
+        self.left_out = left_out
+
+    def to_document(self) -> dict[str, Any]:
+        """The no as one JSON document."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "chosen": None,
+            "reason": str(self),
+            "nearest_misses": [
+                {
+                    "constraint": miss.limit.name,
+                    "bound": miss.limit.bound,
+                    "value": miss.value,
+                    "beyond": miss.short,
+                    "row": row_document(miss.row),
+                }
+                for miss in self.misses
+            ],
+            "left_out": [{"method": row.method, "budget": row.budget, "why": why} for row, why in self.left_out],
+        }
+
+
+def choose(
+    rows: Sequence[Row],
+    constraints: Mapping[str, float | None] | None = None,
+    objective: str | None = None,
+    force: bool = False,
+) -> Choice:
+    """The best row that keeps every constraint.
+
+    Rows whose objective cannot be told apart (paired by round where they ran together, by their intervals otherwise) are equal;
+    of equal rows the more accurate one is chosen.
+
+    Args:
+        rows: which rows to choose from.
+        constraints: names from LIMITS -> bound; None as a bound means no such constraint.
+        objective: a name from OBJECTIVES. By default the lowest latency where accuracy is constrained, the highest accuracy
+            where only other things are. Without constraints and objective: the fastest that loses at most
+            DEFAULT_MAX_TOP1_DROP points of top-1 (or, without labels, gives that many percent of images another class).
+        force: choose among rows that should not be compared, and say so in the answer.
+
+    Raises:
+        UserError: an unknown name, a bound that is no number, rows from different environments without `force`.
+        NothingFits: no row keeps every constraint.
+    """
+    rows = list(rows)
+    if not rows:
+        raise UserError("there is nothing to choose from. Make a profile with: edge-tprune profile")
+    limits = _limits(constraints or {}, rows, default=objective is None)
+    if objective is None:
+        accuracy_is_bounded = any(limit.name in _ACCURACY_LIMITS for limit in limits)
+        objective = "latency" if accuracy_is_bounded else "accuracy"
+    if objective not in OBJECTIVES:
+        near = did_you_mean(objective, OBJECTIVES)
+        raise UserError(f"no objective {objective!r} (there are: {', '.join(OBJECTIVES)}).{near}")
+    caveats = []
+    if len(group(rows)) > 1:
+        what = describe_differences(rows)
+        if not force:
+            raise UserError(f"these profiles are not comparable: they differ in {what}. Name comparable ones, or pass --force")
+        caveats.append(f"forced: the rows differ in {what}")
+    candidates = OBJECTIVES[objective]
+    metric = METRICS[next((name for name in candidates if any(row.value(name) is not None for row in rows)), candidates[0])]
+    able, left_out = _able(rows, limits, metric)
+    fits = [row for row in able if all(margin.room >= 0 for margin in margins_of(row, limits))]
+    if not fits:
+        raise _nothing_fits(rows, able, limits, metric, left_out)
+    row, equals = _best(fits, metric)
+    others = [other for other in fits if other is not row]
+    runner_up = _best(others, metric)[0] if others else None
+    margins = margins_of(row, limits)
+    accuracy = accuracy_metric(rows)
+    return Choice(
+        row=row,
+        objective=objective,
+        metric=metric,
+        margins=margins,
+        reason=_reason(row, rows, objective, metric, margins, equals),
+        equals=equals,
+        runner_up=runner_up,
+        trade=_trade(row, runner_up, rows, [metric, *(limit.metric for limit in limits)]) if runner_up else _NO_OTHER,
+        pareto=pareto_front(rows, METRICS["p50_ms"], accuracy) if accuracy else (),
+        left_out=left_out,
+        caveats=(*caveats, *_caveats(row, margins, left_out)),
+    )
+
+
+def choose_each(
+    rows: Sequence[Row], constraints: Mapping[str, float | None] | None = None, objective: str | None = None
+) -> list[tuple[Group, Choice | NothingFits]]:
+    """`choose` inside each group of comparable rows."""
+    answers: list[tuple[Group, Choice | NothingFits]] = []
+    for members in group(rows):
+        try:
+            answers.append((members, choose(members.rows, constraints, objective)))
+        except NothingFits as no:
+            answers.append((members, no))
+    return answers
+
+
+def pareto_front(rows: Iterable[Row], x: Metric, y: Metric) -> tuple[Row, ...]:
+    """The rows that no other beats: none is as good in both metrics and better in one. Best `x` first.
+
+    Rows that miss either metric, or must not be used, are not on the front; equal rows are all on it.
+    """
+    known = [row for row in rows if row.unfit is None and row.value(x.name) is not None and row.value(y.name) is not None]
+    known.sort(key=lambda row: (x.cost(row.value(x.name)), y.cost(row.value(y.name))))
+    front: list[Row] = []
+    for row in known:
+        if front:
+            last_x, last_y = x.cost(front[-1].value(x.name)), y.cost(front[-1].value(y.name))
+            own_x, own_y = x.cost(row.value(x.name)), y.cost(row.value(y.name))
+            if own_y > last_y or (own_y == last_y and own_x > last_x):
+                continue
+        front.append(row)
+    return tuple(front)
+
+
+def accuracy_metric(rows: Iterable[Row]) -> Metric | None:
+    """What stands for accuracy in `rows`: top-1, else agreement with the unpruned model, else nothing."""
+    rows = list(rows)
+    return next((METRICS[n] for n in OBJECTIVES["accuracy"] if any(row.value(n) is not None for row in rows)), None)
+
+
+def equal_within_noise(a: Row, b: Row, metric: Metric) -> bool:
+    """Whether the measurements cannot tell which of two rows has the better `metric`.
+
+    Rows of one profile are paired by round, which sees finer differences than two intervals. Values nobody knows the
+    uncertainty of are equal where they read the same.
+    """
+    first, second = a.by_round.get(metric.name), b.by_round.get(metric.name)
+    if a.profile.path == b.profile.path and first and second:
+        ratio = paired_speedup(first, second)
+        if ratio is not None and ratio.low is not None:
+            return not ratio.excludes(1)
+    name = _INTERVAL_OF.get(metric.name, metric.name)
+    one, two = a.intervals.get(name), b.intervals.get(name)
+    if one is not None and two is not None and one.low is not None and two.low is not None:
+        return one.overlaps(two)
+    return metric.format(a.value(metric.name)) == metric.format(b.value(metric.name))
+
+
+def margins_of(row: Row, limits: Iterable[Limit]) -> tuple[Margin, ...]:
+    """How `row` stands to each limit whose metric it has."""
+    margins = []
+    for limit in limits:
+        value = row.value(limit.metric.name)
+        if value is not None:
+            margins.append(Margin(limit, value, row.intervals.get(limit.metric.name)))
+    return tuple(margins)
+
+
+def label(row: Row, among: Iterable[Row]) -> str:
+    """What to call a row among others: its budget, with the method or the run where the budget alone does not tell."""
+    others = [other for other in among if other is not row]
+    text = row.name if any(other.method != row.method for other in others) else f"budget {row.budget}"
+    twins = any((other.method, other.budget) == (row.method, row.budget) for other in others)
+    return f"{text} of {row.profile.name}" if twins else text
+
+
+def render_choice(choice: Choice, console: Console) -> None:
+    """Prints the answer, the room it leaves, the runner-up and what to beware of."""
+    say(console, choice.reason, "bold")
+    for margin in choice.margins:
+        say(console, f"  {margin_text(margin)}")
+    if choice.runner_up is not None:
+        say(console, f"Runner-up: {choice.trade}")
+    else:
+        say(console, choice.trade)
+    if choice.pareto:
+        names = ", ".join(label(row, choice.pareto).removeprefix("budget ") for row in choice.pareto)
+        say(console, f"No other budget beats these in both latency and accuracy: {names}.", "dim")
+    for caveat in choice.caveats:
+        say(console, f"warning: {caveat}", "yellow")
+
+
+def _limits(constraints: Mapping[str, float | None], rows: Sequence[Row], default: bool) -> tuple[Limit, ...]:
+    limits = []
+    for name, bound in constraints.items():
+        if name not in LIMITS:
+            raise UserError(f"no constraint {name!r} (there are: {', '.join(LIMITS)}).{did_you_mean(name, LIMITS)}")
+        if bound is None:
+            continue
+        if not math.isfinite(bound):
+            raise UserError(f"{_option(name)} must be a number, not {bound}")
+        limits.append(Limit(name, float(bound)))
+    if not limits and default:
+        # Without labels: as many images keep their class as may lose it, which bounds the drop on these images just as well.
+        labelled = any(row.value("top1_drop_points") is not None for row in rows)
+        agreement = any(row.value("agreement_percent") is not None for row in rows)
+        if agreement and not labelled:
+            return (Limit("min_agreement", 100 - DEFAULT_MAX_TOP1_DROP),)
+        return (Limit("max_top1_drop", DEFAULT_MAX_TOP1_DROP),)
+    return tuple(limits)
+
+
+def _able(rows: Sequence[Row], limits: Sequence[Limit], metric: Metric) -> tuple[list[Row], tuple[tuple[Row, str], ...]]:
+    """The rows that can be judged at all, and the others with the reason."""
+    able, left_out = [], []
+    for row in rows:
+        needed = dict.fromkeys([limit.metric for limit in limits] + [metric])
+        absent = [each.label for each in needed if row.value(each.name) is None]
+        if row.unfit is not None:
+            left_out.append((row, row.unfit))
+        elif absent:
+            left_out.append((row, f"{' and '.join(absent)} not measured"))
+        else:
+            able.append(row)
+    return able, tuple(left_out)
+
+
+def _best(rows: Sequence[Row], metric: Metric) -> tuple[Row, tuple[Row, ...]]:
+    """The row to prefer, and those that are equal to it in `metric`."""
+    leader = min(rows, key=lambda row: metric.cost(row.value(metric.name)))
+    tied = [row for row in rows if row is leader or equal_within_noise(row, leader, metric)]
+    accuracy = [METRICS[name] for name in OBJECTIVES["accuracy"]]
+    order = [*accuracy, metric, METRICS["p50_ms"]]
+    best = min(tied, key=lambda row: [each.cost(row.value(each.name)) for each in order])
+    return best, tuple(row for row in tied if row is not best)
+
+
+def _nothing_fits(
+    rows: Sequence[Row], able: Sequence[Row], limits: Sequence[Limit], metric: Metric, left_out: tuple[tuple[Row, str], ...]
+) -> NothingFits:
+    what = " and ".join(limit.text for limit in limits)
+    if not able:
+        needed = dict.fromkeys([limit.metric for limit in limits] + [metric])
+        absent = [each for each in needed if all(row.value(each.name) is None for row in rows)]
+        if absent:
+            hint = next((f" Run: {_HOW_TO_MEASURE[each.name]}" for each in absent if each.name in _HOW_TO_MEASURE), "")
+            return NothingFits(
+                f"no budget can be chosen: {' and '.join(each.label for each in absent)} was not measured.{hint}", (), left_out
+            )
+        whys = "; ".join(f"{label(row, rows)}: {why}" for row, why in left_out)
+        return NothingFits(f"no budget can be chosen: {whys}", (), left_out)
+    misses = []
+    for limit in limits:
+        others = [other for other in limits if other is not limit]
+        near = [row for row in able if all(margin.room >= 0 for margin in margins_of(row, others))] or list(able)
+        row = max(near, key=lambda row: margins_of(row, [limit])[0].room)
+        margin = margins_of(row, [limit])[0]
+        if margin.room < 0:
+            misses.append(Miss(limit, row, margin.value))
+    parts = [
+        f"nearest to {_option(miss.limit.name)} {_quantity(miss.limit.bound, miss.limit.metric)} is {label(miss.row, rows)} "
+        f"with {_exact(miss.value, miss.limit)} ({_exact(miss.short, miss.limit)} beyond)"
+        for miss in misses
+    ]
+    left = f" Not considered: {'; '.join(f'{label(row, rows)}: {why}' for row, why in left_out)}." if left_out else ""
+    return NothingFits(f"no budget fits ({what}): {'; '.join(parts)}.{left}", tuple(misses), left_out)
+
+
+def _reason(
+    row: Row, rows: Sequence[Row], objective: str, metric: Metric, margins: Sequence[Margin], equals: Sequence[Row]
+) -> str:
+    limits = [f"{'an' if margin.limit.text.startswith('a') else 'a'} {margin.limit.text}" for margin in margins]
+    condition = f" with {' and '.join(limits)}" if limits else ""
+    facts = [f"{METRICS['p50_ms'].label} {METRICS['p50_ms'].quantity(row.value('p50_ms'))}"] if row.value("p50_ms") else []
+    if metric.name != "p50_ms":
+        facts.insert(0, f"{metric.label} {metric.quantity(row.value(metric.name))}")
+    facts += _versus_unpruned(row)
+    name = label(row, rows)
+    if name.startswith("budget "):
+        name = name.capitalize()
+    text = f"{name} is the {_SUPERLATIVE[objective]}{condition}: {', '.join(facts)}."
+    if equals:
+        names = ", ".join(label(other, rows) for other in equals)
+        text += f" Equal within the noise: {names}; of equal ones the most accurate is taken."
+    return text
+
+
+def _versus_unpruned(row: Row) -> list[str]:
+    """Speed-up and accuracy against the unpruned model, with their uncertainty."""
+    if row.unpruned:
+        return ["nothing is pruned"]
+    facts = []
+    speedup = row.intervals.get("speedup")
+    if speedup is not None:
+        text = metric_text(row, METRICS["speedup"])
+        facts.append("as fast as unpruned within the noise" if text == "equal" else f"{text}× as fast as unpruned")
+    change = row.intervals.get("top1_change_points")
+    agreement = row.intervals.get("agreement_percent")
+    points = METRICS["top1_change_points"]
+    if change is not None:
+        reach = points.range(change)
+        facts.append(f"top-1 {points.quantity(change.value)}" + (f" (95 % interval {reach})" if reach else ""))
+    elif agreement is not None:
+        facts.append(f"same class as unpruned for {METRICS['agreement_percent'].quantity(agreement.value)} of the images")
+    elif row.value("top1_percent") is None:
+        facts.append("accuracy not measured")
+    return facts
+
+
+def _trade(row: Row, runner_up: Row, rows: Sequence[Row], asked: Sequence[Metric]) -> str:
+    """What taking the runner-up instead would cost and gain, in latency, accuracy and what was asked for."""
+    accuracy = accuracy_metric([row, runner_up])
+    shown = dict.fromkeys([METRICS["p50_ms"], *([accuracy] if accuracy else []), *asked])
+    shown.pop(METRICS["top1_drop_points"], None)  # top-1 itself says it
+    parts = []
+    for metric in shown:
+        ours, theirs = row.value(metric.name), runner_up.value(metric.name)
+        if ours is None or theirs is None or metric.format(ours) == metric.format(theirs):
+            continue
+        word = "better" if metric.is_better(theirs, ours) else "worse"
+        noise = ", within the noise" if equal_within_noise(row, runner_up, metric) else ""
+        parts.append(f"{metric.label} {metric.quantity(theirs)} instead of {metric.quantity(ours)} ({word}{noise})")
+    return f"{label(runner_up, rows)}: {', '.join(parts)}." if parts else f"{label(runner_up, rows)}, which reads the same."
+
+
+def _caveats(row: Row, margins: Sequence[Margin], left_out: Sequence[tuple[Row, str]]) -> list[str]:
+    caveats = []
+    for margin in margins:
+        if margin.sure is False and margin.interval is not None:
+            reach = margin.limit.metric.range(margin.interval)
+            caveats.append(f"a {margin.limit.text} is kept, but not for sure: the 95 % interval is {reach}")
+    if row.rounds == 1:
+        caveats.append("only one round was measured: how sure the speed-up is cannot be told")
+    if left_out:
+        caveats.append(f"not considered: {'; '.join(f'{other.name}: {why}' for other, why in left_out)}")
+    return [*caveats, *row.profile.warnings]
+
+
+def margin_text(margin: Margin) -> str:
+    """One constraint, its value and the room it leaves, in words."""
+    sure = {True: "", False: ", not for sure", None: ", uncertainty unknown"}[margin.sure]
+    metric = margin.limit.metric
+    return f"{margin.limit.text}: {metric.quantity(margin.value)}, {metric.quantity(margin.room)} to spare{sure}"
+
+
+def _quantity(bound: float, metric: Metric) -> str:
+    """A bound as the user wrote it, with the metric's unit."""
+    separator = "" if metric.unit in ("×", "%") else " "
+    unit = metric.unit[:-1] if bound == 1 and metric.unit == "points" else metric.unit
+    return f"{bound:g}{separator}{unit}".rstrip()
+
+
+def _exact(value: float, limit: Limit) -> str:
+    """A value with enough digits that a miss never reads like the bound itself."""
+    metric = limit.metric
+    text = metric.quantity(value)
+    return _quantity(float(f"{value:.3g}"), metric) if float(metric.format(value)) in (0.0, limit.bound) else text
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,194 @@
+"""The commands. Each parses its arguments, calls its room and prints; rooms are imported when their command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from edge_tprune import __version__
+from edge_tprune.cli.common import err, out, parse_list, parse_pairs, print_json, progress_bar, say
+from edge_tprune.errors import UserError
+
+app = typer.Typer(
+    name="edge-tprune",
+    help="Fit a vision transformer to an edge board: remove tokens without training, build one checked graph per budget, measure, choose.",
+    epilog="Example: edge-tprune build reference --out bundles/ref && edge-tprune eval bundles/ref && edge-tprune profile bundles/ref",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `build` wrote.")]
+ProfilesArgument = Annotated[list[Path], typer.Argument(metavar="PROFILE...", help="Profile directories, or directories that hold some.")]
+Threads = Annotated[Optional[int], typer.Option(help="CPU threads per engine; one per physical core by default.", show_default=False)]
+BudgetNames = Annotated[Optional[str], typer.Option("--budgets", help="Only these budgets of the bundle, by name, with commas.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"edge-tprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Examples: edge-tprune methods · edge-tprune methods --json")
+def methods(json: Json = False) -> None:
+    """List the reduction methods: paper, the evidence they need, where they reduce, their options."""
+    from edge_tprune.cli.views import methods_document, methods_table
+
+    document = methods_document()
+    if json:
+        print_json(document)
+    else:
+        out().print(methods_table(document))
+
+
+@app.command(
+    epilog="Examples: edge-tprune build reference --out bundles/ref · "
+    "edge-tprune build deit_small_patch16_224 --weights w.safetensors --method zero_tprune --budgets 1.0,0.8,0.65,0.5 --out bundles/deit-s · "
+    "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true --blocks 4,7,10 --multiple-of 8"
+)
+def build(
+    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
+    weights: Annotated[
+        Optional[str],
+        typer.Option(help="A .safetensors file or a PyTorch state dict; 'random' for speed tests; the model hub's pretrained ones by default."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
+    budgets: Annotated[str, typer.Option(help="Shares of the unpruned MACs, with commas; '' for none.")] = "1.0,0.9,0.8,0.65,0.5",
+    schedule: Annotated[
+        Optional[list[str]], typer.Option(help="Tokens after each block, with commas; may be repeated. In addition to --budgets.")
+    ] = None,
+    blocks: Annotated[Optional[str], typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")] = None,
+    multiple_of: Annotated[int, typer.Option(help="Make token counts multiples of this (8 suits tensor cores).")] = 1,
+    option: Annotated[Optional[list[str]], typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
+    batch: Annotated[int, typer.Option(help="Images per inference, fixed in the graphs.")] = 1,
+    runtime: Annotated[str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt.")] = "onnxruntime",
+    classes: Annotated[Optional[int], typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    bundle: Annotated[Optional[Path], typer.Option("--out", help="The bundle's directory [default: bundles/MODEL-METHOD].")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Build a bundle: one checked ONNX graph per budget, sharing one weight file."""
+    from edge_tprune.cli.views import need_host
+
+    need_host()
+    from edge_tprune.build.builder import build as build_bundle
+    from edge_tprune.build.builder import make_plan
+    from edge_tprune.cli.views import bundle_table
+    from edge_tprune.models.loading import load_model
+    from edge_tprune.reduction import registry
+
+    reducer = registry.method(method)
+    options = registry.parse_options(reducer, parse_pairs(option or [], "--option"))
+    shares = parse_list(budgets, float, "--budgets") if budgets.strip() else []
+    loaded = load_model(model, weights, classes)
+    plan = make_plan(
+        loaded,
+        method,
+        budgets=shares,
+        schedules=[parse_list(text, int, "--schedule") for text in schedule or []],
+        blocks=parse_list(blocks, int, "--blocks") if blocks else None,
+        multiple_of=multiple_of,
+        options=options,
+        batch=batch,
+        runtimes=[part.strip() for part in runtime.split(",") if part.strip()],
+    )
+    for remark in plan.remarks:
+        say(f"note: {remark}")
+    with progress_bar("building") as advance:
+        built = build_bundle(loaded, plan, bundle or Path("bundles") / f"{model}-{method}", force=force, progress=advance)
+    say(f"{built.bundle.path} is up to date" if built.reused else f"built {built.bundle.path}")
+    if json:
+        print_json(built.bundle.manifest)
+    else:
+        out().print(bundle_table(built.bundle))
+
+
+@app.command(
+    "eval",
+    epilog="Examples: edge-tprune eval bundles/ref · edge-tprune eval bundles/deit-s --data imagenet/val --limit 5000",
+)
+def evaluate(
+    bundle: BundleArgument,
+    data: Annotated[
+        Optional[str],
+        typer.Option(help="A directory with one sub-directory of images per class, or of unlabelled images; 'reference' for the built-in task."),
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(help="Use at most this many images, spread over the classes.")] = None,
+    budgets: BudgetNames = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure accuracy per budget through the built graphs and store it in the bundle."""
+    from edge_tprune.cli.views import need_host
+
+    need_host()
+    from edge_tprune.agent.profile import default_threads
+    from edge_tprune.build.bundle import Bundle
+    from edge_tprune.build.evaluate import evaluate as run
+    from edge_tprune.cli.views import accuracy_table
+    from edge_tprune.models.data import open_dataset
+
+    opened = Bundle.open(bundle)
+    source = data if data is not None else ("reference" if opened.manifest["model"]["name"] == "reference" else None)
+    if source is None:
+        raise UserError("no images to evaluate on: give --data DIRECTORY (one sub-directory per class, or unlabelled images)")
+    dataset = open_dataset(source, opened.manifest["model"]["classes"], limit)
+    names = parse_list(budgets, str, "--budgets") if budgets else None
+    with progress_bar("images") as advance:
+        records = run(
+            opened, dataset, budgets=names, threads=threads or default_threads(), progress=lambda done, of: advance("images", done, of)
+        )
+    if json:
+        print_json({"bundle": str(bundle), "accuracy": records})
+    else:
+        out().print(accuracy_table(opened, records))
+
+
+@app.command(
+    epilog="Examples: edge-tprune profile bundles/ref --out profiles · edge-tprune profile bundles/ref --rounds 30 --seconds 2 --budgets 1.0,0.5"
+)
+def profile(
+    bundle: BundleArgument,
+    profiles: Annotated[Path, typer.Option("--out", help="Where profile directories are collected.")] = Path("profiles"),
+    runtime: Annotated[str, typer.Option(help="Which of the bundle's graphs to run.")] = "onnxruntime",
+    rounds: Annotated[int, typer.Option(help="How often each budget has its turn.")] = 10,
+    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.0,
+    warmup: Annotated[float, typer.Option(help="Seconds of warm-up before each turn, at least.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the order within the rounds.")] = 0,
+    budgets: BudgetNames = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Run every budget's engine in randomised rounds and record raw latencies, memory and sensors."""
+    from edge_tprune.agent.profile import profile as run
+    from edge_tprune.agent.progress import TerminalProgress
+    from edge_tprune.build.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    names = parse_list(budgets, str, "--budgets") if budgets else None
+    with TerminalProgress(err()) as progress:
+        path = run(
+            opened,
+            profiles,
+            runtime=runtime,
+            threads=threads,
+            rounds=rounds,
+            seconds_per_round=seconds,
+            warmup_seconds=warmup,
+            seed=seed,
+            budgets=names,
+            progress=progress,
+        )
+    print_json({"profile": str(path)}) if json else print(path)

@@ -1,0 +1,78 @@
+"""The one interface to everything that can run a graph, and the door to the runtimes behind it.
+
+A runtime is a module with `version()` and `open_engine(file, threads)`; the first call imports its library, never before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from edge_tprune.errors import UserError, did_you_mean
+
+#: Name of a runtime, as in a bundle's artifacts -> the module that runs it.
+RUNTIMES = {"onnxruntime": "edge_tprune.runtime.ort"}
+
+
+class Engine(ABC):
+    """A loaded graph, ready to run. Holds threads and memory until `close()`; a context manager."""
+
+    input_shape: tuple[int, ...]  #: (B, 3, H, W)
+    output_shape: tuple[int, ...]  #: (B, classes)
+    info: dict[str, Any]  #: for the record: "runtime", "version", "threads", "providers"
+
+    @abstractmethod
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """Logits (B, classes) of `image` (B, 3, H, W), float32 both. Returns when the result is in host memory.
+
+        Raises:
+            UserError: `image` has another shape or dtype.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees threads and memory. A second call does nothing."""
+
+    def check_input(self, image: np.ndarray) -> None:
+        """Refuses an image that the graph was not built for."""
+        if image.shape != self.input_shape or image.dtype != np.float32:
+            raise UserError(f"the graph takes float32 {self.input_shape}, but the image is {image.dtype} {image.shape}")
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_engine(file: Path, runtime: str, *, threads: int) -> Engine:
+    """Loads the graph `file` with `runtime` on `threads` CPU threads.
+
+    Raises:
+        UserError: an unknown runtime or one whose package is missing, a graph it cannot load, fewer than one thread.
+    """
+    if threads < 1:
+        raise UserError(f"an engine needs at least one thread, not {threads}")
+    engine: Engine = _module(runtime).open_engine(Path(file), threads)
+    return engine
+
+
+def runtime_version(runtime: str) -> str:
+    """The version of `runtime`'s library, which is imported by this call.
+
+    Raises:
+        UserError: an unknown runtime or one whose package is missing.
+    """
+    version: str = _module(runtime).version()
+    return version
+
+
+def _module(runtime: str) -> Any:
+    if runtime not in RUNTIMES:
+        raise UserError(f"unknown runtime {runtime!r} (known: {', '.join(RUNTIMES)}).{did_you_mean(runtime, RUNTIMES)}")
+    return importlib.import_module(RUNTIMES[runtime])

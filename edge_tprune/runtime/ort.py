@@ -1,0 +1,90 @@
+"""ONNX Runtime on the CPU.
+
+Worker threads keep their default spinning, because that is what an application gets; whoever compares engines keeps one of
+them alive at a time, or the idle one's spinners slow the other down.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_tprune.errors import UserError, missing_package
+from edge_tprune.runtime.engine import Engine
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_ERRORS_ONLY = 3
+
+
+class OrtEngine(Engine):
+    """An ONNX graph in an ONNX Runtime session: `threads` intra-op threads, sequential, all graph optimisations."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        ort = _import()
+        if not file.is_file():
+            raise UserError(f"{file} does not exist")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            self._session: Any = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
+        except Exception as error:  # its exception types share no base, and none of them is public
+            raise UserError(f"ONNX Runtime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
+        self._input, self.input_shape = _tensor(file, "input", self._session.get_inputs())
+        self._output, self.output_shape = _tensor(file, "output", self._session.get_outputs())
+        self.info = {
+            "runtime": "onnxruntime",
+            "version": ort.__version__,
+            "threads": threads,
+            "providers": self._session.get_providers(),
+        }
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        """Logits (B, classes) of `image` (B, 3, H, W), float32 both."""
+        self.check_input(image)
+        if self._session is None:
+            raise ValueError("the engine is closed")
+        logits: np.ndarray = self._session.run([self._output], {self._input: image})[0]
+        return logits
+
+    def close(self) -> None:
+        """Drops the session, which joins its threads and frees its memory."""
+        self._session = None
+
+
+def open_engine(file: Path, threads: int) -> Engine:
+    """The graph `file` in a session of its own."""
+    return OrtEngine(file, threads)
+
+
+def version() -> str:
+    """The installed ONNX Runtime's version."""
+    return str(_import().__version__)
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package("onnxruntime", "ort") from error
+    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    return onnxruntime
+
+
+def _tensor(file: Path, role: str, tensors: list[Any]) -> tuple[str, tuple[int, ...]]:
+    """Name and static shape of the one float32 input or output."""
+    if len(tensors) != 1:
+        raise UserError(f"{file} has {len(tensors)} {role}s; an image model has one")
+    tensor = tensors[0]
+    if tensor.type != "tensor(float)" or not all(isinstance(size, int) for size in tensor.shape):
+        raise UserError(f"{file}: {role} {tensor.name!r} is {tensor.type} {tensor.shape}; it must be float32 of static shape")
+    return tensor.name, tuple(tensor.shape)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,119 @@
+"""Where a measurement was made: enough to tell whether two of them may be compared."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from edge_tprune import __version__
+
+_PACKAGES = ("numpy", "psutil", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "jetson-stats")
+
+#: ARM cores do not tell their name, only (implementer, part). Those of the boards we know, and of common arm64 hosts.
+_ARM_CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd83"): "Neoverse-V3AE",
+    ("0x4e", "0x003"): "Denver 2",
+    ("0x4e", "0x004"): "Carmel",
+}
+
+
+def environment(root: Path = Path("/")) -> dict[str, Any]:
+    """The environment record of a profile (keys in profiles/README.md). What the machine does not tell is None.
+
+    Args:
+        root: the directory that holds the system's `proc`, `sys` and `etc`.
+    """
+    return {
+        "hostname": socket.gethostname() or None,
+        "machine": platform.machine() or None,
+        "os": _os_name(root),
+        "kernel": _text(root / "proc/sys/kernel/osrelease") or platform.release() or None,
+        "python": platform.python_version(),
+        "cpu_model": _cpu_model(root),
+        "cpu_count": os.cpu_count(),
+        "cpu_count_physical": psutil.cpu_count(logical=False),
+        "cpu_governor": _governor(root),
+        "memory_total_bytes": psutil.virtual_memory().total,
+        "board_model": _text(root / "proc/device-tree/model"),
+        "board_compatible": _strings(root / "proc/device-tree/compatible"),
+        "l4t_release": _l4t(root),
+        "versions": {"edge-tprune": __version__, **{name: _package(name) for name in _PACKAGES}},
+    }
+
+
+def _os_name(root: Path) -> str | None:
+    for line in (_text(root / "etc/os-release") or "").splitlines():
+        key, _, value = line.partition("=")
+        if key == "PRETTY_NAME":
+            return value.strip("\"'")
+    return platform.system() or None
+
+
+def _cpu_model(root: Path) -> str | None:
+    """x86 names its model; ARM tells each core's part, and the kinds are listed once each."""
+    cores: list[str] = []
+    implementer = None
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name" and value:
+            cores.append(value)
+        elif key == "CPU implementer":
+            implementer = value
+        elif key == "CPU part" and implementer:
+            cores.append(_ARM_CORES.get((implementer, value), f"ARM implementer {implementer} part {value}"))
+    return " + ".join(dict.fromkeys(cores)) or None
+
+
+def _governor(root: Path) -> str | None:
+    """The frequency governor; where cores differ, all of them."""
+    files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
+    return ", ".join(sorted({text for file in files if (text := _text(file))})) or None
+
+
+def _l4t(root: Path) -> str | None:
+    """'36.4.0' from '# R36 (release), REVISION: 4.0, GCID: ...'; an unknown form is kept as it is."""
+    text = _text(root / "etc/nv_tegra_release")
+    if text is None:
+        return None
+    line = text.splitlines()[0].lstrip("# ")
+    release, _, rest = line.partition(",")
+    key, _, revision = rest.partition(",")[0].strip().partition(": ")
+    if release.startswith("R") and release.endswith(" (release)") and key == "REVISION" and revision:
+        return f"{release[1:].split()[0]}.{revision}"
+    return line
+
+
+def _strings(file: Path) -> list[str] | None:
+    """A device-tree property of several NUL-terminated strings."""
+    text = _text(file)
+    return text.split("\0") if text else None
+
+
+def _text(file: Path) -> str | None:
+    """A small file's text without the NULs and blanks around it; None where it is absent, unreadable or empty."""
+    try:
+        return file.read_bytes().decode(errors="replace").strip("\0 \t\r\n") or None
+    except OSError:
+        return None
+
+
+def _package(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,17 @@
+"""What a sensor reading means, so that tables, constraints and plots need no special cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One quantity that a source reads."""
+
+    name: str  #: ends with its unit: "memory_available_bytes"
+    unit: str  #: "bytes", "percent", "MHz", ...
+    better: Literal["lower", "higher"] | None  #: None where neither is
+    aggregation: Literal["mean", "min", "max", "increase"]  #: how a run's readings become one number; increase = last - first
+    help: str  #: one sentence for people

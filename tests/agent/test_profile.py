@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import gc
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edge_tprune.agent.profile as module
+from edge_tprune.agent.profile import CheckFailed, default_threads, profile
+from edge_tprune.agent.progress import Progress
+from edge_tprune.agent.record import SAMPLES, Run, read_run
+from edge_tprune.agent.summary import round_medians, summarize
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.errors import UserError
+from edge_tprune.runtime.engine import Engine
+from edge_tprune.runtime.engine import open_engine as open_real_engine
+from edge_tprune.telemetry.host import HostSource
+
+from .conftest import MakeBundle
+from .tiny_bundle import change_golden
+from .tiny_run import in_full_disk
+
+QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0}
+
+
+class Log(Progress):
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int]] = []
+        self.warnings: list[str] = []
+
+    def step(self, done: int, total: int, doing: str) -> None:
+        self.steps.append((done, total))
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_records_every_turn_whole(finished: Run) -> None:
+    assert re.fullmatch(r"\d{8}T\d{6}Z-tiny-chain-of-products-.+", finished.path.name)
+    assert (finished.end, finished.warnings) == ("complete", ())
+    assert len(finished.rounds) == 5 * 3
+    assert all(check.golden_ok for check in finished.checks.values())
+    for turn in finished.rounds:
+        assert len(turn.latency_ns) >= 10
+        assert turn.warmup_inferences >= 10
+        assert turn.start_ns[0] == 0
+        assert (turn.latency_ns > 0).all()
+        ends = turn.start_ns + turn.latency_ns
+        assert (turn.start_ns[1:] >= ends[:-1]).all()
+        assert ends[-1] >= 0.05e9 or len(ends) == 10
+        assert turn.load_ms > 0
+
+
+def test_sensors_are_never_read_while_timing(finished: Run) -> None:
+    assert len(finished.readings) == len(finished.rounds) + 1
+    assert {metric.name for metric in HostSource.metrics} == set(finished.readings[0].values)
+    for turn in finished.rounds:
+        end_ns = turn.t_ns + turn.start_ns[-1] + turn.latency_ns[-1]
+        assert not [reading for reading in finished.readings if turn.t_ns - reading.read_ns < reading.t_ns < end_ns]
+
+
+def test_every_round_is_a_permutation_that_the_seed_decides(bundle: Bundle, finished: Run, tmp_path: Path) -> None:
+    order = finished.info["plan"]["order"]
+    assert all(sorted(names) == sorted(finished.budgets) for names in order)
+    assert len({tuple(names) for names in order}) > 1
+    assert [[turn.budget for turn in finished.rounds if turn.round == number] for number in range(5)] == order
+    assert [turn.position for turn in finished.rounds] == [0, 1, 2] * 5
+    orders = {}
+    for seed in (3, 4):
+        run = read_run(profile(bundle, tmp_path, **{**QUICK, "rounds": 5}, seed=seed))
+        orders[seed] = run.info["plan"]["order"]
+    assert orders[3] == order
+    assert orders[4] != order
+
+
+def test_the_smaller_graph_is_faster_in_every_round(finished: Run) -> None:
+    summary = summarize(finished)["budgets"]
+    assert summary["small"]["latency_ms"]["p50"] * 3 < summary["big"]["latency_ms"]["p50"]
+    medians = round_medians(finished)
+    assert all(medians["small"][number] < medians["big"][number] for number in range(5))
+
+
+def test_says_what_ran_and_where(bundle: Bundle, finished: Run) -> None:
+    info = finished.info
+    assert info["bundle"]["fingerprint"] == bundle.manifest["fingerprint"]
+    assert [budget["name"] for budget in info["budgets"]] == ["big", "middle", "small"]
+    assert [budget["accuracy"] for budget in info["budgets"]] == [None, None, {"top1_percent": 50.0}]
+    assert info["budgets"][0]["artifact"]["sha256"] == bundle.budget("big").artifacts[0].sha256
+    assert info["plan"]["threads"] == 1
+    assert info["environment"]["versions"]["onnxruntime"]
+
+
+def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[weakref.ref[Any]] = []
+    collecting: list[bool] = []
+    real_open, real_time = open_real_engine, module._time
+
+    def open_engine(file: Path, runtime: str, *, threads: int) -> Engine:
+        assert not [session for session in sessions if session() is not None], "two engines at once"
+        engine = real_open(file, runtime, threads=threads)
+        sessions.append(weakref.ref(engine._session))  # type: ignore[attr-defined]
+        return engine
+
+    def timed(run: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], seconds: float) -> tuple[list[int], list[int]]:
+        collecting.append(gc.isenabled())
+        return real_time(run, images, seconds)
+
+    monkeypatch.setattr(module, "open_engine", open_engine)
+    monkeypatch.setattr(module, "_time", timed)
+    profile(bundle, tmp_path, **QUICK)
+    assert len(sessions) == 6
+    assert not [session for session in sessions if session() is not None]
+    assert collecting == [False] * 6
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    path = make_bundle({"good": (1, 16), "wrong": (1, 16), "broken": (1, 16)})
+    change_golden(path, "wrong", 0.25)
+    bundle = Bundle.open(path)
+    (path / "onnx/broken.onnx").write_bytes(b"broken")
+    log = Log()
+    with pytest.raises(CheckFailed, match=r"budget wrong: its golden outputs are off by 0\.25") as failed:
+        profile(bundle, tmp_path / "out", **QUICK, progress=log)
+    assert set(failed.value.failures) == {"wrong", "broken"}
+    assert [re.split(" failed", warning)[0] for warning in log.warnings] == ["budget wrong", "budget broken"]
+    assert log.steps[-1] == (3 + 2, 3 + 2)
+    run = read_run(failed.value.path)
+    assert (run.end, {turn.budget for turn in run.rounds}) == ("complete", {"good"})
+    assert [warning.split(":")[0] for warning in run.warnings] == ["budget wrong was not timed", "budget broken was not timed"]
+    summary = summarize(run)["budgets"]
+    assert summary["wrong"]["latency_ms"]["p50"] is None
+    assert (summary["wrong"]["golden_ok"], summary["good"]["golden_ok"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budgets": ["smal"]}, "Did you mean small"),
+        ({"budgets": []}, "no budget"),
+        ({"threads": 0}, "threads must be 1 or more, not 0"),
+        ({"rounds": 0}, "rounds must be 1 or more, not 0"),
+        ({"seconds_per_round": float("inf")}, "seconds per round"),
+        ({"warmup_seconds": -1.0}, "warm-up seconds"),
+        ({"runtime": "onnx"}, "Did you mean onnxruntime"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(bundle: Bundle, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        profile(bundle, tmp_path / "out", **{**QUICK, **settings})
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_chosen_budgets_also_outside_the_main_thread(bundle: Bundle, tmp_path: Path) -> None:
+    paths: list[Path] = []
+    thread = threading.Thread(target=lambda: paths.append(profile(bundle, tmp_path, **QUICK, budgets=["small", "small"])))
+    thread.start()
+    thread.join()
+    assert read_run(paths[0]).budgets == ["small"]
+    assert len(read_run(paths[0]).rounds) == 2
+
+
+def test_default_threads_respect_the_affinity() -> None:
+    assert 1 <= default_threads() <= (os.cpu_count() or 1)
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from edge_tprune.agent.profile import default_threads; print(default_threads())"
+    )
+    if hasattr(os, "sched_setaffinity"):
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+ENDLESS = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from edge_tprune.agent.profile import Interrupted, profile
+from edge_tprune.build.bundle import Bundle
+settings = dict(threads=1, rounds=10_000, seconds_per_round=0.01, warmup_seconds=0.0, budgets=["middle", "small"])
+try:
+    profile(Bundle.open(sys.argv[1]), Path(sys.argv[2]), **settings)
+except Interrupted as interrupted:
+    print(interrupted)
+    sys.exit(130)
+"""
+
+
+def start(bundle_path: Path, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", ENDLESS, str(bundle_path), str(out)], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_turns(child: subprocess.Popen[str], out: Path, count: int) -> Path:
+    while child.poll() is None:
+        for file in out.glob(f"[0-9]*/{SAMPLES}"):
+            if file.read_bytes().count(b'"kind":"round"') >= count:
+                return file.parent
+        time.sleep(0.005)
+    raise AssertionError(f"ended with {child.returncode} before it measured")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_it_measured(bundle_path: Path, tmp_path: Path, signal_number: int) -> None:
+    child = start(bundle_path, tmp_path)
+    path = wait_for_turns(child, tmp_path, 3)
+    child.send_signal(signal_number)
+    said, _ = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert str(path) in said
+    run = read_run(path)
+    assert run.end == "interrupted"
+    assert any("was interrupted" in warning for warning in run.warnings)
+    assert len(run.rounds) >= 3
+    assert sorted(file.name for file in path.iterdir()) == ["run.json", "samples.jsonl", "summary.json"]
+
+
+def test_kill_9_at_any_moment_leaves_only_readable_runs(bundle_path: Path, tmp_path: Path) -> None:
+    moments = random.Random(1)
+    children = [start(bundle_path, tmp_path / str(index)) for index in range(3)]
+    wait_for_turns(children[0], tmp_path / "0", 1)
+    for index, child in enumerate(children):
+        time.sleep(moments.uniform(0, 0.3))
+        child.kill()
+        child.communicate()
+        for path in (tmp_path / str(index)).glob("[0-9]*"):
+            run = read_run(path)
+            assert run.end is None
+            assert all(len(turn.latency_ns) >= 10 for turn in run.rounds)
+    assert read_run(next((tmp_path / "0").glob("[0-9]*"))).rounds
+
+
+FULL = """
+import sys
+from pathlib import Path
+from edge_tprune.agent.profile import profile
+from edge_tprune.agent.record import read_run
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.errors import UserError
+out = Path(sys.argv[2])
+settings = dict(threads=1, rounds=200, seconds_per_round=0.02, warmup_seconds=0.0, budgets=["small"])
+try:
+    profile(Bundle.open(sys.argv[1]), out, **settings)
+except UserError as error:
+    print(error)
+run = read_run(next(out.glob("[0-9]*")))
+assert run.rounds
+assert [turn.round for turn in run.rounds] == list(range(len(run.rounds)))
+assert run.end in ("failed", None), run.end
+assert "cut short" not in str(run.warnings), run.warnings
+"""
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_clear_line(bundle_path: Path, tmp_path: Path) -> None:
+    done = in_full_disk(FULL, str(bundle_path), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no space left while writing")
+    assert len(done.stdout.splitlines()) == 1

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import io
+import threading
+
+from rich.console import Console
+
+from edge_tprune.agent.progress import TerminalProgress
+
+
+def test_nothing_but_warnings_where_nobody_watches() -> None:
+    text = io.StringIO()
+    with TerminalProgress(Console(file=text)) as progress:
+        progress.step(1, 4, "round 1")
+        progress.warn("budget [0.5] failed")
+    assert text.getvalue() == "budget [0.5] failed\n"
+
+
+def test_a_bar_with_time_left_on_a_terminal_and_no_thread_that_draws_while_timing() -> None:
+    text = io.StringIO()
+    threads = threading.active_count()
+    with TerminalProgress(Console(file=text, force_terminal=True, width=100)) as progress:
+        progress.step(1, 4, "round 1 of 2, budget [0.5]")
+        assert threading.active_count() == threads
+        assert "1/4" in text.getvalue()
+        assert ":--" in text.getvalue()
+        assert "round 1 of 2, budget [0.5]" in text.getvalue()
