@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge_tprune.analysis.metrics import METRICS, MISSING, Metric
-from edge_tprune.analysis.table import Group, Profile, Row, Rows, differences
+from edge_tprune.analysis.table import NOT_EVALUATED, UNKNOWN, Group, Profile, Row, Rows, differences
 
 FORMAT = "edge-tprune-comparison"
 VERSION = 1
@@ -102,7 +102,7 @@ def title(group: Group) -> str:
     parts = [
         words.get(label, "{}").format(group.conditions[label])
         for label in _CONDITIONS_IN_TITLE
-        if group.conditions.get(label, "unknown") not in ("unknown", "not evaluated")
+        if group.conditions.get(label, UNKNOWN) not in (UNKNOWN, NOT_EVALUATED)
     ]
     methods = {row.method for row in group.rows}
     return " · ".join([*(methods if len(methods) == 1 else []), *parts])

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.statistics import Interval
 
 MISSING = "–"  # what a table shows for a value nobody measured; never 0
@@ -96,14 +95,3 @@ _ALL = (
 )
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
-
-
-def metric(name: str) -> Metric:
-    """The metric called `name`.
-
-    Raises:
-        UserError: there is none; near matches are named.
-    """
-    if name not in METRICS:
-        raise UserError(f"no metric {name!r} (there are: {', '.join(METRICS)}).{did_you_mean(name, METRICS)}")
-    return METRICS[name]

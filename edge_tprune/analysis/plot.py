@@ -106,7 +106,8 @@ def latency_accuracy_figure(rows: Sequence[Row], chosen: Row | None = None) -> F
                 colour = COLOURS[index % len(COLOURS)]
                 axes.plot([], [], marker=_MARKERS[index % len(_MARKERS)], linestyle="none", color=colour, label=method)
         axes.margins(0.1, 0.14)
-        axes.legend(loc="lower right")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower right")
     return figure
 
 

@@ -12,7 +12,7 @@ from edge_tprune import __version__
 from edge_tprune.analysis import plot
 from edge_tprune.analysis.compare import columns, describe_differences, missing, title
 from edge_tprune.analysis.select import Choice, NothingFits, choose_each, label, margin_text
-from edge_tprune.analysis.table import Group, Profile, Row, Rows, clean, load_rows
+from edge_tprune.analysis.table import NOT_EVALUATED, Group, Profile, Row, Rows, clean, load_rows
 from edge_tprune.errors import missing_package
 from edge_tprune.files import write_text
 
@@ -187,8 +187,8 @@ def _caveats(rows: Rows, answers: Sequence[tuple[Group, Choice | NothingFits]]) 
         if absent:
             found.append(f"not measured: {', '.join(absent)}")
         found += [f"{row.name} is not to be used: {row.unfit}" for row in group.rows if row.unfit]
-        data = group.conditions.get("eval data", "not evaluated")
-        if data != "not evaluated":
+        data = group.conditions.get("eval data", NOT_EVALUATED)
+        if data != NOT_EVALUATED:
             found.append(f"Accuracy was measured on {data}. Its interval covers the choice of images, not other kinds.")
     found.append(
         "Latency intervals cover what changed from round to round within a run. Another machine, power mode or temperature is "

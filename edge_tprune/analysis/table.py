@@ -16,6 +16,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval, mean_interval, paired_speedup
 
 UNKNOWN = "unknown"
+NOT_EVALUATED = "not evaluated"
 QUANTILES = tuple(float(q) for q in np.linspace(0, 1, 201))  #: where `Row.latency_quantiles_ms` samples the distribution
 
 
@@ -245,7 +246,7 @@ def _rows(run: Run) -> list[Row]:
                 latency_quantiles_ms=_quantiles(run, name),
                 inferences=summarized["inferences"],
                 rounds=summarized["rounds"],
-                conditions={**shared, "precision": clean(entry["artifact"]["precision"]), "eval data": data[name]},
+                conditions={**shared, "precision": clean(entry["artifact"]["precision"]), **data[name]},
                 unfit="its outputs failed the check on that machine" if check is not None and not check.golden_ok else None,
             )
         )
@@ -276,20 +277,26 @@ def _conditions(info: Mapping[str, Any]) -> dict[str, str]:
     return {label: UNKNOWN if value is None else clean(value) for label, value in known.items()}
 
 
-def _eval_data(budgets: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _eval_data(budgets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """Per budget: the images its accuracy comes from. A budget that was not evaluated goes along with the others of its run."""
     own = {entry["name"]: _describe_data(entry["accuracy"]) for entry in budgets}
-    others = {text for text in own.values() if text is not None}
-    default = others.pop() if len(others) == 1 else "not evaluated"
-    return {name: text or default for name, text in own.items()}
+    evaluated = [data for data in own.values() if data is not None]
+    agreed = bool(evaluated) and all(data == evaluated[0] for data in evaluated)
+    default = evaluated[0] if agreed else {"eval data": NOT_EVALUATED, "eval data hash": NOT_EVALUATED}
+    return {name: data or default for name, data in own.items()}
 
 
-def _describe_data(accuracy: Mapping[str, Any] | None) -> str | None:
+def _describe_data(accuracy: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Its name with the number of images, and its hash where that was recorded."""
     if accuracy is None:
         return None
-    data, images = accuracy.get("data"), accuracy.get("images")
-    text = data if isinstance(data, str) else UNKNOWN if data is None else json.dumps(data, sort_keys=True)
-    return clean(text if images is None else f"{text}, {images} images")
+    data = accuracy.get("data")
+    record: Mapping[str, Any] = data if isinstance(data, Mapping) else {"name": data}
+    name, images = record.get("name") or UNKNOWN, record.get("images", accuracy.get("images"))
+    return {
+        "eval data": clean(name if images is None else f"{name}, {images} images"),
+        "eval data hash": clean(record.get("sha256") or UNKNOWN)[:12],
+    }
 
 
 def _accuracy(accuracy: Mapping[str, Any] | None, unpruned: bool) -> tuple[dict[str, float | None], dict[str, Interval]]:

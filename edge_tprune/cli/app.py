@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -192,3 +192,94 @@ def profile(
             progress=progress,
         )
     print_json({"profile": str(path)}) if json else print(path)
+
+
+@app.command(epilog="Examples: edge-tprune compare profiles/RUN · edge-tprune compare profiles --json · edge-tprune compare profiles --markdown")
+def compare(
+    profiles: ProfilesArgument,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, for a README.")] = False,
+    json: Json = False,
+) -> None:
+    """Show one row per budget: tokens, MACs, accuracy, latency, throughput, memory, speed-up with its uncertainty."""
+    from edge_tprune.analysis.compare import render, to_document
+    from edge_tprune.analysis.report import markdown_table
+    from edge_tprune.analysis.table import load_rows
+
+    rows = load_rows(profiles)
+    if json:
+        print_json(to_document(rows))
+    elif markdown:
+        print(markdown_table(rows), end="")
+    else:
+        render(rows, out())
+
+
+MaxP50 = Annotated[Optional[float], typer.Option(help="Median latency, ms.")]
+MaxP95 = Annotated[Optional[float], typer.Option(help="95th percentile of latency, ms.")]
+MaxDrop = Annotated[Optional[float], typer.Option(help="Points of top-1 it may lose against the unpruned model.")]
+MinAgreement = Annotated[Optional[float], typer.Option(help="Per cent of images on which it agrees with the unpruned model.")]
+MinFps = Annotated[Optional[float], typer.Option(help="Images per second.")]
+MaxMemory = Annotated[Optional[float], typer.Option(help="Peak memory, MB (10^6 bytes).")]
+Minimize = Annotated[
+    Optional[str], typer.Option("--optimize", "--minimize", "--maximize", help="latency, p95, throughput, accuracy, memory or macs.")
+]
+
+
+@app.command(
+    epilog="Examples: edge-tprune select profiles/RUN · edge-tprune select profiles/RUN --max-p95-ms 8 --max-top1-drop 1 --minimize latency · "
+    "edge-tprune select profiles/RUN --min-fps 60 --maximize accuracy"
+)
+def select(
+    profiles: ProfilesArgument,
+    max_p50_ms: MaxP50 = None,
+    max_p95_ms: MaxP95 = None,
+    max_top1_drop: MaxDrop = None,
+    min_agreement: MinAgreement = None,
+    min_fps: MinFps = None,
+    max_peak_memory_mb: MaxMemory = None,
+    objective: Minimize = None,
+    force: Annotated[bool, typer.Option("--force", help="Choose among rows that should not be compared, and say so.")] = False,
+    json: Json = False,
+) -> None:
+    """Choose a budget under constraints, with the reason, the room it leaves and the runner-up. Exit code 1: nothing fits."""
+    from edge_tprune.analysis.select import NothingFits, choose, render_choice
+    from edge_tprune.analysis.table import load_rows
+
+    limits = {
+        "max_p50_ms": max_p50_ms,
+        "max_p95_ms": max_p95_ms,
+        "max_top1_drop": max_top1_drop,
+        "min_agreement": min_agreement,
+        "min_fps": min_fps,
+        "max_peak_memory_mb": max_peak_memory_mb,
+    }
+    try:
+        choice = choose(load_rows(profiles), limits, objective, force)
+    except NothingFits as no:
+        if json:
+            print_json(no.to_document())
+        raise
+    if json:
+        print_json(choice.to_document())
+    else:
+        render_choice(choice, out())
+
+
+@app.command(epilog="Examples: edge-tprune report profiles/RUN --out report.html · edge-tprune report profiles/RUN --picture --max-top1-drop 2")
+def report(
+    profiles: ProfilesArgument,
+    page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
+    picture: Annotated[bool, typer.Option("--picture", help="Also write accuracy against latency as an SVG beside it.")] = False,
+    max_p95_ms: MaxP95 = None,
+    max_top1_drop: MaxDrop = None,
+    min_fps: MinFps = None,
+    max_peak_memory_mb: MaxMemory = None,
+    objective: Minimize = None,
+    json: Json = False,
+) -> None:
+    """Write one self-contained HTML page: the answer, the table, the plots, the environment, how to reproduce."""
+    from edge_tprune.analysis.report import write_report
+
+    limits = {"max_p95_ms": max_p95_ms, "max_top1_drop": max_top1_drop, "min_fps": min_fps, "max_peak_memory_mb": max_peak_memory_mb}
+    written = write_report(profiles, page, constraints=limits, objective=objective, picture=picture)
+    print_json({"report": str(written), "picture": str(written.with_suffix(".svg")) if picture else None}) if json else print(written)

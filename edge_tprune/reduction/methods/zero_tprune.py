@@ -91,7 +91,7 @@ class ZeroTPrune(Reducer):
         score = _vote(attention, self.start[None, None])
         if self.duplicates:
             alive = self._without_duplicates(score, evidence.keys.float())
-            importance = self._page_rank(attention, alive) * alive
+            importance = self._page_rank(attention, alive)
         else:
             importance = self._page_rank(attention, None, score)
         return gather_tokens(x, top(importance + self.bonus, self.stage.tokens_out))
@@ -120,8 +120,8 @@ class ZeroTPrune(Reducer):
                 if self.renormalise:
                     ballot = ballot / (attention @ alive[:, None, :, None])[..., 0].clamp_min(1e-6)
             ballot = _vote(attention, ballot)
-        if alive is not None and self.head_filter:
-            ballot = ballot * alive[:, None]  # the variance is that of the survivors
+        if alive is not None:
+            ballot = ballot * alive[:, None]  # what the dropped received is no part of any head's mean; they rank last with 0
         return self._across_heads(ballot, alive)
 
     def _across_heads(self, score: Tensor, alive: Tensor | None) -> Tensor:

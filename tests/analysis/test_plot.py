@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from edge_tprune.analysis import plot
+from edge_tprune.analysis.select import choose
+from edge_tprune.analysis.table import load_rows
+from edge_tprune.errors import UserError
+
+FIGURES = [plot.latency_accuracy_figure, plot.tokens_figure, plot.latency_figure]
+
+
+@pytest.fixture(scope="module")
+def rows(profile_dir):
+    return load_rows(profile_dir)
+
+
+def _texts(figure):
+    import matplotlib.text
+
+    figure.draw_without_rendering()
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def test_budgets_latency_and_accuracy_are_where_they_belong(rows):
+    figure = plot.latency_accuracy_figure(rows, choose(rows).row)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "p50 latency (ms)"
+    assert axes.get_ylabel() == "top-1 (%)"
+    texts = _texts(figure)
+    for name in ("1.0 (unpruned)", "0.9", "0.8", "0.65", "0.5", "Pareto front"):
+        assert name in texts
+    points = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if len(line.get_xdata()) == 1}
+    assert {(row.value("p50_ms"), row.value("top1_percent")) for row in rows} <= points
+
+
+def test_without_labels_agreement_and_without_accuracy_macs(profiles):
+    agreement = [profiles.row("a", p50_ms=1.0, agreement_percent=99.0, macs_share_percent=50.0)]
+    assert plot.latency_accuracy_figure(agreement).axes[0].get_ylabel().startswith("agreement")
+    nothing = [profiles.row("a", p50_ms=1.0, macs_share_percent=50.0)]
+    assert plot.latency_accuracy_figure(nothing).axes[0].get_ylabel() == "share of the unpruned MACs (%)"
+
+
+def test_tokens_step_down_after_their_blocks(rows):
+    (axes,) = plot.tokens_figure(rows).axes
+    line = axes.lines[3]
+    assert list(line.get_xdata()) == list(range(13))
+    assert list(line.get_ydata()) == [197, *rows[3].schedule]
+    assert axes.get_ylim()[0] == 0
+
+
+def test_distributions_rise_to_all(rows):
+    (axes,) = plot.latency_figure(rows).axes
+    for line in axes.lines[: len(rows)]:
+        assert list(line.get_xdata()) == sorted(line.get_xdata())
+        assert line.get_ydata()[-1] == 100
+
+
+def test_nothing_measured_is_said(profiles):
+    for draw in (plot.latency_accuracy_figure, plot.latency_figure):
+        with pytest.raises(UserError, match="nothing to draw"):
+            draw([profiles.row("a")])
+
+
+def test_several_methods_have_colours_of_their_own(profiles, tmp_path):
+    profiles.write(tmp_path / "a")
+    profiles.write(tmp_path / "b", profiles.info("evit"))
+    both = load_rows(tmp_path)
+    texts = _texts(plot.latency_accuracy_figure(both))
+    assert {"evit", "zero_tprune"} <= set(texts)
+    assert "evit 0.5" in _texts(plot.tokens_figure(both))
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_saved_whole_and_the_same_each_time(draw, rows, tmp_path):
+    first, second = plot.save(draw(rows), tmp_path / "a.svg"), plot.save(draw(rows), tmp_path / "b.svg")
+    assert first.read_bytes() == second.read_bytes()
+    assert b"<dc:date>" not in first.read_bytes()
+    ElementTree.fromstring(first.read_bytes())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg"]
+
+
+def test_png_too(rows, tmp_path):
+    path = plot.save(plot.tokens_figure(rows), tmp_path / "new" / "tokens.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_kinds_are_refused(rows, tmp_path):
+    with pytest.raises(UserError, match=r"must end in \.svg or \.png"):
+        plot.save(plot.tokens_figure(rows), tmp_path / "tokens.gif")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_inline_svg_takes_the_page_s_colours_and_keeps_to_itself(draw, rows):
+    one, two = plot.inline_svg(draw(rows), 'a "title" <b>', "one"), plot.inline_svg(draw(rows), "t", "two")
+    root = ElementTree.fromstring(one)
+    assert root.get("aria-label") == 'a "title" <b>'
+    assert root.get("width") is None
+    assert root.get("viewBox")
+    assert "var(--ink" in one
+    assert plot.INK not in one.replace(f"var(--ink, {plot.INK})", "")
+    ids = [{element.get("id") for element in ElementTree.fromstring(text).iter() if element.get("id")} for text in (one, two)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for reference in (element.get("{http://www.w3.org/1999/xlink}href") for element in root.iter()):
+        assert reference is None or reference.removeprefix("#") in ids[0]
+
+
+def test_names_are_text_not_markup_or_mathematics(profiles):
+    hostile = ["$\\frac{", "<script>x</script>", "$a$", "a & b"]
+    rows = [profiles.row(name, p50_ms=1.0 + index, top1_percent=90.0 + index) for index, name in enumerate(hostile)]
+    svg = plot.inline_svg(plot.latency_accuracy_figure(rows), "t", "p")
+    assert "<script" not in svg
+    ElementTree.fromstring(svg)
+
+
+def test_pyplot_and_global_settings_stay_untouched(profile_dir):
+    code = (
+        "import sys; from pathlib import Path; import matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from edge_tprune.analysis import plot, table\n"
+        f"plot.save(plot.tokens_figure(table.load_rows({str(profile_dir)!r})), Path(sys.argv[1]))\n"
+        "assert matplotlib.rcParams.copy() == before; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(profile_dir.parent / "x.svg")], check=True)
+
+
+def test_without_matplotlib_the_error_says_what_to_install(profile_dir):
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from edge_tprune.analysis import plot, table\n"
+        "from edge_tprune.errors import UserError\n"
+        f"rows = table.load_rows({str(profile_dir)!r})\n"
+        "try: plot.tokens_figure(rows)\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "edge-tprune[host]" in done.stdout

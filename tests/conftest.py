@@ -1,0 +1,29 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory with real weights and images, or a skip that says where it was looked for."""
+    named = os.environ.get("EDGE_TPRUNE_TEST_DATA")
+    path = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    if not (path / "weights").is_dir():
+        pytest.skip(f"no test weights and images at {path} (set EDGE_TPRUNE_TEST_DATA)")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_per_worker() -> Iterator[None]:
+    """Tests run in parallel: more than one torch thread each only makes them fight."""
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    yield

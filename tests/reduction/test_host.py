@@ -1,0 +1,190 @@
+"""The hosting forward pass: exact where nothing is removed, and faithful to the schedule where something is."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+
+import edge_tprune
+from edge_tprune.errors import UserError
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import explicit_attention
+from edge_tprune.reduction.registry import Evidence, Reducer, Stage
+
+METHODS = sorted(registry.methods())
+
+
+def usable(method: str, model: VisionTransformer) -> bool:
+    return model.has_class_token or not registry.method(method).needs_class_token
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_removing_nothing_equals_the_model(method: str, any_vit: VisionTransformer, images: torch.Tensor) -> None:
+    if not usable(method, any_vit):
+        with pytest.raises(UserError, match=rf"{method}.*has no class token"):
+            edge_tprune.prune(any_vit, method=method, budget=1.0)
+        return
+    hosted = edge_tprune.prune(any_vit, method=method, budget=1.0)
+    torch.testing.assert_close(hosted(images), any_vit(images), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
+def test_every_model_runs_the_schedule_image_by_image(method: str, any_vit: VisionTransformer, images: torch.Tensor) -> None:
+    """The realised counts are the schedule's, whatever the model, and an image's logits do not depend on its batch."""
+    if not usable(method, any_vit):
+        return
+    prefix = any_vit.num_prefix_tokens
+    schedule = [prefix + n for n in (16, 11, 11, 5)]
+    hosted = edge_tprune.prune(any_vit, method=method, schedule=schedule)
+    seen: list[int] = []
+    for block in any_vit.blocks:
+        block.mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    together = hosted(images)
+    assert seen == schedule == list(hosted.schedule)
+    alone = torch.cat([hosted(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(hosted(images.flip(0)).flip(0), together, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
+def test_any_subset_of_blocks(method: str, vit: VisionTransformer, images: torch.Tensor) -> None:
+    for schedule in ([12, 9, 6, 3], [17, 17, 17, 2], [2, 2, 2, 2], [16, 16, 15, 15]):
+        assert edge_tprune.prune(vit, method=method, schedule=schedule)(images).isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["evit", "zero_tprune"])
+def test_explicit_attention_gives_the_same_logits(method: str, any_vit: VisionTransformer, images: torch.Tensor) -> None:
+    if not usable(method, any_vit):
+        return
+    hosted = edge_tprune.prune(any_vit, method=method, budget=0.6, blocks=[2, 3])
+    fused = hosted(images)
+    hosted.attention = explicit_attention
+    torch.testing.assert_close(hosted(images), fused, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_given_model_stays_as_it_was(vit: VisionTransformer, images: torch.Tensor) -> None:
+    before, names = vit(images), list(vit.state_dict())
+    pruned = edge_tprune.prune(vit, method="evit", budget=0.6, blocks=[2])
+    pruned(images)
+    assert torch.equal(vit(images), before)
+    assert list(vit.state_dict()) == names
+    shared = {p.data_ptr() for p in vit.parameters()}
+    assert {p.data_ptr() for p in pruned.parameters()} == shared, "parameters are shared, not copied"
+
+
+@pytest.mark.parametrize("method", ["evit", "zero_tprune"])
+def test_gradients_flow_for_fine_tuning(method: str, vit: VisionTransformer, images: torch.Tensor) -> None:
+    pruned = edge_tprune.prune(vit, method=method, budget=0.6, blocks=[2, 3]).train()
+    pruned(images).square().mean().backward()
+    gradients = [p.grad for p in vit.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert all(g.abs().sum() > 0 for name, g in zip(dict(vit.named_parameters()), gradients) if "mlp.fc1.weight" in name)
+
+
+@torch.no_grad()
+def test_half_precision(vit: VisionTransformer, images: torch.Tensor) -> None:
+    exact = edge_tprune.prune(vit, method="zero_tprune", budget=0.7, blocks=[2])(images)
+    half = edge_tprune.prune(vit.to(torch.bfloat16), method="zero_tprune", budget=0.7, blocks=[2])(images.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).abs().max() < 0.5 * exact.abs().max()
+
+
+def test_blocks_that_need_no_map_stay_fused(vit: VisionTransformer, images: torch.Tensor) -> None:
+    """Only a reducer that asks for the full map makes its own block, and no other, compute one."""
+    for method, maps in (("evit", 0), ("slice", 0), ("zero_tprune", 1)):
+        asked: list[bool] = []
+
+        def watch(q, k, v, heads, scale, want_map, asked=asked):  # type: ignore[no-untyped-def]
+            asked.append(want_map)
+            return explicit_attention(q, k, v, heads, scale, want_map)
+
+        pruned = edge_tprune.prune(vit, method=method, schedule=[17, 9, 9, 9])
+        pruned.attention = watch
+        pruned(images)
+        assert asked == [False, bool(maps), False, False]
+
+
+def test_class_row_is_the_row_of_the_full_map(vit: VisionTransformer, images: torch.Tensor) -> None:
+    seen: list[Evidence] = []
+
+    class Spy(Reducer):
+        name, paper = "spy", "test"
+        needs = frozenset(registry.EVIDENCE)
+
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+            seen.append(evidence)
+            return x[:, : self.stage.tokens_out]
+
+    from edge_tprune.reduction.host import PrunedViT
+
+    PrunedViT(vit, Spy, (17, 9, 9, 9), {})(images)
+    (evidence,) = seen
+    assert evidence.attention is not None
+    assert evidence.class_row is not None
+    assert evidence.keys is not None
+    assert evidence.values is not None
+    torch.testing.assert_close(evidence.class_row, evidence.attention[:, :, 0])
+    torch.testing.assert_close(evidence.attention.sum(-1), torch.ones(3, 3, 17))
+    assert evidence.keys.shape == evidence.values.shape == (3, 17, 3, 8)
+
+
+def test_macs(vit: VisionTransformer) -> None:
+    small = timm.create_model("deit_small_patch16_224")
+    assert round(edge_tprune.macs(small) / 1e9, 2) == 4.60
+    pruned = edge_tprune.prune(small, method="evit", budget=0.65)
+    assert edge_tprune.macs(pruned) / edge_tprune.macs(small) == pytest.approx(0.65, rel=0.01)
+    assert edge_tprune.macs(edge_tprune.prune(vit, method="none", budget=1.0)) == edge_tprune.macs(vit)
+
+
+def test_macs_equal_what_pytorch_counts(vit: VisionTransformer, images: torch.Tensor) -> None:
+    """PyTorch's own counter of matrix products (2 FLOPs a MAC) sees the same network."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    pruned = edge_tprune.prune(vit, method="slice", schedule=[17, 9, 9, 5])
+    pruned.attention = explicit_attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        pruned(images[:1])
+    assert counter.get_total_flops() == 2 * edge_tprune.macs(pruned)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("resnet18", "is a ResNet, not a timm VisionTransformer"),
+        ("swin_tiny_patch4_window7_224", "not a timm VisionTransformer"),
+    ],
+)
+def test_other_networks_are_refused(name: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        edge_tprune.prune(timm.create_model(name), method="evit", budget=0.5)
+
+
+def test_unusual_blocks_are_refused() -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, block_fn=ParallelScalingBlock)
+    with pytest.raises(UserError, match="block 1 is a ParallelScalingBlock"):
+        edge_tprune.prune(model, method="evit", budget=0.9)
+
+
+def test_images_of_any_size_are_refused() -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, dynamic_img_size=True)
+    with pytest.raises(UserError, match="dynamic_img_size"):
+        edge_tprune.prune(model, method="evit", budget=0.9)
+
+
+def test_budget_and_schedule_exclude_each_other(vit: VisionTransformer) -> None:
+    with pytest.raises(UserError, match="either a budget"):
+        edge_tprune.prune(vit, budget=0.5, schedule=[17, 9, 9, 9])
+    with pytest.raises(UserError, match="either a budget"):
+        edge_tprune.prune(vit)
+
+
+def test_stage_knows_where_it_sits(vit: VisionTransformer) -> None:
+    reducer = edge_tprune.prune(vit, method="evit", schedule=[17, 9, 9, 5]).reducers["4"]
+    assert reducer.stage == Stage(4, 4, 9, 5, 1, True)

@@ -1,0 +1,83 @@
+"""The list of methods, and adding one's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import edge_tprune
+from edge_tprune.errors import UserError
+from edge_tprune.reduction import Evidence, Reducer, register, registry
+
+
+def test_every_method_names_its_paper_and_documents_itself() -> None:
+    for name, method in registry.methods().items():
+        assert method.name == name
+        assert method.paper
+        assert method.__doc__
+        assert method.needs <= registry.EVIDENCE.keys()
+        module = __import__(method.__module__, fromlist=["x"])
+        assert f"`{name}`" in (module.__doc__ or ""), "the file of a method says what it computes"
+        for option in registry.options(method):
+            assert f"{option}:" in method.__doc__, f"option {option} of {name} is not documented"
+
+
+def test_adding_a_method_takes_one_decorated_class(vit: VisionTransformer, images: torch.Tensor) -> None:
+    @register
+    class KeepLast(Reducer):
+        """Keeps the class token and the last tokens."""
+
+        name, paper = "keep_last_of_test", "none"
+
+        def __init__(self, stage: registry.Stage, *, reverse: bool = False) -> None:
+            super().__init__(stage)
+            self.reverse = reverse
+
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+            kept = x[:, -(self.stage.tokens_out - 1) :]
+            return torch.cat([x[:, :1], kept.flip(1) if self.reverse else kept], 1)
+
+    try:
+        plain = edge_tprune.prune(vit, method="keep_last_of_test", schedule=[17, 9, 9, 5])(images)
+        flipped = edge_tprune.prune(vit, method="keep_last_of_test", schedule=[17, 9, 9, 9], reverse=True)(images)
+        assert plain.shape == flipped.shape == (3, 7)
+        assert registry.parse_options(registry.method("keep_last_of_test"), {"reverse": "yes"}) == {"reverse": True}
+    finally:
+        registry._METHODS.pop("keep_last_of_test")
+
+
+def test_a_taken_name_is_refused() -> None:
+    with pytest.raises(TypeError, match="taken"):
+
+        @register
+        class Other(Reducer):
+            name, paper = "evit", "none"
+
+            def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+                return x
+
+
+def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
+    with pytest.raises(UserError, match=r"no method 'evitt'\. Did you mean evit"):
+        edge_tprune.prune(vit, method="evitt", budget=0.5)
+    with pytest.raises(UserError, match=r"no option 'fusee'\. Did you mean fuse"):
+        edge_tprune.prune(vit, method="evit", budget=0.8, fusee=True)
+    with pytest.raises(UserError, match="votes='many' is not a int"):
+        registry.parse_options(registry.method("zero_tprune"), {"votes": "many"})
+    with pytest.raises(UserError, match="fuse='perhaps' is not a bool"):
+        registry.parse_options(registry.method("evit"), {"fuse": "perhaps"})
+
+
+def test_option_values_are_checked(vit: VisionTransformer) -> None:
+    with pytest.raises(UserError, match="similar is 1.5"):
+        edge_tprune.prune(vit, method="zero_tprune", budget=0.8, similar=1.5)
+    with pytest.raises(UserError, match="votes is -1"):
+        edge_tprune.prune(vit, method="zero_tprune", budget=0.8, votes=-1)
+
+
+def test_none_removes_nothing_and_says_so(vit: VisionTransformer) -> None:
+    with pytest.raises(UserError, match=r"nearest reachable is 1\.000"):
+        edge_tprune.prune(vit, method="none", budget=0.5)
+    with pytest.raises(UserError, match="removes nothing"):
+        edge_tprune.prune(vit, method="none", schedule=[17, 9, 9, 9])
