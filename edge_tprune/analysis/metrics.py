@@ -53,9 +53,10 @@ class Metric:
         """The number with half the width of its interval: '1.42 ±0.02'; '±?' where the ends are unknown."""
         if interval.low is None or interval.high is None:
             return f"{self.format(interval.value)} ±?"
-        # The larger half: an interval around a mean need not be symmetric, and the text must not claim more than it knows.
+        # The larger half, rounded up: an interval need not be symmetric, and the text must not claim more than is known.
         half = max(interval.high - interval.value, interval.value - interval.low)
-        return f"{self.format(interval.value)} ±{self.format(half)}" if half > 0 else self.format(interval.value)
+        half = math.ceil(half * 10**self.digits - 1e-6) / 10**self.digits
+        return f"{self.format(interval.value)} ±{self.format(half)}" if half else self.format(interval.value)
 
     def range(self, interval: Interval) -> str:
         """The ends of the interval with the unit: '1.40 to 1.44×'; '' where they are unknown."""

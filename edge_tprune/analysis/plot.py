@@ -30,7 +30,7 @@ _MARKERS = ("o", "s", "D", "^", "v", "P")
 _LINES = ("-", "--", ":", "-.")
 INK = "#24292f"  #: axes and text; the report swaps it for the colour of its theme
 GRID = "#d0d7de"  #: grid lines; likewise
-_SIZE_INCHES = (6.4, 4.4)
+_SIZE_INCHES = (5.4, 3.9)  # so small that 11 point text is still read where a phone shrinks it to its width
 _STYLE: Any = {  # Any here and for axes: matplotlib's own stubs change from version to version
     "font.size": 11,
     "font.family": "sans-serif",
@@ -176,7 +176,9 @@ def inline_svg(figure: Figure, title: str, prefix: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    text = text.replace(INK, f"var(--ink, {INK})").replace(GRID, f"var(--grid, {GRID})")
+    themed = {INK: "ink", GRID: "grid", **{colour.lower(): f"line-{index}" for index, colour in enumerate(COLOURS)}}
+    for colour, name in themed.items():
+        text = text.replace(colour, f"var(--{name}, {colour})")
     head, rest = text.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
     quoted = escape(title, {'"': "&quot;"})

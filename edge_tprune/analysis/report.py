@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_tprune import __version__
 from edge_tprune.analysis import plot
-from edge_tprune.analysis.compare import columns, describe_differences, missing, title
+from edge_tprune.analysis.compare import Column, columns, describe_differences, missing, title
 from edge_tprune.analysis.select import Choice, NothingFits, choose_each, label, margin_text
 from edge_tprune.analysis.table import NOT_EVALUATED, Group, Profile, Row, Rows, clean, load_rows
 from edge_tprune.errors import missing_package
@@ -106,7 +106,7 @@ def _page(rows: Rows, answers: Sequence[tuple[Group, Choice | NothingFits]], com
 
 def _group(index: int, group: Group, answer: Choice | NothingFits) -> dict[str, Any]:
     chosen = _chosen(answer)
-    shown = columns(group.rows)
+    shown = sorted(columns(group.rows), key=_place)
     best = {column.name: column.best(group.rows) for column in shown}
     return {
         "title": title(group),
@@ -127,6 +127,12 @@ def _group(index: int, group: Group, answer: Choice | NothingFits) -> dict[str, 
         ],
         "figures": _figures(f"g{index}", group, chosen),
     }
+
+
+def _place(column: Column) -> int:
+    """Where a column stands on the page: what decides comes first, for a phone shows only a few at a time."""
+    order = ("run", "method", "budget", "speedup", "p50_ms", "top1_change_points", "agreement_percent", "top1_percent")
+    return order.index(column.name) if column.name in order else len(order)
 
 
 def _details(answer: Choice | NothingFits) -> list[str]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from edge_tprune.analysis.compare import describe_differences, metric_text, row_document, say
 from edge_tprune.analysis.metrics import METRICS, Metric
-from edge_tprune.analysis.table import Group, Row, group
+from edge_tprune.analysis.table import Group, Row, Rows, group
 from edge_tprune.errors import HonestNo, UserError, did_you_mean
 from edge_tprune.statistics import Interval, paired_speedup
 
@@ -211,6 +211,7 @@ def choose(
         UserError: an unknown name, a bound that is no number, rows from different environments without `force`.
         NothingFits: no row keeps every constraint.
     """
+    caveats = list(rows.left_out) if isinstance(rows, Rows) else []
     rows = list(rows)
     if not rows:
         raise UserError("there is nothing to choose from. Make a profile with: edge-tprune profile")
@@ -221,7 +222,6 @@ def choose(
     if objective not in OBJECTIVES:
         near = did_you_mean(objective, OBJECTIVES)
         raise UserError(f"no objective {objective!r} (there are: {', '.join(OBJECTIVES)}).{near}")
-    caveats = []
     if len(group(rows)) > 1:
         what = describe_differences(rows)
         if not force:

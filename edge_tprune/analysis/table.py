@@ -90,7 +90,8 @@ class Rows(Sequence[Row]):
     """All rows that were loaded, and what a person should know before trusting them."""
 
     rows: tuple[Row, ...]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  #: everything, what was left out first
+    left_out: tuple[str, ...] = ()  #: profiles that could not be read, and why
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -123,7 +124,7 @@ def load_rows(paths: Path | str | Iterable[Path | str]) -> Rows:
     if not names:
         raise UserError("no profile given. Make one with: edge-tprune profile")
     loaded: dict[Path, list[Row]] = {}
-    warnings: list[str] = []
+    left_out: list[str] = []
     for path in map(Path, names):
         refused: list[UserError] = []
         found = find_profiles(path)
@@ -138,12 +139,13 @@ def load_rows(paths: Path | str | Iterable[Path | str]) -> Rows:
                 refused.append(error)
         if len(refused) == len(found):
             raise refused[0]
-        warnings += [f"left out: {error}" for error in refused]
+        left_out += [f"left out: {error}" for error in refused]
+    warnings = list(left_out)
     several = len(loaded) > 1
     for rows in loaded.values():
         profile_of = rows[0].profile
         warnings += [f"{profile_of.name}: {text}" if several else text for text in profile_of.warnings]
-    return Rows(tuple(row for rows in loaded.values() for row in rows), tuple(warnings))
+    return Rows(tuple(row for rows in loaded.values() for row in rows), tuple(warnings), tuple(left_out))
 
 
 def find_profiles(path: Path | str) -> list[Path]:

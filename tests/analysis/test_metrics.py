@@ -42,6 +42,8 @@ def test_no_negative_zero():
 def test_uncertainty_is_never_understated():
     speedup = METRICS["speedup"]
     assert speedup.uncertain(Interval(1.42, 1.40, 1.43)) == "1.42 ±0.02"
+    assert speedup.uncertain(Interval(1.42, 1.419, 1.421)) == "1.42 ±0.01"
+    assert METRICS["top1_change_points"].uncertain(Interval(-0.8, -1.3, -0.3)) == "-0.8 ±0.5"
     assert speedup.uncertain(Interval(1.42, None, None)) == "1.42 ±?"
     assert speedup.uncertain(Interval(1.0, 1.0, 1.0)) == "1.00"
     assert speedup.range(Interval(1.42, 1.40, 1.43)) == "1.40 to 1.43×"

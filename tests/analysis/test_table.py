@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_tprune.analysis.select import choose
 from edge_tprune.analysis.table import differences, find_profiles, group, load_rows
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
@@ -145,6 +146,8 @@ def test_unreadable_profiles_in_a_directory_are_left_out_and_said(profiles, tmp_
     assert len(rows.warnings) == 1
     assert "left out" in rows.warnings[0]
     assert "newer" in rows.warnings[0]
+    assert rows.left_out == rows.warnings
+    assert rows.warnings[0] in choose(rows).caveats
     with pytest.raises(UserError, match="newer than"):
         load_rows(tmp_path / "newer")
 

@@ -1,0 +1,52 @@
+"""A small but complete bundle, built once per worker with the real exporter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from edge_tprune.build.builder import build, make_plan
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.models.loading import LoadedModel, _hash_weights
+
+PREPROCESSING = {
+    "input_size": [3, 48, 48],
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+}
+
+
+def small_model(seed: int = 0, channels: int = 96) -> LoadedModel:
+    """A 4-block ViT with 37 tokens whose random weights make tokens differ."""
+    torch.manual_seed(seed)
+    model = VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=4, num_heads=3).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(6.0)
+    return LoadedModel("small-test", model, "random", _hash_weights(model), PREPROCESSING)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> LoadedModel:
+    return small_model()
+
+
+@pytest.fixture(scope="session")
+def built(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "small"
+    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=["onnxruntime", "tensorrt"])
+    return build(loaded, plan, out).bundle.path
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Bundle:
+    """A copy that a test may damage."""
+    shutil.copytree(built, tmp_path / "copy")
+    return Bundle.open(tmp_path / "copy")

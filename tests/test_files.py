@@ -1,0 +1,48 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from edge_tprune.errors import UserError
+from edge_tprune.files import atomic_writer, clear_write_errors, write_json, write_text
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+    with pytest.raises(KeyboardInterrupt), atomic_writer(file) as stream:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_json_refuses_what_is_not_a_number(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"latency_ms": float("nan")})
+    write_json(tmp_path / "a.json", {"latency_ms": None})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"latency_ms": None}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "cannot write"), (errno.EFBIG, "no space left")]
+)
+def test_refusals_become_one_clear_line(tmp_path: Path, number: int, says: str) -> None:
+    with pytest.raises(UserError, match=says), clear_write_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
