@@ -9,8 +9,6 @@ exponential of a mean of log ratios, so both are bootstraps of one mean:
   Student to the normal quantile (Hesterberg 2015, "What Teachers Should Know about the Bootstrap"); five rounds would be
   covered some 82 times in 100 instead of 95. The deviations from the mean are scaled back by both factors, which go to
   1 as n grows and keep the bootstrap's asymmetry.
-- Resampled here rather than by `scipy.stats.bootstrap`: for a mean it is one gather, or one multinomial draw where only
-  a few values occur (0/1 data: 50 000 images cost as little as 50), and the numbers do not change with scipy's version.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from numpy.typing import ArrayLike, NDArray
 from edge_tprune.errors import missing_package
 
 RESAMPLES = 10_000
-_FEW_VALUES = 32  # up to this many distinct values, drawing how often each occurs is cheaper than drawing every element
 _BATCH_ELEMENTS = 4_000_000  # memory of one batch of resamples: 8 bytes each for the index and for the value
 
 
@@ -103,7 +100,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, seed: int = 0) ->
         return Interval(same, same, same, confidence) if data.size > 1 else Interval(same, None, None, confidence)
     mean = float(data.mean())
     tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled_means(data, np.random.default_rng(seed)), [tail, 1 - tail])
+    low, high = np.quantile(_resampled_means(data, seed), [tail, 1 - tail])
     widening = _small_sample_widening(data.size, tail)
     return Interval(mean, float(mean + (low - mean) * widening), float(mean + (high - mean) * widening), confidence)
 
@@ -147,25 +144,27 @@ def _log(ms_by_round: Mapping[int, float], rounds: Sequence[int]) -> NDArray[np.
     return logs
 
 
-def _resampled_means(data: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _resampled_means(data: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Means of RESAMPLES resamples of `data` with replacement, (RESAMPLES,)."""
-    distinct, counts = np.unique(data, return_counts=True)
-    means: NDArray[np.float64]
-    if distinct.size <= _FEW_VALUES:
-        means = rng.multinomial(data.size, counts / data.size, size=RESAMPLES) @ distinct / data.size
-        return means
-    means = np.empty(RESAMPLES)
-    rows = max(1, _BATCH_ELEMENTS // data.size)
-    for start in range(0, RESAMPLES, rows):
-        stop = min(start + rows, RESAMPLES)
-        means[start:stop] = data[rng.integers(data.size, size=(stop - start, data.size))].mean(axis=1)
+    try:
+        from scipy.stats import bootstrap
+    except ImportError as error:
+        raise missing_package("scipy", "host") from error
+    outcome = bootstrap(
+        (data,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, _BATCH_ELEMENTS // data.size),
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    means: NDArray[np.float64] = outcome.bootstrap_distribution
     return means
 
 
 def _small_sample_widening(count: int, tail: float) -> float:
     """Factor by which the percentile bootstrap of the mean of `count` values is too narrow."""
-    try:
-        from scipy.special import ndtri, stdtrit
-    except ImportError as error:
-        raise missing_package("scipy", "host") from error
+    from scipy.special import ndtri, stdtrit
+
     return float(stdtrit(count - 1, 1 - tail) / ndtri(1 - tail)) * math.sqrt(count / (count - 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,9 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_per_worker() -> Iterator[None]:
+def _one_thread_per_worker() -> None:
     """Tests run in parallel: more than one torch thread each only makes them fight."""
     import sys
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    yield

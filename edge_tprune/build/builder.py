@@ -87,7 +87,9 @@ def make_plan(
     """
     for runtime in runtimes:
         if runtime not in FORMS:
-            raise UserError(f"no graph form for runtime {runtime!r}.{did_you_mean(runtime, FORMS)} Known: {', '.join(sorted(FORMS))}")
+            raise UserError(
+                f"no graph form for runtime {runtime!r}.{did_you_mean(runtime, FORMS)} Known: {', '.join(sorted(FORMS))}"
+            )
     if batch < 1:
         raise UserError(f"batch {batch} is out of range: give 1 or more images per inference")
     reducer = registry.method(method)
@@ -234,7 +236,9 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
                 save(model, file)
                 parity[runtime] = _parity(file, name, images.numpy(), expected)
                 relative = file.relative_to(folder).as_posix()
-                artifacts.append({"runtime": runtime, "precision": PRECISION, "form": form.name, "file": relative, **_described(file)})
+                artifacts.append(
+                    {"runtime": runtime, "precision": PRECISION, "form": form.name, "file": relative, **_described(file)}
+                )
             entries.append(
                 {
                     "name": name,

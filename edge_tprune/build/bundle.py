@@ -13,10 +13,11 @@ Read and verified here without torch or onnx. A bundle refers to its files by re
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,9 @@ class Budget:
             if artifact.runtime == runtime:
                 return artifact
         has = ", ".join(sorted({a.runtime for a in self.artifacts}))
-        raise UserError(f"budget {self.name} has no file for runtime {runtime!r} (it has: {has}): build with --runtime {runtime}")
+        raise UserError(
+            f"budget {self.name} has no file for runtime {runtime!r} (it has: {has}): build with --runtime {runtime}"
+        )
 
 
 class Bundle:
@@ -193,7 +196,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: edge-tprune build") from error
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"bundle {path}: {MANIFEST} is not readable JSON ({error}). Copy the bundle again, or rebuild it") from error
+        raise UserError(
+            f"bundle {path}: {MANIFEST} is not readable JSON ({error}). Copy the bundle again, or rebuild it"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} is not a bundle: its {MANIFEST} does not say format {FORMAT!r}")
     version = manifest.get("version")

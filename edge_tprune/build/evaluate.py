@@ -67,7 +67,8 @@ def evaluate(
     done = 0
     with ExitStack() as stack:
         engines = {
-            b.name: stack.enter_context(open_engine(bundle.path / b.artifact(runtime).file, runtime, threads=threads)) for b in chosen
+            b.name: stack.enter_context(open_engine(bundle.path / b.artifact(runtime).file, runtime, threads=threads))
+            for b in chosen
         }
         for images, truth in batches(dataset, transform, max(bundle.batch, _CHUNK // bundle.batch * bundle.batch), threads):
             labels.append(truth)
@@ -143,13 +144,20 @@ def _compare(top5: np.ndarray, base: np.ndarray, kl: np.ndarray, truth: np.ndarr
 
 
 def _store(
-    bundle: Bundle, records: dict[str, dict[str, Any]], truth: np.ndarray, top5: dict[str, np.ndarray], kl: dict[str, np.ndarray]
+    bundle: Bundle,
+    records: dict[str, dict[str, Any]],
+    truth: np.ndarray,
+    top5: dict[str, np.ndarray],
+    kl: dict[str, np.ndarray],
 ) -> None:
     buffer = io.BytesIO()
     arrays = {"labels": truth} | {f"top5/{n}": v for n, v in top5.items()} | {f"kl_nats/{n}": v for n, v in kl.items()}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
     write_bytes(bundle.path / RESULTS, buffer.getvalue())
-    bundle.manifest["files"][RESULTS] = {"sha256": sha256_file(bundle.path / RESULTS), "bytes": (bundle.path / RESULTS).stat().st_size}
+    bundle.manifest["files"][RESULTS] = {
+        "sha256": sha256_file(bundle.path / RESULTS),
+        "bytes": (bundle.path / RESULTS).stat().st_size,
+    }
     for entry in bundle.manifest["budgets"]:
         entry["accuracy"] = records.get(entry["name"])
     bundle.__dict__.pop("budgets", None)  # the cached view of the manifest

@@ -23,7 +23,18 @@ from edge_tprune.errors import EdgeTPruneError
 from edge_tprune.reduction.host import AttentionForm, PrunedViT, explicit_attention
 
 INPUT, OUTPUT = "image", "logits"
-FORBIDDEN = {"Loop", "If", "Scan", "NonZero", "Unique", "Scatter", "ScatterElements", "ScatterND", "RandomUniform", "RandomNormal"}
+FORBIDDEN = {
+    "Loop",
+    "If",
+    "Scan",
+    "NonZero",
+    "Unique",
+    "Scatter",
+    "ScatterElements",
+    "ScatterND",
+    "RandomUniform",
+    "RandomNormal",
+}
 FORBIDDEN |= {"RandomUniformLike", "RandomNormalLike", "Multinomial", "Bernoulli", "Compress"}
 MAX_TOPK = 3840  # TensorRT's limit
 
@@ -35,7 +46,9 @@ class GraphError(EdgeTPruneError):
     """An exported graph is not what was asked for: a fault of the exporter or of a method, not of the user."""
 
 
-def operator_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+def operator_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool
+) -> tuple[Tensor, Tensor | None]:
     """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
     result = torch.onnx.ops.attention(
         q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale, qk_matmul_output_mode=3 if want_map else 0
@@ -118,7 +131,9 @@ def check(model: onnx.ModelProto, schedule: tuple[int, ...]) -> None:
     constants = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in FORBIDDEN or node.domain not in ("", "ai.onnx"):
-            raise GraphError(f"the graph contains {node.domain or 'ai.onnx'}::{node.op_type} ({node.name}), which is not a plain static operation")
+            raise GraphError(
+                f"the graph contains {node.domain or 'ai.onnx'}::{node.op_type} ({node.name}), which is not a plain static operation"
+            )
         if node.op_type == "TopK":
             count = constants.get(node.input[1])
             if count is None or int(numpy_helper.to_array(count).item()) > MAX_TOPK:
@@ -139,7 +154,8 @@ def tokens_after_blocks(model: onnx.ModelProto, blocks: int) -> tuple[int, ...]:
     del bare.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
     shapes = {
-        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in (*inferred.graph.value_info, *inferred.graph.output)
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in (*inferred.graph.value_info, *inferred.graph.output)
     }
     counts = []
     for block in range(blocks):
@@ -151,7 +167,9 @@ def tokens_after_blocks(model: onnx.ModelProto, blocks: int) -> tuple[int, ...]:
             if len(shapes.get(name, ())) == 3
         }
         if len(seen) != 1 or 0 in seen:
-            raise GraphError(f"the token count after block {block + 1} cannot be read from the graph: its MLP works on {sorted(seen) or 'nothing'}")
+            raise GraphError(
+                f"the token count after block {block + 1} cannot be read from the graph: its MLP works on {sorted(seen) or 'nothing'}"
+            )
         counts.append(seen.pop())
     return tuple(counts)
 
@@ -180,7 +198,7 @@ class SharedWeights:
             tensor.ClearField("float_data")
 
 
-class _quiet_exporter:  # noqa: N801  # reads as a verb where it is used
+class _quiet_exporter:  # reads as a verb where it is used
     """Keeps the exporter's progress chatter off the person's terminal."""
 
     _names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -23,9 +23,13 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `build` wrote.")]
-ProfilesArgument = Annotated[list[Path], typer.Argument(metavar="PROFILE...", help="Profile directories, or directories that hold some.")]
-Threads = Annotated[Optional[int], typer.Option(help="CPU threads per engine; one per physical core by default.", show_default=False)]
-BudgetNames = Annotated[Optional[str], typer.Option("--budgets", help="Only these budgets of the bundle, by name, with commas.")]
+ProfilesArgument = Annotated[
+    list[Path], typer.Argument(metavar="PROFILE...", help="Profile directories, or directories that hold some.")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads per engine; one per physical core by default.", show_default=False)
+]
+BudgetNames = Annotated[str | None, typer.Option("--budgets", help="Only these budgets of the bundle, by name, with commas.")]
 
 
 def _version(wanted: bool) -> None:
@@ -36,7 +40,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
@@ -61,21 +67,31 @@ def methods(json: Json = False) -> None:
 def build(
     model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
     weights: Annotated[
-        Optional[str],
-        typer.Option(help="A .safetensors file or a PyTorch state dict; 'random' for speed tests; the model hub's pretrained ones by default."),
+        str | None,
+        typer.Option(
+            help="A .safetensors file or a PyTorch state dict; 'random' for speed tests; the model hub's pretrained ones by default."
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
-    budgets: Annotated[str, typer.Option(help="Shares of the unpruned MACs, with commas; '' for none.")] = "1.0,0.9,0.8,0.65,0.5",
+    budgets: Annotated[
+        str, typer.Option(help="Shares of the unpruned MACs, with commas; '' for none.")
+    ] = "1.0,0.9,0.8,0.65,0.5",
     schedule: Annotated[
-        Optional[list[str]], typer.Option(help="Tokens after each block, with commas; may be repeated. In addition to --budgets.")
+        list[str] | None, typer.Option(help="Tokens after each block, with commas; may be repeated. In addition to --budgets.")
     ] = None,
-    blocks: Annotated[Optional[str], typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")
+    ] = None,
     multiple_of: Annotated[int, typer.Option(help="Make token counts multiples of this (8 suits tensor cores).")] = 1,
-    option: Annotated[Optional[list[str]], typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
     batch: Annotated[int, typer.Option(help="Images per inference, fixed in the graphs.")] = 1,
-    runtime: Annotated[str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt.")] = "onnxruntime",
-    classes: Annotated[Optional[int], typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
-    bundle: Annotated[Optional[Path], typer.Option("--out", help="The bundle's directory [default: bundles/MODEL-METHOD].")] = None,
+    runtime: Annotated[
+        str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt.")
+    ] = "onnxruntime",
+    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--out", help="The bundle's directory [default: bundles/MODEL-METHOD].")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
     json: Json = False,
 ) -> None:
@@ -122,10 +138,12 @@ def build(
 def evaluate(
     bundle: BundleArgument,
     data: Annotated[
-        Optional[str],
-        typer.Option(help="A directory with one sub-directory of images per class, or of unlabelled images; 'reference' for the built-in task."),
+        str | None,
+        typer.Option(
+            help="A directory with one sub-directory of images per class, or of unlabelled images; 'reference' for the built-in task."
+        ),
     ] = None,
-    limit: Annotated[Optional[int], typer.Option(help="Use at most this many images, spread over the classes.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread over the classes.")] = None,
     budgets: BudgetNames = None,
     threads: Threads = None,
     json: Json = False,
@@ -148,7 +166,11 @@ def evaluate(
     names = parse_list(budgets, str, "--budgets") if budgets else None
     with progress_bar("images") as advance:
         records = run(
-            opened, dataset, budgets=names, threads=threads or default_threads(), progress=lambda done, of: advance("images", done, of)
+            opened,
+            dataset,
+            budgets=names,
+            threads=threads or default_threads(),
+            progress=lambda done, of: advance("images", done, of),
         )
     if json:
         print_json({"bundle": str(bundle), "accuracy": records})
@@ -194,7 +216,9 @@ def profile(
     print_json({"profile": str(path)}) if json else print(path)
 
 
-@app.command(epilog="Examples: edge-tprune compare profiles/RUN · edge-tprune compare profiles --json · edge-tprune compare profiles --markdown")
+@app.command(
+    epilog="Examples: edge-tprune compare profiles/RUN · edge-tprune compare profiles --json · edge-tprune compare profiles --markdown"
+)
 def compare(
     profiles: ProfilesArgument,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, for a README.")] = False,
@@ -214,14 +238,15 @@ def compare(
         render(rows, out())
 
 
-MaxP50 = Annotated[Optional[float], typer.Option(help="Median latency, ms.")]
-MaxP95 = Annotated[Optional[float], typer.Option(help="95th percentile of latency, ms.")]
-MaxDrop = Annotated[Optional[float], typer.Option(help="Points of top-1 it may lose against the unpruned model.")]
-MinAgreement = Annotated[Optional[float], typer.Option(help="Per cent of images on which it agrees with the unpruned model.")]
-MinFps = Annotated[Optional[float], typer.Option(help="Images per second.")]
-MaxMemory = Annotated[Optional[float], typer.Option(help="Peak memory, MB (10^6 bytes).")]
+MaxP50 = Annotated[float | None, typer.Option(help="Median latency, ms.")]
+MaxP95 = Annotated[float | None, typer.Option(help="95th percentile of latency, ms.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 it may lose against the unpruned model.")]
+MinAgreement = Annotated[float | None, typer.Option(help="Per cent of images on which it agrees with the unpruned model.")]
+MinFps = Annotated[float | None, typer.Option(help="Images per second.")]
+MaxMemory = Annotated[float | None, typer.Option(help="Peak memory, MB (10^6 bytes).")]
 Minimize = Annotated[
-    Optional[str], typer.Option("--optimize", "--minimize", "--maximize", help="latency, p95, throughput, accuracy, memory or macs.")
+    str | None,
+    typer.Option("--optimize", "--minimize", "--maximize", help="latency, p95, throughput, accuracy, memory or macs."),
 ]
 
 
@@ -265,11 +290,15 @@ def select(
         render_choice(choice, out())
 
 
-@app.command(epilog="Examples: edge-tprune report profiles/RUN --out report.html · edge-tprune report profiles/RUN --picture --max-top1-drop 2")
+@app.command(
+    epilog="Examples: edge-tprune report profiles/RUN --out report.html · edge-tprune report profiles/RUN --picture --max-top1-drop 2"
+)
 def report(
     profiles: ProfilesArgument,
     page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
-    picture: Annotated[bool, typer.Option("--picture", help="Also write accuracy against latency as an SVG beside it.")] = False,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Also write accuracy against latency as an SVG beside it.")
+    ] = False,
     max_p95_ms: MaxP95 = None,
     max_top1_drop: MaxDrop = None,
     min_fps: MinFps = None,
@@ -280,6 +309,13 @@ def report(
     """Write one self-contained HTML page: the answer, the table, the plots, the environment, how to reproduce."""
     from edge_tprune.analysis.report import write_report
 
-    limits = {"max_p95_ms": max_p95_ms, "max_top1_drop": max_top1_drop, "min_fps": min_fps, "max_peak_memory_mb": max_peak_memory_mb}
+    limits = {
+        "max_p95_ms": max_p95_ms,
+        "max_top1_drop": max_top1_drop,
+        "min_fps": min_fps,
+        "max_peak_memory_mb": max_peak_memory_mb,
+    }
     written = write_report(profiles, page, constraints=limits, objective=objective, picture=picture)
-    print_json({"report": str(written), "picture": str(written.with_suffix(".svg")) if picture else None}) if json else print(written)
+    print_json({"report": str(written), "picture": str(written.with_suffix(".svg")) if picture else None}) if json else print(
+        written
+    )

@@ -39,7 +39,7 @@ def say(message: str) -> None:
 
 
 def parse_list(text: str, kind: Callable[[str], T], what: str) -> list[T]:
-    """"1.0,0.8" -> [1.0, 0.8].
+    """ "1.0,0.8" -> [1.0, 0.8].
 
     Raises:
         UserError: naming the part that is not a `kind`.
@@ -76,7 +76,14 @@ def parse_pairs(texts: list[str], what: str) -> dict[str, str]:
 def progress_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar with time left, on stderr and only on a terminal; yields `advance(text, done, of)`."""
     console = err()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda text, done, of: bar.update(task, description=text, completed=done, total=of)

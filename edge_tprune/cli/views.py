@@ -91,7 +91,9 @@ def bundle_table(bundle: Bundle) -> Table:
         result.add_column(heading, justify="right")
     for budget in bundle.budgets:
         worst = max(record["max_abs_logit_difference"] for record in budget.parity.values())
-        result.add_row(budget.name, schedule_text(budget.schedule), f"{budget.macs / 1e9:.3f}", f"{budget.macs_share:.3f}", f"{worst:.1e}")
+        result.add_row(
+            budget.name, schedule_text(budget.schedule), f"{budget.macs / 1e9:.3f}", f"{budget.macs_share:.3f}", f"{worst:.1e}"
+        )
     return result
 
 

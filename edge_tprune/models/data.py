@@ -122,7 +122,9 @@ def open_dataset(source: str | Path, classes: int, limit: int | None = None) -> 
         raise UserError(f"cannot evaluate on {limit} images: give 1 or more")
     if str(source) == reference.NAME:
         if classes != reference.CLASSES:
-            raise UserError(f"the reference task has {reference.CLASSES} classes and the model {classes}: give --data DIRECTORY")
+            raise UserError(
+                f"the reference task has {reference.CLASSES} classes and the model {classes}: give --data DIRECTORY"
+            )
         return ReferenceTask(limit or ReferenceTask.count)
     root = Path(source)
     if not root.is_dir():

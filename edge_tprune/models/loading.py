@@ -88,7 +88,7 @@ def load_model(name: str, weights: str | Path | None = None, classes: int | None
         "crop_pct": config["crop_pct"],
         "crop_mode": config["crop_mode"],
     }
-    return LoadedModel(name, model, label, _hash_weights(model), preprocessing)  # type: ignore[arg-type]  # refused later if not a ViT
+    return LoadedModel(name, model, label, _hash_weights(model), preprocessing)
 
 
 def _create(name: str, pretrained: bool, classes: int | None) -> nn.Module:
@@ -96,7 +96,9 @@ def _create(name: str, pretrained: bool, classes: int | None) -> nn.Module:
     if not timm.is_model(base):
         known = [n for n in timm.list_models() if n.startswith(("deit", "vit_"))]
         hint = did_you_mean(base, known) or did_you_mean(base, timm.list_models())
-        raise UserError(f"no model {name!r} in timm {timm.__version__}.{hint} Use 'reference' or a plain ViT (deit_*, deit3_*, vit_*)")
+        raise UserError(
+            f"no model {name!r} in timm {timm.__version__}.{hint} Use 'reference' or a plain ViT (deit_*, deit3_*, vit_*)"
+        )
     extra = {} if classes is None else {"num_classes": classes}
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **extra)
@@ -142,13 +144,19 @@ def _load_strictly(model: nn.Module, state: dict[str, Tensor], name: str, path: 
     missing = [k for k in wanted if k not in state]
     unexpected = [k for k in state if k not in wanted]
     reshaped = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}" for k in wanted if k in state and state[k].shape != wanted[k].shape
+        f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
     ]
     parts = [
-        f"{label} {_some(keys)}" for label, keys in (("missing", missing), ("unexpected", unexpected), ("other shape:", reshaped)) if keys
+        f"{label} {_some(keys)}"
+        for label, keys in (("missing", missing), ("unexpected", unexpected), ("other shape:", reshaped))
+        if keys
     ]
     if parts:
-        raise UserError(f"the weights in {path} do not fit {name}: {'; '.join(parts)}. Is it the checkpoint of this very model?")
+        raise UserError(
+            f"the weights in {path} do not fit {name}: {'; '.join(parts)}. Is it the checkpoint of this very model?"
+        )
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()})
 
 

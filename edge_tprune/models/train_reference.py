@@ -1,9 +1,10 @@
 """Trains the reference model from seeds: two short phases on two CPU cores, no download.
 
 Phase 1 sees only a window of 8 x 8 patches around the whole digit (65 tokens, with the position embeddings of that window), which
-teaches reading digits and telling them from fragments at a quarter of the price. Phase 2 shows whole canvases (197
-tokens), which teaches finding the digit. Both use token labelling (Jiang et al., "All Tokens Matter", NeurIPS 2021): an auxiliary head
-that is thrown away afterwards asks every patch whether it belongs to the whole digit and to which class. Nothing in the training removes or merges tokens: reduction stays training-free.
+teaches reading digits and telling them from fragments at a quarter of the price. Phase 2 shows whole canvases (197 tokens), which
+teaches finding the digit. Both use token labelling (Jiang et al., "All Tokens Matter", NeurIPS 2021): an auxiliary head that is thrown
+away afterwards asks every patch whether it belongs to the whole digit and to which class. Nothing in the training removes or
+merges tokens: reduction stays training-free.
 
     python -m edge_tprune.models.train_reference --out edge_tprune/models/reference.safetensors
 """
@@ -20,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
 from timm.models.vision_transformer import VisionTransformer
+from torch.nn.functional import cross_entropy
 
 from edge_tprune.models import reference
 
@@ -49,9 +50,7 @@ def features(model: VisionTransformer, images: torch.Tensor, row: torch.Tensor, 
     return out
 
 
-def token_labels(
-    labels: torch.Tensor, boxes: torch.Tensor, row: torch.Tensor, column: torch.Tensor, side: int
-) -> torch.Tensor:
+def token_labels(labels: torch.Tensor, boxes: torch.Tensor, row: torch.Tensor, column: torch.Tensor, side: int) -> torch.Tensor:
     """(B, side side): a patch's class where its centre lies in the box of the whole digit, 10 elsewhere."""
     inside = []
     for axis, start in ((0, row), (1, column)):
@@ -138,18 +137,20 @@ def train(out: Path, canvases: int, steps: tuple[int, int], seed: int, threads: 
             tokens = token_labels(labels[pick], boxes[pick], row, column, side)
             loss_tokens = cross_entropy(token_logits.float().flatten(0, 1), tokens.flatten())
             optimiser.zero_grad(set_to_none=True)
-            (loss + loss_tokens).backward()
+            (loss + loss_tokens).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
             loss_mean += 0.02 * (loss.item() - loss_mean)
             if step % 100 == 99:
-                print(f"phase {phase + 1}  step {step + 1} of {steps[phase]}  loss {loss_mean:.3f}  tokens {loss_tokens.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+                losses = f"loss {loss_mean:.3f}  tokens {loss_tokens.item():.3f}"
+                print(f"phase {phase + 1}  step {step + 1} of {steps[phase]}  {losses}  {time.monotonic() - started:.0f} s", flush=True)
         print(f"phase {phase + 1} done: {accuracy(model, test_images, test_labels):.2f} % on 2000 test canvases", flush=True)
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, out)
     return accuracy(model, test_images, test_labels)
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=reference.WEIGHTS)
     parser.add_argument("--canvases", type=int, default=16000)

@@ -8,7 +8,7 @@ keeps fused attention; only a reducer that reads the full map makes its block co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -20,10 +20,18 @@ from edge_tprune.reduction import registry
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 from edge_tprune.schedule import NetworkShape
 
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """(B, N, H d) -> (B, N, H, d)."""
+    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads)
+
+
 class AttentionForm(Protocol):
     """How attention is written into the graph; the exporter chooses, people who call the model need not."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """q, k, v (B, N, H d), heads side by side -> output (B, N, H d) and, where wanted, the map (B, H, N, N)."""
         ...
 
@@ -32,13 +40,15 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, w
     """PyTorch's fused kernel; the explicit form where the map itself is wanted."""
     if want_map:
         return explicit_attention(q, k, v, heads, scale, want_map)
-    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    q, k, v = (_split(t, heads).transpose(1, 2) for t in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2), None
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool
+) -> tuple[Tensor, Tensor | None]:
     """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise."""
-    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q * scale, k, v))
+    q, k, v = (_split(t, heads).transpose(1, 2) for t in (q * scale, k, v))
     attention = (q @ k.transpose(-2, -1)).softmax(-1)
     return (attention @ v).transpose(1, 2).flatten(2), attention if want_map else None
 
@@ -62,12 +72,12 @@ def _attend(attn: Attention, x: Tensor, needs: frozenset[str], attention: Attent
     out, full_map = attention(q, k, v, heads, attn.scale, registry.ATTENTION in needs)
     class_row = None
     if registry.CLASS_ROW in needs:
-        by_head = k.unflatten(2, (heads, -1)).permute(0, 2, 3, 1)
-        q_class = (q[:, :1] * attn.scale).unflatten(2, (heads, -1)).transpose(1, 2)
+        by_head = _split(k, heads).permute(0, 2, 3, 1)
+        q_class = _split(q[:, :1] * attn.scale, heads).transpose(1, 2)
         class_row = (q_class @ by_head).softmax(-1)[:, :, 0]
     return attn.proj_drop(attn.proj(attn.norm(out))), Evidence(
-        keys=k.unflatten(2, (heads, -1)) if registry.KEYS in needs else None,
-        values=v.unflatten(2, (heads, -1)) if registry.VALUES in needs else None,
+        keys=_split(k, heads) if registry.KEYS in needs else None,
+        values=_split(v, heads) if registry.VALUES in needs else None,
         class_row=class_row,
         attention=full_map,
     )
@@ -76,14 +86,16 @@ def _attend(attn: Attention, x: Tensor, needs: frozenset[str], attention: Attent
 def _per_head(norm: nn.Module, x: Tensor, heads: int) -> Tensor:
     if isinstance(norm, nn.Identity):
         return x
-    out: Tensor = norm(x.unflatten(2, (heads, -1))).flatten(2)
+    out: Tensor = norm(_split(x, heads)).flatten(2)
     return out
 
 
 class PrunedViT(nn.Module):
     """A timm `VisionTransformer` with token reduction. Shares the given model's parameters; made by `edge_tprune.prune`."""
 
-    def __init__(self, model: VisionTransformer, method: type[Reducer], schedule: tuple[int, ...], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: VisionTransformer, method: type[Reducer], schedule: tuple[int, ...], options: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         self.model = model
         self.schedule = schedule  #: tokens after each block, prefix tokens included
@@ -104,7 +116,7 @@ class PrunedViT(nn.Module):
         model = self.model
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
         for number, block in enumerate(model.blocks, 1):
-            reducer = self.reducers[str(number)] if str(number) in self.reducers else None
+            reducer = cast(Reducer, self.reducers[str(number)]) if str(number) in self.reducers else None
             x = run_block(block, x, reducer, self.attention)
         return x
 
@@ -139,7 +151,9 @@ def network_shape(model: nn.Module, name: str | None = None) -> NetworkShape:
         if getattr(attn, "gate", None) is not None:
             raise UserError(f"{label}: block {number} gates its attention output, which is not supported yet")
     if model.dynamic_img_size:
-        raise UserError(f"{label} takes images of any size: create it with dynamic_img_size=False, the token count must be fixed")
+        raise UserError(
+            f"{label} takes images of any size: create it with dynamic_img_size=False, the token count must be fixed"
+        )
     first = model.blocks[0]
     patches = model.patch_embed.num_patches
     patch_size = model.patch_embed.patch_size

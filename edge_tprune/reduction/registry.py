@@ -138,7 +138,9 @@ def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, Any
     parsed = {}
     for key, text in texts.items():
         if key not in known:
-            raise UserError(f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}")
+            raise UserError(
+                f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}"
+            )
         kind = type(known[key].default)
         try:
             parsed[key] = readers[kind](text)
@@ -164,7 +166,9 @@ def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
     known = options(cls)
     for key in given:
         if key not in known:
-            raise UserError(f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}")
+            raise UserError(
+                f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}"
+            )
     fewest = cls.fewest(stage.tokens_in, stage.prefix_tokens)
     if stage.tokens_out < fewest:
         raise UserError(

@@ -67,7 +67,9 @@ def from_budget(
         UserError: a budget outside (0, 1], blocks the network lacks, or a budget below what removing everything at `blocks` reaches.
     """
     if not 0 < budget <= 1:
-        raise UserError(f"budget {budget:g} is out of range: a budget is the share of the unpruned model's MACs, above 0 and at most 1")
+        raise UserError(
+            f"budget {budget:g} is out of range: a budget is the share of the unpruned model's MACs, above 0 and at most 1"
+        )
     if multiple_of < 1:
         raise UserError(f"token counts cannot be multiples of {multiple_of}: give 1 or more")
     if budget == 1:
@@ -107,9 +109,7 @@ def from_budget(
     free = min(len(blocks), 5)
     roundings = [(*[0] * (len(blocks) - free), *up) for up in product((0, 1), repeat=free)]
     nudges = (0.0,) if multiple_of == 1 else (0.0, -0.01, 0.01, -0.02, 0.02, -0.04, 0.04)
-    candidates = {
-        spread([min(1.0, max(0.0, keep + nudge))] * len(blocks), up) for nudge in nudges for up in roundings
-    }
+    candidates = {spread([min(1.0, max(0.0, keep + nudge))] * len(blocks), up) for nudge in nudges for up in roundings}
     best = min(candidates, key=lambda after: (abs(shape.share(after) - budget), after))
     share = shape.share(best)
     remark = ""

@@ -57,7 +57,9 @@ class NetworkShape:
         """
         after = tuple(schedule)
         if len(after) != self.blocks:
-            raise UserError(f"the schedule has {len(after)} token counts but the model has {self.blocks} blocks: give one count per block")
+            raise UserError(
+                f"the schedule has {len(after)} token counts but the model has {self.blocks} blocks: give one count per block"
+            )
         previous = self.tokens
         for number, count in enumerate(after, 1):
             if count > previous:

@@ -116,7 +116,12 @@ def main() -> None:
                 weights = SharedWeights(stream, "weights.bin")
 
                 def opener(
-                    method: str, schedule: tuple[int, ...], batch: int = batch, image: np.ndarray = image, weights: SharedWeights = weights, folder: str = folder
+                    method: str,
+                    schedule: tuple[int, ...],
+                    batch: int = batch,
+                    image: np.ndarray = image,
+                    weights: SharedWeights = weights,
+                    folder: str = folder,
                 ) -> Opener:
                     pruned = PrunedViT(loaded.model, registry.method(method), schedule, {})
                     model = export(pruned, FORMS["onnxruntime"], batch, shape)
@@ -136,7 +141,9 @@ def main() -> None:
                         openers[oracles[schedule]] = opener("slice", schedule)
             medians = measure(openers, options.rounds, options.seconds, 10 if batch == 1 else 5, f"batch {batch}")
         everything[f"batch {batch}"] = medians
-        result = table(f"{options.model}, budget {options.budget:g}, batch {batch}, {options.threads} threads, {options.rounds} rounds")
+        result = table(
+            f"{options.model}, budget {options.budget:g}, batch {batch}, {options.threads} threads, {options.rounds} rounds"
+        )
         result.add_column("method")
         for heading in ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "ratio"):
             result.add_column(heading, justify="right")

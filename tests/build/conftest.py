@@ -26,7 +26,11 @@ PREPROCESSING = {
 def small_model(seed: int = 0, channels: int = 96) -> LoadedModel:
     """A 4-block ViT with 37 tokens whose random weights make tokens differ."""
     torch.manual_seed(seed)
-    model = VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=4, num_heads=3).eval().requires_grad_(False)
+    model = (
+        VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=4, num_heads=3)
+        .eval()
+        .requires_grad_(False)
+    )
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.mul_(6.0)

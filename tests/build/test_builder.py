@@ -46,7 +46,9 @@ def test_a_bundle_holds_what_it_promises(built: Path, loaded: LoadedModel) -> No
 def test_five_budgets_weigh_little_more_than_one(tmp_path: Path) -> None:
     loaded = small_model(channels=384)  # the graphs' own text is constant, so a real model's proportion needs real weights
     one = build(loaded, make_plan(loaded, "evit", budgets=[1.0], blocks=[2]), tmp_path / "one").bundle.path
-    five = build(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.9, 0.8, 0.75, 0.7], blocks=[2]), tmp_path / "five").bundle.path
+    five = build(
+        loaded, make_plan(loaded, "evit", budgets=[1.0, 0.9, 0.8, 0.75, 0.7], blocks=[2]), tmp_path / "five"
+    ).bundle.path
     assert size(five) <= 1.15 * size(one)
 
 
@@ -147,7 +149,9 @@ def test_no_space_left_is_one_clear_line_and_no_litter(loaded: LoadedModel, tmp_
         ({"schedules": [[37, 37, 37]]}, "3 token counts but the model has 4 blocks"),
     ],
 )
-def test_plans_that_cannot_be_are_refused_before_work_begins(loaded: LoadedModel, arguments: dict[str, object], says: str) -> None:
+def test_plans_that_cannot_be_are_refused_before_work_begins(
+    loaded: LoadedModel, arguments: dict[str, object], says: str
+) -> None:
     with pytest.raises(UserError, match=says):
         make_plan(loaded, "evit", blocks=[2, 3], **arguments)  # type: ignore[arg-type]
 

@@ -62,13 +62,15 @@ def test_paths_that_leave_the_bundle_are_refused(bundle: Bundle, path: str) -> N
         (lambda m: m["budgets"][0]["artifacts"][0].update(sha256="short"), "sha256"),
     ],
 )
-def test_a_manifest_that_does_not_fit_the_schema_names_the_entry(bundle: Bundle, change: Callable[[dict[str, Any]], None], says: str) -> None:
+def test_a_manifest_that_does_not_fit_the_schema_names_the_entry(
+    bundle: Bundle, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
     with pytest.raises(UserError, match=rf"manifest.json is not valid: .*{says}"):
         Bundle.open(edit(bundle, change))
 
 
 def test_foreign_directories_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no manifest.json"):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
         Bundle.open(tmp_path)
     (tmp_path / "manifest.json").write_text("{ half")
     with pytest.raises(UserError, match="not readable JSON"):

@@ -42,7 +42,10 @@ def test_equals_a_slow_count_with_pytorch(bundle: Bundle, loaded: LoadedModel) -
     transform = make_transform(bundle.manifest["preprocessing"])
     with torch.no_grad():
         images = torch.stack([transform(data[i][0]) for i in range(len(data))])
-        logits = {b.name: PrunedViT(loaded.model, registry.method("evit"), b.schedule, {})(images).double().numpy() for b in bundle.budgets}
+        logits = {
+            b.name: PrunedViT(loaded.model, registry.method("evit"), b.schedule, {})(images).double().numpy()
+            for b in bundle.budgets
+        }
     labels = [data[i][1] for i in range(len(data))]
     for budget in bundle.budgets:
         mine, base = logits[budget.name], logits["1.0"]

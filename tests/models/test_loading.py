@@ -37,7 +37,10 @@ def test_safetensors_and_state_dicts_load_alike(tmp_path: Path, state: dict[str,
 
 
 def test_misfits_are_named(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
-    changed = {k: v for k, v in state.items() if k != "norm.weight"} | {"extra.weight": torch.zeros(2), "head.bias": torch.zeros(5)}
+    changed = {k: v for k, v in state.items() if k != "norm.weight"} | {
+        "extra.weight": torch.zeros(2),
+        "head.bias": torch.zeros(5),
+    }
     save_file(changed, tmp_path / "w.safetensors")
     with pytest.raises(UserError) as error:
         load_model(NAME, tmp_path / "w.safetensors")
@@ -81,7 +84,7 @@ def test_no_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="could not be fetched .* give --weights FILE"):
+    with pytest.raises(UserError, match=r"could not be fetched .* give --weights FILE"):
         load_model(NAME)
 
 

@@ -23,7 +23,7 @@ def test_train_and_test_share_no_digit() -> None:
 def test_no_test_canvas_contains_a_stroke_of_a_training_digit() -> None:
     """Draw with every training scan blanked: the test canvases must not change, down to the last pixel."""
     before = [reference.compose("test", i)[0] for i in range(20)]
-    scans, labels = reference._sources()
+    scans, _ = reference._sources()
     kept = scans.copy()
     try:
         scans[reference.source_indices("train")] = 0
@@ -38,7 +38,12 @@ def test_canvases_come_from_seeds_alone() -> None:
     again = reference.compose("test", 5)
     assert np.array_equal(image, again[0])
     assert (label, box) == again[1:]
-    digests = {hashlib.sha256(reference.compose(s, i, seed)[0].tobytes()).digest() for s in ("train", "test") for i in range(10) for seed in (0, 1)}
+    digests = {
+        hashlib.sha256(reference.compose(s, i, seed)[0].tobytes()).digest()
+        for s in ("train", "test")
+        for i in range(10)
+        for seed in (0, 1)
+    }
     assert len(digests) == 40
 
 

@@ -70,7 +70,7 @@ def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
 
 
 def test_option_values_are_checked(vit: VisionTransformer) -> None:
-    with pytest.raises(UserError, match="similar is 1.5"):
+    with pytest.raises(UserError, match=r"similar is 1\.5"):
         edge_tprune.prune(vit, method="zero_tprune", budget=0.8, similar=1.5)
     with pytest.raises(UserError, match="votes is -1"):
         edge_tprune.prune(vit, method="zero_tprune", budget=0.8, votes=-1)

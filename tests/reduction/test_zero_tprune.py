@@ -37,7 +37,15 @@ def slow_importance(scores: list[list[float]], members: list[int], head_filter: 
 
 
 def slow_zero_tprune(
-    attention: np.ndarray, keys: np.ndarray, stage: Stage, *, similar: float, votes: int, head_filter: bool, uniform: bool, renormalise: bool
+    attention: np.ndarray,
+    keys: np.ndarray,
+    stage: Stage,
+    *,
+    similar: float,
+    votes: int,
+    head_filter: bool,
+    uniform: bool,
+    renormalise: bool,
 ) -> list[int]:
     """One image: attention (H, N, N), keys (N, H, d); returns the indices of the tokens that stay, prefix first."""
     tokens, prefix = stage.tokens_in, stage.prefix_tokens
@@ -66,13 +74,15 @@ def slow_zero_tprune(
         score = [start[i] for i in members]
         for _ in range(votes):
             score = slow_vote(survivors, score)
-        scores.append({i: s for i, s in zip(members, score)})
+        scores.append(dict(zip(members, score)))
     importance = slow_importance(scores, members, head_filter)  # type: ignore[arg-type]
     ranked = sorted((i for i in members if i >= prefix), key=lambda i: -importance[i])
     return [*range(prefix), *ranked[: stage.tokens_out - prefix]]
 
 
-def evidence_of(rng: np.random.Generator, batch: int, heads: int, tokens: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
+def evidence_of(
+    rng: np.random.Generator, batch: int, heads: int, tokens: int, sharpness: float
+) -> tuple[np.ndarray, np.ndarray]:
     logits = rng.normal(size=(batch, heads, tokens, tokens)) * 0.5 + sharpness * rng.normal(size=(batch, heads, 1, tokens))
     attention = np.exp(logits)
     return attention / attention.sum(-1, keepdims=True), rng.normal(size=(batch, tokens, heads, 4))
@@ -116,7 +126,14 @@ def test_equals_the_loops(
     stage = Stage(2, 12, tokens, keep, prefix, has_class_token=prefix > 0)
     attention, keys = evidence_of(np.random.default_rng(seed), batch, 3, tokens, sharpness)
     found = run(
-        attention, keys, stage, similar=similar, votes=votes, head_filter=head_filter, uniform_start=uniform, renormalise=renormalise
+        attention,
+        keys,
+        stage,
+        similar=similar,
+        votes=votes,
+        head_filter=head_filter,
+        uniform_start=uniform,
+        renormalise=renormalise,
     )
     for image in range(batch):
         wanted = slow_zero_tprune(

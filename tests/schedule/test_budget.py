@@ -20,11 +20,14 @@ REGISTERS = NetworkShape(201, 5, 12, 384, 384, 1536, 196 * 384 * 768, 384 * 1000
     multiple=st.sampled_from([1, 1, 2, 8, 16]),
     shape=st.sampled_from([SMALL, REGISTERS]),
 )
-def test_every_schedule_is_sound_and_near_or_says_so(budget: float, blocks: set[int], multiple: int, shape: NetworkShape) -> None:
+def test_every_schedule_is_sound_and_near_or_says_so(
+    budget: float, blocks: set[int], multiple: int, shape: NetworkShape
+) -> None:
     try:
         schedule = from_budget(shape, budget, sorted(blocks), multiple_of=multiple)
     except UserError as error:
-        assert "nearest reachable" in str(error)
+        if "nearest reachable" not in str(error):
+            raise
         return
     assert shape.check(schedule.tokens) == schedule.tokens
     assert schedule.share == pytest.approx(shape.macs(schedule.tokens) / shape.macs())

@@ -34,6 +34,8 @@ class EViT(Reducer):
     needs = frozenset({CLASS_ROW})
     needs_class_token = True
 
+    bonus: Tensor
+
     def __init__(self, stage: Stage, *, fuse: bool = False) -> None:
         super().__init__(stage)
         # With one token left beside the prefix, or none removed, there is nothing to fuse.

@@ -44,7 +44,9 @@ class ZeroTPrune(Reducer):
 
     Args:
         stage: where it sits.
-        similar: share of the stage's removals that S makes; I makes the rest.
+        similar: share of the stage's removals that S makes; I makes the rest. The default, and one vote, gave the least divergence
+            from the unpruned DeiT-Tiny on 500 unlabelled photographs at budget 0.65 (stages 4, 7, 10); the paper's votes gave the same, more
+            stages more.
         votes: page-rank iterations in I; 0 takes the paper's numbers: 30 in the first quarter of the blocks, 5 in the middle, 1 in the
             last quarter.
         head_filter: VHF on or off.
@@ -56,11 +58,15 @@ class ZeroTPrune(Reducer):
     paper = "Wang et al., CVPR 2024, arXiv 2305.17328"
     needs = frozenset({ATTENTION, KEYS})
 
+    start: Tensor
+    bonus: Tensor
+    position: Tensor
+
     def __init__(
         self,
         stage: Stage,
         *,
-        similar: float = 0.5,
+        similar: float = 0.75,
         votes: int = 1,
         head_filter: bool = True,
         uniform_start: bool = False,

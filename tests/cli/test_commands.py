@@ -1,0 +1,216 @@
+"""The commands, as a person or a script calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import edge_tprune
+from edge_tprune.build.bundle import Bundle
+from tests.cli.conftest import Outcome
+
+Command = Callable[..., Outcome]
+COMMANDS = ["methods", "build", "eval", "profile", "compare", "select", "report"]
+
+
+def one_line(outcome: Outcome, code: int, *says: str) -> None:
+    assert outcome.code == code
+    lines = [line for line in outcome.err.splitlines() if line]
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("edge-tprune: ")
+    assert "Traceback" not in outcome.err
+    for part in says:
+        assert re.search(part, lines[0]), lines[0]
+
+
+def test_version(command: Command) -> None:
+    assert command("--version").out == f"edge-tprune {edge_tprune.__version__}\n"
+
+
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_every_command_has_help_with_an_example(command: Command, name: str | None) -> None:
+    outcome = command(*([name] if name else []), "--help")
+    assert outcome.code == 0
+    assert re.search(r"Examples?: edge-tprune", outcome.out)
+    assert outcome.err == ""
+
+
+def test_without_arguments_help_is_shown(command: Command) -> None:
+    outcome = command()
+    assert outcome.code == 0
+    assert "build" in outcome.out
+
+
+def test_methods(command: Command) -> None:
+    document = json.loads(command("methods", "--json").out)
+    rows = {row["name"]: row for row in document["methods"]}
+    assert {"none", "evit", "zero_tprune", "slice"} <= rows.keys()
+    assert rows["evit"]["needs"] == ["class_row"]
+    assert rows["evit"]["fused_attention"]
+    assert not rows["zero_tprune"]["fused_attention"]
+    shown = command("methods").out
+    assert all(name in shown for name in rows)
+
+
+def test_the_journey_in_json(command: Command, journey: tuple[Path, Path]) -> None:
+    bundle, profile = journey
+    manifest = json.loads(
+        command(
+            "build", "reference", "--weights", "random", "--method", "evit", "--budgets", "1.0,0.5", "--out", bundle, "--json"
+        ).out
+    )
+    assert manifest["budgets"][0]["accuracy"]["images"] == 30, "an unchanged bundle keeps its accuracy"
+    compared = json.loads(command("compare", profile, "--json").out)
+    assert "speedup" in json.dumps(compared)
+    chosen = command("select", profile, "--max-top1-drop", "100", "--json")
+    assert chosen.code == 0
+    assert json.loads(chosen.out)
+    impossible = command("select", profile, "--max-p50-ms", "0.0001", "--json")
+    assert impossible.code == 1
+    assert json.loads(impossible.out)
+    for outcome in (chosen, command("compare", profile)):
+        assert "\x1b" not in outcome.out, "no colour when piped"
+
+
+def test_nothing_fits_is_exit_code_one_with_the_nearest_miss(command: Command, journey: tuple[Path, Path]) -> None:
+    outcome = command("select", journey[1], "--max-p50-ms", "0.0001")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert "0.0001" in outcome.err
+
+
+def test_report_and_picture(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:
+    outcome = command("report", journey[1], "--out", tmp_path / "r.html", "--picture", "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == {"report": str(tmp_path / "r.html"), "picture": str(tmp_path / "r.svg")}
+    assert (tmp_path / "r.svg").read_text().startswith("<?xml")
+    assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = [
+        "profile",
+        str(journey[0]),
+        "--out",
+        str(tmp_path),
+        "--rounds",
+        "1",
+        "--seconds",
+        "0",
+        "--warmup",
+        "0",
+        "--budgets",
+        "0.5",
+    ]
+    done = subprocess.run([sys.executable, "-m", "edge_tprune", *arguments], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_dir()
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["biuld"], "No such command 'biuld'"),
+        (["build"], "Missing argument"),
+        (["build", "deit_smal_patch16_224"], "Did you mean deit_small_patch16_224"),
+        (["build", "resnet18", "--weights", "random"], "not a timm VisionTransformer"),
+        (["build", "reference", "--method", "zerotprune"], "Did you mean zero_tprune"),
+        (["build", "reference", "--weights", "absent.safetensors"], "absent.safetensors does not exist"),
+        (["build", "reference", "--weights", "random", "--budgets", "1.0,0"], "budget 0 is out of range"),
+        (["build", "reference", "--weights", "random", "--budgets", "65"], "budget 65 is out of range"),
+        (["build", "reference", "--weights", "random", "--budgets", "0.1"], "nearest reachable"),
+        (["build", "reference", "--weights", "random", "--budgets", "half"], "'half' is not a number"),
+        (["build", "reference", "--weights", "random", "--option", "votes"], "not of the form name=value"),
+        (["build", "reference", "--weights", "random", "--option", "vote=3"], "Did you mean votes"),
+        (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
+        (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),
+        (["eval", "absent"], "is not a bundle"),
+        (["profile", "absent"], "is not a bundle"),
+        (["compare", "absent"], "does not exist"),
+        (["select", "."], "neither a profile nor a directory of profiles"),
+        (["report", "absent"], "does not exist"),
+        (["select", ".", "--max-p95-ms", "fast"], "Invalid value"),
+    ],
+)
+def test_mistakes_get_one_clear_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_line(command(*arguments), 2, says)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_whose_classes_do_not_match(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    one_line(command("eval", journey[0], "--data", tmp_path), 2, "2 class directories but the model has 10 classes")
+
+
+def test_a_corrupt_bundle_is_refused_by_every_command_that_reads_it(
+    command: Command, journey: tuple[Path, Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(journey[0], copy)
+    weights = copy / "onnx" / "weights.bin"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 1
+    weights.write_bytes(data)
+    for arguments in (("eval", copy), ("profile", copy, "--out", tmp_path / "p")):
+        one_line(command(*arguments), 2, "weights.bin is corrupt")
+    assert not (tmp_path / "p").exists()
+
+
+def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_tprune", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def test_ctrl_c_while_building_leaves_nothing(tmp_path: Path) -> None:
+    arguments = ["build", "reference", "--weights", "random", "--out", str(tmp_path / "b")]
+    done = interrupted(arguments, lambda: any(tmp_path.glob(".b.building-*/onnx/*.onnx")))
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_ctrl_c_while_evaluating_leaves_the_bundle_whole(journey: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(journey[0], copy)
+    before = (copy / "manifest.json").read_bytes()
+    begun = time.monotonic()
+    done = interrupted(["eval", str(copy), "--limit", "100000"], lambda: time.monotonic() - begun > 8)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert (copy / "manifest.json").read_bytes() == before
+    Bundle.open(copy)
+
+
+def test_ctrl_c_while_profiling_keeps_what_was_measured(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ["profile", str(journey[0]), "--out", str(tmp_path), "--rounds", "500", "--seconds", "0.05", "--warmup", "0"]
+
+    def two_rounds() -> bool:
+        return any(file.read_text().count('"round"') > 6 for file in tmp_path.glob("*/samples.jsonl"))
+
+    done = interrupted(arguments, two_rounds)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    (profile,) = tmp_path.iterdir()
+    assert str(profile) in done.stderr, "the person is told where the data is"
+    assert command("compare", profile).code == 0
