@@ -35,7 +35,7 @@ WEIGHTS = Path(__file__).with_name("reference.safetensors")
 
 _TEST_SOURCES = 500
 _SPLIT_SEED = 7
-_SMALLEST, _LARGEST = 28, 52  # sides of a drawn digit, pixels: 3.5 to 6.5 patches
+_SMALLEST, _LARGEST = 44, 68  # sides of a drawn digit, pixels: 5.5 to 8.5 patches
 _STREAM = {"train": 1, "test": 2}  # first word of every canvas's seed: the two splits never share a stream
 
 
@@ -58,7 +58,7 @@ def source_indices(split: str) -> np.ndarray:
 
 def _draw(scan: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
     """One scan (8, 8) drawn `side` pixels wide, slightly turned and slanted; (side, side) float32 in 0..1."""
-    turn, slant = rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15)
+    turn, slant = rng.uniform(-0.15, 0.15), rng.uniform(-0.1, 0.1)
     zoom = 9.0 / side  # one pixel of margin around the 8 x 8 scan, so that strokes never touch the frame
     linear = zoom * np.array([[math.cos(turn), math.sin(turn) + slant], [-math.sin(turn), math.cos(turn)]])
     offset = np.array([4.0, 4.0]) - linear @ np.array([side / 2, side / 2])
@@ -68,7 +68,7 @@ def _draw(scan: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _tint(rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(0.45, 1.0, 3).astype(np.float32)
+    return rng.uniform(0.5, 1.0, 3).astype(np.float32)
 
 
 def compose(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int, tuple[int, int, int]]:
@@ -85,7 +85,7 @@ def compose(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int, tup
     image = np.zeros((SIZE, SIZE, 3), np.float32)
     for _ in range(int(rng.integers(14, 25))):
         whole = int(rng.integers(_SMALLEST, _LARGEST + 1))
-        height, width = (int(v) for v in np.round(rng.uniform(0.4, 0.58, 2) * whole))
+        height, width = (int(v) for v in np.round(rng.uniform(0.3, 0.5, 2) * whole))
         ty, tx = int(rng.integers(0, SIZE - height + 1)), int(rng.integers(0, SIZE - width + 1))
         if ty < top + side and ty + height > top and tx < left + side and tx + width > left:
             continue  # would touch the whole digit
