@@ -24,6 +24,7 @@ class Metric:
     better: Literal["lower", "higher"] | None  #: None where neither direction is good in itself
     digits: int  #: after the decimal point
     short: str = ""  #: label for narrow columns; the label itself where empty
+    signed: bool = False  #: whether a gain is written with its plus: changes are
 
     @property
     def header(self) -> str:
@@ -39,8 +40,8 @@ class Metric:
         """The number alone, rounded; a dash where it is missing."""
         if value is None:
             return MISSING
-        text = f"{value:.{self.digits}f}"
-        return text.lstrip("-") if float(text) == 0 else text  # no "-0.0"
+        text = f"{value:{'+' if self.signed else ''}.{self.digits}f}"
+        return text.lstrip("+-") if float(text) == 0 else text  # no "-0.0"
 
     def quantity(self, value: float | None) -> str:
         """The number with its unit: '8.21 ms'."""
@@ -56,7 +57,7 @@ class Metric:
         # The larger half, rounded up: an interval need not be symmetric, and the text must not claim more than is known.
         half = max(interval.high - interval.value, interval.value - interval.low)
         half = math.ceil(half * 10**self.digits - 1e-6) / 10**self.digits
-        return f"{self.format(interval.value)} ±{self.format(half)}" if half else self.format(interval.value)
+        return f"{self.format(interval.value)} ±{half:.{self.digits}f}" if half else self.format(interval.value)
 
     def range(self, interval: Interval) -> str:
         """The ends of the interval with the unit: '1.40 to 1.44×'; '' where they are unknown."""
@@ -80,10 +81,10 @@ _ALL = (
     Metric("macs_g", "MACs per image", "G", "lower", 2, "MACs"),
     Metric("macs_share_percent", "share of the unpruned MACs", "%", "lower", 0, "MACs"),
     Metric("top1_percent", "top-1", "%", "higher", 1),
-    Metric("top1_change_points", "top-1 change", "points", "higher", 1, "Δ top-1"),
+    Metric("top1_change_points", "top-1 change", "points", "higher", 1, "Δ top-1", signed=True),
     Metric("top1_drop_points", "top-1 drop", "points", "lower", 1, "drop"),
     Metric("top5_percent", "top-5", "%", "higher", 1),
-    Metric("top5_change_points", "top-5 change", "points", "higher", 1, "Δ top-5"),
+    Metric("top5_change_points", "top-5 change", "points", "higher", 1, "Δ top-5", signed=True),
     Metric("agreement_percent", "agreement with the unpruned model", "%", "higher", 1, "agree"),
     Metric("kl_nats", "KL divergence from the unpruned model", "nats", "lower", 3, "KL"),
     Metric("p50_ms", "p50 latency", "ms", "lower", 2, "p50"),
