@@ -3,26 +3,26 @@
 #   make run                                        the whole journey with the built-in reference model, offline
 #   make run MODEL=deit_tiny_patch16_224 WEIGHTS=w.safetensors DATA=imagenet/val BUDGETS=1.0,0.8,0.65,0.5
 
-MODEL   ?= reference
-WEIGHTS ?=
-METHOD  ?= zero_tprune
-BUDGETS ?= 1.0,0.9,0.8,0.65,0.5
-DATA    ?=
-RUNTIME ?= onnxruntime
-OUT     ?= out
-BUNDLE  ?= $(OUT)/bundles/$(MODEL)-$(METHOD)
-HOST    ?=
-PROFILE ?= $(OUT)/profiles
-ROUNDS  ?= 10
-ARGS    ?=
+MODEL   = reference
+WEIGHTS =
+METHOD  = zero_tprune
+BUDGETS = 1.0,0.9,0.8,0.65,0.5
+DATA    =
+RUNTIME = onnxruntime
+OUT     = out
+BUNDLE  = $(OUT)/bundles/$(MODEL)-$(METHOD)
+HOST    =
+PROFILE = $(OUT)/profiles
+ROUNDS  = 10
+ARGS    =
 
 PYTHON ?= python3
 BIN    := .venv/bin
 ET     := $(BIN)/edge-tprune
 READY  := .venv/.ready
 
-BUILD_ARGS = $(MODEL) $(if $(WEIGHTS),--weights $(WEIGHTS)) --method $(METHOD) --budgets $(BUDGETS) --out $(BUNDLE)
-EVAL_ARGS  = $(BUNDLE) $(if $(DATA),--data $(DATA))
+BUILD_ARGS = '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --method '$(METHOD)' --budgets '$(BUDGETS)' --out '$(BUNDLE)'
+EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint bench engines build eval profile compare select report deploy test-gpu board test-board train-reference clean
@@ -40,8 +40,8 @@ $(READY): pyproject.toml
 run: $(READY)  ## build, evaluate, profile, compare, select, report
 	$(ET) build $(BUILD_ARGS) $(ARGS)
 	$(ET) eval $(EVAL_ARGS)
-	@echo '$(ET) profile $(BUNDLE) --out $(OUT)/profiles --rounds $(ROUNDS)'; \
-	profile=$$($(ET) profile $(BUNDLE) --runtime $(RUNTIME) --out $(OUT)/profiles --rounds $(ROUNDS)) || exit $$?; \
+	@echo "$(ET) profile '$(BUNDLE)' --out '$(OUT)/profiles' --rounds $(ROUNDS)"; \
+	profile=$$($(ET) profile '$(BUNDLE)' --runtime $(RUNTIME) --out '$(OUT)/profiles' --rounds $(ROUNDS)) || exit $$?; \
 	$(ET) compare "$$profile" && \
 	{ $(ET) select "$$profile"; chosen=$$?; [ $$chosen -le 1 ]; } && \
 	$(ET) report "$$profile" --out "$$profile/report.html" --picture && \
@@ -54,16 +54,16 @@ eval: $(READY)  ## accuracy per budget, stored in the bundle
 	$(ET) eval $(EVAL_ARGS) $(ARGS)
 
 profile: $(READY)  ## run the bundle's engines and record
-	$(ET) profile $(BUNDLE) --runtime $(RUNTIME) --out $(OUT)/profiles --rounds $(ROUNDS) $(ARGS)
+	$(ET) profile '$(BUNDLE)' --runtime $(RUNTIME) --out '$(OUT)/profiles' --rounds $(ROUNDS) $(ARGS)
 
 compare: $(READY)  ## one row per budget (PROFILE=directory)
-	$(ET) compare $(PROFILE) $(ARGS)
+	$(ET) compare '$(PROFILE)' $(ARGS)
 
 select: $(READY)  ## choose a budget (ARGS='--max-p95-ms 8 --max-top1-drop 1')
-	$(ET) select $(PROFILE) $(ARGS)
+	$(ET) select '$(PROFILE)' $(ARGS)
 
 report: $(READY)  ## one self-contained HTML page
-	$(ET) report $(PROFILE) --out $(OUT)/report.html --picture $(ARGS)
+	$(ET) report '$(PROFILE)' --out '$(OUT)/report.html' --picture $(ARGS)
 
 engines: $(READY)  ## graphs for every runtime that has a form of its own (TensorRT plans: not yet)
 	$(ET) build $(BUILD_ARGS) --runtime onnxruntime,tensorrt $(ARGS)
@@ -89,5 +89,5 @@ deploy board test-board:  ## onto a board (HOST=user@board): not built yet
 	@echo "make $@: not built yet; copy the bundle and the package to the board and run edge-tprune profile there" >&2; exit 2
 
 clean:  ## remove what building and running left (not .venv)
-	rm -rf $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -43,7 +43,7 @@ def clear_write_errors(path: Path) -> Iterator[None]:
             raise UserError(f"cannot write {path}: {error.strerror}. Choose another --out") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise UserError(f"cannot write {path}: {error.strerror} ({error.filename})") from error
-        raise
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager

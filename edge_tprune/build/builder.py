@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import edge_tprune
 from edge_tprune.build import bundle as bundle_format
@@ -30,13 +30,14 @@ from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, sync
 from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import plan, registry
-from edge_tprune.reduction.host import PrunedViT, network_shape
+from edge_tprune.reduction.host import PrunedViT, explicit_attention, fused_attention, network_shape
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.schedule import Schedule, default_blocks
 
 PARITY_TOLERANCE = 1e-4  # absolute, on logits
 PARITY_IMAGES = 8
 GOLDEN_BATCHES = 2
+LOCK_SECONDS = 10
 PRECISION = "fp32"
 
 Progress = Callable[[str, int, int], None]
@@ -131,13 +132,14 @@ def build(loaded: LoadedModel, plan: Plan, out: Path, *, force: bool = False, pr
         UserError: `out` holds something that is not a bundle, or cannot be written.
         HonestNo: a graph whose logits differ from PyTorch's.
     """
+    out = out.resolve()  # a link to a bundle stays a link: what it points to is replaced
     fingerprint = _fingerprint(loaded, plan)
     if out.exists() and not (out / bundle_format.MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.parent / f".{out.name}.lock")
-        with lock:
+        with _locked(out):
+            _restore(out)
             if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
                 return Built(existing, True, plan.remarks)
             with _staging(out) as staging:
@@ -188,17 +190,44 @@ def _move_into_place(staging: Path, out: Path) -> None:
             with (Path(folder) / name).open("rb") as stream:
                 os.fsync(stream.fileno())
         sync_directory(Path(folder))
-    old = staging.with_name(staging.name + "-old")
-    if out.exists():
-        out.rename(old)
+    old = _set_aside(out)
     try:
+        if out.exists():
+            out.rename(old)
         staging.rename(out)
     except BaseException:
-        if old.exists():
-            old.rename(out)
+        _restore(out)
         raise
     sync_directory(out.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _set_aside(out: Path) -> Path:
+    """Where the old bundle waits for the moment between the two renames."""
+    return out.with_name(f".{out.name}.replaced")
+
+
+def _restore(out: Path) -> None:
+    """Puts an old bundle back that a build was killed over; sweeps it where the new one made it into place."""
+    old = _set_aside(out)
+    if old.exists() and not out.exists():
+        old.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    lock = FileLock(out.parent / f".{out.name}.lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"cannot lock {out} for writing: another build is at work on it, or {out.parent} cannot be written"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _module(loaded: LoadedModel, plan: Plan, schedule: Schedule) -> PrunedViT:
@@ -210,8 +239,16 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
     image_shape = tuple(loaded.preprocessing["input_size"])
     transform = loaded.transform()
     batches = max(GOLDEN_BATCHES, -(-PARITY_IMAGES // plan.batch))
-    images = torch.stack([transform(image) for image in sample_images(loaded.name, batches * plan.batch)])
-    images = images.reshape(batches, plan.batch, *image_shape)
+    wanted = batches * plan.batch
+    candidates = torch.stack([transform(image) for image in sample_images(loaded.name, 2 * wanted)])
+    steady = _steady(loaded, plan, candidates)
+    if int(steady.sum()) < wanted:
+        raise HonestNo(
+            f"method {plan.method} chooses other tokens on {int((~steady).sum())} of {len(steady)} sample images when only rounding changes: "
+            "its scores tie too often to prove a graph right. Try another method, option or budget"
+        )
+    images = candidates[steady][:wanted].reshape(batches, plan.batch, *image_shape)
+    near_ties = int((~steady[: int(steady.nonzero()[wanted - 1]) + 1]).sum())
     golden: dict[str, np.ndarray] = {"input": images[:GOLDEN_BATCHES].numpy()}
     entries = []
     steps, step = len(plan.schedules) * len(plan.runtimes), 0
@@ -234,7 +271,7 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
                 stream.flush()
                 file = folder / "onnx" / f"{name}.{form.name}.onnx"
                 save(model, file)
-                parity[runtime] = _parity(file, name, images.numpy(), expected)
+                parity[runtime] = {**_parity(file, name, images.numpy(), expected), "images_left_out_for_near_ties": near_ties}
                 relative = file.relative_to(folder).as_posix()
                 artifacts.append(
                     {"runtime": runtime, "precision": PRECISION, "form": form.name, "file": relative, **_described(file)}
@@ -283,6 +320,24 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
     }
     bundle_format.validate(manifest, folder)
     write_json(folder / bundle_format.MANIFEST, manifest)
+
+
+@torch.inference_mode()
+def _steady(loaded: LoadedModel, plan: Plan, images: torch.Tensor) -> torch.Tensor:
+    """Which images (N,) get the same logits from two ways of rounding the same network, under every schedule.
+
+    Where two tokens' scores all but tie, another kernel may rightly keep the other one. Such an image can prove nothing
+    about a graph, here or on a board.
+    """
+    steady = torch.ones(len(images), dtype=torch.bool)
+    for schedule in plan.schedules.values():
+        pruned = _module(loaded, plan, schedule)
+        logits = []
+        for form in (fused_attention, explicit_attention):
+            pruned.attention = form
+            logits.append(torch.cat([pruned(part) for part in torch.split(images, 8)]))
+        steady &= (logits[0] - logits[1]).abs().amax(1) <= PARITY_TOLERANCE / 2
+    return steady
 
 
 def _described(file: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@
       onnx/weights.bin     the external data of every graph
       onnx/<budget>.<form>.onnx
       golden.npz           input (G, B, 3, H, W) and, per budget, logits/<name> (G, B, classes), float32
-      eval.npz             per-image results, once `eval` ran
+      eval-<hash>.npz      per-image results, once `eval` ran
 
 Read and verified here without torch or onnx. A bundle refers to its files by relative path only, so it can be copied anywhere.
 """
@@ -195,7 +195,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: edge-tprune build") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"bundle {path}: {MANIFEST} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"bundle {path}: {MANIFEST} is not readable JSON ({error}). Copy the bundle again, or rebuild it"
         ) from error

@@ -6,6 +6,7 @@ carries a bootstrap interval, because a few hundred images do not resolve differ
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,13 +17,12 @@ import numpy as np
 
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
-from edge_tprune.files import sha256_file, write_bytes
+from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import make_transform
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.statistics import mean_interval, paired_difference
 
-RESULTS = "eval.npz"
 _CHUNK = 32  # images one engine works through before the next: idle engines' threads then rarely spin against the busy one
 
 
@@ -37,7 +37,7 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Runs every budget over the dataset and stores its accuracy in the bundle.
 
-    `eval.npz` in the bundle receives the per-image results: `labels` (N,), and per budget `top5/<name>` (N, 5) the classes ranked
+    `eval-<hash>.npz` in the bundle receives the per-image results: `labels` (N,), and per budget `top5/<name>` (N, 5) the classes ranked
     first and `kl_nats/<name>` (N,) the divergence KL(unpruned || budget).
 
     Args:
@@ -152,13 +152,27 @@ def _store(
 ) -> None:
     buffer = io.BytesIO()
     arrays = {"labels": truth} | {f"top5/{n}": v for n, v in top5.items()} | {f"kl_nats/{n}": v for n, v in kl.items()}
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
-    write_bytes(bundle.path / RESULTS, buffer.getvalue())
-    bundle.manifest["files"][RESULTS] = {
-        "sha256": sha256_file(bundle.path / RESULTS),
-        "bytes": (bundle.path / RESULTS).stat().st_size,
+    before = next((name for name in bundle.manifest["files"] if name.startswith("eval-")), None)
+    same_data = {
+        entry["name"]
+        for entry in bundle.manifest["budgets"]
+        if entry["accuracy"] and entry["accuracy"]["data"]["sha256"] == next(iter(records.values()))["data"]["sha256"]
     }
+    if before is not None and same_data - records.keys():  # other budgets, judged on the same images: they stay
+        with np.load(bundle.path / before, allow_pickle=False) as stored:
+            arrays |= {key: stored[key] for key in stored.files if key.partition("/")[2] in same_data - records.keys()}
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    # Under a new name, then the manifest, then the old one goes: whenever this ends, the manifest names a file that is whole.
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    name = f"eval-{digest[:12]}.npz"
+    write_bytes(bundle.path / name, buffer.getvalue())
+    if before is not None:
+        del bundle.manifest["files"][before]
+    bundle.manifest["files"][name] = {"sha256": digest, "bytes": len(buffer.getvalue())}
     for entry in bundle.manifest["budgets"]:
-        entry["accuracy"] = records.get(entry["name"])
+        kept = entry["accuracy"] if entry["name"] in same_data else None
+        entry["accuracy"] = records.get(entry["name"], kept)
     bundle.__dict__.pop("budgets", None)  # the cached view of the manifest
     bundle.save_manifest()
+    if before is not None and before != name:
+        (bundle.path / before).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edge_tprune import __version__
-from edge_tprune.cli.common import err, out, parse_list, parse_pairs, print_json, progress_bar, say
+from edge_tprune.cli.common import Stopped, err, out, parse_list, parse_pairs, print_json, progress_bar, say
 from edge_tprune.errors import UserError
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def build(
     ] = "onnxruntime",
     classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
     bundle: Annotated[
-        Path | None, typer.Option("--out", help="The bundle's directory [default: bundles/MODEL-METHOD].")
+        Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
     json: Json = False,
@@ -169,7 +169,7 @@ def evaluate(
             opened,
             dataset,
             budgets=names,
-            threads=threads or default_threads(),
+            threads=threads if threads is not None else default_threads(),
             progress=lambda done, of: advance("images", done, of),
         )
     if json:
@@ -194,25 +194,29 @@ def profile(
     json: Json = False,
 ) -> None:
     """Run every budget's engine in randomised rounds and record raw latencies, memory and sensors."""
+    from edge_tprune.agent.profile import Interrupted
     from edge_tprune.agent.profile import profile as run
     from edge_tprune.agent.progress import TerminalProgress
     from edge_tprune.build.bundle import Bundle
 
     opened = Bundle.open(bundle)
     names = parse_list(budgets, str, "--budgets") if budgets else None
-    with TerminalProgress(err()) as progress:
-        path = run(
-            opened,
-            profiles,
-            runtime=runtime,
-            threads=threads,
-            rounds=rounds,
-            seconds_per_round=seconds,
-            warmup_seconds=warmup,
-            seed=seed,
-            budgets=names,
-            progress=progress,
-        )
+    try:
+        with TerminalProgress(err()) as progress:
+            path = run(
+                opened,
+                profiles,
+                runtime=runtime,
+                threads=threads,
+                rounds=rounds,
+                seconds_per_round=seconds,
+                warmup_seconds=warmup,
+                seed=seed,
+                budgets=names,
+                progress=progress,
+            )
+    except Interrupted as stop:
+        raise Stopped(str(stop)) from stop
     print_json({"profile": str(path)}) if json else print(path)
 
 

@@ -16,6 +16,10 @@ from edge_tprune.errors import UserError
 T = TypeVar("T")
 
 
+class Stopped(Exception):
+    """Ctrl-C, with a word on where what was done is kept. Not a KeyboardInterrupt, which typer would end without a word."""
+
+
 def out() -> Console:
     """Where answers go; colour only on a terminal. Piped output is not folded to 80 columns."""
     console = Console(highlight=False)

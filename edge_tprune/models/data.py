@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from edge_tprune.errors import UserError
@@ -95,7 +96,7 @@ class ImageFolder:
         try:
             with Image.open(file) as image:
                 return image.convert("RGB"), self.labels[index]
-        except (UnidentifiedImageError, OSError) as error:
+        except Exception as error:  # a damaged file can make a decoder raise almost anything
             raise UserError(f"image {file} cannot be read ({error}). Remove or replace it") from error
 
     def first(self, count: int) -> ImageFolder:
@@ -129,6 +130,8 @@ def open_dataset(source: str | Path, classes: int, limit: int | None = None) -> 
     root = Path(source)
     if not root.is_dir():
         raise UserError(f"image folder {root} does not exist or is not a directory")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"image folder {root} cannot be read: check its permissions")
     directories = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
     if directories:
         index = _class_indices([d.name for d in directories], classes, root)

@@ -65,6 +65,8 @@ def load_model(name: str, weights: str | Path | None = None, classes: int | None
     """
     label = str(weights) if weights is not None else (reference.NAME if name == reference.NAME else PRETRAINED)
     if name == reference.NAME:
+        if classes not in (None, reference.CLASSES):
+            raise UserError(f"the reference model has {reference.CLASSES} classes: --classes {classes} does not fit it")
         model: nn.Module = reference.build()
         path: Path | None = reference.WEIGHTS if weights is None else None
     else:
@@ -78,6 +80,10 @@ def load_model(name: str, weights: str | Path | None = None, classes: int | None
     elif label == RANDOM:
         torch.manual_seed(0)
         model = reference.build() if name == reference.NAME else _create(name, pretrained=False, classes=classes)
+    if getattr(model, "num_classes", 1) == 0:
+        raise UserError(
+            f"{name} has no classifier head: choose a classifier, or give --classes N with the weights of a fine-tuned one"
+        )
     model.eval().requires_grad_(False)
     config = resolve_model_data_config(model)
     preprocessing = {
@@ -106,7 +112,7 @@ def _create(name: str, pretrained: bool, classes: int | None) -> nn.Module:
         if not pretrained:
             raise UserError(f"timm cannot create {name!r}: {_first_line(error)}") from error
         raise UserError(
-            f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). Check the connection, or give --weights FILE"
+            f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). Check the name and the connection, or give --weights FILE"
         ) from error
     return model
 

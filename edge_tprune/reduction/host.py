@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from timm.layers import AttentionPoolLatent, Mlp, PatchEmbed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -110,6 +111,8 @@ class PrunedViT(nn.Module):
                 stage = Stage(number, len(schedule), tokens_in, tokens_out, self.shape.prefix_tokens, model.has_class_token)
                 self.reducers[str(number)] = registry.make(method, stage, options)
             tokens_in = tokens_out
+        self.reducers.to(next(model.parameters()).device)
+        self.train(model.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> tokens after the last block (B, schedule[-1], C), before the final norm."""
@@ -150,6 +153,14 @@ def network_shape(model: nn.Module, name: str | None = None) -> NetworkShape:
             )
         if getattr(attn, "gate", None) is not None:
             raise UserError(f"{label}: block {number} gates its attention output, which is not supported yet")
+        if type(block.mlp) is not Mlp:
+            raise UserError(
+                f"{label}: block {number} has a {type(block.mlp).__name__}, not a plain two-layer Mlp, which is not supported yet"
+            )
+    if type(model.patch_embed) is not PatchEmbed or not isinstance(model.patch_embed.proj, nn.Conv2d):
+        raise UserError(
+            f"{label} embeds patches with {type(model.patch_embed).__name__}, not a plain PatchEmbed, which is not supported yet"
+        )
     if model.dynamic_img_size:
         raise UserError(
             f"{label} takes images of any size: create it with dynamic_img_size=False, the token count must be fixed"
@@ -161,6 +172,7 @@ def network_shape(model: nn.Module, name: str | None = None) -> NetworkShape:
     in_channels = model.patch_embed.proj.in_channels
     heads = [m for m in (model.head, getattr(model, "head_dist", None)) if isinstance(m, nn.Linear)]
     prefix = model.num_prefix_tokens
+    pool_macs, pool_macs_per_token = _pool_macs(model, label)
     return NetworkShape(
         tokens=patches + prefix,
         prefix_tokens=prefix,
@@ -169,8 +181,22 @@ def network_shape(model: nn.Module, name: str | None = None) -> NetworkShape:
         attention_channels=first.attn.num_heads * first.attn.head_dim,
         hidden_channels=first.mlp.fc1.out_features,
         patch_macs=patches * channels * in_channels * patch_size[0] * patch_size[1],
-        head_macs=sum(h.in_features * h.out_features for h in heads),
+        head_macs=sum(h.in_features * h.out_features for h in heads) + pool_macs,
+        pool_macs_per_token=pool_macs_per_token,
     )
+
+
+def _pool_macs(model: VisionTransformer, label: str) -> tuple[int, int]:
+    """MACs of an attention-pooling head: (per image, per token that it reads)."""
+    pool = model.attn_pool
+    if pool is None:
+        return 0, 0
+    if type(pool) is not AttentionPoolLatent or type(pool.mlp) is not Mlp:
+        raise UserError(f"{label} pools its tokens with {type(pool).__name__}, which is not supported yet")
+    latents, width = pool.latent_len, pool.q.out_features
+    mlp = pool.mlp.fc1.weight.numel() + pool.mlp.fc2.weight.numel()
+    per_image = latents * (pool.q.weight.numel() + pool.proj.weight.numel() + mlp)
+    return per_image, pool.kv.weight.numel() + 2 * latents * width
 
 
 def check_method(method: type[Reducer], model: VisionTransformer, name: str | None = None) -> None:

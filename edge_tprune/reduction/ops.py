@@ -25,9 +25,12 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def prefix_bonus(tokens: int, prefix: int) -> Tensor:
-    """What to add to scores (B, tokens) so that the prefix tokens rank first, in their order: (tokens,) float32."""
+    """What to add to scores (B, tokens) so that the prefix tokens rank first, in their order: (tokens,) float32.
+
+    For scores from 0 to less than 1000; the sum stays within half precision's range.
+    """
     bonus = torch.zeros(tokens)
-    bonus[:prefix] = 1e30 * torch.arange(prefix, 0, -1)
+    bonus[:prefix] = 1000.0 * torch.arange(prefix, 0, -1)
     return bonus
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 from edge_tprune.errors import UserError
 from edge_tprune.schedule.macs import NetworkShape
@@ -18,6 +18,9 @@ DEFAULT_BLOCKS = (4, 7, 10)
 
 TOLERANCE = 0.01
 """A realised share within this fraction of the requested one needs no remark."""
+
+
+_ENUMERATED_STAGES = 4  # with up to so many stages every combination of multiples is tried: some thousands
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def from_budget(
                 wanted *= ratios[stage]
                 count = int((wanted + shape.prefix_tokens) // multiple_of + up[stage]) * multiple_of
                 floor = max(shape.prefix_tokens + 1, fewest(current) if fewest else 0)
-                current = min(current, max(count, floor))
+                current = min(current, max(count, -(-floor // multiple_of) * multiple_of))
                 stage += 1
             after.append(current)
         return tuple(after)
@@ -110,9 +113,46 @@ def from_budget(
     roundings = [(*[0] * (len(blocks) - free), *up) for up in product((0, 1), repeat=free)]
     nudges = (0.0,) if multiple_of == 1 else (0.0, -0.01, 0.01, -0.02, 0.02, -0.04, 0.04)
     candidates = {spread([min(1.0, max(0.0, keep + nudge))] * len(blocks), up) for nudge in nudges for up in roundings}
-    best = min(candidates, key=lambda after: (abs(shape.share(after) - budget), after))
+    if multiple_of > 1 and len(blocks) <= _ENUMERATED_STAGES:
+        candidates |= _all_multiples(shape, blocks, multiple_of, fewest)
+    best = min(
+        candidates, key=lambda after: (_coarse(abs(shape.share(after) - budget)), _unevenness(shape, blocks, after), after)
+    )
     share = shape.share(best)
     remark = ""
     if abs(share - budget) > TOLERANCE * budget:
         remark = f"budget {budget:g}: the nearest reachable with these token counts is {share:.3f}"
     return Schedule(best, share, budget, remark)
+
+
+def _all_multiples(
+    shape: NetworkShape, blocks: tuple[int, ...], multiple_of: int, fewest: Callable[[int], int] | None
+) -> set[tuple[int, ...]]:
+    """Every schedule whose counts after `blocks` are non-increasing multiples; with fine multiples, a coarser grid of them."""
+    step = multiple_of * max(1, -(-shape.tokens // (multiple_of * 28)))
+    counts = [c for c in range(step, shape.tokens + 1, step) if c > shape.prefix_tokens]
+    found = set()
+    for chosen in combinations_with_replacement(reversed(counts), len(blocks)):
+        before = (shape.tokens, *chosen[:-1])
+        if fewest is None or all(after >= fewest(n) for n, after in zip(before, chosen)):
+            stages = dict(zip(blocks, chosen))
+            after, current = [], shape.tokens
+            for block in range(1, shape.blocks + 1):
+                current = stages.get(block, current)
+                after.append(current)
+            found.add(tuple(after))
+    return found
+
+
+def _coarse(gap: float) -> float:
+    """Gaps below a third of a percent count as none, so that the evenest of the near ones is taken."""
+    return 0.0 if gap < TOLERANCE / 3 else gap
+
+
+def _unevenness(shape: NetworkShape, blocks: Sequence[int], after: Sequence[int]) -> float:
+    """Spread of the shares kept at the stages: 0 where every stage keeps the same share."""
+    before, kept = shape.tokens, []
+    for block in blocks:
+        kept.append((after[block - 1] - shape.prefix_tokens) / max(1, before - shape.prefix_tokens))
+        before = after[block - 1]
+    return max(kept) - min(kept)

@@ -28,6 +28,7 @@ class NetworkShape:
     hidden_channels: int  #: of the MLP
     patch_macs: int  #: patch embedding, per image
     head_macs: int  #: classifier head(s), per image
+    pool_macs_per_token: int = 0  #: of a head that pools the last tokens by attention, as SigLIP's does
 
     def full_schedule(self) -> tuple[int, ...]:
         """The schedule that removes nothing."""
@@ -43,7 +44,8 @@ class NetworkShape:
         """MACs per image under `schedule` (tokens after each block); of the unpruned network without one."""
         after = tuple(schedule) if schedule is not None else self.full_schedule()
         before = (self.tokens, *after[:-1])
-        return self.patch_macs + self.head_macs + sum(self.block_macs(n, m) for n, m in zip(before, after))
+        pool = self.pool_macs_per_token * after[-1]
+        return self.patch_macs + self.head_macs + pool + sum(self.block_macs(n, m) for n, m in zip(before, after))
 
     def share(self, schedule: Sequence[int]) -> float:
         """MACs under `schedule` as a share of the unpruned network's: the budget it realises."""

@@ -168,13 +168,14 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from edge_tprune.agent.record import read_run
+from edge_tprune.errors import UserError
 from tiny_run import Recorder, add_round, info
 recorder = Recorder.create(Path(sys.argv[2]), "run", info())
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     for number in range(1000):
         add_round(recorder, number, latency_ns=(1234567,) * 50)
-except OSError:
+except UserError:
     recorder.append("end", reason="failed")
 run = read_run(recorder.path)
 assert run.end == "failed", run

@@ -22,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from edge_tprune.build.export import FORMS, SharedWeights, export, save
-from edge_tprune.cli.common import progress_bar
+from edge_tprune.cli.common import out, progress_bar
 from edge_tprune.cli.views import table
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import plan, registry
@@ -108,7 +107,7 @@ def main() -> None:
     methods = options.methods.split(",")
     schedules = {m: plan(loaded.model, m, budget=options.budget).tokens for m in methods}
     everything: dict[str, object] = {}
-    console = Console(highlight=False)
+    console = out()
     for batch in map(int, options.batches.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             image = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)

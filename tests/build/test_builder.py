@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
+from edge_tprune.build import builder
 from edge_tprune.build.builder import build, make_plan
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import HonestNo, UserError
@@ -80,6 +82,54 @@ def test_ctrl_c_leaves_the_old_bundle_and_no_litter(bundle: Bundle, loaded: Load
         build(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.7], blocks=[2]), bundle.path, progress=interrupt)
     assert [b.name for b in Bundle.open(bundle.path).budgets] == ["1.0", "0.8", "0.6"]
     assert [p.name for p in bundle.path.parent.iterdir() if "building" in p.name] == []
+
+
+def test_an_old_bundle_set_aside_by_a_killed_build_comes_back(bundle: Bundle, loaded: LoadedModel) -> None:
+    """Killed between the two renames: the old bundle waits under another name, and the next build puts it back first."""
+    bundle.path.rename(bundle.path.with_name(f".{bundle.path.name}.replaced"))
+    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=["onnxruntime", "tensorrt"])
+    assert build(loaded, plan, bundle.path).reused
+    assert sorted(p.name for p in bundle.path.parent.iterdir()) == [f".{bundle.path.name}.lock", bundle.path.name]
+
+
+def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, loaded: LoadedModel, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(bundle.path)
+    build(loaded, make_plan(loaded, "none", budgets=[1.0]), link)
+    assert link.is_symlink()
+    assert [b.name for b in Bundle.open(bundle.path).budgets] == ["1.0"]
+
+
+def test_two_builds_at_once_do_not_mix(bundle: Bundle, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "LOCK_SECONDS", 0.2)
+    with (
+        FileLock(bundle.path.parent / f".{bundle.path.name}.lock"),
+        pytest.raises(UserError, match="another build is at work"),
+    ):
+        build(loaded, make_plan(loaded, "none", budgets=[1.0]), bundle.path)
+    assert len(Bundle.open(bundle.path).budgets) == 3
+
+
+def test_images_on_which_scores_all_but_tie_prove_nothing(loaded: LoadedModel) -> None:
+    """A method that turns the last bit of its input into another choice is never steady; an ordinary one is."""
+
+    @register
+    class Coin(Reducer):
+        """Keeps one half or the other by a rounding error."""
+
+        name, paper = "coin_of_test", "none"
+
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+            odd = (x[:, :1, :1].contiguous().view(torch.int32) % 2 == 1).float()
+            return odd * x[:, : self.stage.tokens_out] + (1 - odd) * x[:, -self.stage.tokens_out :]
+
+    images = torch.randn(64, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    try:
+        coin = builder._steady(loaded, make_plan(loaded, "coin_of_test", budgets=[0.6], blocks=[2]), images)
+    finally:
+        registry._METHODS.pop("coin_of_test")
+    assert 0 < coin.sum() < 64
+    assert builder._steady(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.6], blocks=[2]), images).float().mean() > 0.9
 
 
 def test_what_a_killed_build_left_is_swept(bundle: Bundle, loaded: LoadedModel) -> None:

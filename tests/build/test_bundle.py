@@ -80,6 +80,16 @@ def test_foreign_directories_are_refused(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
+def test_an_unreadable_manifest_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        Bundle.open(tmp_path)
+    (tmp_path / "manifest.json").rmdir()
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not readable JSON"):
+        Bundle.open(tmp_path)
+
+
 def test_unknown_budgets_and_runtimes_are_named(bundle: Bundle) -> None:
     with pytest.raises(UserError, match=r"no budget '0\.81' .*Did you mean 0\.8"):
         bundle.budget("0.81")

@@ -73,11 +73,37 @@ def test_results_are_stored_in_a_bundle_that_still_verifies(bundle: Bundle) -> N
     assert set(records) == {"1.0", "0.6"}, "the unpruned model always runs"
     reopened = Bundle.open(bundle.path)
     assert reopened.budget("0.6").accuracy == records["0.6"]
-    assert reopened.budget("0.8").accuracy is None
-    with np.load(bundle.path / "eval.npz", allow_pickle=False) as stored:
+    assert reopened.budget("0.8").accuracy is None, "not judged yet"
+    (results,) = bundle.path.glob("eval-*.npz")
+    with np.load(results, allow_pickle=False) as stored:
         assert stored["labels"].shape == (21,)
         assert stored["top5/0.6"].shape == (21, 5)
         assert 100 * np.mean(stored["top5/0.6"][:, 0] == stored["labels"]) == pytest.approx(records["0.6"]["top1_percent"])
+
+
+def test_judging_one_budget_keeps_the_others_results_on_the_same_images(bundle: Bundle) -> None:
+    first = evaluate(bundle, Noise(), threads=1)
+    evaluate(bundle, Noise(), threads=1, budgets=["0.6"])
+    assert bundle.budget("0.8").accuracy == first["0.8"]
+    (results,) = bundle.path.glob("eval-*.npz")
+    with np.load(results, allow_pickle=False) as stored:
+        assert stored["top5/0.8"].shape == (21, 5)
+    evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1, budgets=["0.6"])
+    assert bundle.budget("0.8").accuracy is None, "other images: no longer comparable"
+    Bundle.open(bundle.path)
+
+
+def test_ending_between_the_two_writes_leaves_a_bundle_that_verifies(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluate(bundle, Noise(), threads=1)
+
+    def interrupted(self: Bundle) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bundle, "save_manifest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1)
+    assert Bundle.open(bundle.path).budget("0.6").accuracy == first["0.6"]
 
 
 def test_without_labels_agreement_and_divergence_remain(bundle: Bundle) -> None:

@@ -60,10 +60,11 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "d", ["a", "b"], 1)
-    (root / "b" / "0.png").write_bytes(b"no image")
-    dataset = open_dataset(root, 2)
-    with pytest.raises(UserError, match=r"b/0\.png cannot be read"):
-        list(batches(dataset, lambda image: torch.zeros(3, 2, 2), 1))
+    whole = (root / "b" / "0.png").read_bytes()
+    for damage in (b"no image", b"", whole[:40], whole[:16] + b"\xff" * 40, b"P6 -1 -1 255 "):
+        (root / "b" / "0.png").write_bytes(damage)
+        with pytest.raises(UserError, match=r"b/0\.png cannot be read"):
+            list(batches(open_dataset(root, 2), lambda image: torch.zeros(3, 2, 2), 1))
 
 
 def test_a_limit_spreads_over_the_classes(tmp_path: Path) -> None:

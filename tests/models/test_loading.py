@@ -97,6 +97,13 @@ def test_preprocessing_is_the_models_own() -> None:
     assert torch.equal(loaded.transform()(image), wanted(image))
 
 
+def test_models_without_a_head_are_refused() -> None:
+    with pytest.raises(UserError, match="has no classifier head"):
+        load_model("vit_small_patch14_dinov2", "random")
+    with pytest.raises(UserError, match="--classes 7 does not fit"):
+        load_model("reference", "random", classes=7)
+
+
 def test_random_weights_are_the_same_every_time() -> None:
     assert load_model("reference", "random").weights_sha256 == load_model("reference", "random").weights_sha256
 

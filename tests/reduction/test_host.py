@@ -166,6 +166,54 @@ def test_other_networks_are_refused(name: str, says: str) -> None:
         edge_tprune.prune(timm.create_model(name), method="evit", budget=0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("vit_small_r26_s32_224", "embeds patches with HybridEmbed"),
+        ("vit_giant_patch14_dinov2", "block 1 has a GluMlp|block 1 has a SwiGLU"),
+        ("aimv2_large_patch14_224", "block 1 has a SwiGLU"),
+    ],
+)
+def test_parts_that_would_be_counted_wrongly_are_refused(name: str, says: str) -> None:
+    with torch.device("meta"), pytest.raises(UserError, match=says):
+        edge_tprune.prune(timm.create_model(name), method="slice", budget=0.8)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_distilled_patch16_224",
+        "deit3_small_patch16_224",
+        "vit_tiny_patch16_384",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_224",
+        "vit_base_patch16_clip_224",
+        "vit_medium_patch16_gap_256",
+    ],
+)
+def test_macs_of_real_models_equal_what_pytorch_counts(name: str) -> None:
+    """On the meta device nothing is computed, but every matrix product is seen."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = timm.create_model(name).eval().requires_grad_(False)
+        shape = edge_tprune.reduction.network_shape(model)
+        pruned = edge_tprune.prune(model, method="slice", budget=0.7)
+        pruned.attention = explicit_attention
+        images = torch.zeros(1, *model.pretrained_cfg["input_size"])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            pruned(images)
+    assert counter.get_total_flops() / 2 == pytest.approx(edge_tprune.macs(pruned), rel=1e-3)
+    assert shape.share(pruned.schedule) == pytest.approx(0.7, rel=0.01)
+
+
+def test_reducers_follow_the_models_device_and_mode(vit: VisionTransformer) -> None:
+    pruned = edge_tprune.prune(vit.to("meta"), method="zero_tprune", budget=0.7, blocks=[2])
+    assert {b.device.type for b in pruned.reducers.buffers()} == {"meta"}
+    assert not pruned.training
+    assert edge_tprune.prune(vit.train(), method="evit", budget=0.7, blocks=[2]).training
+
+
 def test_unusual_blocks_are_refused() -> None:
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, block_fn=ParallelScalingBlock)
     with pytest.raises(UserError, match="block 1 is a ParallelScalingBlock"):

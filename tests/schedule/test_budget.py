@@ -35,7 +35,7 @@ def test_every_schedule_is_sound_and_near_or_says_so(
     for block, count in enumerate(schedule.tokens, 1):
         if count != previous:
             assert block in blocks, "tokens went where no removal was allowed"
-            assert count % multiple == 0 or count == shape.prefix_tokens + 1
+            assert count % multiple == 0
         previous = count
     assert abs(schedule.share - budget) <= 0.01 * budget or "nearest reachable" in schedule.remark
 
@@ -59,6 +59,24 @@ def test_counts_are_as_good_as_an_exhaustive_search_nearby() -> None:
             if b <= a and abs((a - 1) / 49 - (b - 1) / max(1, a - 1)) < 0.02
         ]
         assert abs(found.share - budget) <= min(gaps) + 0.005
+
+
+@pytest.mark.parametrize("multiple", [8, 16, 32, 64])
+def test_with_multiples_the_nearest_really_is_the_nearest(multiple: int) -> None:
+    """Every budget against every triple of multiples: within 1 % where any triple is, else the nearest of all, and it says so."""
+    counts = range(multiple, 198, multiple)
+    shares = [
+        SMALL.share((197,) * 3 + (a,) * 3 + (b,) * 3 + (c,) * 3) for a, b, c in product(counts, repeat=3) if a >= b >= c
+    ] + [1.0]
+    for budget in (0.95, 0.88, 0.8, 0.72, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4):
+        if min(shares) > 1.01 * budget:
+            with pytest.raises(UserError, match=f"nearest reachable is {min(shares):.3f}"):
+                from_budget(SMALL, budget, (4, 7, 10), multiple_of=multiple)
+            continue
+        found = from_budget(SMALL, budget, (4, 7, 10), multiple_of=multiple)
+        nearest = min(abs(share - budget) for share in shares)
+        assert abs(found.share - budget) <= max(nearest, 0.01 * budget) + 1e-12
+        assert bool(found.remark) == (abs(found.share - budget) > 0.01 * budget)
 
 
 def test_the_unpruned_budget_removes_nothing() -> None:

@@ -44,10 +44,9 @@ class ZeroTPrune(Reducer):
 
     Args:
         stage: where it sits.
-        similar: share of the stage's removals that S makes; I makes the rest. The default, and one vote, gave the least divergence
-            from the unpruned DeiT-Tiny on 500 unlabelled photographs at budget 0.65 (stages 4, 7, 10); the paper's votes gave the same, more
-            stages more.
-        votes: page-rank iterations in I; 0 takes the paper's numbers: 30 in the first quarter of the blocks, 5 in the middle, 1 in the
+        similar: share of the stage's removals that S makes; I makes the rest. Our choice; the paper
+            searches for it together with stages and rates.
+        votes: page-rank iterations in I. Our choice is one; 0 takes the paper's numbers: 30 in the first quarter of the blocks, 5 in the middle, 1 in the
             last quarter.
         head_filter: VHF on or off.
         uniform_start: start from equal scores instead of a heavy class token (the paper's ablation).
@@ -85,7 +84,7 @@ class ZeroTPrune(Reducer):
         start = torch.ones(stage.tokens_in)
         if stage.has_class_token and not uniform_start:
             start[0] = math.sqrt(stage.tokens_in)
-        self.register_buffer("start", start * (stage.tokens_in / start.sum()), persistent=False)
+        self.register_buffer("start", start / start.sum(), persistent=False)
         self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
         self.register_buffer("position", torch.arange(stage.tokens_in), persistent=False)
 
