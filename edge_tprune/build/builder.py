@@ -31,7 +31,7 @@ from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, explicit_attention, fused_attention, network_shape
-from edge_tprune.runtime.engine import open_engine
+from edge_tprune.runtime.engine import open_engine, runtime_version
 from edge_tprune.schedule import Schedule, default_blocks
 
 PARITY_TOLERANCE = 1e-4  # absolute, on logits
@@ -142,6 +142,7 @@ def build(loaded: LoadedModel, plan: Plan, out: Path, *, force: bool = False, pr
             _restore(out)
             if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
                 return Built(existing, True, plan.remarks)
+            runtime_version("onnxruntime")  # parity needs it: better missed now than after the first export
             with _staging(out) as staging:
                 _write(loaded, plan, staging, fingerprint, progress or (lambda what, done, of: None))
                 _move_into_place(staging, out)

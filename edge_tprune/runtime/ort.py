@@ -6,6 +6,7 @@ them alive at a time, or the idle one's spinners slow the other down.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,14 @@ def _import() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise missing_package("onnxruntime", "ort") from error
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise missing_package("onnxruntime", "ort") from error
+        cause: BaseException | None = error
+        while cause is not None:  # Ctrl-C while its compiled part loads comes out as an ImportError
+            if isinstance(cause, KeyboardInterrupt) or "KeyboardInterrupt" in str(cause):
+                raise KeyboardInterrupt from error
+            cause = cause.__cause__ or cause.__context__
+        raise UserError(f"onnxruntime is installed but cannot be imported ({error}). Install it again") from error
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     return onnxruntime
 
