@@ -281,7 +281,7 @@ def _read_info(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a profile: it has no {RUN}.{_profiles_in(path)}") from error
     except OSError as error:
         raise UserError(f"profile {path}: cannot read {RUN} ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"profile {path}: {RUN} is not readable JSON ({error}). Copy the profile again") from error
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise UserError(f"{path} is not a profile: its {RUN} does not say format {FORMAT!r}")

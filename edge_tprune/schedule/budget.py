@@ -83,11 +83,11 @@ def from_budget(
     if blocks[0] < 1 or blocks[-1] > shape.blocks:
         raise UserError(f"blocks {', '.join(map(str, blocks))} do not fit the model: it has blocks 1 to {shape.blocks}")
 
-    def spread(ratios: Sequence[float], up: Sequence[int]) -> tuple[int, ...]:
+    def spread(keep: float, up: Sequence[int]) -> tuple[int, ...]:
         after, current, wanted, stage = [], shape.tokens, float(shape.tokens - shape.prefix_tokens), 0
         for block in range(1, shape.blocks + 1):
             if block in blocks:
-                wanted *= ratios[stage]
+                wanted *= keep
                 count = int((wanted + shape.prefix_tokens) // multiple_of + up[stage]) * multiple_of
                 floor = max(shape.prefix_tokens + 1, fewest(current) if fewest else 0)
                 current = min(current, max(count, -(-floor // multiple_of) * multiple_of))
@@ -96,7 +96,7 @@ def from_budget(
         return tuple(after)
 
     down = [0] * len(blocks)
-    lowest = spread([0.0] * len(blocks), down)
+    lowest = spread(0.0, down)
     if shape.share(lowest) > budget * (1 + TOLERANCE):
         raise UserError(
             f"budget {budget:g} cannot be reached by removing tokens at blocks {', '.join(map(str, blocks))}: "
@@ -106,13 +106,13 @@ def from_budget(
     low, high = 0.0, 1.0
     for _ in range(50):
         keep = (low + high) / 2
-        low, high = (keep, high) if shape.share(spread([keep] * len(blocks), down)) < budget else (low, keep)
+        low, high = (keep, high) if shape.share(spread(keep, down)) < budget else (low, keep)
     # Counts are whole (and perhaps multiples): round each stage down or up, and, where the grid is coarse, nudge the keep
     # rate too. With many stages each rounding is small, so rounding all of the first ones one way loses nothing.
     free = min(len(blocks), 5)
     roundings = [(*[0] * (len(blocks) - free), *up) for up in product((0, 1), repeat=free)]
     nudges = (0.0,) if multiple_of == 1 else (0.0, -0.01, 0.01, -0.02, 0.02, -0.04, 0.04)
-    candidates = {spread([min(1.0, max(0.0, keep + nudge))] * len(blocks), up) for nudge in nudges for up in roundings}
+    candidates = {spread(min(1.0, max(0.0, keep + nudge)), up) for nudge in nudges for up in roundings}
     if multiple_of > 1 and len(blocks) <= _ENUMERATED_STAGES:
         candidates |= _all_multiples(shape, blocks, multiple_of, fewest)
     best = min(
