@@ -11,10 +11,34 @@ from edge_tprune.errors import UserError
 from edge_tprune.reduction import methods as _methods  # registers them
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT, check_method, network_shape
+from edge_tprune.reduction.ops import prefix_bonus, top
+from edge_tprune.reduction.outcome import Append, First, Keep, Merge, Outcome, Propagate, StandIn, Then
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register
-from edge_tprune.schedule import Schedule, default_blocks, from_budget, from_tokens
+from edge_tprune.reduction.tuned import pattern
+from edge_tprune.schedule import Schedule, from_budget, from_tokens
 
-__all__ = ["Evidence", "PrunedViT", "Reducer", "Stage", "macs", "plan", "prune", "register"]
+__all__ = [
+    "Append",
+    "Evidence",
+    "First",
+    "Keep",
+    "Merge",
+    "Outcome",
+    "Propagate",
+    "PrunedViT",
+    "Reducer",
+    "Stage",
+    "StandIn",
+    "Then",
+    "macs",
+    "network_shape",
+    "pattern",
+    "plan",
+    "prefix_bonus",
+    "prune",
+    "register",
+    "top",
+]
 del _methods
 
 
@@ -37,9 +61,15 @@ def plan(
     if schedule is not None:
         return from_tokens(shape, schedule)
     assert budget is not None
-    chosen = tuple(blocks) if blocks else default_blocks(shape.blocks, reducer.default_blocks)
+    chosen, weights = (tuple(dict.fromkeys(blocks)), None) if blocks else pattern(reducer, shape.blocks, budget)
     return from_budget(
-        shape, budget, chosen, multiple_of=multiple_of, fewest=lambda tokens: reducer.fewest(tokens, shape.prefix_tokens)
+        shape,
+        budget,
+        chosen,
+        multiple_of=multiple_of,
+        fewest=lambda tokens: reducer.fewest(tokens, shape.prefix_tokens),
+        removal=reducer.removal,
+        weights=weights,
     )
 
 

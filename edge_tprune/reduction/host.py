@@ -7,9 +7,14 @@ keeps fused attention; only a reducer that reads the full map makes its block co
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol, cast
 
+import torch
 from timm.layers import AttentionPoolLatent, Mlp, PatchEmbed
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -31,56 +36,97 @@ class AttentionForm(Protocol):
     """How attention is written into the graph; the exporter chooses, people who call the model need not."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """q, k, v (B, N, H d), heads side by side -> output (B, N, H d) and, where wanted, the map (B, H, N, N)."""
+        """q, k, v (B, N, H d), heads side by side -> output (B, N, H d) and, where wanted, the map (B, H, N, N).
+
+        `bias` (B, 1, 1, N), where given, is added to the logits of each key.
+        """
         ...
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool) -> tuple[Tensor, Tensor | None]:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """PyTorch's fused kernel; the explicit form where the map itself is wanted."""
     if want_map:
-        return explicit_attention(q, k, v, heads, scale, want_map)
+        return explicit_attention(q, k, v, heads, scale, want_map, bias)
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2), None
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2).flatten(2), None
 
 
 def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise."""
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q * scale, k, v))
-    attention = (q @ k.transpose(-2, -1)).softmax(-1)
+    logits = q @ k.transpose(-2, -1)
+    attention = (logits if bias is None else logits + bias).softmax(-1)
     return (attention @ v).transpose(1, 2).flatten(2), attention if want_map else None
 
 
-def run_block(block: Block, x: Tensor, reducer: Reducer | None, attention: AttentionForm) -> Tensor:
-    """One timm block with a reducer, if any, between its attention and its MLP: (B, N, C) -> (B, N', C)."""
-    attended, evidence = _attend(block.attn, block.norm1(x), reducer.needs if reducer is not None else frozenset(), attention)
-    x = x + block.drop_path1(block.ls1(attended))
+@dataclass
+class Stream:
+    """The tokens on their way through the network, and what travels with them."""
+
+    x: Tensor  #: (B, N, C)
+    sizes: Tensor | None = None  #: (B, N), float32; None while every token stands for itself
+    positions: Tensor | None = None  #: (B, N); None where no reducer asks
+    members: Tensor | None = None  #: (B, N, original tokens); None unless traced
+    bias: Tensor | None = None  #: (B, 1, 1, N): log sizes, where attention is proportional
+
+    def reduced(self, reducer: Reducer, evidence: Evidence) -> Stream:
+        """The stream after a reducer's decision."""
+        device = self.x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # scores stay in float32, and so does what decides
+                outcome = reducer(self.x, evidence)
+        else:
+            outcome = reducer(self.x, evidence)
+        sizes = outcome.sizes(self.sizes)
+        # Once for all blocks that follow, up to the next reducer; in float32, then in the type of the logits it is added to.
+        bias = sizes.log().to(self.x.dtype)[:, None, None] if reducer.proportional and sizes is not None else None
+        return Stream(
+            outcome.tokens(self.x, self.sizes),
+            sizes,
+            None if self.positions is None else outcome.positions(self.positions),
+            None if self.members is None else outcome.added(self.members),
+            bias,
+        )
+
+
+def run_block(block: Block, stream: Stream, reducer: Reducer | None, attention: AttentionForm) -> Stream:
+    """One timm block with a reducer, if any, between its attention and its MLP."""
+    needs = reducer.needs if reducer is not None else frozenset()
+    attended, evidence = _attend(block.attn, block.norm1(stream.x), needs, attention, stream)
+    stream = replace(stream, x=stream.x + block.drop_path1(block.ls1(attended)))
     if reducer is not None:
-        x = reducer(x, evidence)
-    out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return out
+        stream = stream.reduced(reducer, evidence)
+    return replace(stream, x=stream.x + block.drop_path2(block.ls2(block.mlp(block.norm2(stream.x)))))
 
 
-def _attend(attn: Attention, x: Tensor, needs: frozenset[str], attention: AttentionForm) -> tuple[Tensor, Evidence]:
+def _attend(
+    attn: Attention, x: Tensor, needs: frozenset[str], attention: AttentionForm, stream: Stream
+) -> tuple[Tensor, Evidence]:
     heads = attn.num_heads
     # The three stay as the projection lays them out, heads side by side: splitting heads is the form's business, and the
     # Attention operator takes them so, which saves ONNX Runtime every transpose.
     q, k, v = attn.qkv(x).chunk(3, dim=-1)
     q, k = _per_head(attn.q_norm, q, heads), _per_head(attn.k_norm, k, heads)
-    out, full_map = attention(q, k, v, heads, attn.scale, registry.ATTENTION in needs)
+    out, full_map = attention(q, k, v, heads, attn.scale, registry.ATTENTION in needs, stream.bias)
     class_row = None
     if registry.CLASS_ROW in needs:
         by_head = _split(k, heads).permute(0, 2, 3, 1)
         q_class = _split(q[:, :1] * attn.scale, heads).transpose(1, 2)
-        class_row = (q_class @ by_head).softmax(-1)[:, :, 0]
+        logits = q_class @ by_head
+        class_row = (logits if stream.bias is None else logits + stream.bias).softmax(-1)[:, :, 0]
     return attn.proj_drop(attn.proj(attn.norm(out))), Evidence(
         keys=_split(k, heads) if registry.KEYS in needs else None,
         values=_split(v, heads) if registry.VALUES in needs else None,
         class_row=class_row,
         attention=full_map,
+        positions=stream.positions,
+        sizes=stream.sizes,
     )
 
 
@@ -108,7 +154,15 @@ class PrunedViT(nn.Module):
         tokens_in = self.shape.tokens
         for number, tokens_out in enumerate(schedule, 1):
             if tokens_out < tokens_in:
-                stage = Stage(number, len(schedule), tokens_in, tokens_out, self.shape.prefix_tokens, model.has_class_token)
+                stage = Stage(
+                    number,
+                    len(schedule),
+                    tokens_in,
+                    tokens_out,
+                    self.shape.prefix_tokens,
+                    model.has_class_token,
+                    model.patch_embed.grid_size,
+                )
                 self.reducers[str(number)] = registry.make(method, stage, options)
             tokens_in = tokens_out
         self.reducers.to(next(model.parameters()).device)
@@ -116,20 +170,69 @@ class PrunedViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> tokens after the last block (B, schedule[-1], C), before the final norm."""
+        return self._run(x).x
+
+    def _run(self, x: Tensor) -> Stream:
+        stream = self._embed(x)
+        for number in range(1, len(self.schedule) + 1):
+            stream = self._block(number, stream)
+        return stream
+
+    def trace(self, x: Tensor) -> list[Tensor]:
+        """What became of every original token: per block (B, tokens after it, original tokens), for images (B, 3, H, W).
+
+        A token that was never merged has one 1 in its row; a merged one has one per original token in it (a method that passes on only
+        a part of a token has that part); a column of zeros is a token that was dropped.
+        """
+        stream = self._embed(x)
+        count = stream.x.shape[1]
+        stream = replace(stream, members=torch.eye(count, device=x.device, dtype=stream.x.dtype).expand(len(x), -1, -1))
+        traced = []
+        for number in range(1, len(self.schedule) + 1):
+            stream = self._block(number, stream)
+            assert stream.members is not None
+            traced.append(stream.members)
+        return traced
+
+    def _embed(self, x: Tensor) -> Stream:
         model = self.model
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-        for number, block in enumerate(model.blocks, 1):
-            reducer = cast(Reducer, self.reducers[str(number)]) if str(number) in self.reducers else None
-            x = run_block(block, x, reducer, self.attention)
-        return x
+        positions = None
+        if any(registry.POSITIONS in cast(Reducer, reducer).needs for reducer in self.reducers.values()):
+            positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        return Stream(x, positions=positions)
+
+    def _block(self, number: int, stream: Stream) -> Stream:
+        reducer = cast(Reducer, self.reducers[str(number)]) if str(number) in self.reducers else None
+        return run_block(self.model.blocks[number - 1], stream, reducer, self.attention)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, classes)."""
-        x = self.forward_features(x)
+        stream = self._run(x)
+        x = stream.x
         if self.model.global_pool == "token" and self.model.attn_pool is None:
             x = x[:, : self.shape.prefix_tokens]  # the head reads nothing else, and the norm is per token
-        logits: Tensor = self.model.forward_head(self.model.norm(x))
+        x = self.model.norm(x)
+        if self.model.global_pool == "avg" and self.model.attn_pool is None and stream.bias is not None:
+            x = self._average(x, stream)
+        logits: Tensor = self.model.forward_head(x)
         return logits
+
+    def _average(self, x: Tensor, stream: Stream) -> Tensor:
+        """Patch tokens scaled so that the head's plain mean over them is the mean over what they stand for."""
+        assert stream.sizes is not None
+        first = self.shape.prefix_tokens
+        share = stream.sizes[:, first:] / stream.sizes[:, first:].mean(1, keepdim=True)
+        return torch.cat([x[:, :first], x[:, first:] * share[..., None].to(x.dtype)], 1)
+
+
+@lru_cache(maxsize=1)
+def code_sha256() -> str:
+    """SHA-256 of the package's reduction code: what was computed with other code is not taken for what this computes."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def network_shape(model: nn.Module, name: str | None = None) -> NetworkShape:

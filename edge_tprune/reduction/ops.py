@@ -37,3 +37,9 @@ def prefix_bonus(tokens: int, prefix: int) -> Tensor:
 def top(scores: Tensor, count: int) -> Tensor:
     """Indices (B, count) of the `count` highest of (B, N) scores, highest first."""
     return scores.topk(count, dim=1, largest=True, sorted=True).indices
+
+
+def unit(x: Tensor) -> Tensor:
+    """(..., D) to unit length; a zero vector stays zero."""
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / (length + 1e-6)

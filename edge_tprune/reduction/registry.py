@@ -1,53 +1,69 @@
 """What a reduction method is, and the list of them.
 
-A method is one class in one file: a `Reducer` whose instances each sit in one block, between attention and MLP, and hand on
-fewer tokens than they receive. Adding one's own takes one decorated class:
+A method is one class in one file: a `Reducer` whose instances each sit in one block, between attention and MLP, and decide
+which tokens go on and what becomes of the others (an `Outcome`). Adding one's own takes one decorated class:
 
     @register
-    class KeepFirst(Reducer):
-        '''Keeps the first tokens.'''
-        name, paper = "keep_first", "nobody's"
+    class KeepLongest(Reducer):
+        '''Keeps the tokens with the longest feature vectors.'''
+        name, paper = "keep_longest", "nobody's"
 
         def forward(self, x, evidence):
-            return x[:, : self.stage.tokens_out]
+            bonus = prefix_bonus(self.stage.tokens_in, self.stage.prefix_tokens)  # the class token comes first and stays
+            return Keep(top(x.norm(dim=-1) + bonus, self.stage.tokens_out))
 """
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError, did_you_mean
-from edge_tprune.schedule import DEFAULT_BLOCKS
+from edge_tprune.reduction.outcome import Outcome
+from edge_tprune.schedule import DEFAULT_BLOCKS, Removal
 
 KEYS = "keys"
 VALUES = "values"
 CLASS_ROW = "class_row"
 ATTENTION = "attention"
+POSITIONS = "positions"
 EVIDENCE = {
     KEYS: "keys of every head",
     VALUES: "values of every head",
     CLASS_ROW: "the class token's row of the attention map, recomputed as q_cls K^T: the block stays fused",
     ATTENTION: "the full attention map: the block gives up its fused kernel",
+    POSITIONS: "each token's place in the unpruned sequence",
 }
+
+ABSENT = {
+    "atc": "agglomerative clustering merges one pair after another, each step waiting for the last: a loop, and no static graph",
+    "dynamicvit": "the predictors that choose its tokens are trained together with the network: there is nothing to apply as it is",
+    "imagepiece": "its networks are trained with the re-tokenisation in place: there is nothing to apply as it is",
+    "prance": "the policy that sets tokens and channels image by image is learned, and counts that differ by image make no static graph",
+    "token_cropr": "the modules that score its tokens are trained with auxiliary heads: there is nothing to apply as it is",
+}
+"""Methods one may look for in vain, and why: what is here needs no training and makes a static graph."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a block's attention can tell a reducer. Only what its class names in `needs` is there; the rest is None.
+    """What a reducer may look at. Of the first five only what its class names in `needs` is there; the rest is None.
 
-    B images, H heads, N tokens entering the block, d channels a head. Post-softmax maps have rows = queries.
+    B images, H heads, N tokens entering the block, d channels a head. Post-softmax maps have rows = queries, and include the
+    tokens' sizes where attention is proportional.
     """
 
     keys: Tensor | None = None  #: (B, N, H, d)
     values: Tensor | None = None  #: (B, N, H, d)
     class_row: Tensor | None = None  #: (B, H, N): softmax(q_cls K^T / sqrt d)
     attention: Tensor | None = None  #: (B, H, N, N)
+    positions: Tensor | None = None  #: (B, N), int64: place in the unpruned sequence, of the token each one grew from
+    sizes: Tensor | None = None  #: (B, N), float32: how many original tokens each stands for; None where all stand for one
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,8 @@ class Stage:
     tokens_out: int  #: prefix tokens included
     prefix_tokens: int  #: leading tokens that are never removed: class, distillation, registers
     has_class_token: bool  #: whether token 0 is a class token
+    #: The unpruned image's rows and columns of patches; None where not known. The image's and not the stage's, so stages compare without it.
+    grid: tuple[int, int] | None = field(default=None, compare=False)
 
 
 class Reducer(nn.Module, ABC):
@@ -71,11 +89,25 @@ class Reducer(nn.Module, ABC):
     merges: ClassVar[bool] = False
     needs_class_token: ClassVar[bool] = False
     default_blocks: ClassVar[tuple[int, ...]] = DEFAULT_BLOCKS  #: of a 12-block network
+    removal: ClassVar[Removal] = "share"  #: a budget takes the same share, or the same count, at each block
     limit: ClassVar[str] = "any number of tokens"
+    worth_searching: ClassVar[Mapping[str, Sequence[Any]]] = {}  #: options that `edge-tprune search` varies -> values to try
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.stage = stage
+        #: Whether the blocks that follow add log(size) to the attention logits of each key (ToMe, section 3 "tracking token size").
+        self.proportional = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reducer:
+        """Moves to another device, but leaves buffers in float32: `pruned.half()` must not round scores."""
+        exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in exact.items():
+            moved = self._buffers[name]
+            assert moved is not None
+            self._buffers[name] = buffer.to(moved.device)
+        return self
 
     @classmethod
     def fewest(cls, tokens_in: int, prefix_tokens: int) -> int:
@@ -83,8 +115,8 @@ class Reducer(nn.Module, ABC):
         return prefix_tokens + 1
 
     @abstractmethod
-    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
-        """Tokens (B, tokens_in, C) after the attention residual -> (B, tokens_out, C), prefix tokens first and unchanged."""
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """Looks at tokens (B, tokens_in, C) after the attention residual; the outcome has tokens_out, prefix tokens first and unchanged."""
 
 
 _METHODS: dict[str, type[Reducer]] = {}
@@ -114,11 +146,18 @@ def method(name: str) -> type[Reducer]:
     """The method called `name`.
 
     Raises:
-        UserError: naming near matches.
+        UserError: naming near matches, or why a known method is absent.
     """
     if name not in _METHODS:
+        for absent, reason in ABSENT.items():
+            if _letters(name) == _letters(absent):
+                raise UserError(f"method {name} is not here: {reason}. Known: {', '.join(sorted(_METHODS))}")
         raise UserError(f"no method {name!r}.{did_you_mean(name, _METHODS)} Known: {', '.join(sorted(_METHODS))}")
     return _METHODS[name]
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def options(cls: type[Reducer]) -> dict[str, inspect.Parameter]:

@@ -1,20 +1,24 @@
 """From a budget (a share of MACs) to a schedule (tokens after each block).
 
-The same share of the non-prefix tokens is kept at every chosen block, as EViT, DynamicViT and Zero-TPrune's own ablations do; the share is solved
-for, then the integer counts around it are chosen so that the realised MACs come as near to the request as counts allow.
+What the chosen blocks remove follows one law: the same share of the non-prefix tokens at each, as EViT, DynamicViT and Zero-TPrune's own
+ablations do, or the same count, as ToMe does; or, with weights, more at some than at others. How much is solved for, then the integer counts
+around it are chosen so that the realised MACs come as near to the request as counts allow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
+from typing import Literal
 
 from edge_tprune.errors import UserError
 from edge_tprune.schedule.macs import NetworkShape
 
 DEFAULT_BLOCKS = (4, 7, 10)
 """Where tokens are removed unless the method or the user says otherwise: blocks counted from 1, of 12 (EViT, DynamicViT, BAT)."""
+
+Removal = Literal["share", "count"]
 
 TOLERANCE = 0.01
 """A realised share within this fraction of the requested one needs no remark."""
@@ -56,6 +60,8 @@ def from_budget(
     *,
     multiple_of: int = 1,
     fewest: Callable[[int], int] | None = None,
+    removal: Removal = "share",
+    weights: Sequence[float] | None = None,
 ) -> Schedule:
     """The schedule that realises `budget` by removing tokens at `blocks`.
 
@@ -65,9 +71,13 @@ def from_budget(
         blocks: where tokens may be removed, counted from 1.
         multiple_of: token counts after a removal are multiples of this (8 suits tensor cores).
         fewest: the fewest tokens a method can leave from a given number, for methods with a limit per block.
+        removal: "share": every block removes the same share of what is left; "count": the same number of tokens.
+        weights: how much each of `blocks` removes relative to the others; equal by default. With shares they are exponents: a block of weight 2
+            keeps the square of what one of weight 1 does.
 
     Raises:
-        UserError: a budget outside (0, 1], blocks the network lacks, or a budget below what removing everything at `blocks` reaches.
+        UserError: a budget outside (0, 1], blocks the network lacks, weights that do not fit them, or a budget below what removing
+            everything at `blocks` reaches.
     """
     if not 0 < budget <= 1:
         raise UserError(
@@ -77,17 +87,27 @@ def from_budget(
         raise UserError(f"token counts cannot be multiples of {multiple_of}: give 1 or more")
     if budget == 1:
         return Schedule(shape.full_schedule(), 1.0, budget)
+    if weights is not None and (len(weights) != len(blocks) or len(set(blocks)) != len(blocks) or min(weights) <= 0):
+        raise UserError(
+            f"weights {list(weights)} do not fit blocks {list(blocks)}: give one number above 0 per block, each block once"
+        )
+    weight = dict(zip(blocks, weights or [1.0] * len(blocks)))
     blocks = tuple(sorted(set(blocks)))
+    patches = float(shape.tokens - shape.prefix_tokens)
     if not blocks:
         raise UserError(f"budget {budget:g} needs at least one block to remove tokens at")
     if blocks[0] < 1 or blocks[-1] > shape.blocks:
         raise UserError(f"blocks {', '.join(map(str, blocks))} do not fit the model: it has blocks 1 to {shape.blocks}")
 
     def spread(keep: float, up: Sequence[int]) -> tuple[int, ...]:
-        after, current, wanted, stage = [], shape.tokens, float(shape.tokens - shape.prefix_tokens), 0
+        after, current, wanted, stage = [], shape.tokens, patches, 0
         for block in range(1, shape.blocks + 1):
             if block in blocks:
-                wanted *= keep
+                wanted = (
+                    wanted * keep ** weight[block]
+                    if removal == "share"
+                    else max(0.0, wanted - (1 - keep) * weight[block] * patches)
+                )
                 count = int((wanted + shape.prefix_tokens) // multiple_of + up[stage]) * multiple_of
                 floor = max(shape.prefix_tokens + 1, fewest(current) if fewest else 0)
                 current = min(current, max(count, -(-floor // multiple_of) * multiple_of))
@@ -116,7 +136,12 @@ def from_budget(
     if multiple_of > 1 and len(blocks) <= _ENUMERATED_STAGES:
         candidates |= _all_multiples(shape, blocks, multiple_of, fewest)
     best = min(
-        candidates, key=lambda after: (_coarse(abs(shape.share(after) - budget)), _unevenness(shape, blocks, after), after)
+        candidates,
+        key=lambda after: (
+            _coarse(abs(shape.share(after) - budget)),
+            _unevenness(shape, blocks, after, removal, weight),
+            after,
+        ),
     )
     share = shape.share(best)
     remark = ""
@@ -149,10 +174,15 @@ def _coarse(gap: float) -> float:
     return 0.0 if gap < TOLERANCE / 3 else gap
 
 
-def _unevenness(shape: NetworkShape, blocks: Sequence[int], after: Sequence[int]) -> float:
-    """Spread of the shares kept at the stages: 0 where every stage keeps the same share."""
-    before, kept = shape.tokens, []
+def _unevenness(
+    shape: NetworkShape, blocks: Sequence[int], after: Sequence[int], removal: Removal, weight: Mapping[int, float]
+) -> float:
+    """How far the stages' removals are from the law: 0 where each removes its part."""
+    before, parts = shape.tokens, []
     for block in blocks:
-        kept.append((after[block - 1] - shape.prefix_tokens) / max(1, before - shape.prefix_tokens))
+        left = max(0.5, after[block - 1] - shape.prefix_tokens) / max(1, before - shape.prefix_tokens)
+        parts.append(
+            left ** (1 / weight[block]) if removal == "share" else (before - after[block - 1]) / weight[block] / shape.tokens
+        )
         before = after[block - 1]
-    return max(kept) - min(kept)
+    return max(parts) - min(parts)

@@ -41,7 +41,8 @@ def test_equals_the_loop(seed: int, tokens: int, prefix: int, batch: int, fuse: 
     stage = Stage(1, 1, tokens, keep, prefix, True)
     fuse = fuse and keep < tokens
     evidence = Evidence(class_row=torch.from_numpy(row).float())
-    found = EViT(stage, fuse=fuse)(torch.from_numpy(x).float(), evidence)
+    tokens = torch.from_numpy(x).float()
+    found = EViT(stage, fuse=fuse)(tokens, evidence).tokens(tokens, None)
     for image in range(batch):
         np.testing.assert_allclose(found[image], slow_evit(x[image], row[image], keep, prefix, fuse), atol=1e-5)
 
@@ -55,7 +56,7 @@ def test_adversarial_scores_still_give_whole_tokens(fuse: bool) -> None:
     rows[1, :, 7] = 1.0
     rows[2] = 0.0
     rows[3, 0, :6] = 1 / 6
-    found = EViT(Stage(1, 1, 12, 6, 1, True), fuse=fuse)(x, Evidence(class_row=rows))
+    found = EViT(Stage(1, 1, 12, 6, 1, True), fuse=fuse)(x, Evidence(class_row=rows)).tokens(x, None)
     assert found.shape == (4, 6, 1)
     assert (found[:, 0, 0] == 1).all()
     kept = found[:, :-1, 0] if fuse else found[..., 0]
@@ -70,4 +71,6 @@ def test_without_fusing_the_order_of_equal_evidence_does_not_matter() -> None:
     x, row = torch.from_numpy(rng.normal(size=(1, 15, 4))).float(), torch.from_numpy(rng.dirichlet(np.ones(15), (1, 2))).float()
     order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(14, generator=torch.Generator().manual_seed(0))])
     reducer = EViT(Stage(1, 1, 15, 7, 1, True))
-    torch.testing.assert_close(reducer(x, Evidence(class_row=row)), reducer(x[:, order], Evidence(class_row=row[:, :, order])))
+    shuffled = x[:, order]
+    plain = reducer(x, Evidence(class_row=row)).tokens(x, None)
+    torch.testing.assert_close(plain, reducer(shuffled, Evidence(class_row=row[:, :, order])).tokens(shuffled, None))

@@ -11,6 +11,7 @@ import edge_tprune
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import explicit_attention
+from edge_tprune.reduction.outcome import First, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 
 METHODS = sorted(registry.methods())
@@ -38,7 +39,7 @@ def test_every_model_runs_the_schedule_image_by_image(method: str, any_vit: Visi
     if not usable(method, any_vit):
         return
     prefix = any_vit.num_prefix_tokens
-    schedule = [prefix + n for n in (16, 11, 11, 5)]
+    schedule = [prefix + n for n in (16, 11, 11, 6)]
     hosted = edge_tprune.prune(any_vit, method=method, schedule=schedule)
     seen: list[int] = []
     for block in any_vit.blocks:
@@ -53,19 +54,24 @@ def test_every_model_runs_the_schedule_image_by_image(method: str, any_vit: Visi
 @torch.no_grad()
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "none"])
 def test_any_subset_of_blocks(method: str, vit: VisionTransformer, images: torch.Tensor) -> None:
-    for schedule in ([12, 9, 6, 3], [17, 17, 17, 2], [2, 2, 2, 2], [16, 16, 15, 15]):
-        assert edge_tprune.prune(vit, method=method, schedule=schedule)(images).isfinite().all()
+    fewest = registry.method(method).fewest
+    for schedule in ([12, 9, 6, 4], [17, 17, 17, 9], [17, 17, 17, 2], [2, 2, 2, 2], [16, 16, 15, 15]):
+        if all(after >= min(before, fewest(before, 1)) for before, after in zip([17, *schedule], schedule) if after < before):
+            assert edge_tprune.prune(vit, method=method, schedule=schedule)(images).isfinite().all()
+        else:
+            with pytest.raises(UserError, match=f"method {method} cannot go from"):
+                edge_tprune.prune(vit, method=method, schedule=schedule)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["evit", "zero_tprune"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("none", "slice")])
 def test_explicit_attention_gives_the_same_logits(method: str, any_vit: VisionTransformer, images: torch.Tensor) -> None:
     if not usable(method, any_vit):
         return
-    hosted = edge_tprune.prune(any_vit, method=method, budget=0.6, blocks=[2, 3])
+    hosted = edge_tprune.prune(any_vit, method=method, budget=0.7, blocks=[2, 3])
     fused = hosted(images)
     hosted.attention = explicit_attention
-    torch.testing.assert_close(hosted(images), fused, rtol=0, atol=1e-5)
+    torch.testing.assert_close(hosted(images), fused, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -79,9 +85,9 @@ def test_the_given_model_stays_as_it_was(vit: VisionTransformer, images: torch.T
     assert {p.data_ptr() for p in pruned.parameters()} == shared, "parameters are shared, not copied"
 
 
-@pytest.mark.parametrize("method", ["evit", "zero_tprune"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("none", "slice")])
 def test_gradients_flow_for_fine_tuning(method: str, vit: VisionTransformer, images: torch.Tensor) -> None:
-    pruned = edge_tprune.prune(vit, method=method, budget=0.6, blocks=[2, 3]).train()
+    pruned = edge_tprune.prune(vit, method=method, budget=0.7, blocks=[2, 3]).train()
     pruned(images).square().mean().backward()
     gradients = [p.grad for p in vit.parameters()]
     assert all(g is not None and g.isfinite().all() for g in gradients)
@@ -101,9 +107,9 @@ def test_blocks_that_need_no_map_stay_fused(vit: VisionTransformer, images: torc
     for method, maps in (("evit", 0), ("slice", 0), ("zero_tprune", 1)):
         asked: list[bool] = []
 
-        def watch(q, k, v, heads, scale, want_map, asked=asked):  # type: ignore[no-untyped-def]
+        def watch(q, k, v, heads, scale, want_map, bias, asked=asked):  # type: ignore[no-untyped-def]
             asked.append(want_map)
-            return explicit_attention(q, k, v, heads, scale, want_map)
+            return explicit_attention(q, k, v, heads, scale, want_map, bias)
 
         pruned = edge_tprune.prune(vit, method=method, schedule=[17, 9, 9, 9])
         pruned.attention = watch
@@ -118,9 +124,9 @@ def test_class_row_is_the_row_of_the_full_map(vit: VisionTransformer, images: to
         name, paper = "spy", "test"
         needs = frozenset(registry.EVIDENCE)
 
-        def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
             seen.append(evidence)
-            return x[:, : self.stage.tokens_out]
+            return First(self.stage.tokens_out)
 
     from edge_tprune.reduction.host import PrunedViT
 

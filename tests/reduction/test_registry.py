@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import edge_tprune
 from edge_tprune.errors import UserError
-from edge_tprune.reduction import Evidence, Reducer, register, registry
+from edge_tprune.reduction import Evidence, First, Keep, Outcome, Reducer, register, registry
 
 
 def test_every_method_names_its_paper_and_documents_itself() -> None:
@@ -34,9 +34,10 @@ def test_adding_a_method_takes_one_decorated_class(vit: VisionTransformer, image
             super().__init__(stage)
             self.reverse = reverse
 
-        def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-            kept = x[:, -(self.stage.tokens_out - 1) :]
-            return torch.cat([x[:, :1], kept.flip(1) if self.reverse else kept], 1)
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+            last = torch.arange(self.stage.tokens_in - self.stage.tokens_out + 1, self.stage.tokens_in)
+            kept = torch.cat([torch.zeros(1, dtype=torch.int64), last.flip(0) if self.reverse else last])
+            return Keep(kept.expand(len(x), -1))
 
     try:
         plain = edge_tprune.prune(vit, method="keep_last_of_test", schedule=[17, 9, 9, 5])(images)
@@ -54,8 +55,8 @@ def test_a_taken_name_is_refused() -> None:
         class Other(Reducer):
             name, paper = "evit", "none"
 
-            def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-                return x
+            def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+                return First(self.stage.tokens_out)
 
 
 def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
@@ -69,11 +70,27 @@ def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
         registry.parse_options(registry.method("evit"), {"fuse": "perhaps"})
 
 
+@pytest.mark.parametrize("name", ["atc", "ATC", "DynamicViT", "dynamic_vit", "Token Cropr", "prance", "ImagePiece"])
+def test_a_known_method_that_is_absent_says_why(name: str) -> None:
+    with pytest.raises(UserError, match=rf"method {name} is not here: .*(static graph|as it is)\. Known: .*evit"):
+        registry.method(name)
+
+
+def test_no_method_is_both_here_and_absent() -> None:
+    letters = {registry._letters(name) for name in registry.methods()}
+    assert not letters & {registry._letters(name) for name in registry.ABSENT}
+    assert all(reason and not reason.endswith(".") for reason in registry.ABSENT.values())
+
+
 def test_option_values_are_checked(vit: VisionTransformer) -> None:
     with pytest.raises(UserError, match=r"similar is 1\.5"):
         edge_tprune.prune(vit, method="zero_tprune", budget=0.8, similar=1.5)
     with pytest.raises(UserError, match="votes is -1"):
         edge_tprune.prune(vit, method="zero_tprune", budget=0.8, votes=-1)
+    with pytest.raises(UserError, match="partition is 'halves'; it is one of sequential, alternate"):
+        edge_tprune.prune(vit, method="zero_tprune", budget=0.8, partition="halves")
+    with pytest.raises(UserError, match="matched is -1"):
+        edge_tprune.prune(vit, method="bat", budget=0.8, matched=-1)
 
 
 def test_none_removes_nothing_and_says_so(vit: VisionTransformer) -> None:

@@ -10,8 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import VisionTransformer
 
+import edge_tprune
 from edge_tprune.reduction.methods.zero_tprune import V_MAX, V_MIN, ZeroTPrune, _paper_votes
+from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import Evidence, Stage
 
 
@@ -46,18 +49,20 @@ def slow_zero_tprune(
     head_filter: bool,
     uniform: bool,
     renormalise: bool,
-) -> list[int]:
-    """One image: attention (H, N, N), keys (N, H, d); returns the indices of the tokens that stay, prefix first."""
+    partition: str = "sequential",
+) -> tuple[list[int], dict[int, int]]:
+    """One image: attention (H, N, N), keys (N, H, d); returns the tokens that stay, prefix first, and whose duplicates were dropped."""
     tokens, prefix = stage.tokens_in, stage.prefix_tokens
     start = [math.sqrt(tokens) if i == 0 and stage.has_class_token and not uniform else 1.0 for i in range(tokens)]
     members = list(range(tokens))
+    twins: dict[int, int] = {}
     duplicates = min(round(similar * (tokens - stage.tokens_out)), (tokens - prefix) // 2)
     if duplicates:
         first = [slow_vote(a, start) for a in attention]
         guide = slow_importance(first, members, head_filter=False)
         ranking = sorted(range(prefix, tokens), key=lambda i: -guide[i])
         half = len(ranking) - len(ranking) // 2
-        more, less = ranking[:half], ranking[half:]
+        more, less = (ranking[:half], ranking[half:]) if partition == "sequential" else (ranking[::2], ranking[1::2])
         mean_key = keys.mean(1)
 
         def cosine(a: int, b: int) -> float:
@@ -65,6 +70,7 @@ def slow_zero_tprune(
 
         likeness = {a: max(cosine(a, b) for b in more) for a in less}
         dropped = sorted(less, key=lambda a: -likeness[a])[:duplicates]
+        twins = {a: max(more, key=lambda b: cosine(a, b)) for a in dropped}
         members = [i for i in members if i not in dropped]
     scores = []
     for head in attention:
@@ -77,7 +83,7 @@ def slow_zero_tprune(
         scores.append(dict(zip(members, score)))
     importance = slow_importance(scores, members, head_filter)  # type: ignore[arg-type]
     ranked = sorted((i for i in members if i >= prefix), key=lambda i: -importance[i])
-    return [*range(prefix), *ranked[: stage.tokens_out - prefix]]
+    return [*range(prefix), *ranked[: stage.tokens_out - prefix]], twins
 
 
 def evidence_of(
@@ -91,8 +97,13 @@ def evidence_of(
 def run(attention: np.ndarray, keys: np.ndarray, stage: Stage, **options: Any) -> np.ndarray:
     """The indices that stay, read off tokens that carry their own index."""
     tokens = torch.arange(stage.tokens_in, dtype=torch.float32)[None, :, None].repeat(len(attention), 1, 1)
+    return decide(attention, keys, stage, **options).tokens(tokens, None)[..., 0].numpy().astype(int)
+
+
+def decide(attention: np.ndarray, keys: np.ndarray, stage: Stage, **options: Any) -> Outcome:
+    tokens = torch.zeros(len(attention), stage.tokens_in, 1)
     evidence = Evidence(attention=torch.from_numpy(attention).float(), keys=torch.from_numpy(keys).float())
-    return ZeroTPrune(stage, **options)(tokens, evidence)[..., 0].numpy().astype(int)
+    return ZeroTPrune(stage, **options)(tokens, evidence)
 
 
 @settings(max_examples=80, deadline=None)
@@ -107,6 +118,7 @@ def run(attention: np.ndarray, keys: np.ndarray, stage: Stage, **options: Any) -
     uniform=st.booleans(),
     renormalise=st.booleans(),
     sharpness=st.sampled_from([0.01, 0.3, 1.0, 3.0]),
+    partition=st.sampled_from(["sequential", "alternate"]),
     data=st.data(),
 )
 def test_equals_the_loops(
@@ -120,23 +132,26 @@ def test_equals_the_loops(
     uniform: bool,
     renormalise: bool,
     sharpness: float,
+    partition: str,
     data: st.DataObject,
 ) -> None:
     keep = data.draw(st.integers(prefix + 1, tokens - 1))
     stage = Stage(2, 12, tokens, keep, prefix, has_class_token=prefix > 0)
     attention, keys = evidence_of(np.random.default_rng(seed), batch, 3, tokens, sharpness)
-    found = run(
-        attention,
-        keys,
-        stage,
-        similar=similar,
-        votes=votes,
-        head_filter=head_filter,
-        uniform_start=uniform,
-        renormalise=renormalise,
-    )
+    options = {
+        "similar": similar,
+        "votes": votes,
+        "head_filter": head_filter,
+        "uniform_start": uniform,
+        "renormalise": renormalise,
+        "partition": partition,
+    }
+    found = run(attention, keys, stage, **options)
+    outcome = decide(attention, keys, stage, **options)
+    everyone = torch.eye(tokens).expand(batch, -1, -1)
+    members = Merge.added(outcome, everyone) if isinstance(outcome, Merge) else outcome.added(everyone)
     for image in range(batch):
-        wanted = slow_zero_tprune(
+        wanted, twins = slow_zero_tprune(
             attention[image],
             keys[image],
             stage,
@@ -145,8 +160,24 @@ def test_equals_the_loops(
             head_filter=head_filter,
             uniform=uniform,
             renormalise=renormalise,
+            partition=partition,
         )
         assert found[image].tolist() == wanted
+        for row, token in zip(members[image], wanted):
+            assert set(row.nonzero()[:, 0].tolist()) == {token, *(a for a, b in twins.items() if b == token)}
+
+
+def test_to_the_letter_of_the_paper_nothing_stands_for_what_was_dropped(vit: VisionTransformer, images: torch.Tensor) -> None:
+    """With stand_in off the attention that follows is plain; on, it differs where duplicates were dropped and only there."""
+    logits = {
+        (similar, stand_in): edge_tprune.prune(
+            vit, method="zero_tprune", schedule=[17, 11, 11, 11], similar=similar, stand_in=stand_in
+        )(images)
+        for similar in (0.0, 1.0)
+        for stand_in in (False, True)
+    }
+    assert torch.equal(logits[0.0, False], logits[0.0, True])
+    assert not torch.allclose(logits[1.0, False], logits[1.0, True], atol=1e-4)
 
 
 def test_votes_converge_to_the_stationary_distribution() -> None:

@@ -13,10 +13,10 @@ so it is off unless asked for.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top
+from edge_tprune.reduction.ops import prefix_bonus, top
+from edge_tprune.reduction.outcome import Append, Keep, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
 
 
@@ -42,14 +42,13 @@ class EViT(Reducer):
         self.fuse = fuse and stage.prefix_tokens + 1 < stage.tokens_out < stage.tokens_in
         self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
-    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
-        """(B, N, C) -> (B, tokens_out, C): prefix, kept tokens from most to least attended, fused token."""
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """Prefix, kept tokens from most to least attended, fused token."""
         assert evidence.class_row is not None
         attentiveness = evidence.class_row.float().mean(1)
         if not self.fuse:
-            return gather_tokens(x, top(attentiveness + self.bonus, self.stage.tokens_out))
+            return Keep(top(attentiveness + self.bonus, self.stage.tokens_out))
         kept = self.stage.tokens_out - 1
         ranking = top(attentiveness + self.bonus, self.stage.tokens_in)
         removed = ranking[:, kept:]
-        fused = attentiveness.gather(1, removed).to(x.dtype)[:, None] @ gather_tokens(x, removed)
-        return torch.cat([gather_tokens(x, ranking[:, :kept]), fused], dim=1)
+        return Append(ranking[:, :kept], removed, attentiveness.gather(1, removed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from edge_tprune.reduction.outcome import First, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, register
 
 
@@ -20,6 +21,6 @@ class Unpruned(Reducer):
         """All of them."""
         return tokens_in
 
-    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
-        """Returns x (B, N, C)."""
-        return x
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """All tokens stay."""
+        return First(self.stage.tokens_in)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from edge_tprune.reduction.outcome import First, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, register
 
 
@@ -18,6 +19,6 @@ class SliceOracle(Reducer):
     name = "slice"
     paper = "the speed limit: cuts tokens without looking at them"
 
-    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
-        """(B, N, C) -> (B, tokens_out, C)."""
-        return x[:, : self.stage.tokens_out]
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """The first tokens_out."""
+        return First(self.stage.tokens_out)

@@ -9,7 +9,8 @@ votes for token j with weight A_ij. A pruning layer does three things in this or
 I'  rank all tokens by one vote. Prunes nothing; it guides S.
 S   drop near-duplicates: the less important half ("A-group") and the more important half ("B-group") of that ranking are
     compared by the cosine similarity of their keys; each A token takes its best B; the most similar pairs lose their A token.
-    The key of a token is the mean over heads (our choice). The token is dropped, not merged.
+    The key of a token is the mean over heads (our choice). The token is dropped, not merged; but what it said its twin says
+    too, so the twin's voice counts for both from there on (`stand_in`, our addition).
 I   page rank among the survivors, and the lowest ranks are pruned.
 
     s(t) = A^T s(t-1) per head (WPR, algorithm 1), from the class token sqrt(N) times the others (section 3.3); the class
@@ -27,15 +28,19 @@ their rows and columns without renormalising the rows (`renormalise` divides by 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top
+from edge_tprune.reduction.matching import pairs
+from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top, unit
+from edge_tprune.reduction.outcome import Keep, Outcome, StandIn
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
 V_MIN, V_MAX = 0.01, 0.7
+PARTITIONS = ("sequential", "alternate")
 
 
 @register
@@ -51,11 +56,15 @@ class ZeroTPrune(Reducer):
         head_filter: VHF on or off.
         uniform_start: start from equal scores instead of a heavy class token (the paper's ablation).
         renormalise: divide each survivor's votes by what is left of its attention row after S.
+        partition: "sequential": the A-group is the less important half; "alternate": every other token of the ranking (the paper's ablation).
+        stand_in: a token counts, in the attention of the blocks that follow, also for the duplicates of it that S dropped (log size is added to its
+            logits, as ToMe does for merged tokens). Our addition; false is the paper to the letter.
     """
 
     name = "zero_tprune"
     paper = "Wang et al., CVPR 2024, arXiv 2305.17328"
     needs = frozenset({ATTENTION, KEYS})
+    worth_searching: ClassVar = {"similar": (0.25, 0.5, 0.65, 0.75, 0.85, 1.0), "votes": (0, 1, 2, 5)}
 
     start: Tensor
     bonus: Tensor
@@ -65,89 +74,96 @@ class ZeroTPrune(Reducer):
         self,
         stage: Stage,
         *,
-        similar: float = 0.75,
+        similar: float = 0.65,
         votes: int = 1,
         head_filter: bool = True,
         uniform_start: bool = False,
         renormalise: bool = False,
+        partition: str = "sequential",
+        stand_in: bool = True,
     ) -> None:
         super().__init__(stage)
+        if partition not in PARTITIONS:
+            raise UserError(f"method zero_tprune: partition is {partition!r}; it is one of {', '.join(PARTITIONS)}")
         if not 0 <= similar <= 1:
             raise UserError(f"method zero_tprune: similar is {similar:g}; it is a share, from 0 (never S) to 1 (only S)")
         if votes < 0:
             raise UserError(f"method zero_tprune: votes is {votes}; give 1 or more, or 0 for the paper's numbers")
         removed = stage.tokens_in - stage.tokens_out
         self.duplicates = min(round(similar * removed), (stage.tokens_in - stage.prefix_tokens) // 2)
+        self.proportional = stand_in
+        self.partition = partition
         self.votes = votes or _paper_votes(stage)
         self.head_filter = head_filter
         self.renormalise = renormalise
         start = torch.ones(stage.tokens_in)
         if stage.has_class_token and not uniform_start:
             start[0] = math.sqrt(stage.tokens_in)
-        self.register_buffer("start", start / start.sum(), persistent=False)
+        self.register_buffer("start", (start / start.sum())[None, None, None], persistent=False)
         self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
         self.register_buffer("position", torch.arange(stage.tokens_in), persistent=False)
 
-    def forward(self, x: Tensor, evidence: Evidence) -> Tensor:
-        """(B, N, C) -> (B, tokens_out, C): prefix, then survivors from most to least important."""
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """Prefix, then survivors from most to least important."""
         assert evidence.attention is not None
         assert evidence.keys is not None
         attention = evidence.attention.float()
-        score = _vote(attention, self.start[None, None])
-        if self.duplicates:
-            alive = self._without_duplicates(score, evidence.keys.float())
-            importance = self._page_rank(attention, alive)
-        else:
-            importance = self._page_rank(attention, None, score)
-        return gather_tokens(x, top(importance + self.bonus, self.stage.tokens_out))
+        score = _vote(attention, self.start)
+        if not self.duplicates:
+            return Keep(top(self._page_rank(attention, None, score) + self.bonus, self.stage.tokens_out))
+        dropped, twin = self._duplicates(score, evidence.keys.float())
+        alive = 1.0 - (dropped[:, :, None] == self.position).to(score.dtype).sum(1, keepdim=True)[:, None]
+        survivors = top(self._page_rank(attention, alive) + self.bonus, self.stage.tokens_out)
+        if not self.proportional:
+            return Keep(survivors)
+        return StandIn(survivors, dropped, (survivors[:, :, None] == twin[:, None]).to(score.dtype))
 
-    def _without_duplicates(self, votes: Tensor, keys: Tensor) -> Tensor:
-        """I' and S: first votes (B, H, N) and keys (B, N, H, d) -> (B, N), 1 for survivors and 0 for the dropped."""
-        ranking = top(votes.square().sum(1) + self.bonus, self.stage.tokens_in)
-        key = gather_tokens(keys.mean(2), ranking)
-        key = key / (key.norm(dim=-1, keepdim=True) + 1e-6)
+    def _duplicates(self, votes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """I' and S: first votes (B, H, 1, N) and keys (B, N, H, d) -> tokens to drop and their best B tokens, both (B, duplicates)."""
+        ranking = top(votes.norm(dim=(1, 2)) + self.bonus, self.stage.tokens_in)
+        key = unit(gather_tokens(keys.mean(2), ranking))
         first = self.stage.prefix_tokens
         half = self.stage.tokens_in - (self.stage.tokens_in - first) // 2
-        likeness = (key[:, half:] @ key[:, first:half].transpose(1, 2)).amax(-1)
-        dropped = ranking[:, half:].gather(1, top(likeness, self.duplicates))
-        return 1.0 - (dropped[:, :, None] == self.position).to(votes.dtype).sum(1)
+        a, b = slice(half, None), slice(first, half)
+        if self.partition == "alternate":
+            a, b = slice(first + 1, None, 2), slice(first, None, 2)
+        order, best = pairs(key[:, a], key[:, b])
+        chosen = order[:, : self.duplicates]
+        return ranking[:, a].gather(1, chosen), ranking[:, b].gather(1, best.gather(1, chosen))
 
     def _page_rank(self, attention: Tensor, alive: Tensor | None, score: Tensor | None = None) -> Tensor:
-        """I: importance (B, N) up to a monotone map, after `votes` rounds among the tokens alive (all where None).
+        """I: importance (B, N) up to a monotone map, after `votes` rounds among the tokens alive (B, 1, 1, N; all where None).
 
-        `score` (B, H, N) is the first round's outcome where it is known already.
+        `score` (B, H, 1, N) is the first round's outcome where it is known already.
         """
         rounds = self.votes - (score is not None)
-        ballot = self.start[None, None] if score is None else score
+        ballot = self.start if score is None else score
         for _ in range(rounds):
             if alive is not None:
-                ballot = ballot * alive[:, None]
+                ballot = ballot * alive
                 if self.renormalise:
-                    ballot = ballot / (attention @ alive[:, None, :, None])[..., 0].clamp_min(1e-6)
+                    ballot = ballot / (attention @ alive.transpose(2, 3)).transpose(2, 3).clamp_min(1e-6)
             ballot = _vote(attention, ballot)
         if alive is not None:
-            ballot = ballot * alive[:, None]  # what the dropped received is no part of any head's mean; they rank last with 0
-        return self._across_heads(ballot, alive)
+            ballot = ballot * alive  # what the dropped received is no part of any head's mean; they rank last with 0
+        return self._across_heads(ballot[:, :, 0], alive is not None)
 
-    def _across_heads(self, score: Tensor, alive: Tensor | None) -> Tensor:
+    def _across_heads(self, score: Tensor, some_dropped: bool) -> Tensor:
         """EIR over the heads that VHF lets pass: (B, H, N) -> (B, N), up to a monotone map."""
-        square = score.square()
-        total = score.sum(-1).square()  # the scores of a head are scaled to mean 1 by dividing by this over the count
+        square = (score / score.sum(-1, keepdim=True)).square()
         if not self.head_filter:
-            return (square / total[..., None]).sum(1)
-        count = self.stage.tokens_in - (self.duplicates if alive is not None else 0)
+            return square.sum(1)
+        count = self.stage.tokens_in - (self.duplicates if some_dropped else 0)
         # Var of scores with mean 1 is count * sum(s^2) / sum(s)^2 - 1; a head passes within [V_MIN, V_MAX].
-        spread = square.sum(-1) / total
         middle, reach = (2 + V_MIN + V_MAX) / 2 / count, (V_MAX - V_MIN) / 2 / count
-        passes = (spread - middle).abs() <= reach
+        passes = (square.sum(-1, keepdim=True) - middle).abs() <= reach
         # A head that fails weighs next to nothing instead of nothing: if all fail, all count alike, without a second branch.
-        weight = torch.where(passes, 1.0, 1e-9) / total
-        return (weight[:, None] @ square)[:, 0]
+        return (torch.where(passes, 1.0, 1e-9) * square).sum(1)
 
 
 def _vote(attention: Tensor, score: Tensor) -> Tensor:
-    """One step of page rank, A^T s per head: (B, H, N, N) and (B or 1, H or 1, N) -> (B, H, N)."""
-    return (score[..., None, :] @ attention).squeeze(2)
+    """One step of page rank, A^T s per head: (B, H, N, N) and (B or 1, H or 1, 1, N) -> (B, H, 1, N)."""
+    return score @ attention
 
 
 def _paper_votes(stage: Stage) -> int:

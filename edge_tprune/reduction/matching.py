@@ -1,0 +1,84 @@
+"""Which tokens belong together: bipartite soft matching and density-peak clustering, in static shapes, shared by several methods."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edge_tprune.reduction.ops import gather_tokens, top
+from edge_tprune.reduction.outcome import Merge
+
+NEIGHBOURS = 5
+
+
+def in_order(index: Tensor) -> Tensor:
+    """Indices (B, K) sorted upwards."""
+    return index.topk(index.shape[1], dim=1, largest=False, sorted=True).values
+
+
+def pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token of set A finds its most similar partner in B; who comes first merges first (section 3 of arXiv 2210.09461).
+
+    Args:
+        a: (B, N, D), of unit length: similarity is the scalar product.
+        b: (B, M, D), likewise.
+
+    Returns:
+        Places in A (B, N), the most similar to its partner first; places in B of the partners, by place in A (B, N).
+    """
+    likeness, partner = (a @ b.transpose(1, 2)).max(2)
+    return top(likeness, a.shape[1]), partner
+
+
+def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
+    """Every other patch token is in A, the others in B; the `count` A tokens most similar to a B token join it.
+
+    Args:
+        metric: (B, N, D), of unit length.
+        count: pairs that merge, at most half of the patch tokens.
+        prefix: leading tokens that take no part.
+
+    Returns:
+        Kept: prefix, A tokens that did not merge, in their order, then B tokens.
+    """
+    ranking, partner = pairs(metric[:, prefix + 1 :: 2], metric[:, prefix::2])
+    merged, alone = ranking[:, :count], in_order(ranking[:, count:])
+    start = torch.arange(prefix, device=metric.device).expand(len(metric), -1)
+    rest = torch.arange(prefix, metric.shape[1], 2, device=metric.device).expand(len(metric), -1)
+    index = torch.cat([start, prefix + 1 + 2 * alone, rest], 1)
+    return Merge.into(index, prefix + 1 + 2 * merged, prefix + alone.shape[1] + partner.gather(1, merged))
+
+
+def precedence(tokens: int) -> Tensor:
+    """(N, N): the least positive number in row i, column j where j comes before i, 0 elsewhere; what `density_peaks` breaks ties with."""
+    return torch.full((tokens, tokens), 1e-30).tril(-1)
+
+
+def density_peaks(x: Tensor, count: int, earlier: Tensor) -> tuple[Tensor, Tensor]:
+    """Density-peak clustering with k nearest neighbours (Du et al., Knowledge-Based Systems 2016; used by TCFormer and BAT).
+
+        rho_i   = exp(-(1/k) sum over the k nearest of ||x_i - x_j||^2 / D)     density; k = 5, a token counts as its own nearest (our choice)
+        delta_i = distance to the nearest denser token, the largest distance of the image if there is none
+        centres = the `count` largest rho_i delta_i; every other token joins its nearest centre
+
+    Products of densities and distances are compared as sums of logarithms, which cannot underflow. Of equally dense tokens the
+    earlier counts as denser (our choice), so that of twins only one becomes a centre.
+
+    Args:
+        x: (B, N, D), float32.
+        count: clusters, from 1 to N.
+        earlier: `precedence(N)`, on the device of x.
+
+    Returns:
+        Places (B, N): the centres, then the others; the cluster, 0..count-1, that each of the others joins (B, N - count).
+    """
+    tokens, width = x.shape[1:]
+    square = x.square().sum(-1)
+    distance = square[:, :, None] + square[:, None] - 2 * (x @ x.transpose(1, 2))
+    nearest = distance.topk(min(NEIGHBOURS, tokens), dim=2, largest=False).values.mean(2)  # the smaller, the denser
+    # Of two equal ones the difference is exactly 0, which is below the least positive number for the earlier one only.
+    denser = nearest[:, None] - nearest[:, :, None] < earlier
+    isolation = torch.where(denser, distance, distance.amax((1, 2), keepdim=True)).amin(2)
+    ranking = top(isolation.clamp_min(1e-12).log() - nearest * (2 / width), tokens)
+    cluster = gather_tokens(distance, ranking[:, :count]).argmin(1)
+    return ranking, cluster.gather(1, ranking[:, count:])

@@ -1,0 +1,106 @@
+"""`bat`: Beyond Attentive Tokens: decouple, then cluster the inattentive and merge the alike among the attentive.
+
+Long et al., "Beyond Attentive Tokens: Incorporating Token Importance and Diversity for Efficient Vision Transformers", CVPR 2023
+(arXiv 2211.11315), section 3. No code was published; what the paper leaves open is marked "our choice". The paper trains
+with it; here it is applied to any pretrained ViT as it is.
+
+    a_j         mean over heads of softmax(q_cls k_j / sqrt d)
+    decouple    the tokens with the largest a_j are attentive, the others inattentive (section 3.2)
+    cluster     inattentive tokens: density peaks (`edge_tprune.reduction.matching.density_peaks`); each cluster becomes one token, the mean of its
+                tokens weighted by a_j (section 3.3)
+    match       attentive tokens: bipartite matching by cosine, the most similar ("homogeneous") pairs merge, weighted likewise (section 3.3)
+
+Our choices: `attentive` and `matched` below split a stage's tokens and removals between the two; attentive tokens alternate between
+the two sides of the matching in the order of a_j; likeness and distance are those of the features after the attention residual;
+attention afterwards is proportional to size, as in ToMe, without which far more is lost. The class token takes no part.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from edge_tprune.errors import UserError
+from edge_tprune.reduction.matching import density_peaks, pairs, precedence
+from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, unit
+from edge_tprune.reduction.outcome import Keep, Merge, Outcome, Then
+from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
+
+
+@register
+class BAT(Reducer):
+    """Clusters inattentive tokens, merges alike attentive ones.
+
+    Args:
+        stage: where it sits.
+        attentive: share of a stage's patch tokens that are attentive.
+        matched: share of a stage's removals made by matching attentive tokens; clustering makes the rest.
+        proportional: add log size to the attention logits of the blocks that follow.
+    """
+
+    name = "bat"
+    paper = "Long et al., CVPR 2023, arXiv 2211.11315"
+    needs = frozenset({CLASS_ROW})
+    needs_class_token = True
+    merges = True
+    worth_searching: ClassVar = {"attentive": (0.3, 0.4, 0.5, 0.6, 0.7), "matched": (0.0, 0.1, 0.2, 0.3, 0.4)}
+
+    bonus: Tensor
+    earlier: Tensor
+
+    def __init__(self, stage: Stage, *, attentive: float = 0.5, matched: float = 0.2, proportional: bool = True) -> None:
+        super().__init__(stage)
+        for name, share in (("attentive", attentive), ("matched", matched)):
+            if not 0 <= share <= 1:
+                raise UserError(f"method bat: {name} is {share:g}; it is a share, from 0 to 1")
+        self.proportional = proportional
+        patches, removed = stage.tokens_in - stage.prefix_tokens, stage.tokens_in - stage.tokens_out
+        self.attentive, self.pairs = _split(patches, removed, attentive, matched)
+        self.clusters = patches - self.attentive - (removed - self.pairs)
+        # Also what keeps the weight of a token that nothing attends to above 0.
+        bonus = prefix_bonus(stage.tokens_in, stage.prefix_tokens) + 1e-6
+        self.register_buffer("bonus", bonus, persistent=False)
+        self.register_buffer("earlier", precedence(patches - self.attentive), persistent=False)
+
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """Prefix, attentive tokens, clusters."""
+        assert evidence.class_row is not None
+        attentiveness = evidence.class_row.float().mean(1) + self.bonus
+        # What follows speaks of the tokens in the order of their attentiveness.
+        weights, ranking = attentiveness.topk(self.stage.tokens_in, dim=1)
+        feature = gather_tokens(x, ranking).float()
+        first, border = self.stage.prefix_tokens, self.stage.prefix_tokens + self.attentive
+        places = torch.arange(self.stage.tokens_in, device=x.device).expand(len(x), -1)
+        index, source, target = [places[:, :first]], [], []
+        if self.attentive:
+            metric = unit(feature[:, first:border])
+            order, partner = pairs(metric[:, 1::2], metric[:, ::2])
+            a_set = first + 1 + 2 * order
+            merged, alone = a_set[:, : self.pairs], a_set[:, self.pairs :]
+            index += [alone, places[:, first:border:2]]
+            source.append(merged)
+            target.append(first + alone.shape[1] + partner.gather(1, order[:, : self.pairs]))
+        if self.clusters:
+            by_clarity, cluster = density_peaks(feature[:, border:], self.clusters, self.earlier)
+            inattentive = border + by_clarity
+            index.append(inattentive[:, : self.clusters])
+            source.append(inattentive[:, self.clusters :])
+            target.append(border - self.pairs + cluster)
+        kept, gone = torch.cat(index, 1), torch.cat(source, 1)
+        return Then(Keep(ranking), Merge.into(kept, gone, torch.cat(target, 1), weights=weights))
+
+
+def _split(patches: int, removed: int, attentive: float, matched: float) -> tuple[int, int]:
+    """How many of a stage's patch tokens are attentive, and how many removals matching makes.
+
+    The shares are wishes: at most half of the attentive find a partner, and of the inattentive, where there are any, one cluster at
+    least is left. Where that falls short of what the schedule removes, fewer tokens count as attentive.
+    """
+    for count in range(round(attentive * patches), -1, -1):
+        fewest = max(0, removed - max(0, patches - count - 1))
+        most = min(removed, count // 2)
+        if fewest <= most:
+            return count, max(fewest, min(most, round(matched * removed)))
+    raise AssertionError("a stage keeps at least one patch token")

@@ -1,0 +1,43 @@
+"""`dpc_knn`: cluster all tokens by density peaks, one token per cluster.
+
+Clustering: Du et al., "Study on density peaks clustering based on k-nearest neighbors and principal component analysis", Knowledge-Based
+Systems 2016, as Zeng et al. use it on tokens, "Not All Tokens Are Equal" (TCFormer), CVPR 2022 (arXiv 2204.08680), section 3.2. Haurum et al.
+compare it with other reductions (arXiv 2308.04657). Formulae: `edge_tprune.reduction.matching.density_peaks`.
+
+Every cluster becomes the plain mean of its tokens; TCFormer's learned importance needs training and is left out. Distances are between
+features after the attention residual. The class token takes no part.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edge_tprune.reduction.matching import density_peaks, precedence
+from edge_tprune.reduction.outcome import Merge, Outcome
+from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register
+
+
+@register
+class DPCKNN(Reducer):
+    """Density-peak clusters of all tokens, averaged."""
+
+    name = "dpc_knn"
+    paper = "Du et al., 2016; Zeng et al., CVPR 2022, arXiv 2204.08680"
+    merges = True
+
+    earlier: Tensor
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self.register_buffer("earlier", precedence(stage.tokens_in - stage.prefix_tokens), persistent=False)
+
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """Prefix, then clusters, the clearest centre first."""
+        prefix = self.stage.prefix_tokens
+        clusters = self.stage.tokens_out - prefix
+        ranking, cluster = density_peaks(x[:, prefix:].float(), clusters, self.earlier)
+        start = torch.arange(prefix, device=x.device).expand(len(x), -1)
+        places = torch.cat([start, prefix + ranking], 1)
+        kept = self.stage.tokens_out
+        return Merge.into(places[:, :kept], places[:, kept:], prefix + cluster, equal=True)

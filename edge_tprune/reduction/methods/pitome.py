@@ -1,0 +1,88 @@
+"""`pitome`: merge tokens that many others resemble, and protect the isolated ones.
+
+Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging", NeurIPS 2024 (arXiv 2405.16148), section 3.
+
+    metric    v_i = mean over heads of the keys, to unit length
+    energy    E_i = mean over patches j of f(cos(v_i, v_j)): high in a large cluster of look-alikes (background), low for a
+              token that stands alone (a small object)
+              f(c) = c - m where c > m, exp(c - m) - 1 below
+    margin    m = margin (1 - l / L) in block l of L: clusters are drawn wider the deeper the block
+    first half of the blocks    all patches in the order of their energy; every other one is in A, the rest in B; the r A tokens
+              most similar to a B token merge into it (ToMe's matching, with energy in the place of position)
+    second half of the blocks   only the 2 r patches of highest energy: every other one is in A, the rest in B; each A token
+              merges into its most similar B token. All other patches are protected: they stay as they are
+    merging   mean weighted by size; sizes add up; log size joins the attention logits of the blocks that follow
+
+Our choices: the paper prints f(c) = c above the margin, which jumps by m there; the continuous f above is what an ELU computes, and comes
+nearer to the unpruned model on the calibration images. So does merging as ToMe does in the first half of the blocks: protecting there too
+doubles the distance. The margin is 0.75 (0.9 does alike), with l counted from 1. The mean counts a token's likeness to itself, which is the
+same for all. Each block removes at most half of its patch tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edge_tprune.errors import UserError
+from edge_tprune.reduction.matching import bipartite
+from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top, unit
+from edge_tprune.reduction.outcome import Merge, Outcome
+from edge_tprune.reduction.registry import KEYS, Evidence, Reducer, Stage, register
+
+
+@register
+class PiToMe(Reducer):
+    """Merges tokens in large clusters of look-alikes.
+
+    Args:
+        stage: where it sits.
+        margin: cosine above which two tokens count as look-alikes, before the first block; falls to 0 in the last.
+    """
+
+    name = "pitome"
+    paper = "Tran et al., NeurIPS 2024, arXiv 2405.16148"
+    needs = frozenset({KEYS})
+    merges = True
+    default_blocks = tuple(range(1, 13))
+    limit = "at most half of a block's patch tokens merge"
+
+    bonus: Tensor
+
+    def __init__(self, stage: Stage, *, margin: float = 0.75) -> None:
+        super().__init__(stage)
+        if not 0 <= margin <= 1:
+            raise UserError(f"method pitome: margin is {margin:g}; it is a cosine, from 0 to 1")
+        self.proportional = True
+        self.merged = stage.tokens_in - stage.tokens_out
+        self.margin = margin * (1 - stage.block / stage.blocks)
+        self.protects = 2 * stage.block > stage.blocks
+        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
+
+    @classmethod
+    def fewest(cls, tokens_in: int, prefix_tokens: int) -> int:
+        """All of A may merge."""
+        return tokens_in - (tokens_in - prefix_tokens) // 2
+
+    def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
+        """Prefix, then A tokens that found no partner or protected tokens, then B tokens."""
+        assert evidence.keys is not None
+        prefix = self.stage.prefix_tokens
+        metric = unit(evidence.keys.float().mean(2))
+        # Prefix tokens get an energy too, which their bonus drowns: cheaper than cutting them out and putting them back.
+        cosine = metric @ metric[:, prefix:].transpose(1, 2)
+        energy = functional.elu(cosine - self.margin).mean(-1)
+        ranking = top(energy + self.bonus, self.stage.tokens_in)
+        if self.protects:
+            return self._merge_highest(metric, ranking)
+        merge = bipartite(gather_tokens(metric, ranking), self.merged, prefix)
+        return Merge(ranking.gather(1, merge.index), ranking.gather(1, merge.source), merge.link)
+
+    def _merge_highest(self, metric: Tensor, ranking: Tensor) -> Merge:
+        """Every A token merges: metric (B, N, D), ranking (B, N) with the prefix first."""
+        prefix, end = self.stage.prefix_tokens, self.stage.prefix_tokens + 2 * self.merged
+        a, b = ranking[:, prefix + 1 : end : 2], ranking[:, prefix:end:2]
+        partner = (gather_tokens(metric, a) @ gather_tokens(metric, b).transpose(1, 2)).argmax(2)
+        index = torch.cat([ranking[:, :prefix], ranking[:, end:], b], 1)
+        return Merge.into(index, a, partner + self.stage.tokens_out - self.merged)

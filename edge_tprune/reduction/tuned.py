@@ -1,0 +1,49 @@
+"""Where each method removes tokens unless told otherwise: its tuned pattern where the package ships one, its paper's blocks where not.
+
+`tuned/<method>.json` are files that `edge-tprune search` wrote for DeiT-Tiny, on unlabelled images that no accuracy table here uses; each says how.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from edge_tprune.reduction.registry import Reducer
+from edge_tprune.schedule import default_blocks
+
+FOLDER = Path(__file__).parent / "tuned"
+
+
+@lru_cache
+def _document(method: str) -> dict[str, Any] | None:
+    file = FOLDER / f"{method}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def tuned_blocks(method: str) -> dict[str, list[int]]:
+    """Per budget that a method was tuned for, the blocks (of 12, counted from 1) that remove tokens; empty where none was."""
+    found = _document(method)
+    return {} if found is None else {name: list(entry["blocks"]) for name, entry in found["budgets"].items()}
+
+
+def pattern(method: type[Reducer], depth: int, budget: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Blocks of a network `depth` blocks deep (counted from 1) and how much each removes relative to the others, for a share of MACs.
+
+    Of the budgets a pattern was tuned for the nearest counts.
+    """
+    found = _document(method.name)
+    if found is None and len(method.default_blocks) == method.default_blocks[-1] - method.default_blocks[0] + 1 > 3:
+        # Every block from some depth on, which is so in a network of any depth.
+        first = 1 + (method.default_blocks[0] - 1) * depth // 12
+        return tuple(range(first, depth + 1)), (1.0,) * (depth + 1 - first)
+    blocks, weights = list(method.default_blocks), [1.0] * len(method.default_blocks)
+    if found is not None:
+        nearest = min(found["budgets"], key=lambda name: (abs(float(name) - budget), name))
+        blocks, weights = found["budgets"][nearest]["blocks"], found["budgets"][nearest]["weights"]
+    moved: dict[int, float] = {}
+    for block, weight in zip(blocks, weights):
+        (place,) = default_blocks(depth, [block])
+        moved[place] = moved.get(place, 0.0) + weight  # blocks that meet in a shallower network remove what both would
+    return tuple(sorted(moved)), tuple(moved[place] for place in sorted(moved))

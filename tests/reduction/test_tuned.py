@@ -1,0 +1,65 @@
+"""The patterns that methods ship with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+
+from edge_tprune.reduction import network_shape, plan, registry
+from edge_tprune.reduction.tuned import FOLDER, pattern
+from edge_tprune.schedule import from_budget
+
+TUNED = sorted(FOLDER.glob("*.json"))
+
+
+@pytest.mark.parametrize("file", TUNED, ids=lambda file: file.stem)
+def test_each_file_is_what_the_method_does_by_default(file) -> None:  # type: ignore[no-untyped-def]
+    document = json.loads(file.read_text())
+    method = registry.method(document["method"])
+    assert file.stem == method.name
+    defaults = {name: parameter.default for name, parameter in registry.options(method).items()}
+    for option, value in document["options"].items():
+        assert defaults[option] == value, f"{method.name}: the default of {option} is not the one that was tuned"
+    assert document["found"]["data"] == "calibration", "tuned on images that no accuracy table uses"
+    model = timm.create_model("deit_tiny_patch16_224")
+    for budget, entry in document["budgets"].items():
+        assert plan(model, method.name, budget=float(budget)).tokens == tuple(entry["tokens"])
+
+
+def test_the_nearest_budget_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_tprune.reduction import tuned
+
+    made = {"budgets": {"0.8": {"blocks": [4], "weights": [1.0]}, "0.5": {"blocks": [2, 8], "weights": [1.0, 3.0]}}}
+    monkeypatch.setattr(tuned, "_document", lambda method: made)
+    evit = registry.method("evit")
+    assert pattern(evit, 12, 0.9) == ((4,), (1.0,))
+    assert pattern(evit, 12, 0.6) == ((2, 8), (1.0, 3.0))
+    assert pattern(evit, 24, 0.6) == ((3, 15), (1.0, 3.0))
+    assert pattern(evit, 2, 0.6) == ((1, 2), (1.0, 3.0))
+    assert pattern(evit, 1, 0.6) == ((1,), (4.0,)), "blocks that meet remove what both would"
+
+
+def test_a_method_without_a_file_follows_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_tprune.reduction import tuned
+
+    monkeypatch.setattr(tuned, "_document", lambda method: None)
+    assert pattern(registry.method("evit"), 12, 0.5) == ((4, 7, 10), (1.0, 1.0, 1.0))
+    assert pattern(registry.method("tome"), 12, 0.5) == (tuple(range(1, 13)), (1.0,) * 12)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(4, range(1, 5)), (6, range(1, 7)), (24, range(1, 25))])
+def test_every_block_means_every_block_at_any_depth(depth: int, blocks: range) -> None:
+    assert pattern(registry.method("tome"), depth, 0.5) == (tuple(blocks), (1.0,) * depth)
+    found, weights = pattern(registry.method("diffrate"), depth, 0.5)
+    assert list(found) == list(range(found[0], depth + 1))
+    assert set(weights) == {1.0}
+
+
+def test_blocks_that_are_given_come_first() -> None:
+    model = timm.create_model("deit_tiny_patch16_224")
+    for method in ("zero_tprune", "bat"):
+        given = plan(model, method, budget=0.65, blocks=[5, 9])
+        even = from_budget(network_shape(model), 0.65, [5, 9])
+        assert given.tokens == even.tokens
