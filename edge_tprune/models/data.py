@@ -44,17 +44,22 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class ReferenceTask:
-    """Test canvases of the reference task."""
+    """Canvases of the reference task."""
 
     count: int = 1000
-    name: str = "digits-in-clutter test"
+    split: str = "test"
     labelled: bool = True
+
+    @property
+    def name(self) -> str:
+        """Task and split."""
+        return f"digits-in-clutter {self.split}"
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return reference.DigitsInClutter("test", self.count)[index]
+        return reference.DigitsInClutter(self.split, self.count)[index]
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +112,7 @@ class ImageFolder:
         return ImageFolder(self.root, tuple(self.files[i] for i in pick), tuple(self.labels[i] for i in pick))
 
 
-def open_dataset(source: str | Path, classes: int, limit: int | None = None) -> Dataset:
+def open_dataset(source: str | Path, classes: int, limit: int | None = None, *, training: bool = False) -> Dataset:
     """The dataset at `source` for a model with `classes` outputs.
 
     Args:
@@ -115,6 +120,7 @@ def open_dataset(source: str | Path, classes: int, limit: int | None = None) -> 
             outputs and ImageNet synset names, ImageNet's own index), or a directory of unlabelled images.
         classes: number of the model's outputs.
         limit: use at most this many images.
+        training: of the reference task, canvases of the training split: what is tuned on them is not judged on them.
 
     Raises:
         UserError: no such directory, no images, or class directories that do not match the model.
@@ -126,7 +132,7 @@ def open_dataset(source: str | Path, classes: int, limit: int | None = None) -> 
             raise UserError(
                 f"the reference task has {reference.CLASSES} classes and the model {classes}: give --data DIRECTORY"
             )
-        return ReferenceTask(limit or ReferenceTask.count)
+        return ReferenceTask(limit or ReferenceTask.count, "train" if training else "test")
     root = Path(source)
     if not root.is_dir():
         raise UserError(f"image folder {root} does not exist or is not a directory")
