@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,16 @@ from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, sync
 from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import plan, registry
-from edge_tprune.reduction.host import PrunedViT, explicit_attention, fused_attention, network_shape
+from edge_tprune.reduction.host import PrunedViT, code_sha256, explicit_attention, network_shape
 from edge_tprune.runtime.engine import open_engine, runtime_version
-from edge_tprune.schedule import Schedule, default_blocks
+from edge_tprune.schedule import TOLERANCE, Schedule
 
 PARITY_TOLERANCE = 1e-4  # absolute, on logits
 PARITY_IMAGES = 8
+MOST_CANDIDATES = 3  # sample images looked at for each one needed
+ROUNDING, MORE = (1e-6, 2), (1e-5, 6)  # noise on normalised pixels, and how many draws
+FLIP = 5.0  # times the median change of logits: more than that is another choice of tokens
+USELESS = 1000
 GOLDEN_BATCHES = 2
 LOCK_SECONDS = 10
 PRECISION = "fp32"
@@ -49,7 +53,7 @@ class Plan:
 
     method: str
     options: Mapping[str, Any]
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...]  #: that remove tokens in any of the schedules
     schedules: dict[str, Schedule]  #: by budget name
     batch: int = 1
     runtimes: tuple[str, ...] = ("onnxruntime",)
@@ -75,6 +79,7 @@ def make_plan(
     *,
     budgets: Sequence[float] = (),
     schedules: Sequence[Sequence[int]] = (),
+    found: Mapping[str, Sequence[int]] | None = None,
     blocks: Sequence[int] | None = None,
     multiple_of: int = 1,
     options: Mapping[str, Any] | None = None,
@@ -82,6 +87,18 @@ def make_plan(
     runtimes: Sequence[str] = ("onnxruntime",),
 ) -> Plan:
     """Decides every budget's schedule; refuses what cannot be before any work is done.
+
+    Args:
+        loaded: the model.
+        method: its name.
+        budgets: shares of the unpruned MACs.
+        schedules: token counts after each block, in addition.
+        found: schedules by budget, as a search found them, in addition.
+        blocks: where `budgets` remove tokens, counted from 1; the method's own choice by default.
+        multiple_of: of the token counts that `budgets` lead to.
+        options: of the method.
+        batch: images per inference.
+        runtimes: to write graphs for.
 
     Raises:
         UserError: as `edge_tprune.reduction.plan`, or a repeated budget, batch below 1, unknown runtime, nothing to build.
@@ -93,9 +110,7 @@ def make_plan(
             )
     if batch < 1:
         raise UserError(f"batch {batch} is out of range: give 1 or more images per inference")
-    reducer = registry.method(method)
     shape = network_shape(loaded.model, loaded.name)
-    where = tuple(blocks) if blocks else default_blocks(shape.blocks, reducer.default_blocks)
     chosen: dict[str, Schedule] = {}
 
     def add(name: str, schedule: Schedule) -> None:
@@ -105,13 +120,21 @@ def make_plan(
 
     for budget in budgets:
         how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
-        schedule = plan(loaded.model, how, budget=budget, blocks=where, multiple_of=multiple_of, name=loaded.name)
+        schedule = plan(loaded.model, how, budget=budget, blocks=blocks, multiple_of=multiple_of, name=loaded.name)
         add(f"{budget:.1f}" if budget == round(budget, 1) else f"{budget:.6g}", schedule)
     for tokens in schedules:
         schedule = plan(loaded.model, method, schedule=tokens, name=loaded.name)
         add(f"s{schedule.share:.4f}", schedule)
+    for name, tokens in (found or {}).items():
+        schedule = plan(loaded.model, method, schedule=tokens, name=loaded.name)
+        wanted, remark = float(name), ""
+        if abs(schedule.share - wanted) > TOLERANCE * wanted:
+            remark = f"budget {name}: on this model the schedule that was found comes to {schedule.share:.3f} of its MACs"
+        add(name, replace(schedule, requested=wanted, remark=remark))
     if not chosen:
         raise UserError("nothing to build: give --budgets or --schedule")
+    before = {name: (shape.tokens, *schedule.tokens) for name, schedule in chosen.items()}
+    where = tuple(b for b in range(1, shape.blocks + 1) if any(counts[b] < counts[b - 1] for counts in before.values()))
     plan_ = Plan(method, dict(options or {}), where, chosen, batch, tuple(dict.fromkeys(runtimes)))
     for schedule in chosen.values():
         _module(loaded, plan_, schedule)  # options and stages are refused here, not after minutes of exporting
@@ -154,6 +177,7 @@ def _fingerprint(loaded: LoadedModel, plan: Plan) -> str:
         {
             "format": bundle_format.VERSION,
             "versions": [edge_tprune.__version__, torch.__version__, onnx.__version__],
+            "code": code_sha256(),
             "model": [loaded.name, loaded.weights, loaded.weights_sha256],
             "preprocessing": loaded.preprocessing,
             "method": [plan.method, dict(plan.options), plan.blocks],
@@ -238,18 +262,10 @@ def _module(loaded: LoadedModel, plan: Plan, schedule: Schedule) -> PrunedViT:
 def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, progress: Progress) -> None:
     shape = network_shape(loaded.model, loaded.name)
     image_shape = tuple(loaded.preprocessing["input_size"])
-    transform = loaded.transform()
     batches = max(GOLDEN_BATCHES, -(-PARITY_IMAGES // plan.batch))
     wanted = batches * plan.batch
-    candidates = torch.stack([transform(image) for image in sample_images(loaded.name, 2 * wanted)])
-    steady = _steady(loaded, plan, candidates)
-    if int(steady.sum()) < wanted:
-        raise HonestNo(
-            f"method {plan.method} chooses other tokens on {int((~steady).sum())} of {len(steady)} sample images when only rounding changes: "
-            "its scores tie too often to prove a graph right. Try another method, option or budget"
-        )
-    images = candidates[steady][:wanted].reshape(batches, plan.batch, *image_shape)
-    near_ties = int((~steady[: int(steady.nonzero()[wanted - 1]) + 1]).sum())
+    images, near_ties = _parity_images(loaded, plan, wanted)
+    images = images.reshape(batches, plan.batch, *image_shape)
     golden: dict[str, np.ndarray] = {"input": images[:GOLDEN_BATCHES].numpy()}
     entries = []
     steps, step = len(plan.schedules) * len(plan.runtimes), 0
@@ -323,22 +339,53 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
     write_json(folder / bundle_format.MANIFEST, manifest)
 
 
-@torch.inference_mode()
-def _steady(loaded: LoadedModel, plan: Plan, images: torch.Tensor) -> torch.Tensor:
-    """Which images (N,) get the same logits from two ways of rounding the same network, under every schedule.
+def _parity_images(loaded: LoadedModel, plan: Plan, wanted: int) -> tuple[torch.Tensor, int]:
+    """`wanted` sample images that can prove a graph right, and how many others were looked at and left out.
 
-    Where two tokens' scores all but tie, another kernel may rightly keep the other one. Such an image can prove nothing
-    about a graph, here or on a board.
+    Raises:
+        HonestNo: too few can.
     """
-    steady = torch.ones(len(images), dtype=torch.bool)
+    transform = loaded.transform()
+    candidates = torch.stack([transform(image) for image in sample_images(loaded.name, MOST_CANDIDATES * wanted)])
+    flips = torch.empty(0, dtype=torch.int64)
+    for part in torch.split(candidates, wanted):
+        flips = torch.cat([flips, _flips(loaded, plan, part)])
+        if int((flips == 0).sum()) >= wanted:
+            break
+    steadiest = flips.argsort(stable=True)[:wanted].sort().values
+    if int(flips[steadiest].max()) >= USELESS:
+        raise HonestNo(
+            f"method {plan.method} chooses other tokens on {int((flips >= USELESS).sum())} of {len(flips)} sample images when only rounding changes: "
+            "its scores tie too often to prove a graph right. Try another method, option or budget"
+        )
+    return candidates[steadiest], len(flips) - wanted
+
+
+@torch.inference_mode()
+def _flips(loaded: LoadedModel, plan: Plan, images: torch.Tensor) -> torch.Tensor:
+    """How often images (N,) change their tokens under noise, over all schedules; `USELESS` where rounding alone does it.
+
+    Where two tokens' scores all but tie, another kernel may rightly keep the other one. Such an image can prove nothing about a graph,
+    here or on a board. Noise on the input moves all logits a little, and those of an image whose tokens change by far more than those
+    of the others. Noise of the size of rounding and another way of writing attention must change no token; larger noise tells which images are
+    safest.
+    """
+    flips = torch.zeros(len(images), dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(images.shape, generator=generator) for _ in range(max(ROUNDING[1], MORE[1]))]
     for schedule in plan.schedules.values():
         pruned = _module(loaded, plan, schedule)
-        logits = []
-        for form in (fused_attention, explicit_attention):
-            pruned.attention = form
-            logits.append(torch.cat([pruned(part) for part in torch.split(images, 8)]))
-        steady &= (logits[0] - logits[1]).abs().amax(1) <= PARITY_TOLERANCE / 2
-    return steady
+        logits = _logits(pruned, images)
+        for (noise, count), price in ((ROUNDING, USELESS), (MORE, 1)):
+            moved = torch.stack([(_logits(pruned, images + noise * draw) - logits).abs().amax(1) for draw in draws[:count]])
+            flips += price * (moved > FLIP * moved.median()).sum(0)
+        pruned.attention = explicit_attention
+        flips += USELESS * ((_logits(pruned, images) - logits).abs().amax(1) > PARITY_TOLERANCE / 2)
+    return flips
+
+
+def _logits(pruned: PrunedViT, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([pruned(part) for part in torch.split(images, 8)])
 
 
 def _described(file: Path) -> dict[str, Any]:

@@ -47,14 +47,16 @@ class GraphError(EdgeTPruneError):
 
 
 def operator_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
+    # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
+    mask = None if bias is None else bias.expand(-1, -1, q.shape[1], -1)
     if not want_map:
-        return torch.onnx.ops.attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale)[0], None
+        return torch.onnx.ops.attention(q, k, v, attn_mask=mask, q_num_heads=heads, kv_num_heads=heads, scale=scale)[0], None
     # With heads side by side, ONNX Runtime 1.23 (the last for Python 3.10) infers a wrong shape for the map; split, a right one.
     q, k, v = (t.reshape(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
-    result = torch.onnx.ops.attention(q, k, v, scale=scale, qk_matmul_output_mode=3)
+    result = torch.onnx.ops.attention(q, k, v, attn_mask=mask, scale=scale, qk_matmul_output_mode=3)
     return result[0].transpose(1, 2).flatten(2), result[3]
 
 

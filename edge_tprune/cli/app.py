@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edge_tprune import __version__
-from edge_tprune.cli.common import Stopped, err, out, parse_list, parse_pairs, print_json, progress_bar, say
+from edge_tprune.cli.common import Stopped, err, out, parse_list, parse_pairs, parse_range, print_json, progress_bar, say
 from edge_tprune.errors import UserError
 
 app = typer.Typer(
@@ -49,14 +49,15 @@ def _root(
 
 @app.command(epilog="Examples: edge-tprune methods · edge-tprune methods --json")
 def methods(json: Json = False) -> None:
-    """List the reduction methods: paper, the evidence they need, where they reduce, their options."""
-    from edge_tprune.cli.views import methods_document, methods_table
+    """List the reduction methods: paper, the evidence they need, where they reduce, their options; and which are absent, and why."""
+    from edge_tprune.cli.views import absent_table, methods_document, methods_table
 
     document = methods_document()
     if json:
         print_json(document)
     else:
         out().print(methods_table(document))
+        out().print(absent_table(document))
 
 
 @app.command(
@@ -72,12 +73,22 @@ def build(
             help="A .safetensors file or a PyTorch state dict; 'random' for speed tests; the model hub's pretrained ones by default."
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
+    method: Annotated[
+        str | None,
+        typer.Option(help="See `edge-tprune methods`; zero_tprune, or the schedule file's, by default.", show_default=False),
+    ] = None,
     budgets: Annotated[
-        str, typer.Option(help="Shares of the unpruned MACs, with commas; '' for none.")
-    ] = "1.0,0.9,0.8,0.65,0.5",
+        str | None,
+        typer.Option(
+            help="Shares of the unpruned MACs, with commas; '' for none. 1.0,0.9,0.8,0.65,0.5 by default, with a schedule file 1.0.",
+            show_default=False,
+        ),
+    ] = None,
     schedule: Annotated[
-        list[str] | None, typer.Option(help="Tokens after each block, with commas; may be repeated. In addition to --budgets.")
+        list[str] | None,
+        typer.Option(
+            help="Tokens after each block, with commas (may be repeated), or a file that `search` wrote. In addition to --budgets."
+        ),
     ] = None,
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")
@@ -101,22 +112,31 @@ def build(
     need_host()
     from edge_tprune.build.builder import build as build_bundle
     from edge_tprune.build.builder import make_plan
+    from edge_tprune.build.configuration import read
     from edge_tprune.cli.views import bundle_table
     from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
 
-    reducer = registry.method(method)
-    options = registry.parse_options(reducer, parse_pairs(option or [], "--option"))
-    shares = parse_list(budgets, float, "--budgets") if budgets.strip() else []
+    files = [text for text in schedule or [] if text.endswith(".json")]
+    if len(files) > 1:
+        raise UserError(f"{len(files)} schedule files are given: a bundle holds one method, give one")
+    found = read(Path(files[0])) if files else None
+    if found and method not in (None, found.method):
+        raise UserError(f"{files[0]} is for method {found.method}, not {method}: leave --method out")
+    method = found.method if found else method or "zero_tprune"
+    options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+    if budgets is None:
+        budgets = "1.0" if found else "1.0,0.9,0.8,0.65,0.5"
     loaded = load_model(model, weights, classes)
     plan = make_plan(
         loaded,
         method,
-        budgets=shares,
-        schedules=[parse_list(text, int, "--schedule") for text in schedule or []],
+        budgets=parse_list(budgets, float, "--budgets") if budgets.strip() else [],
+        schedules=[parse_list(text, int, "--schedule") for text in schedule or [] if text not in files],
+        found=found.budgets if found else None,
         blocks=parse_list(blocks, int, "--blocks") if blocks else None,
         multiple_of=multiple_of,
-        options=options,
+        options={**(found.options if found else {}), **options},
         batch=batch,
         runtimes=[part.strip() for part in runtime.split(",") if part.strip()],
     )
@@ -129,6 +149,145 @@ def build(
         print_json(built.bundle.manifest)
     else:
         out().print(bundle_table(built.bundle))
+
+
+@app.command(
+    epilog="Examples: edge-tprune search reference --budgets 0.65 --out ref.json && edge-tprune build reference --schedule ref.json · "
+    "edge-tprune search deit_tiny_patch16_224 --weights w.safetensors --method bat --data photos --budgets 0.8,0.65,0.5 --stages 2-4"
+)
+def search(
+    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
+    weights: Annotated[str | None, typer.Option(help="As for `build`.")] = None,
+    method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
+    budgets: Annotated[
+        str, typer.Option(help="Shares of the unpruned MACs, with commas; options are searched at the first.")
+    ] = "0.65",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A directory of images, labelled or not, that accuracy is not judged on; training canvases for the reference model."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Use at most this many of them.")] = 200,
+    trials: Annotated[int, typer.Option(help="Configurations to try per budget.")] = 60,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="How many blocks may remove tokens: 3 or 2-4; the method's own number and one more by default."),
+    ] = None,
+    score: Annotated[str, typer.Option(help="kl: divergence from the unpruned model, needs no labels; top1: errors.")] = "kl",
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    option: Annotated[list[str] | None, typer.Option(help="An option to hold fixed, name=value; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    file: Annotated[Path, typer.Option("--out", help="The schedule file; what was tried is logged beside it.")] = Path(
+        "schedule.json"
+    ),
+    json: Json = False,
+) -> None:
+    """Search where a method should remove how many tokens, and its options, at a budget. Run again to continue a search cut short."""
+    from edge_tprune.cli.views import need_host
+
+    need_host()
+    import torch
+
+    from edge_tprune.build.configuration import find
+    from edge_tprune.cli.views import search_table
+    from edge_tprune.models.data import open_dataset
+    from edge_tprune.models.loading import load_model
+    from edge_tprune.reduction import registry
+
+    options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+    loaded = load_model(model, weights, classes)
+    source = data if data is not None else ("reference" if model == "reference" else None)
+    if source is None:
+        raise UserError("no images to search on: give --data DIRECTORY (labels are not needed)")
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads {threads} is out of range: give 1 or more")
+        torch.set_num_threads(threads)
+    try:
+        with progress_bar("searching") as advance:
+            found = find(
+                loaded,
+                method,
+                parse_list(budgets, float, "--budgets"),
+                open_dataset(source, loaded.model.num_classes, images, training=True),
+                file,
+                trials=trials,
+                stages=parse_range(stages, "--stages") if stages else None,
+                score=score,
+                seed=seed,
+                options=options,
+                progress=advance,
+            )
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
+    if json:
+        print_json(found)
+    else:
+        out().print(search_table(found))
+        given = "".join(
+            f" --{name} {value}" for name, value in (("weights", weights), ("classes", classes)) if value is not None
+        )
+        say(f"wrote {file}; build it with: edge-tprune build {model}{given} --schedule {file}")
+
+
+@app.command(
+    epilog="Examples: edge-tprune explain reference:17 --methods zero_tprune,evit,tome --budgets 0.65,0.5 · "
+    "edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --weights w.safetensors --method zero_tprune --budgets 0.8,0.65,0.5 "
+    "--out explain.png · edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --methods tome,vote_mix --out explain.html"
+)
+def explain(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="An image file, or 'reference:17' for a canvas of the built-in task.")
+    ],
+    model: Annotated[str, typer.Option(help="'reference', or a timm name of a plain ViT.")] = "reference",
+    weights: Annotated[
+        str | None, typer.Option(help="As for build: a file, 'random', or the pretrained ones by default.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", "--methods", help="One, or several with commas to compare.")
+    ] = "zero_tprune",
+    budgets: Annotated[str, typer.Option(help="Shares of the unpruned MACs, with commas.")] = "0.8,0.65,0.5",
+    blocks: Annotated[
+        str | None, typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="name=value, for the methods that have it; may be repeated.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    picture: Annotated[
+        Path, typer.Option("--out", help="What to draw: a .png, or an .html page that needs nothing else.")
+    ] = Path("explain.png"),
+    json: Json = False,
+) -> None:
+    """Draw which patches of an image every stage keeps, drops or merges, one row per method and budget."""
+    from edge_tprune.cli.views import explanation_table, need_host
+
+    need_host()
+    from edge_tprune.build.explain import check_suffix, open_image, write
+    from edge_tprune.build.explain import explain as follow
+    from edge_tprune.models.loading import load_model
+    from edge_tprune.reduction import registry
+
+    check_suffix(picture)
+    names = list(dict.fromkeys(parse_list(method, str, "--methods")))
+    for name in names:
+        registry.method(name)  # before a model is loaded
+    pixels = open_image(image)
+    explanation = follow(
+        load_model(model, weights, classes),
+        pixels,
+        names,
+        parse_list(budgets, float, "--budgets"),
+        name=Path(image).name,
+        blocks=parse_list(blocks, int, "--blocks") if blocks else None,
+        options=parse_pairs(option or [], "--option"),
+    )
+    write(explanation, picture)
+    say(f"drew {picture}")
+    if json:
+        print_json(explanation.to_json() | {"out": str(picture)})
+    else:
+        out().print(explanation_table(explanation.to_json()))
 
 
 @app.command(

@@ -61,6 +61,19 @@ def parse_list(text: str, kind: Callable[[str], T], what: str) -> list[T]:
     return values
 
 
+def parse_range(text: str, what: str) -> tuple[int, int]:
+    """ "2-4" -> (2, 4); "3" -> (3, 3).
+
+    Raises:
+        UserError: anything else.
+    """
+    low, _, high = text.partition("-")
+    try:
+        return int(low), int(high or low)
+    except ValueError as error:
+        raise UserError(f"{what}: {text!r} is neither a number nor a range such as 2-4") from error
+
+
 def parse_pairs(texts: list[str], what: str) -> dict[str, str]:
     """["a=1"] -> {"a": "1"}.
 

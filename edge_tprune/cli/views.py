@@ -29,9 +29,14 @@ def table(title: str = "") -> Table:
 
 
 def methods_document() -> dict[str, Any]:
-    """Every method's facts, from its class."""
+    """Every method's facts, from its class, and why some are absent."""
     need_host()
     from edge_tprune.reduction import registry
+    from edge_tprune.reduction.tuned import tuned_blocks
+
+    def proportional(method: type[registry.Reducer]) -> bool:
+        tokens_out = max(190, method.fewest(197, 1))
+        return registry.make(method, registry.Stage(4, 12, 197, tokens_out, 1, True), {}).proportional
 
     return {
         "methods": [
@@ -44,18 +49,35 @@ def methods_document() -> dict[str, Any]:
                 "needs_class_token": method.needs_class_token,
                 "merges": method.merges,
                 "default_blocks_of_12": list(method.default_blocks),
+                "tuned_blocks_of_12": tuned_blocks(name),
+                "stages": len(method.default_blocks),
+                "removal": method.removal,
+                "proportional_attention": proportional(method),
                 "limit": method.limit,
                 "options": {key: parameter.default for key, parameter in registry.options(method).items()},
             }
             for name, method in sorted(registry.methods().items())
-        ]
+        ],
+        "absent": dict(registry.ABSENT),
     }
 
 
 def methods_table(document: dict[str, Any]) -> Table:
-    """`methods_document` for a person."""
+    """`methods_document` for a person; the absent ones follow in `absent_table`."""
     result = table()
-    for heading in ("method", "what it does", "paper", "needs", "fused", "blocks of 12", "options"):
+    headings = (
+        "method",
+        "what it does",
+        "paper",
+        "needs",
+        "merges",
+        "fused",
+        "proportional",
+        "blocks of 12",
+        "removes by",
+        "options",
+    )
+    for heading in headings:
         result.add_column(heading, overflow="fold")
     for row in document["methods"]:
         result.add_row(
@@ -63,11 +85,35 @@ def methods_table(document: dict[str, Any]) -> Table:
             row["summary"],
             row["paper"],
             ", ".join(row["needs"]) or "nothing",
+            "yes" if row["merges"] else "no",
             "yes" if row["fused_attention"] else "no",
-            ",".join(map(str, row["default_blocks_of_12"])),
+            "yes" if row["proportional_attention"] else "no",
+            _ranges(row["default_blocks_of_12"]) + (" (tuned)" if row["tuned_blocks_of_12"] else ""),
+            row["removal"],
             " ".join(f"{key}={str(value).lower()}" for key, value in row["options"].items()) or "–",
         )
     return result
+
+
+def absent_table(document: dict[str, Any]) -> Table:
+    """Methods that are not here, and why."""
+    result = table()
+    result.add_column("not here")
+    result.add_column("why", overflow="fold")
+    for name, reason in document["absent"].items():
+        result.add_row(name, reason)
+    return result
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3,7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
 
 
 def schedule_text(schedule: tuple[int, ...]) -> str:
@@ -94,6 +140,22 @@ def bundle_table(bundle: Bundle) -> Table:
         result.add_row(
             budget.name, schedule_text(budget.schedule), f"{budget.macs / 1e9:.3f}", f"{budget.macs_share:.3f}", f"{worst:.1e}"
         )
+    return result
+
+
+def explanation_table(document: dict[str, Any]) -> Table:
+    """What became of an image's patches, in numbers."""
+    unpruned = document["unpruned"]
+    result = table(f"{document['image']}, {document['model']}, unpruned: {unpruned['name']} {unpruned['probability']:.2f}")
+    for heading in ("method", "budget", "tokens after blocks", "finds"):
+        result.add_column(heading, overflow="fold")
+    for heading in ("kept", "merged", "dropped"):
+        result.add_column(heading, justify="right")
+    for row in document["rows"]:
+        last = row["stages"][-1] if row["stages"] else {"kept": document["patches"], "merged": 0, "dropped": 0}
+        found = f"{row['prediction']['name']} {row['prediction']['probability']:.2f}"
+        counts = [str(last[fate]) for fate in ("kept", "merged", "dropped")]
+        result.add_row(row["method"], f"{row['budget']:g}", schedule_text(tuple(row["schedule"])), found, *counts)
     return result
 
 
@@ -129,3 +191,20 @@ def _interval(value: dict[str, float | None] | None, digits: int, signed: bool =
     if value["low"] is None or value["high"] is None:
         return text
     return f"{text} ({value['low']:{sign}.{digits}f} to {value['high']:{sign}.{digits}f})"
+
+
+def search_table(document: dict[str, Any]) -> Table:
+    """What a search found, beside the method's defaults."""
+    found = document["found"]
+    score, unit = found["score"], {"kl": "nats", "top1": "% wrong"}[found["score"]]
+    options = " ".join(f"{key}={value}" for key, value in document["options"].items())
+    result = table(f"{found['model']}, {document['method']} {options}: {found['images']} images of {found['data']}")
+    result.add_column("budget")
+    result.add_column("tokens after blocks", overflow="fold")
+    for heading in (f"{score} ({unit})", f"{score} of the defaults"):
+        result.add_column(heading, justify="right")
+    for name, entry in document["budgets"].items():
+        result.add_row(
+            name, schedule_text(tuple(entry["tokens"])), _interval(entry[score], 4), _interval(entry[f"default_{score}"], 4)
+        )
+    return result

@@ -17,7 +17,7 @@ from edge_tprune.build.builder import build, make_plan
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import HonestNo, UserError
 from edge_tprune.models.loading import LoadedModel
-from edge_tprune.reduction import Evidence, Reducer, register, registry
+from edge_tprune.reduction import Evidence, Keep, Outcome, Reducer, register, registry
 from edge_tprune.runtime.engine import open_engine
 from tests.build.conftest import small_model
 
@@ -119,17 +119,18 @@ def test_images_on_which_scores_all_but_tie_prove_nothing(loaded: LoadedModel) -
 
         name, paper = "coin_of_test", "none"
 
-        def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-            odd = (x[:, :1, :1].contiguous().view(torch.int32) % 2 == 1).float()
-            return odd * x[:, : self.stage.tokens_out] + (1 - odd) * x[:, -self.stage.tokens_out :]
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+            odd = (x[:, :1, 0].contiguous().view(torch.int32) % 2 == 1).long()
+            return Keep(torch.arange(self.stage.tokens_out) + odd * (self.stage.tokens_in - self.stage.tokens_out))
 
     images = torch.randn(64, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     try:
-        coin = builder._steady(loaded, make_plan(loaded, "coin_of_test", budgets=[0.6], blocks=[2]), images)
+        coin = builder._flips(loaded, make_plan(loaded, "coin_of_test", budgets=[0.6], blocks=[2]), images)
     finally:
         registry._METHODS.pop("coin_of_test")
-    assert 0 < coin.sum() < 64
-    assert builder._steady(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.6], blocks=[2]), images).float().mean() > 0.9
+    assert (coin >= builder.USELESS).float().mean() > 0.5
+    steady = builder._flips(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.6], blocks=[2]), images)
+    assert (steady == 0).float().mean() > 0.8
 
 
 def test_what_a_killed_build_left_is_swept(bundle: Bundle, loaded: LoadedModel) -> None:
@@ -147,9 +148,9 @@ def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tm
 
         name, paper = "two_faced_of_test", "none"
 
-        def forward(self, x: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-            count = self.stage.tokens_out
-            return torch.cat([x[:, :1], x[:, 1 - count :]], 1) if torch.compiler.is_exporting() else x[:, :count]
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+            first = torch.arange(self.stage.tokens_out).expand(len(x), -1)
+            return Keep(first + self.stage.tokens_in - self.stage.tokens_out if torch.compiler.is_exporting() else first)
 
     try:
         with pytest.raises(HonestNo, match="not the same network: worst logit difference"):

@@ -20,7 +20,7 @@ from edge_tprune.build.bundle import Bundle
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
-COMMANDS = ["methods", "build", "eval", "profile", "compare", "select", "report"]
+COMMANDS = ["methods", "build", "eval", "explain", "profile", "compare", "select", "report"]
 
 
 def one_line(outcome: Outcome, code: int, *says: str) -> None:
@@ -58,8 +58,13 @@ def test_methods(command: Command) -> None:
     assert rows["evit"]["needs"] == ["class_row"]
     assert rows["evit"]["fused_attention"]
     assert not rows["zero_tprune"]["fused_attention"]
+    assert (rows["evit"]["removal"], rows["evit"]["stages"], rows["evit"]["proportional_attention"]) == ("share", 3, False)
+    assert (rows["tome"]["removal"], rows["tome"]["stages"], rows["tome"]["proportional_attention"]) == ("count", 12, True)
+    assert all(row["stages"] == len(row["default_blocks_of_12"]) for row in rows.values())
+    assert {"atc", "dynamicvit"} <= document["absent"].keys()
     shown = command("methods").out
-    assert all(name in shown for name in rows)
+    assert all(name in shown for name in [*rows, *document["absent"]])
+    assert "no static graph" in shown
 
 
 def test_the_journey_in_json(command: Command, journey: tuple[Path, Path]) -> None:
@@ -95,6 +100,38 @@ def test_report_and_picture(command: Command, journey: tuple[Path, Path], tmp_pa
     assert json.loads(outcome.out) == {"report": str(tmp_path / "r.html"), "picture": str(tmp_path / "r.svg")}
     assert (tmp_path / "r.svg").read_text().startswith("<?xml")
     assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+def test_explain(command: Command, tmp_path: Path) -> None:
+    arguments = ["explain", "reference:17", "--methods", "evit,tome", "--budgets", "0.65,0.5", "--option", "fuse=yes"]
+    outcome = command(*arguments, "--out", tmp_path / "e.png", "--json")
+    assert outcome.code == 0
+    document = json.loads(outcome.out)
+    assert document["out"] == str(tmp_path / "e.png")
+    assert document["unpruned"]["class"] == 7
+    assert [(row["method"], row["budget"]) for row in document["rows"]] == [
+        ("evit", 0.65), ("evit", 0.5), ("tome", 0.65), ("tome", 0.5),
+    ]  # fmt: skip
+    for row in document["rows"]:
+        assert len(row["schedule"]) == 12
+        assert 0 < row["prediction"]["probability"] <= 1
+        for stage in row["stages"]:
+            assert stage["kept"] + stage["merged"] + stage["dropped"] == document["patches"] == 196
+            assert stage["tokens"] == row["schedule"][stage["block"] - 1]
+    assert document["rows"][0]["options"] == {"fuse": True}
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+    outcome = command("explain", "reference", "--budgets", "0.65", "--out", tmp_path / "e.html")
+    assert outcome.code == 0
+    assert "zero_tprune" in outcome.out
+    assert "e.html" in outcome.err
+    assert "data:image/png" in (tmp_path / "e.html").read_text()
+
+
+def test_explain_cannot_draw_where_it_may_not_write(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["explain", "reference", "--method", "evit", "--budgets", "0.8", "--out", tmp_path / "file" / "e.png"]
+    one_line(command(*arguments), 2, "cannot write")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Path) -> None:
@@ -134,6 +171,14 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["build", "reference", "--weights", "random", "--option", "vote=3"], "Did you mean votes"),
         (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
         (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),
+        (["explain", "absent.jpg"], "absent.jpg does not exist"),
+        (["explain", "."], "does not exist"),
+        (["explain", "reference:5000"], "no canvas '5000'"),
+        (["explain", "reference", "--method", "evitt"], "Did you mean evit"),
+        (["explain", "reference", "--method", "atc"], "method atc is not here: .* no static graph"),
+        (["explain", "reference", "--out", "e.svg"], r"must end in \.png or \.html"),
+        (["explain", "reference", "--budgets", "0.01"], "zero_tprune: budget 0.01 cannot be reached"),
+        (["explain", "reference", "--option", "fuse=1"], "no option 'fuse'"),
         (["eval", "absent"], "is not a bundle"),
         (["profile", "absent"], "is not a bundle"),
         (["compare", "absent"], "does not exist"),
@@ -174,11 +219,11 @@ def interrupted(arguments: list[str], when: Callable[[], bool]) -> subprocess.Co
     process = subprocess.Popen(
         [sys.executable, "-m", "edge_tprune", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while not when() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
