@@ -25,7 +25,7 @@ BUILD_ARGS = '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --method '$(METH
 EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench engines build eval profile compare select report deploy test-gpu board test-board train-reference clean
+.PHONY: help setup run test lint bench eval-methods eval-published engines build eval profile compare select report deploy test-gpu board test-board train-reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -78,6 +78,12 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+eval-methods: $(READY)  ## every method at every budget: accuracy, latency, cost over the slice oracle, in one table
+	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)
+
+eval-published: $(READY)  ## our methods beside what their authors' codes gave (WEIGHTS of DeiT-Tiny, DATA with labels)
+	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' $(ARGS)
 
 bench: $(READY)  ## reductions against the slice oracle, one interleaved run
 	$(BIN)/python -m tests.benchmarks.reduction $(ARGS)

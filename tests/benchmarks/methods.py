@@ -1,0 +1,295 @@
+"""Every method at every budget on one model: accuracy on the same images, cost against the slice oracle, in one table.
+
+    python -m tests.benchmarks.methods                                       (make eval-methods; the reference model)
+    make eval-methods MODEL=deit_tiny_patch16_224 WEIGHTS=w.safetensors DATA=imagenet-sample
+
+Each method becomes a bundle (built and evaluated as `edge-tprune build` and `eval` do: what runs is the exported graph in ONNX Runtime), so a run that was
+interrupted goes on where it stopped. Changes of top-1 are paired by image. Then all graphs and, per schedule, its slice oracle are timed
+in rounds of random order, one engine alive at a time; speed-ups are paired by round. `cost` is the time over the oracle's with the same schedule: 1.00 means
+that the reduction itself is free. Intervals are 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_tprune.agent.profile import default_threads
+from edge_tprune.build.builder import build, make_plan
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.evaluate import evaluate
+from edge_tprune.build.export import FORMS, SharedWeights, export, save
+from edge_tprune.cli.common import err, out, parse_list, progress_bar, say
+from edge_tprune.cli.views import table
+from edge_tprune.errors import EdgeTPruneError
+from edge_tprune.files import write_bytes, write_json
+from edge_tprune.models.data import Dataset, open_dataset
+from edge_tprune.models.loading import LoadedModel, load_model
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.statistics import Interval, paired_speedup
+from edge_tprune.telemetry.environment import environment
+from tests.benchmarks.reduction import Opener, graph_opener, measure
+
+Row = dict[str, Any]
+
+
+def accuracy_of(
+    loaded: LoadedModel, method: str, budgets: list[float], dataset: Dataset, folder: Path, threads: int
+) -> tuple[list[Row], Bundle | None]:
+    """The rows of a method without their latencies, and its bundle; a row that says why where a budget cannot be.
+
+    The method is a name, or, for other blocks than its default, "evit@4,7,10".
+    """
+    name, _, places = method.partition("@")
+    blocks = parse_list(places, int, method) if places else None
+    possible, rows = [1.0], []
+    for budget in budgets:
+        try:
+            make_plan(loaded, name, budgets=[budget], blocks=blocks)
+            possible.append(budget)
+        except EdgeTPruneError as error:
+            rows.append({"method": method, "budget": budget, "failed": str(error)})
+    with progress_bar(method) as advance:
+        try:
+            plan = make_plan(loaded, name, budgets=possible, blocks=blocks)
+            bundle = build(loaded, plan, folder / method, progress=advance).bundle
+        except EdgeTPruneError as error:
+            return [*rows, *({"method": method, "budget": b, "failed": str(error)} for b in possible[1:])], None
+        stored = [b.accuracy for b in bundle.budgets]
+        if not all(a and a["data"]["sha256"] == dataset.fingerprint for a in stored):
+            evaluate(bundle, dataset, threads=threads, progress=lambda done, of: advance(f"{method}: images", done, of))
+            bundle = Bundle.open(folder / method, verify=False)
+    for budget in bundle.budgets:
+        if budget.requested == 1.0:
+            continue
+        assert budget.accuracy is not None
+        known = ("top1_percent", "top1_change_points", "agreement_percent", "kl_nats")
+        rows.append(
+            {
+                "method": method,
+                "budget": budget.requested,
+                "options": dict(bundle.manifest["method"]["options"]),
+                "tokens_before": bundle.manifest["model"]["tokens"],
+                "tokens": list(budget.schedule),
+                "macs_share": budget.macs_share,
+                **{key: budget.accuracy[key] for key in known},
+            }
+        )
+    return rows, bundle
+
+
+def time_all(
+    loaded: LoadedModel, rows: list[Row], bundles: dict[str, Bundle], folder: Path, rounds: int, seconds: float, threads: int
+) -> dict[str, dict[int, float]]:
+    """Per graph the median latency (ms) of each round: "method budget", "slice <tokens>" and "unpruned"."""
+    shape = tuple(loaded.preprocessing["input_size"])
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    openers: dict[str, Opener] = {}
+    oracles = folder / "oracles"
+    oracles.mkdir(exist_ok=True)
+    with (oracles / "weights.bin").open("wb") as stream, progress_bar("oracles") as advance:
+        weights = SharedWeights(stream, "weights.bin")
+        for number, row in enumerate(rows):
+            advance("oracles", number, len(rows))
+            bundle = bundles[row["method"]]
+            budget = next(b for b in bundle.budgets if b.requested == row["budget"])
+            openers[f"{row['method']} {row['budget']:g}"] = graph_opener(
+                bundle.path / budget.artifact("onnxruntime").file, image, threads
+            )
+            unpruned = bundle.unpruned
+            assert unpruned is not None
+            openers.setdefault("unpruned", graph_opener(bundle.path / unpruned.artifact("onnxruntime").file, image, threads))
+            name = oracle(row)
+            if name not in openers:
+                model = export(
+                    PrunedViT(loaded.model, registry.method("slice"), tuple(row["tokens"]), {}), FORMS["onnxruntime"], 1, shape
+                )
+                weights.externalise(model)
+                file = oracles / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.onnx"
+                save(model, file)
+                openers[name] = graph_opener(file, image, threads)
+    return measure(openers, rounds, seconds, 10, "latency")
+
+
+def oracle(row: Row) -> str:
+    """The slice oracle that a row is held against."""
+    return "slice " + ",".join(map(str, row["tokens"]))
+
+
+def add_latencies(rows: list[Row], medians: dict[str, dict[int, float]]) -> None:
+    """Latency, speed-up over the unpruned graph and cost over the oracle, into the rows."""
+    for row in rows:
+        mine = medians[f"{row['method']} {row['budget']:g}"]
+        row["median_ms"] = statistics.median(mine.values())
+        for key, other, own in (("speedup", medians["unpruned"], mine), ("cost", mine, medians[oracle(row)])):
+            ratio = paired_speedup(other, own)
+            assert ratio is not None
+            row[key] = ratio.to_json()
+
+
+HEADINGS = (
+    "budget",
+    "method",
+    "stages",
+    "MACs (%)",
+    "top-1 (%)",
+    "change (points)",
+    "KL (nats)",
+    "agreement (%)",
+    "ms",
+    "speed-up",
+    "cost",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    if "failed" in row:
+        return [f"{row['budget']:g}", row["method"], row["failed"]] + [""] * (len(HEADINGS) - 3)
+    stages = sum(after < before for before, after in zip((row["tokens_before"], *row["tokens"]), row["tokens"]))
+    interval = {
+        key: Interval.from_json(row.get(key))
+        for key in ("top1_change_points", "kl_nats", "agreement_percent", "speedup", "cost")
+    }
+
+    def shown(key: str, digits: int, sign: str = "") -> str:
+        value = interval[key]
+        if value is None:
+            return "–"
+        if value.low is None or value.high is None:
+            return f"{value.value:{sign}.{digits}f}"
+        return f"{value.value:{sign}.{digits}f} ({value.low:{sign}.{digits}f} to {value.high:{sign}.{digits}f})"
+
+    return [
+        f"{row['budget']:g}",
+        row["method"],
+        str(stages),
+        f"{100 * row['macs_share']:.1f}",
+        "–" if row["top1_percent"] is None else f"{row['top1_percent']:.1f}",
+        shown("top1_change_points", 1, "+"),
+        shown("kl_nats", 3),
+        "–" if interval["agreement_percent"] is None else f"{interval['agreement_percent'].value:.1f}",
+        f"{row['median_ms']:.2f}" if "median_ms" in row else "–",
+        shown("speedup", 2),
+        shown("cost", 3),
+    ]
+
+
+def picture(rows: list[Row], file: Path, title: str) -> None:
+    """Change of top-1 against speed-up, a line per method, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    markers = "osD^v<>PX*phd"
+    good = [r for r in rows if "failed" not in r and r["method"] != "slice" and r["top1_change_points"]]
+    methods = sorted(
+        {r["method"] for r in good},
+        key=lambda m: -statistics.fmean(r["top1_change_points"]["value"] for r in good if r["method"] == m),
+    )
+    for number, method in enumerate(methods):
+        points = sorted((r["speedup"]["value"], r["top1_change_points"]["value"]) for r in good if r["method"] == method)
+        axes.plot(
+            *zip(*points),
+            marker=markers[number % len(markers)],
+            label=method,
+            color=plt.get_cmap("tab20")(number % 20),
+            lw=1.2,
+            ms=5,
+        )
+    axes.set(xlabel="speed-up over the unpruned graph", ylabel="change of top-1 (points)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    with matplotlib.rc_context({"svg.hashsalt": "edge-tprune"}):
+        figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--weights")
+    parser.add_argument("--data", help="images with labels; the reference task's for the reference model")
+    parser.add_argument("--limit", type=int)
+    names = [m for m in sorted(registry.methods()) if m != "none"]
+    everything = " ".join([*names, "evit@4,7,10", "tome@4,7,10", "mctf@4,7,10"])
+    parser.add_argument(
+        "--methods", default=everything, help="with spaces; evit@4,7,10 removes tokens at other blocks than the default"
+    )
+    parser.add_argument("--budgets", default="0.8,0.65,0.5")
+    parser.add_argument("--rounds", type=int, default=7, help="0 leaves latencies out")
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of one turn")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--out", type=Path, help="out/methods-MODEL by default")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    folder = options.out or Path("out") / f"methods-{options.model}"
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(options.model, options.weights)
+    dataset = open_dataset(options.data or "reference", loaded.model.num_classes, options.limit)
+    if not dataset.labelled:
+        raise SystemExit(f"{dataset.name} has no labels: give --data with one sub-directory per class")
+    budgets = [budget for budget in parse_list(options.budgets, float, "--budgets") if budget != 1]
+    rows: list[Row] = []
+    bundles: dict[str, Bundle] = {}
+    for method in options.methods.split():
+        found, bundle = accuracy_of(loaded, method, budgets, dataset, folder, options.threads)
+        rows += found
+        if bundle is not None:
+            bundles[method] = bundle
+            say(f"{method}: " + ", ".join(f"{r['budget']:g}: {cells(r)[5]}" for r in found if "failed" not in r))
+    good = [r for r in rows if "failed" not in r]
+    medians: dict[str, dict[int, float]] = {}
+    if options.rounds:
+        medians = time_all(loaded, good, bundles, folder, options.rounds, options.seconds, options.threads)
+        add_latencies(good, medians)
+    rows.sort(key=lambda r: (-r["budget"], -(r.get("top1_change_points") or {"value": -1e9})["value"], r["method"]))
+    if not bundles:
+        raise SystemExit("no method could be built: " + "; ".join(row["failed"] for row in rows))
+    unpruned = next(iter(bundles.values())).unpruned
+    assert unpruned is not None
+    assert unpruned.accuracy is not None
+    title = f"{loaded.name}, {len(dataset)} images of {dataset.name}, unpruned top-1 {unpruned.accuracy['top1_percent']:.1f} %"
+    write_json(
+        folder / "methods.json",
+        {
+            "model": loaded.name,
+            "weights_sha256": loaded.weights_sha256,
+            "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.fingerprint},
+            "unpruned": unpruned.accuracy,
+            "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "rounds": options.rounds,
+            "seconds": options.seconds,
+            "threads": options.threads,
+            "environment": environment(),
+            "rows": rows,
+            "medians_ms_by_round": medians,
+        },
+    )
+    lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---:|---|" + "---:|" * (len(HEADINGS) - 2)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    write_bytes(folder / "methods.md", ("\n".join(lines) + "\n").encode())
+    if medians and good:
+        picture(rows, folder / "accuracy-speed.svg", title)
+    result = table(title)
+    for heading in HEADINGS:
+        result.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows:
+        result.add_row(*cells(row))
+    out().print(result)
+    err().print(f"wrote {folder}/methods.json, methods.md" + (", accuracy-speed.svg" if medians else ""))
+
+
+if __name__ == "__main__":
+    main()
