@@ -22,6 +22,7 @@ import numpy as np
 
 from edge_tprune.agent.record import Check
 from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.engines import prepare
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.engine import open_engine, runtime_version
 
@@ -54,7 +55,7 @@ def probe(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance:
     Raises:
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
     """
-    file = bundle.path / bundle.budget(budget).artifact(runtime).file
+    file = prepare(bundle, budget, runtime)
     images, golden = bundle.golden()
     expected = golden[budget]
     runtime_version(runtime)

@@ -32,6 +32,7 @@ from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.record import FORMAT, VERSION, Recorder, clock_ns, describe_failure, directory_name, read_run
 from edge_tprune.agent.summary import write_summary
 from edge_tprune.build.bundle import Budget, Bundle
+from edge_tprune.build.engines import prepare
 from edge_tprune.errors import HonestNo, UserError
 from edge_tprune.runtime.engine import open_engine, runtime_version
 from edge_tprune.telemetry.environment import environment
@@ -214,7 +215,7 @@ def _measure(
     for number, names in enumerate(order):
         for position, name in enumerate(name for name in names if name not in failures):
             progress.step(done, total, f"round {number + 1} of {len(order)}, budget {name}")
-            file = bundle.path / bundle.budget(name).artifact(runtime).file
+            file = prepare(bundle, name, runtime)
             turn = _take_turn(file, runtime, threads, images, plan["seconds_per_round"], plan["warmup_seconds"])
             recorder.append("round", round=number, position=position, budget=name, **turn)
             _record_sensors(source, recorder)

@@ -34,6 +34,13 @@ class Engine(ABC):
             UserError: `image` has another shape or dtype.
         """
 
+    def stages_ns(self) -> dict[str, list[int]] | None:
+        """What the device's own clock saw of each inference since the last call: "h2d", "compute", "d2h", in ns.
+
+        None where the runtime has no such clock.
+        """
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Frees threads and memory. A second call does nothing."""

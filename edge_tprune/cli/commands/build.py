@@ -1,0 +1,104 @@
+"""`edge-tprune build`: from a model to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_tprune.cli.common import out, parse_list, parse_pairs, print_json, progress_bar, say
+from edge_tprune.cli.options import Json
+from edge_tprune.cli.root import app
+from edge_tprune.errors import UserError
+
+
+@app.command(
+    epilog="Examples: edge-tprune build reference --out bundles/ref · "
+    "edge-tprune build deit_small_patch16_224 --weights w.safetensors --method zero_tprune --budgets 1.0,0.8,0.65,0.5 --out bundles/deit-s · "
+    "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true --blocks 4,7,10 --multiple-of 8"
+)
+def build(
+    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="A .safetensors file or a PyTorch state dict; 'random' for speed tests; the model hub's pretrained ones by default."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="See `edge-tprune methods`; zero_tprune, or the schedule file's, by default.", show_default=False),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the unpruned MACs, with commas; '' for none. 1.0,0.9,0.8,0.65,0.5 by default, with a schedule file 1.0.",
+            show_default=False,
+        ),
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tokens after each block, with commas (may be repeated), or a file that `search` wrote. In addition to --budgets."
+        ),
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")
+    ] = None,
+    multiple_of: Annotated[int, typer.Option(help="Make token counts multiples of this (8 suits tensor cores).")] = 1,
+    option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
+    batch: Annotated[int, typer.Option(help="Images per inference, fixed in the graphs.")] = 1,
+    runtime: Annotated[
+        str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt.")
+    ] = "onnxruntime",
+    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Build a bundle: one checked ONNX graph per budget, sharing one weight file."""
+    from edge_tprune.cli.views import need_host
+
+    need_host()
+    from edge_tprune.build.builder import build as build_bundle
+    from edge_tprune.build.builder import make_plan
+    from edge_tprune.build.configuration import read
+    from edge_tprune.cli.views import bundle_table
+    from edge_tprune.models.loading import load_model
+    from edge_tprune.reduction import registry
+
+    files = [text for text in schedule or [] if text.endswith(".json")]
+    if len(files) > 1:
+        raise UserError(f"{len(files)} schedule files are given: a bundle holds one method, give one")
+    found = read(Path(files[0])) if files else None
+    if found and method not in (None, found.method):
+        raise UserError(f"{files[0]} is for method {found.method}, not {method}: leave --method out")
+    method = found.method if found else method or "zero_tprune"
+    options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+    if budgets is None:
+        budgets = "1.0" if found else "1.0,0.9,0.8,0.65,0.5"
+    loaded = load_model(model, weights, classes)
+    plan = make_plan(
+        loaded,
+        method,
+        budgets=parse_list(budgets, float, "--budgets") if budgets.strip() else [],
+        schedules=[parse_list(text, int, "--schedule") for text in schedule or [] if text not in files],
+        found=found.budgets if found else None,
+        blocks=parse_list(blocks, int, "--blocks") if blocks else None,
+        multiple_of=multiple_of,
+        options={**(found.options if found else {}), **options},
+        batch=batch,
+        runtimes=[part.strip() for part in runtime.split(",") if part.strip()],
+    )
+    for remark in plan.remarks:
+        say(f"note: {remark}")
+    with progress_bar("building") as advance:
+        built = build_bundle(loaded, plan, bundle or Path("bundles") / f"{model}-{method}", force=force, progress=advance)
+    say(f"{built.bundle.path} is up to date" if built.reused else f"built {built.bundle.path}")
+    if json:
+        print_json(built.bundle.manifest)
+    else:
+        out().print(bundle_table(built.bundle))

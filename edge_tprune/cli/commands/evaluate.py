@@ -1,0 +1,59 @@
+"""`edge-tprune eval`: accuracy per budget."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edge_tprune.cli.common import out, parse_list, print_json, progress_bar
+from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Threads
+from edge_tprune.cli.root import app
+from edge_tprune.errors import UserError
+
+
+@app.command(
+    "eval",
+    epilog="Examples: edge-tprune eval bundles/ref · edge-tprune eval bundles/deit-s --data imagenet/val --limit 5000",
+)
+def evaluate(
+    bundle: BundleArgument,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A directory with one sub-directory of images per class, or of unlabelled images; 'reference' for the built-in task."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread over the classes.")] = None,
+    budgets: BudgetNames = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure accuracy per budget through the built graphs and store it in the bundle."""
+    from edge_tprune.cli.views import need_host
+
+    need_host()
+    from edge_tprune.agent.profile import default_threads
+    from edge_tprune.build.bundle import Bundle
+    from edge_tprune.build.evaluate import evaluate as run
+    from edge_tprune.cli.views import accuracy_table
+    from edge_tprune.models.data import open_dataset
+
+    opened = Bundle.open(bundle)
+    source = data if data is not None else ("reference" if opened.manifest["model"]["name"] == "reference" else None)
+    if source is None:
+        raise UserError("no images to evaluate on: give --data DIRECTORY (one sub-directory per class, or unlabelled images)")
+    dataset = open_dataset(source, opened.manifest["model"]["classes"], limit)
+    names = parse_list(budgets, str, "--budgets") if budgets else None
+    with progress_bar("images") as advance:
+        records = run(
+            opened,
+            dataset,
+            budgets=names,
+            threads=threads if threads is not None else default_threads(),
+            progress=lambda done, of: advance("images", done, of),
+        )
+    if json:
+        print_json({"bundle": str(bundle), "accuracy": records})
+    else:
+        out().print(accuracy_table(opened, records))

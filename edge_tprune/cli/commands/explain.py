@@ -1,0 +1,70 @@
+"""`edge-tprune explain`: what a method does to one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_tprune.cli.common import out, parse_list, parse_pairs, print_json, say
+from edge_tprune.cli.options import Json
+from edge_tprune.cli.root import app
+
+
+@app.command(
+    epilog="Examples: edge-tprune explain reference:17 --methods zero_tprune,evit,tome --budgets 0.65,0.5 · "
+    "edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --weights w.safetensors --method zero_tprune --budgets 0.8,0.65,0.5 "
+    "--out explain.png · edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --methods tome,vote_mix --out explain.html"
+)
+def explain(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="An image file, or 'reference:17' for a canvas of the built-in task.")
+    ],
+    model: Annotated[str, typer.Option(help="'reference', or a timm name of a plain ViT.")] = "reference",
+    weights: Annotated[
+        str | None, typer.Option(help="As for build: a file, 'random', or the pretrained ones by default.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", "--methods", help="One, or several with commas to compare.")
+    ] = "zero_tprune",
+    budgets: Annotated[str, typer.Option(help="Shares of the unpruned MACs, with commas.")] = "0.8,0.65,0.5",
+    blocks: Annotated[
+        str | None, typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="name=value, for the methods that have it; may be repeated.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    picture: Annotated[
+        Path, typer.Option("--out", help="What to draw: a .png, or an .html page that needs nothing else.")
+    ] = Path("explain.png"),
+    json: Json = False,
+) -> None:
+    """Draw which patches of an image every stage keeps, drops or merges, one row per method and budget."""
+    from edge_tprune.cli.views import explanation_table, need_host
+
+    need_host()
+    from edge_tprune.build.explain import check_suffix, open_image, write
+    from edge_tprune.build.explain import explain as follow
+    from edge_tprune.models.loading import load_model
+    from edge_tprune.reduction import registry
+
+    check_suffix(picture)
+    names = list(dict.fromkeys(parse_list(method, str, "--methods")))
+    for name in names:
+        registry.method(name)  # before a model is loaded
+    pixels = open_image(image)
+    explanation = follow(
+        load_model(model, weights, classes),
+        pixels,
+        names,
+        parse_list(budgets, float, "--budgets"),
+        name=Path(image).name,
+        blocks=parse_list(blocks, int, "--blocks") if blocks else None,
+        options=parse_pairs(option or [], "--option"),
+    )
+    write(explanation, picture)
+    say(f"drew {picture}")
+    if json:
+        print_json(explanation.to_json() | {"out": str(picture)})
+    else:
+        out().print(explanation_table(explanation.to_json()))

@@ -1,0 +1,94 @@
+"""`edge-tprune search`: where to remove how many tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_tprune.cli.common import Stopped, out, parse_list, parse_pairs, parse_range, print_json, progress_bar, say
+from edge_tprune.cli.options import Json
+from edge_tprune.cli.root import app
+from edge_tprune.errors import UserError
+
+
+@app.command(
+    epilog="Examples: edge-tprune search reference --budgets 0.65 --out ref.json && edge-tprune build reference --schedule ref.json · "
+    "edge-tprune search deit_tiny_patch16_224 --weights w.safetensors --method bat --data photos --budgets 0.8,0.65,0.5 --stages 2-4"
+)
+def search(
+    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
+    weights: Annotated[str | None, typer.Option(help="As for `build`.")] = None,
+    method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
+    budgets: Annotated[
+        str, typer.Option(help="Shares of the unpruned MACs, with commas; options are searched at the first.")
+    ] = "0.65",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A directory of images, labelled or not, that accuracy is not judged on; training canvases for the reference model."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Use at most this many of them.")] = 200,
+    trials: Annotated[int, typer.Option(help="Configurations to try per budget.")] = 60,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="How many blocks may remove tokens: 3 or 2-4; the method's own number and one more by default."),
+    ] = None,
+    score: Annotated[str, typer.Option(help="kl: divergence from the unpruned model, needs no labels; top1: errors.")] = "kl",
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    option: Annotated[list[str] | None, typer.Option(help="An option to hold fixed, name=value; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    file: Annotated[Path, typer.Option("--out", help="The schedule file; what was tried is logged beside it.")] = Path(
+        "schedule.json"
+    ),
+    json: Json = False,
+) -> None:
+    """Search where a method should remove how many tokens, and its options, at a budget. Run again to continue a search cut short."""
+    from edge_tprune.cli.views import need_host
+
+    need_host()
+    import torch
+
+    from edge_tprune.build.configuration import find
+    from edge_tprune.cli.views import search_table
+    from edge_tprune.models.data import open_dataset
+    from edge_tprune.models.loading import load_model
+    from edge_tprune.reduction import registry
+
+    options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+    loaded = load_model(model, weights, classes)
+    source = data if data is not None else ("reference" if model == "reference" else None)
+    if source is None:
+        raise UserError("no images to search on: give --data DIRECTORY (labels are not needed)")
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads {threads} is out of range: give 1 or more")
+        torch.set_num_threads(threads)
+    try:
+        with progress_bar("searching") as advance:
+            found = find(
+                loaded,
+                method,
+                parse_list(budgets, float, "--budgets"),
+                open_dataset(source, loaded.model.num_classes, images, training=True),
+                file,
+                trials=trials,
+                stages=parse_range(stages, "--stages") if stages else None,
+                score=score,
+                seed=seed,
+                options=options,
+                progress=advance,
+            )
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
+    if json:
+        print_json(found)
+    else:
+        out().print(search_table(found))
+        given = "".join(
+            f" --{name} {value}" for name, value in (("weights", weights), ("classes", classes)) if value is not None
+        )
+        say(f"wrote {file}; build it with: edge-tprune build {model}{given} --schedule {file}")
