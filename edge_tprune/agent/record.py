@@ -12,16 +12,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, sync_directory, write_json
 
@@ -29,6 +28,15 @@ FORMAT = "edge-tprune-profile"
 VERSION = 1
 RUN = "run.json"
 SAMPLES = "samples.jsonl"
+KIND = DocumentKind(
+    noun="profile",
+    format=FORMAT,
+    version=VERSION,
+    make="Make one with: edge-tprune profile",
+    mend="Copy the profile again",
+    file=RUN,
+    schema=Path(__file__).with_name("run.schema.json"),
+)
 
 #: The clock of every `t_ns`, `start_ns` and `latency_ns`.
 clock_ns = time.perf_counter_ns
@@ -113,7 +121,7 @@ class Recorder:
         Raises:
             UserError: `out` cannot be written.
         """
-        _validate(run, out)
+        KIND.check(run, out)
         draft = out / f".{name}.{run['run_id']}.tmp"
         with clear_write_errors(out):
             draft.mkdir(parents=True)
@@ -177,7 +185,12 @@ def read_run(path: Path | str) -> Run:
         UserError: not a profile, a newer format, or a file that is damaged anywhere but in its last line.
     """
     path = Path(path)
-    info = _read_info(path)
+    try:
+        info = KIND.read(path)
+    except UserError as error:
+        if not path.is_dir() or (path / RUN).exists():
+            raise
+        raise UserError(f"{error}{_profiles_in(path)}") from error
     try:
         lines = (path / SAMPLES).read_bytes().split(b"\n")
     except OSError as error:
@@ -274,45 +287,7 @@ def _rename_to_new(draft: Path, out: Path, name: str) -> Path:
                 raise
 
 
-def _read_info(path: Path) -> dict[str, Any]:
-    try:
-        info = json.loads((path / RUN).read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} is not a profile: it has no {RUN}.{_profiles_in(path)}") from error
-    except OSError as error:
-        raise UserError(f"profile {path}: cannot read {RUN} ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"profile {path}: {RUN} is not readable JSON ({error}). Copy the profile again") from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise UserError(f"{path} is not a profile: its {RUN} does not say format {FORMAT!r}")
-    version = info.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise UserError(
-            f"profile {path} has format version {version}, newer than the {VERSION} this edge-tprune reads. "
-            "Run: pip install -U edge-tprune"
-        )
-    _validate(info, path)
-    return info
-
-
 def _profiles_in(path: Path) -> str:
     """The hint for someone who named the directory that holds the profiles."""
-    inside = sorted(str(file.parent) for file in path.glob(f"[!.]*/{RUN}")) if path.is_dir() else []
-    return f" Profiles in it: {', '.join(inside[-3:])}" if inside else " Make one with: edge-tprune profile"
-
-
-@lru_cache(maxsize=1)
-def _validator() -> Callable[[Any], Any]:
-    import fastjsonschema
-
-    compiled: Callable[[Any], Any] = fastjsonschema.compile(json.loads(Path(__file__).with_name("run.schema.json").read_text()))
-    return compiled
-
-
-def _validate(info: Any, path: Path) -> None:
-    import fastjsonschema
-
-    try:
-        _validator()(info)
-    except fastjsonschema.JsonSchemaValueException as error:
-        raise UserError(f"profile {path}: {RUN} is not valid: {error.message.replace('data', 'run', 1)}") from error
+    inside = sorted(str(file.parent) for file in path.glob(f"[!.]*/{RUN}"))
+    return f". Profiles in it: {', '.join(inside[-3:])}" if inside else ""

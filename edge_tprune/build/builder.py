@@ -335,7 +335,7 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
         "budgets": entries,
         "files": {file.relative_to(folder).as_posix(): _described(file) for file in (weights_file, folder / "golden.npz")},
     }
-    bundle_format.validate(manifest, folder)
+    bundle_format.KIND.check(manifest, folder)
     write_json(folder / bundle_format.MANIFEST, manifest)
 
 

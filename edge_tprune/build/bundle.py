@@ -12,21 +12,29 @@ Read and verified here without torch or onnx. A bundle refers to its files by re
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import sha256_file, write_json
 
 FORMAT = "edge-tprune-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
+KIND = DocumentKind(
+    noun="bundle",
+    format=FORMAT,
+    version=VERSION,
+    make="Make one with: edge-tprune build",
+    mend="Copy the bundle again, or rebuild it",
+    file=MANIFEST,
+    schema=Path(__file__).with_name("manifest.schema.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Bundle:
             UserError: not a bundle, a newer format, a damaged manifest, a missing or changed file, a path that leaves the bundle.
         """
         path = Path(path)
-        manifest = _read_manifest(path)
+        manifest = KIND.read(path)
         bundle = cls(path, manifest)
         for name in bundle.files:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
@@ -162,51 +170,5 @@ class Bundle:
 
     def save_manifest(self) -> None:
         """Writes the manifest back, atomically, after checking it against the schema."""
-        validate(self.manifest, self.path)
+        KIND.check(self.manifest, self.path)
         write_json(self.path / MANIFEST, self.manifest)
-
-
-@lru_cache(maxsize=1)
-def _validator() -> Callable[[Any], Any]:
-    import fastjsonschema
-
-    schema = json.loads(Path(__file__).with_name("manifest.schema.json").read_text())
-    compiled: Callable[[Any], Any] = fastjsonschema.compile(schema)
-    return compiled
-
-
-def validate(manifest: Any, path: Path) -> None:
-    """Checks a manifest against the schema.
-
-    Raises:
-        UserError: naming the first entry that does not fit.
-    """
-    import fastjsonschema
-
-    try:
-        _validator()(manifest)
-    except fastjsonschema.JsonSchemaValueException as error:
-        raise UserError(f"bundle {path}: {MANIFEST} is not valid: {error.message.replace('data', 'manifest', 1)}") from error
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    try:
-        manifest = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} is not a bundle: it has no {MANIFEST}. Make one with: edge-tprune build") from error
-    except OSError as error:
-        raise UserError(f"bundle {path}: {MANIFEST} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"bundle {path}: {MANIFEST} is not readable JSON ({error}). Copy the bundle again, or rebuild it"
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not a bundle: its {MANIFEST} does not say format {FORMAT!r}")
-    version = manifest.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise UserError(
-            f"bundle {path} has format version {version}, newer than the {VERSION} this edge-tprune reads. Run: pip install -U edge-tprune"
-        )
-    validate(manifest, path)
-    return manifest

@@ -7,7 +7,6 @@ and weights they fit networks of another depth.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, write_json
 from edge_tprune.models.data import Dataset, batches
@@ -26,6 +26,13 @@ from edge_tprune.schedule.search import Log, Result, Space, Trial, search
 from edge_tprune.statistics import mean_interval
 
 FORMAT, VERSION = "edge-tprune-schedule", 1
+KIND = DocumentKind(
+    noun="schedule file",
+    format=FORMAT,
+    version=VERSION,
+    make="Make one with: edge-tprune search",
+    mend="Search again: the log beside it keeps what was tried",
+)
 SCORES = (DIVERGENCE, ERROR)
 _BATCH = 25
 
@@ -185,17 +192,10 @@ def read(path: Path) -> Configuration:
     Raises:
         UserError: no such file, not a schedule file, or a newer version of one.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"schedule file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"schedule file {path} is not JSON: give a file that `edge-tprune search` wrote") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(f"{path} is not a schedule file: give one that `edge-tprune search` wrote")
+    document = KIND.read(path)
     if document.get("version") != VERSION:
         raise UserError(
-            f"{path} has format version {document.get('version')!r}, and this edge-tprune reads {VERSION}: update it"
+            f"schedule file {path} has no format version that can be read: {document.get('version')!r}. {KIND.mend}"
         )
     try:
         budgets = {}
@@ -211,6 +211,4 @@ def read(path: Path) -> Configuration:
                 raise ValueError(f"option {option} is {value!r}, not a {type(known[option].default).__name__}")
         return found
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"schedule file {path} is damaged ({error!r}): search again, the log beside it keeps what was tried"
-        ) from error
+        raise UserError(f"schedule file {path} is damaged ({error!r}). {KIND.mend}") from error

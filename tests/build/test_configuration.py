@@ -155,9 +155,10 @@ def test_labels_are_needed_for_errors_only(reference: LoadedModel, tmp_path: Pat
     ("text", "says"),
     [
         (None, "cannot be read: No such file"),
-        ("tokens: 3", "is not JSON"),
+        ("tokens: 3", "is not readable JSON"),
         ("[1, 2]", "is not a schedule file"),
-        ('{"format": "edge-tprune-schedule", "version": 2}', "format version 2, and this edge-tprune reads 1"),
+        ('{"format": "edge-tprune-schedule", "version": 2}', "format version 2, newer than the 1 this edge-tprune reads"),
+        ('{"format": "edge-tprune-schedule", "version": "1"}', "no format version that can be read: '1'"),
         ('{"format": "edge-tprune-schedule", "version": 1, "method": "evit"}', "is damaged"),
         (
             '{"format": "edge-tprune-schedule", "version": 1, "method": "evit", "options": {}, "budgets": {"0.5": 3}}',
