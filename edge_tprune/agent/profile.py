@@ -279,9 +279,10 @@ def _time(run: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], sec
 
 
 def _record_sensors(source: Source, recorder: Recorder) -> None:
-    begin_ns = clock_ns()
-    values = source.read()
-    recorder.append("sensors", begin_ns, source=source.name, read_ns=clock_ns() - begin_ns, values=values)
+    reading = source.read()
+    values = {metric.name: reading.values.get(metric.name) for metric in source.metrics}
+    begin_ns = reading.t_ns - reading.read_ns // 2
+    recorder.append("sensors", begin_ns, source=source.name, read_ns=reading.read_ns, values=values)
 
 
 def _finish(recorder: Recorder, reason: str) -> None:

@@ -3,100 +3,168 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
+from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
-_T = TypeVar("_T")
-
-_METRICS = (
-    Metric("process_rss_bytes", "bytes", "lower", "max", "resident memory of the measuring process"),
-    Metric("memory_available_bytes", "bytes", "higher", "min", "memory the system could still give to programs"),
-    Metric("swap_used_bytes", "bytes", "lower", "max", "swap space in use, by everything"),
-    Metric("cpu_load_percent", "percent", None, "mean", "busy share of all CPU cores since the last reading"),
-    Metric("cpu_load_others_percent", "percent", "lower", "mean", "the part of the CPU load that this process did not cause"),
-    Metric("load_average_1min_tasks", "tasks", None, "mean", "tasks running or waiting, averaged over a minute"),
-    Metric("cpu_frequency_mhz", "MHz", None, "mean", "CPU clock, mean over the cores"),
-    Metric("cpu_throttle_count", "count", "lower", "increase", "times that any core was slowed down for heat since boot"),
+_RSS = Metric("process_rss_bytes", "bytes", "lower", "max", "resident memory of the measuring process")
+_PEAK = Metric("process_peak_rss_bytes", "bytes", "lower", "max", "most resident memory the measuring process ever had (VmHWM)")
+_AVAILABLE = Metric("memory_available_bytes", "bytes", "higher", "min", "memory the system could still give to programs")
+_SWAP = Metric("swap_used_bytes", "bytes", "lower", "max", "swap space in use, by everything")
+_NVMAP = Metric("nvmap_used_bytes", "bytes", "lower", "max", "memory that the GPU and its neighbours hold (NvMapMemUsed)")
+_LOAD = Metric("cpu_load_percent", "percent", None, "mean", "busy share of all CPU cores since the last reading")
+_OTHERS = Metric(
+    "cpu_load_others_percent", "percent", "lower", "mean", "the part of the CPU load that this measurement did not cause"
+)
+_TASKS = Metric("load_average_1min_tasks", "tasks", None, "mean", "tasks running or waiting, averaged over a minute", 5.0, 0.01)
+_CLOCK = Metric("cpu_frequency_mhz", "MHz", None, "mean", "CPU clock, mean over the cores")
+_THROTTLES = Metric(
+    "cpu_throttle_count", "count", "lower", "increase", "times that any core was slowed down for heat since boot", step=1.0
 )
 
 
-class HostSource:
-    """Memory, load and clocks of the machine, and the resident memory of this process."""
+class HostSource(SensorSource):
+    """Memory, load and clocks of the machine, and the memory of the measuring process.
 
-    name = "host"
-    metrics: tuple[Metric, ...] = _METRICS
+    Args:
+        root: the directory that holds the system's `proc` and `sys`.
+        clock_ns: stamps the readings.
+        pid: the measuring process; by default this one. Its memory and CPU time are asked of the running system, whatever
+            `root` is. The CPU time of the process that reads counts as the measurement's too.
+    """
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        self._root = root
-        self._process = psutil.Process()
-        self._ticks = _try(self._cpu_ticks)
-        self._own_s = _own_cpu_s()
+    def __init__(self, root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns, pid: int | None = None) -> None:
+        sensors: list[Sensor] = [_Process(pid), _Memory(root), _Load(root, pid), _Tasks(root)]
+        cores = root / "sys/devices/system/cpu"
+        sensors += [
+            _Cores(metric, files, combine)
+            for metric, name, combine in (
+                (_CLOCK, "cpufreq/scaling_cur_freq", lambda kilohertz: sum(kilohertz) / len(kilohertz) / 1000),
+                (_THROTTLES, "thermal_throttle/core_throttle_count", sum),
+            )
+            if (files := sorted(str(file) for file in cores.glob(f"cpu[0-9]*/{name}")))
+        ]
+        super().__init__("host", sensors, clock_ns)
 
-    def read(self) -> dict[str, float | None]:
-        """One value per metric; None where this system does not tell."""
-        memory = _try(self._meminfo) or {}
-        load, others = self._cpu_load()
-        frequencies = self._core_numbers("cpufreq/scaling_cur_freq")  # kHz
-        throttles = self._core_numbers("thermal_throttle/core_throttle_count")
-        swap_total, swap_free = memory.get("SwapTotal"), memory.get("SwapFree")
-        return {
-            "process_rss_bytes": _try(lambda: float(self._process.memory_info().rss)),
-            "memory_available_bytes": memory.get("MemAvailable"),
-            "swap_used_bytes": None if swap_total is None or swap_free is None else swap_total - swap_free,
-            "cpu_load_percent": load,
-            "cpu_load_others_percent": others,
-            "load_average_1min_tasks": _try(lambda: float((self._root / "proc/loadavg").read_text().split()[0])),
-            "cpu_frequency_mhz": sum(frequencies) / len(frequencies) / 1000 if frequencies else None,
-            "cpu_throttle_count": float(sum(throttles)) if throttles else None,
-        }
 
-    def _meminfo(self) -> dict[str, float]:
-        """/proc/meminfo in bytes; the file says kB and means KiB."""
-        lines = (line.split() for line in (self._root / "proc/meminfo").read_text().splitlines())
-        return {words[0].rstrip(":"): int(words[1]) * 1024.0 for words in lines if len(words) == 3 and words[2] == "kB"}
+class _Process:
+    metrics = (_RSS, _PEAK)
 
-    def _cpu_ticks(self) -> tuple[int, int]:
-        """(busy, all) ticks of all cores since boot. Waiting for a disk is idle; time stolen by a hypervisor is busy."""
-        line = (self._root / "proc/stat").read_text().splitlines()[0].split()
-        if line[0] != "cpu":
-            raise ValueError("proc/stat does not start with the sum of all cores")
+    def __init__(self, pid: int | None) -> None:
+        self._process = _open_process(pid)
+
+    def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+        if self._process is None:
+            raise NoReading("the process is gone")
+        try:
+            values[_RSS.name] = float(self._process.memory_info().rss)
+        except psutil.Error:
+            raise NoReading("the process is gone") from None
+        for line in sysfs.read_text(f"/proc/{self._process.pid}/status").splitlines():
+            if line.startswith("VmHWM:"):
+                values[_PEAK.name] = int(line.split()[1]) * 1024.0
+
+
+class _Memory:
+    """/proc/meminfo; it says kB and means KiB."""
+
+    def __init__(self, root: Path) -> None:
+        self._file = str(root / "proc/meminfo")
+        nvmap = "NvMapMemUsed:" in (sysfs.text_or_none(self._file) or "")
+        self.metrics = (_AVAILABLE, _SWAP, _NVMAP) if nvmap else (_AVAILABLE, _SWAP)
+
+    def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+        lines = (line.split() for line in sysfs.read_text(self._file).splitlines())
+        memory = {words[0].rstrip(":"): int(words[1]) * 1024.0 for words in lines if len(words) == 3 and words[2] == "kB"}
+        if "MemAvailable" in memory:
+            values[_AVAILABLE.name] = memory["MemAvailable"]
+        if "SwapTotal" in memory and "SwapFree" in memory:
+            values[_SWAP.name] = memory["SwapTotal"] - memory["SwapFree"]
+        if "NvMapMemUsed" in memory and _NVMAP in self.metrics:
+            values[_NVMAP.name] = memory["NvMapMemUsed"]
+
+
+class _Load:
+    """Busy shares since the last reading, from the kernel's ticks."""
+
+    metrics = (_LOAD, _OTHERS)
+
+    def __init__(self, root: Path, pid: int | None) -> None:
+        self._file = str(root / "proc/stat")
+        self._process = _open_process(pid) if pid is not None and pid != os.getpid() else None
+        try:
+            self._before: tuple[int, int, float] | None = self._now()
+        except (NoReading, ValueError):
+            self._before = None
+
+    def _now(self) -> tuple[int, int, float]:
+        """(busy ticks, all ticks, own CPU seconds). Waiting for a disk is idle; time stolen by a hypervisor is busy."""
+        line = sysfs.read_text(self._file).splitlines()[0].split()
+        if line[0] != "cpu" or len(line) < 6:
+            raise NoReading("proc/stat does not start with the sum of all cores")
         ticks = [int(word) for word in line[1:9]]  # guest time, after these, is already in user time
-        return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+        return sum(ticks) - ticks[3] - ticks[4], sum(ticks), self._own_s()
 
-    def _cpu_load(self) -> tuple[float | None, float | None]:
-        """Percent of all cores that was busy since the last call, and the part of it that is not this process."""
-        before, own_before = self._ticks, self._own_s
-        now, own_now = self._ticks, self._own_s = _try(self._cpu_ticks), _own_cpu_s()
-        if before is None or now is None or now[1] <= before[1]:
-            return None, None
+    def _own_s(self) -> float:
+        """CPU seconds that the measurement and the children it waited for have used."""
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        if self._process is not None:
+            try:
+                other = self._process.cpu_times()
+            except psutil.Error:
+                raise NoReading("the process is gone") from None
+            own += other.user + other.system + other.children_user + other.children_system
+        return own
+
+    def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+        before, self._before = self._before, None
+        now = self._before = self._now()
+        if before is None:
+            raise NoReading("the reading before failed")
         elapsed = now[1] - before[1]
+        if elapsed <= 0:
+            self._before = before
+            raise NoReading("no tick has passed since the last reading")
         load = min(100.0, max(0.0, 100.0 * (now[0] - before[0]) / elapsed))  # the kernel's idle counters may run backwards
-        own = 100.0 * (own_now - own_before) * os.sysconf("SC_CLK_TCK") / elapsed
-        return load, max(0.0, load - own)
-
-    def _core_numbers(self, name: str) -> list[int]:
-        """The number in file `name` of every core that has it; offline cores refuse the read and are left out."""
-        files = (self._root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/{name}")
-        return [number for file in files if (number := _number(file)) is not None]
+        own = 100.0 * (now[2] - before[2]) * os.sysconf("SC_CLK_TCK") / elapsed
+        values[_LOAD.name] = load
+        values[_OTHERS.name] = max(0.0, load - own)
 
 
-def _own_cpu_s() -> float:
-    """CPU seconds that this process and the children it waited for have used."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+class _Tasks:
+    metrics = (_TASKS,)
+
+    def __init__(self, root: Path) -> None:
+        self._file = str(root / "proc/loadavg")
+
+    def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+        values[_TASKS.name] = float(sysfs.read_text(self._file).split()[0])
 
 
-def _number(file: Path) -> int | None:
-    return _try(lambda: int(file.read_bytes()))
+class _Cores:
+    """One number made of a file that each core has; cores that are offline refuse and are left out."""
+
+    def __init__(self, metric: Metric, files: list[str], combine: Callable[[list[float]], float]) -> None:
+        self.metrics = (metric,)
+        self._files = files
+        self._combine = combine
+
+    def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+        numbers = [number for file in self._files if (number := sysfs.number_or_none(file)) is not None]
+        if not numbers:
+            raise NoReading("no core tells")
+        values[self.metrics[0].name] = self._combine(numbers)
 
 
-def _try(read: Callable[[], _T]) -> _T | None:
+def _open_process(pid: int | None) -> psutil.Process | None:
     try:
-        return read()
-    except (OSError, ValueError, IndexError, psutil.Error):
+        return psutil.Process(pid)
+    except psutil.Error:
         return None

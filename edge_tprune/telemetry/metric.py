@@ -8,10 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """One quantity that a source reads."""
+    """One quantity that a source reads. (`analysis.metrics` has the metrics of finished measurements.)"""
 
     name: str  #: ends with its unit: "memory_available_bytes"
-    unit: str  #: "bytes", "percent", "MHz", ...
+    unit: str  #: "bytes", "percent", "MHz", "mW", "mJ", "C", ...
     better: Literal["lower", "higher"] | None  #: None where neither is
     aggregation: Literal["mean", "min", "max", "increase"]  #: how a run's readings become one number; increase = last - first
-    help: str  #: one sentence for people
+    help: str  #: one sentence for people; a total says what it is made of
+    interval_s: float | None = (
+        None  #: the sensor has a new value this often; reading it faster repeats the old one. None: unknown
+    )
+    step: float | None = None  #: the least change the sensor can show, in `unit`. None: unknown

@@ -1,10 +1,34 @@
-"""The seam between the measurement and whatever can be read on a machine."""
+"""The seam between the measurement and whatever can be read on a machine.
+
+A source is a group of sensors that are read together; a sensor gives one or more metrics. Whatever goes wrong with one sensor
+(the file is gone, the driver refuses, the text is rubbish) is a gap with its reason in that reading, and nobody else's.
+"""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_tprune.telemetry.metric import Metric
+
+Clock = Callable[[], int]  #: monotonic time in ns
+
+
+class NoReading(Exception):
+    """Why a metric has no value at the moment, in few words: they are recorded with every reading that lacks it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a source's sensors said at one moment. Every metric of the source is either a value or a gap."""
+
+    t_ns: int  #: the middle of the read
+    read_ns: int  #: how long the read took
+    values: dict[str, float] = field(default_factory=dict)  #: by metric, always finite
+    gaps: dict[str, str] = field(default_factory=dict)  #: metric -> why it has no value
 
 
 class Source(Protocol):
@@ -16,18 +40,64 @@ class Source(Protocol):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What `read` returns, always the same on one machine."""
+        """What `read` returns, the same as long as the source is open."""
 
-    def read(self) -> dict[str, float | None]:
-        """One value per metric, by name. A sensor that fails reads None; nothing is raised, and nothing reads 0 for missing."""
+    def read(self) -> Reading:
+        """A value or a gap per metric. Nothing is raised, and nothing reads 0 for missing."""
+
+    def close(self) -> None:
+        """Ends what the source started (a process, a connection). Reading afterwards gives gaps. Closing twice is harmless."""
 
 
-class NullSource:
-    """The source of a machine that tells nothing."""
+class Sensor(Protocol):
+    """What belongs together within a source: it is one file, one chip, one call."""
 
-    name = "none"
-    metrics: tuple[Metric, ...] = ()
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What `read` fills in."""
 
-    def read(self) -> dict[str, float | None]:
-        """Nothing."""
-        return {}
+    def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+        """Adds its metrics to one of the two. May raise: then those it has not added yet become gaps."""
+
+
+class SensorSource:
+    """A source made of sensors; here, in one place, every failure of a sensor becomes a gap."""
+
+    def __init__(self, name: str, sensors: Sequence[Sensor], clock_ns: Clock = time.perf_counter_ns) -> None:
+        self.name = name
+        self.metrics: tuple[Metric, ...] = tuple(metric for sensor in sensors for metric in sensor.metrics)
+        self._sensors = tuple(sensors)
+        self._clock_ns = clock_ns
+
+    def read(self) -> Reading:
+        """A value or a gap per metric."""
+        begin_ns = self._clock_ns()
+        values: dict[str, float] = {}
+        gaps: dict[str, str] = {}
+        for sensor in self._sensors:
+            reason = "not told"
+            try:
+                sensor.read(values, gaps)
+            except Exception as error:  # a driver or a service may fail in any way; a measurement must outlive it
+                reason = why(error)
+            for metric in sensor.metrics:
+                value = values.get(metric.name)
+                if value is not None and not math.isfinite(value):
+                    del values[metric.name]
+                    reason = f"rubbish: {value}"
+                if metric.name not in values:
+                    gaps.setdefault(metric.name, reason)
+        read_ns = self._clock_ns() - begin_ns
+        return Reading(begin_ns + read_ns // 2, read_ns, values, gaps)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def why(error: Exception) -> str:
+    """The reason of a gap, from what was raised."""
+    if isinstance(error, NoReading):
+        return str(error)
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return f"{type(error).__name__}: {error}"

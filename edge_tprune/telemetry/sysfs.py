@@ -1,0 +1,94 @@
+"""Reading the small files of /sys and /proc as the drivers behind them want to be read."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_tprune.telemetry.source import NoReading
+
+_LARGEST = 1 << 16  #: a sensor's file has one line; /proc/stat of many cores some thousands
+
+
+def read_text(file: Path | str, *, wait: bool = False) -> str:
+    """The text of a small file without the blanks and NULs around it.
+
+    Unbuffered and binary: a power-gated sensor refuses with EAGAIN, on which Python's own readers stumble. Drivers ignore
+    whether one is willing to wait for them; where the file is a pipe (a test, the simulator), only `wait` waits for a writer.
+
+    Raises:
+        NoReading: the file is absent, refuses, is empty or is not text.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if wait else os.O_NONBLOCK))
+        try:
+            data = b""
+            while len(data) < _LARGEST and (block := os.read(handle, _LARGEST)):
+                data += block
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise NoReading(_refusal(file, error)) from None
+    try:
+        text = data.decode().strip("\0 \t\r\n")
+    except UnicodeDecodeError:
+        raise NoReading(f"rubbish in {_short(file)}: not text") from None
+    if not text:
+        raise NoReading(f"{_short(file)} is empty")
+    return text
+
+
+def read_number(file: Path | str, *, wait: bool = False) -> float:
+    """The one number in a small file.
+
+    Raises:
+        NoReading: as `read_text`, or it is not a finite number.
+    """
+    text = read_text(file, wait=wait)
+    try:
+        number = float(text)
+    except ValueError:
+        raise NoReading(f"rubbish in {_short(file)}: {text[:40]!r}") from None
+    if not math.isfinite(number):
+        raise NoReading(f"rubbish in {_short(file)}: {text[:40]!r}")
+    return number
+
+
+def text_or_none(file: Path | str) -> str | None:
+    """`read_text`, or None where there is nothing to read."""
+    try:
+        return read_text(file)
+    except NoReading:
+        return None
+
+
+def number_or_none(file: Path | str) -> float | None:
+    """`read_number`, or None where there is nothing to read."""
+    try:
+        return read_number(file)
+    except NoReading:
+        return None
+
+
+def directories(parent: Path, pattern: str) -> Iterator[Path]:
+    """The directories (or links to some) in `parent` by pattern, numbers in their names in counting order."""
+    try:
+        found = [path for path in parent.glob(pattern) if path.is_dir()]
+    except OSError:
+        return
+    yield from sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def _refusal(file: Path | str, error: OSError) -> str:
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR):
+        return f"{_short(file)} is gone"
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return f"{name} from {_short(file)}"
+
+
+def _short(file: Path | str) -> str:
+    """The last two parts: enough to find it, short enough to be recorded with every reading."""
+    return "/".join(Path(file).parts[-2:])
