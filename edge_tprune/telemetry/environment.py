@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 
 from edge_tprune import __version__
+from edge_tprune.telemetry.boards import l4t_release
+from edge_tprune.telemetry.sysfs import text_or_none
 
 _PACKAGES = ("numpy", "psutil", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "jetson-stats")
 
@@ -42,22 +44,22 @@ def environment(root: Path = Path("/")) -> dict[str, Any]:
         "hostname": socket.gethostname() or None,
         "machine": platform.machine() or None,
         "os": _os_name(root),
-        "kernel": _text(root / "proc/sys/kernel/osrelease") or platform.release() or None,
+        "kernel": text_or_none(root / "proc/sys/kernel/osrelease") or platform.release() or None,
         "python": platform.python_version(),
         "cpu_model": _cpu_model(root),
         "cpu_count": os.cpu_count(),
         "cpu_count_physical": psutil.cpu_count(logical=False),
         "cpu_governor": _governor(root),
         "memory_total_bytes": psutil.virtual_memory().total,
-        "board_model": _text(root / "proc/device-tree/model"),
+        "board_model": text_or_none(root / "proc/device-tree/model"),
         "board_compatible": _strings(root / "proc/device-tree/compatible"),
-        "l4t_release": _l4t(root),
+        "l4t_release": l4t_release(root),
         "versions": {"edge-tprune": __version__, **{name: _package(name) for name in _PACKAGES}},
     }
 
 
 def _os_name(root: Path) -> str | None:
-    for line in (_text(root / "etc/os-release") or "").splitlines():
+    for line in (text_or_none(root / "etc/os-release") or "").splitlines():
         key, _, value = line.partition("=")
         if key == "PRETTY_NAME":
             return value.strip("\"'")
@@ -68,7 +70,7 @@ def _cpu_model(root: Path) -> str | None:
     """x86 names its model; ARM tells each core's part, and the kinds are listed once each."""
     cores: list[str] = []
     implementer = None
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+    for line in (text_or_none(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = (part.strip() for part in line.partition(":"))
         if key == "model name" and value:
             cores.append(value)
@@ -82,34 +84,13 @@ def _cpu_model(root: Path) -> str | None:
 def _governor(root: Path) -> str | None:
     """The frequency governor; where cores differ, all of them."""
     files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
-    return ", ".join(sorted({text for file in files if (text := _text(file))})) or None
-
-
-def _l4t(root: Path) -> str | None:
-    """'36.4.0' from '# R36 (release), REVISION: 4.0, GCID: ...'; an unknown form is kept as it is."""
-    text = _text(root / "etc/nv_tegra_release")
-    if text is None:
-        return None
-    line = text.splitlines()[0].lstrip("# ")
-    release, _, rest = line.partition(",")
-    key, _, revision = rest.partition(",")[0].strip().partition(": ")
-    if release.startswith("R") and release.endswith(" (release)") and key == "REVISION" and revision:
-        return f"{release[1:].split()[0]}.{revision}"
-    return line
+    return ", ".join(sorted({text for file in files if (text := text_or_none(file))})) or None
 
 
 def _strings(file: Path) -> list[str] | None:
     """A device-tree property of several NUL-terminated strings."""
-    text = _text(file)
+    text = text_or_none(file)
     return text.split("\0") if text else None
-
-
-def _text(file: Path) -> str | None:
-    """A small file's text without the NULs and blanks around it; None where it is absent, unreadable or empty."""
-    try:
-        return file.read_bytes().decode(errors="replace").strip("\0 \t\r\n") or None
-    except OSError:
-        return None
 
 
 def _package(name: str) -> str | None:

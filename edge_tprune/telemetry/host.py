@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,16 @@ class HostSource(SensorSource):
         super().__init__("host", sensors, clock_ns)
 
 
+def meminfo(root: Path = Path("/")) -> dict[str, int]:
+    """/proc/meminfo in bytes, by its own names; the file says kB and means KiB.
+
+    Raises:
+        NoReading: there is none.
+    """
+    found = re.findall(r"^(\w+): +(\d+) kB$", sysfs.read_text(root / "proc/meminfo"), re.MULTILINE)
+    return {name: int(kibibytes) * 1024 for name, kibibytes in found}
+
+
 class _Process:
     metrics = (_RSS, _PEAK)
 
@@ -72,22 +83,19 @@ class _Process:
 
 
 class _Memory:
-    """/proc/meminfo; it says kB and means KiB."""
-
     def __init__(self, root: Path) -> None:
-        self._file = str(root / "proc/meminfo")
-        nvmap = "NvMapMemUsed:" in (sysfs.text_or_none(self._file) or "")
+        self._root = root
+        nvmap = "NvMapMemUsed:" in (sysfs.text_or_none(root / "proc/meminfo") or "")
         self.metrics = (_AVAILABLE, _SWAP, _NVMAP) if nvmap else (_AVAILABLE, _SWAP)
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
-        lines = (line.split() for line in sysfs.read_text(self._file).splitlines())
-        memory = {words[0].rstrip(":"): int(words[1]) * 1024.0 for words in lines if len(words) == 3 and words[2] == "kB"}
+        memory = meminfo(self._root)
         if "MemAvailable" in memory:
-            values[_AVAILABLE.name] = memory["MemAvailable"]
+            values[_AVAILABLE.name] = float(memory["MemAvailable"])
         if "SwapTotal" in memory and "SwapFree" in memory:
-            values[_SWAP.name] = memory["SwapTotal"] - memory["SwapFree"]
+            values[_SWAP.name] = float(memory["SwapTotal"] - memory["SwapFree"])
         if "NvMapMemUsed" in memory and _NVMAP in self.metrics:
-            values[_NVMAP.name] = memory["NvMapMemUsed"]
+            values[_NVMAP.name] = float(memory["NvMapMemUsed"])
 
 
 class _Load:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edge_tprune.telemetry.source import NoReading
 
-_LARGEST = 1 << 16  #: a sensor's file has one line; /proc/stat of many cores some thousands
+_LARGEST = 1 << 20  #: a sensor's file has one line; /proc/stat of many cores has thousands
+_BLOCK = 1 << 14
 
 
 def read_text(file: Path | str, *, wait: bool = False) -> str:
@@ -26,7 +27,7 @@ def read_text(file: Path | str, *, wait: bool = False) -> str:
         handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if wait else os.O_NONBLOCK))
         try:
             data = b""
-            while len(data) < _LARGEST and (block := os.read(handle, _LARGEST)):
+            while len(data) < _LARGEST and (block := os.read(handle, _BLOCK)):
                 data += block
         finally:
             os.close(handle)
