@@ -38,8 +38,23 @@ def identify(root: Path = Path("/")) -> Board:
     """The board whose `proc`, `sys` and `etc` are in `root`."""
     model = sysfs.text_or_none(root / "proc/device-tree/model")
     compatible = (sysfs.text_or_none(root / "proc/device-tree/compatible") or "").split("\0")
-    release = l4t_release(root)
     entry, module = _entry(compatible)
+    return _board(entry, module, model, l4t_release(root))
+
+
+def board(key: str) -> Board:
+    """The board of the table called `key` ("orin-nano").
+
+    Raises:
+        KeyError: there is none.
+    """
+    entry = next((entry for entry in _table()["boards"] if entry["key"] == key), None)
+    if entry is None:
+        raise KeyError(key)
+    return _board(entry, None, None, None)
+
+
+def _board(entry: dict[str, Any] | None, module: str | None, model: str | None, release: str | None) -> Board:
     return Board(
         key=entry["key"] if entry else "unknown",
         name=entry["name"] if entry else model or "unknown machine",

@@ -14,18 +14,18 @@ from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.metric import Metric
 from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
-_RSS = Metric("process_rss_bytes", "bytes", "lower", "max", "resident memory of the measuring process")
-_PEAK = Metric("process_peak_rss_bytes", "bytes", "lower", "max", "most resident memory the measuring process ever had (VmHWM)")
-_AVAILABLE = Metric("memory_available_bytes", "bytes", "higher", "min", "memory the system could still give to programs")
-_SWAP = Metric("swap_used_bytes", "bytes", "lower", "max", "swap space in use, by everything")
-_NVMAP = Metric("nvmap_used_bytes", "bytes", "lower", "max", "memory that the GPU and its neighbours hold (NvMapMemUsed)")
-_LOAD = Metric("cpu_load_percent", "percent", None, "mean", "busy share of all CPU cores since the last reading")
-_OTHERS = Metric(
+RSS = Metric("process_rss_bytes", "bytes", "lower", "max", "resident memory of the measuring process")
+PEAK = Metric("process_peak_rss_bytes", "bytes", "lower", "max", "most resident memory the measuring process ever had (VmHWM)")
+AVAILABLE = Metric("memory_available_bytes", "bytes", "higher", "min", "memory the system could still give to programs")
+SWAP = Metric("swap_used_bytes", "bytes", "lower", "max", "swap space in use, by everything")
+NVMAP = Metric("nvmap_used_bytes", "bytes", "lower", "max", "memory that the GPU and its neighbours hold (NvMapMemUsed)")
+LOAD = Metric("cpu_load_percent", "percent", None, "mean", "busy share of all CPU cores since the last reading")
+OTHERS = Metric(
     "cpu_load_others_percent", "percent", "lower", "mean", "the part of the CPU load that this measurement did not cause"
 )
-_TASKS = Metric("load_average_1min_tasks", "tasks", None, "mean", "tasks running or waiting, averaged over a minute", 5.0, 0.01)
-_CLOCK = Metric("cpu_frequency_mhz", "MHz", None, "mean", "CPU clock, mean over the cores")
-_THROTTLES = Metric(
+TASKS = Metric("load_average_1min_tasks", "tasks", None, "mean", "tasks running or waiting, averaged over a minute", 5.0, 0.01)
+CLOCK = Metric("cpu_frequency_mhz", "MHz", None, "mean", "CPU clock, mean over the cores")
+THROTTLES = Metric(
     "cpu_throttle_count", "count", "lower", "increase", "times that any core was slowed down for heat since boot", step=1.0
 )
 
@@ -46,8 +46,8 @@ class HostSource(SensorSource):
         sensors += [
             _Cores(metric, files, combine)
             for metric, name, combine in (
-                (_CLOCK, "cpufreq/scaling_cur_freq", lambda kilohertz: sum(kilohertz) / len(kilohertz) / 1000),
-                (_THROTTLES, "thermal_throttle/core_throttle_count", sum),
+                (CLOCK, "cpufreq/scaling_cur_freq", lambda kilohertz: sum(kilohertz) / len(kilohertz) / 1000),
+                (THROTTLES, "thermal_throttle/core_throttle_count", sum),
             )
             if (files := sorted(str(file) for file in cores.glob(f"cpu[0-9]*/{name}")))
         ]
@@ -65,7 +65,7 @@ def meminfo(root: Path = Path("/")) -> dict[str, int]:
 
 
 class _Process:
-    metrics = (_RSS, _PEAK)
+    metrics = (RSS, PEAK)
 
     def __init__(self, pid: int | None) -> None:
         self._process = _open_process(pid)
@@ -74,34 +74,34 @@ class _Process:
         if self._process is None:
             raise NoReading("the process is gone")
         try:
-            values[_RSS.name] = float(self._process.memory_info().rss)
+            values[RSS.name] = float(self._process.memory_info().rss)
         except psutil.Error:
             raise NoReading("the process is gone") from None
         for line in sysfs.read_text(f"/proc/{self._process.pid}/status").splitlines():
             if line.startswith("VmHWM:"):
-                values[_PEAK.name] = int(line.split()[1]) * 1024.0
+                values[PEAK.name] = int(line.split()[1]) * 1024.0
 
 
 class _Memory:
     def __init__(self, root: Path) -> None:
         self._root = root
         nvmap = "NvMapMemUsed:" in (sysfs.text_or_none(root / "proc/meminfo") or "")
-        self.metrics = (_AVAILABLE, _SWAP, _NVMAP) if nvmap else (_AVAILABLE, _SWAP)
+        self.metrics = (AVAILABLE, SWAP, NVMAP) if nvmap else (AVAILABLE, SWAP)
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
         memory = meminfo(self._root)
         if "MemAvailable" in memory:
-            values[_AVAILABLE.name] = float(memory["MemAvailable"])
+            values[AVAILABLE.name] = float(memory["MemAvailable"])
         if "SwapTotal" in memory and "SwapFree" in memory:
-            values[_SWAP.name] = float(memory["SwapTotal"] - memory["SwapFree"])
-        if "NvMapMemUsed" in memory and _NVMAP in self.metrics:
-            values[_NVMAP.name] = float(memory["NvMapMemUsed"])
+            values[SWAP.name] = float(memory["SwapTotal"] - memory["SwapFree"])
+        if "NvMapMemUsed" in memory and NVMAP in self.metrics:
+            values[NVMAP.name] = float(memory["NvMapMemUsed"])
 
 
 class _Load:
     """Busy shares since the last reading, from the kernel's ticks."""
 
-    metrics = (_LOAD, _OTHERS)
+    metrics = (LOAD, OTHERS)
 
     def __init__(self, root: Path, pid: int | None) -> None:
         self._file = str(root / "proc/stat")
@@ -142,18 +142,18 @@ class _Load:
             raise NoReading("no tick has passed since the last reading")
         load = min(100.0, max(0.0, 100.0 * (now[0] - before[0]) / elapsed))  # the kernel's idle counters may run backwards
         own = 100.0 * (now[2] - before[2]) * os.sysconf("SC_CLK_TCK") / elapsed
-        values[_LOAD.name] = load
-        values[_OTHERS.name] = max(0.0, load - own)
+        values[LOAD.name] = load
+        values[OTHERS.name] = max(0.0, load - own)
 
 
 class _Tasks:
-    metrics = (_TASKS,)
+    metrics = (TASKS,)
 
     def __init__(self, root: Path) -> None:
         self._file = str(root / "proc/loadavg")
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
-        values[_TASKS.name] = float(sysfs.read_text(self._file).split()[0])
+        values[TASKS.name] = float(sysfs.read_text(self._file).split()[0])
 
 
 class _Cores:

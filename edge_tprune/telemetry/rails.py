@@ -20,6 +20,7 @@ from edge_tprune.telemetry.metric import Metric
 from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
 _INA3221_SHUNT_STEP_V = 40e-6  #: the least voltage across the shunt that the chip can tell
+INA238_INTERVAL_S = 0.0505  #: 16 times three conversions of 1.052 ms: what its driver sets up, and some do not tell
 _INA238_STEP_MW_UOHM = 4000.0  #: least power step times shunt, in the chip's coarser range
 _LARGEST_MW = 1e6  #: no board draws a kilowatt: beyond it the reading is rubbish
 _SEARCH_AGAIN_NS = 10**9
@@ -45,9 +46,7 @@ class Rail:
     @property
     def metric(self) -> Metric:
         """What reading it gives."""
-        name = f"{re.sub(r'[^a-z0-9]+', '_', self.label.lower()).strip('_')}_power_mw"
-        help_text = f"power of the rail {self.label} ({self.chip})"
-        return Metric(name, "mW", "lower", "mean", help_text, self.interval_s, self.step_mw)
+        return power_metric(self.label, self.chip, self.interval_s, self.step_mw)
 
     def power_mw(self) -> float:
         """Its power now.
@@ -66,6 +65,12 @@ class Rail:
         if abs(power) > _LARGEST_MW:
             raise NoReading(f"rubbish: {power:.0f} mW")
         return power  # may be one step below zero at idle: the chip's offset, and its mean is right
+
+
+def power_metric(label: str, chip: str, interval_s: float | None, step_mw: float | None) -> Metric:
+    """The metric of a rail's power: `vdd_in_power_mw` for VDD_IN."""
+    name = f"{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')}_power_mw"
+    return Metric(name, "mW", "lower", "mean", f"power of the rail {label} ({chip})", interval_s, step_mw)
 
 
 def find_rails(root: Path = Path("/")) -> tuple[Rail, ...]:
@@ -215,6 +220,7 @@ def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
         return
     unnamed = "VIN" if name.startswith("ina238") else f"{name}_{address or directory.name}"
     label = next((text for file in ("power1_label", "in1_label") if (text := sysfs.text_or_none(directory / file))), unnamed)
+    ina238 = name.startswith("ina238")
     interval_ms = sysfs.number_or_none(directory / "update_interval")
     shunt_uohm = sysfs.number_or_none(directory / "shunt_resistor")
     yield Rail(
@@ -227,8 +233,8 @@ def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
         current_file=None,
         warn_alarm_file="power1_max_alarm",
         critical_alarm_file=None,
-        interval_s=interval_ms / 1000 if interval_ms else None,
-        step_mw=_INA238_STEP_MW_UOHM / shunt_uohm if shunt_uohm and name.startswith("ina238") else None,
+        interval_s=interval_ms / 1000 if interval_ms else INA238_INTERVAL_S if ina238 else None,
+        step_mw=_INA238_STEP_MW_UOHM / shunt_uohm if shunt_uohm and ina238 else None,
     )
 
 

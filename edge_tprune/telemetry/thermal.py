@@ -14,7 +14,7 @@ from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
 _OFFLINE_MILLI_C = -256000
 _PLAUSIBLE_C = (-100.0, 200.0)
-_SLOWED = Metric(
+SLOWED = Metric(
     "throttling_devices_count",
     "count",
     "lower",
@@ -22,7 +22,7 @@ _SLOWED = Metric(
     "cooling devices, fans left out, that hold something back at the moment: clocks are lowered for heat",
     step=1.0,
 )
-_ALARMS = Metric(
+ALARMS = Metric(
     "current_alarms_count", "count", "lower", "max", "current limits of power rails that are exceeded at the moment", step=1.0
 )
 _FAN = Metric("fan_percent", "percent", None, "mean", "how much the fan is driven", step=100 / 255)
@@ -53,14 +53,7 @@ def events_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns
     """The source "events": over-current throttling since boot, and current limits that are exceeded now."""
     sensors: list[Sensor] = [
         _Scaled(
-            Metric(
-                f"over_current_{number}_count",
-                "count",
-                "lower",
-                "increase",
-                f"times since boot that over-current condition {number} slowed the board down",
-                step=1.0,
-            ),
+            over_current_metric(number),
             file,
         )
         for number, file in over_current_files(root).items()
@@ -70,14 +63,28 @@ def events_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns
     return SensorSource("events", sensors, clock_ns)
 
 
+def temperature_metric(zone: str) -> Metric:
+    """The metric of a thermal zone: `gpu_temp_c`."""
+    return Metric(f"{zone}_temp_c", "C", "lower", "max", f"temperature of the thermal zone {zone}")
+
+
+def over_current_metric(number: str) -> Metric:
+    """The metric of an over-current counter: `over_current_1_count`."""
+    help_text = f"times since boot that over-current condition {number} slowed the board down"
+    return Metric(f"over_current_{number}_count", "count", "lower", "increase", help_text, step=1.0)
+
+
+def zone_name(kind: str) -> str:
+    """'gpu' for the types 'gpu-thermal' (JetPack 6) and 'GPU-therm' (JetPack 5)."""
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"[-_](thermal|therm)$", "", kind.lower())).strip("_")
+
+
 def zones(root: Path = Path("/")) -> list[tuple[str, Path]]:
-    """(name, directory) of every thermal zone: 'gpu' for the types 'gpu-thermal' (JetPack 6) and 'GPU-therm' (JetPack 5)."""
-    found = []
-    for directory in sysfs.directories(root / "sys/class/thermal", "thermal_zone*"):
-        kind = sysfs.text_or_none(directory / "type") or directory.name
-        name = re.sub(r"[-_](thermal|therm)$", "", kind.lower())
-        found.append((re.sub(r"[^a-z0-9]+", "_", name).strip("_") or directory.name, directory))
-    return found
+    """(name, directory) of every thermal zone."""
+    return [
+        (zone_name(sysfs.text_or_none(directory / "type") or "") or directory.name, directory)
+        for directory in sysfs.directories(root / "sys/class/thermal", "thermal_zone*")
+    ]
 
 
 def cooling_devices(root: Path = Path("/")) -> list[tuple[str, Path]]:
@@ -124,7 +131,7 @@ def read_celsius(file: Path | str) -> float:
 
 class _Zone:
     def __init__(self, name: str, file: Path) -> None:
-        self.metrics = (Metric(f"{name}_temp_c", "C", "lower", "max", f"temperature of the thermal zone {name}"),)
+        self.metrics = (temperature_metric(name),)
         self._file = str(file)
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
@@ -132,7 +139,7 @@ class _Zone:
 
 
 class _Slowed:
-    metrics = (_SLOWED,)
+    metrics = (SLOWED,)
 
     def __init__(self, directories: list[Path]) -> None:
         self._files = [str(directory / "cur_state") for directory in directories]
@@ -141,17 +148,17 @@ class _Slowed:
         states = [state for file in self._files if (state := sysfs.number_or_none(file)) is not None]
         if not states:
             raise NoReading("no cooling device tells")
-        values[_SLOWED.name] = float(sum(state > 0 for state in states))
+        values[SLOWED.name] = float(sum(state > 0 for state in states))
 
 
 class _Alarms:
-    metrics = (_ALARMS,)
+    metrics = (ALARMS,)
 
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = [str(file) for file in files.values()]
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
-        values[_ALARMS.name] = float(sum(sysfs.read_number(file) > 0 for file in self._files))
+        values[ALARMS.name] = float(sum(sysfs.read_number(file) > 0 for file in self._files))
 
 
 class _Scaled:
