@@ -1,22 +1,25 @@
 """Writing and reading a profile directory. The format is described in profiles/README.md.
 
 A directory appears under its final name with `run.json` and the first line of `samples.jsonl` in it, and every line after that
-is one write and one sync: whenever the process dies, what was measured until then can be read.
+is one write: whenever the process dies, what was measured until then can be read. Nothing that was written is held in memory.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
@@ -25,9 +28,10 @@ from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, sync_directory, write_json
 
 FORMAT = "edge-tprune-profile"
-VERSION = 1
+VERSION = 2
 RUN = "run.json"
 SAMPLES = "samples.jsonl"
+SENSORS = "sensors.jsonl"
 KIND = DocumentKind(
     noun="profile",
     format=FORMAT,
@@ -37,9 +41,12 @@ KIND = DocumentKind(
     file=RUN,
     schema=Path(__file__).with_name("run.schema.json"),
 )
+LEAST_INFERENCES = 10  #: of a turn; one that was cut off before so many is not used
 
-#: The clock of every `t_ns`, `start_ns` and `latency_ns`.
+#: The clock of every `t_ns`, `start_ns` and `latency_ns`; on Linux the monotonic one, so other processes can stamp with it too.
 clock_ns = time.perf_counter_ns
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Check:
     load_ms: float | None
     peak_memory_bytes: int | None
     error: str | None  #: why the budget could not be run at all
+    engine: dict[str, Any] | None = None  #: `Engine.info`
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,13 @@ class Round:
     warmup_steady: bool | None  #: whether latency had settled when timing began
     start_ns: np.ndarray  #: int64 (inferences,): start of each inference, from `t_ns`
     latency_ns: np.ndarray  #: int64 (inferences,): end-to-end time of each inference
+    end_ns: int  #: when timing ended, on the clock of `t_ns`
+    warmup_begin_ns: int | None = None  #: when the load began, on the clock of `t_ns`; None in version 1
+    stages_ns: dict[str, np.ndarray] | None = None  #: "h2d", "compute", "d2h": int64 (inferences,), where the engine tells
+    due_ns: np.ndarray | None = None  #: int64 (inferences,): when each was due, from `t_ns`; None in saturation mode
+    missed: int | None = None  #: frames that were dropped or finished after the next was due; None in saturation mode
+    session: int = 0  #: which start of the process it belongs to: only times of one session can be compared
+    complete: bool = True  #: whether the turn ran to its end
 
     @property
     def latency_ms(self) -> np.ndarray:
@@ -79,9 +94,59 @@ class Reading:
     """One reading of one source's sensors."""
 
     source: str
+    t_ns: int  #: the middle of the read
+    read_ns: int  #: how long it took
+    values: dict[str, float]  #: metric -> value
+    gaps: dict[str, str] = field(default_factory=dict)  #: metric -> why it has no value
+    session: int = 0
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A time in which the machine was left alone."""
+
+    which: str  #: "before" or "after" the rounds
     t_ns: int
-    read_ns: int
-    values: dict[str, float | None]  #: metric -> value
+    end_ns: int
+    session: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """The state the machine was in: modes, locks, counters (`telemetry.machine.state`)."""
+
+    which: str  #: "begin" or "end" of a session
+    values: dict[str, Any]
+    session: int = 0
+
+
+class Stored(Sequence[_T], Generic[_T]):
+    """Records that stay in their file: every iteration reads them again, so that a long run need not fit into memory."""
+
+    def __init__(self, read: Callable[[], Iterator[_T]]) -> None:
+        self._read = read
+        self._count: int | None = None
+
+    def __iter__(self) -> Iterator[_T]:
+        return self._read()
+
+    def __len__(self) -> int:
+        if self._count is None:
+            self._count = sum(1 for _ in self._read())
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> _T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[_T, ...]: ...
+    def __getitem__(self, index: int | slice) -> _T | tuple[_T, ...]:
+        if isinstance(index, slice):
+            return tuple(self._read())[index]
+        if index < 0:
+            index += len(self)
+        for item in islice(self._read(), max(index, 0), None):
+            return item
+        raise IndexError(index)
 
 
 @dataclass(frozen=True)
@@ -89,13 +154,16 @@ class Run:
     """A profile that was read back."""
 
     path: Path
-    info: dict[str, Any]  #: run.json
+    info: dict[str, Any]  #: run.json; accuracy that was judged on the device takes the place of the bundle's
     checks: dict[str, Check]  #: by budget
-    rounds: tuple[Round, ...]  #: in the order they ran
-    readings: tuple[Reading, ...]
+    rounds: Sequence[Round]  #: in the order they ran
+    readings: Sequence[Reading]  #: in the order they were written; of one source, in order of time
     notes: tuple[str, ...]
     end: str | None  #: "complete", "interrupted", "failed", or None where the process died
     warnings: tuple[str, ...]  #: what a person should know before trusting the numbers
+    baselines: tuple[Baseline, ...] = ()
+    states: tuple[State, ...] = ()
+    sessions: int = 1  #: how often the run was started: once, and once per resumption
 
     @property
     def budgets(self) -> list[str]:
@@ -127,7 +195,7 @@ class Recorder:
             draft.mkdir(parents=True)
             try:
                 write_json(draft / RUN, run)
-                recorder = cls(draft, os.open(draft / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666))
+                recorder = cls(draft, _open_locked(draft / SAMPLES, os.O_CREAT | os.O_EXCL))
                 try:
                     recorder.append("start", utc=datetime.now(timezone.utc).isoformat())
                     recorder.path = _rename_to_new(draft, out, name)
@@ -140,8 +208,23 @@ class Recorder:
             sync_directory(out)
         return recorder
 
-    def append(self, kind: str, t_ns: int | None = None, **values: Any) -> None:
-        """Adds one line to samples.jsonl; when this returns, it is on the disk. `t_ns` is now unless given.
+    @classmethod
+    def reopen(cls, path: Path) -> Recorder:
+        """Goes on with a run that ended early. What a dying process left of its last line is cut off.
+
+        Raises:
+            UserError: the run is still going on, or its directory cannot be written.
+        """
+        with clear_write_errors(path / SAMPLES):
+            recorder = cls(path, _open_locked(path / SAMPLES))
+            cut_last_line(recorder._handle)
+        recorder.append("resume", utc=datetime.now(timezone.utc).isoformat())
+        return recorder
+
+    def append(self, kind: str, t_ns: int | None = None, *, sync: bool = True, **values: Any) -> None:
+        """Adds one line to samples.jsonl; `t_ns` is now unless given.
+
+        When this returns, the line survives the process; with `sync` it is on the disk and survives a power cut too.
 
         Raises:
             UserError: no space is left. The lines before this one stay whole.
@@ -153,7 +236,8 @@ class Recorder:
             try:
                 while data:  # once, unless the disk is nearly full
                     data = data[os.write(self._handle, data) :]
-                os.fsync(self._handle)
+                if sync:
+                    os.fsync(self._handle)
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(self._handle, size)
@@ -178,8 +262,12 @@ def directory_name(started: datetime, bundle: str, hostname: str) -> str:
     return "-".join([started.strftime("%Y%m%dT%H%M%SZ"), *safe])
 
 
-def read_run(path: Path | str) -> Run:
+def read_run(path: Path | str, *, keep: bool = True) -> Run:
     """Reads the profile at `path`, whole or cut short; what is missing is said in `Run.warnings`.
+
+    Args:
+        path: the profile's directory.
+        keep: hold the rounds in memory; otherwise every iteration over them reads the file again. Readings are always so.
 
     Raises:
         UserError: not a profile, a newer format, or a file that is damaged anywhere but in its last line.
@@ -191,48 +279,106 @@ def read_run(path: Path | str) -> Run:
         if not path.is_dir() or (path / RUN).exists():
             raise
         raise UserError(f"{error}{_profiles_in(path)}") from error
-    try:
-        lines = (path / SAMPLES).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"profile {path}: cannot read {SAMPLES} ({error.strerror}). Copy the profile again") from error
-    if not lines[-1]:
-        lines.pop()
+    names = {budget["name"] for budget in info["budgets"]}
     checks: dict[str, Check] = {}
-    rounds: list[Round] = []
-    readings: list[Reading] = []
+    accuracy: dict[str, Any] = {}
     notes: list[str] = []
+    baselines: list[Baseline] = []
+    states: list[State] = []
+    rounds: list[Round] = []
     end: str | None = None
     warnings: list[str] = []
-    names = {budget["name"] for budget in info["budgets"]}
-    for number, text in enumerate(lines, 1):
-        try:
-            line = json.loads(text)
-            kind = line["kind"]
-            if kind == "check":
-                check = _check(line)
-                checks[check.budget] = check
-            elif kind == "round":
-                rounds.append(_round(line, names))
-            elif kind == "sensors":
-                readings.append(Reading(line["source"], line["t_ns"], line["read_ns"], dict(line["values"])))
-            elif kind == "note":
-                notes.append(str(line["text"]))
-            elif kind == "end":
-                end = str(line["reason"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise UserError(
-                    f"profile {path}: line {number} of {SAMPLES} is damaged ({error!r}). Copy the profile again"
-                ) from error
-            warnings.append(f"the last line of {SAMPLES} was cut short and is left out")
+    turns = 0
+
+    def read_line(line: dict[str, Any]) -> None:
+        nonlocal end
+        kind, session = line["kind"], reader.session
+        if kind == "check":
+            checks[line["budget"]] = _check(line)
+        elif kind == "accuracy":
+            accuracy[line["budget"]] = dict(line["accuracy"])
+        elif kind == "baseline":
+            baselines.append(Baseline(line["which"], line["t_ns"], line["end_ns"], session))
+        elif kind == "state":
+            states.append(State(line["which"], dict(line["values"]), session))
+        elif kind == "note":
+            notes.append(str(line["text"]))
+        elif kind == "end":
+            end = str(line["reason"])
+        elif kind == "resume":
+            end = None
+
+    reader = _TurnReader(names, read_line)
+    for entry in reader.turns(path, warnings):
+        turns += 1
+        if keep:
+            rounds.append(entry)
     planned = info["plan"]["rounds"] * len(names)
     if end != "complete":
         why = {None: "was cut off", "interrupted": "was interrupted"}.get(end, end)
-        warnings.append(f"the run {why}: {len(rounds)} of {planned} turns were measured")
+        warnings.append(f"the run {why}: {turns} of {planned} turns were measured")
     for check in checks.values():
         if not check.golden_ok:
             warnings.append(f"budget {check.budget} was not timed: {describe_failure(check)}")
-    return Run(path, info, checks, tuple(rounds), tuple(readings), tuple(notes), end, tuple(warnings))
+    for budget in info["budgets"]:
+        budget["accuracy"] = accuracy.get(budget["name"], budget["accuracy"])
+    return Run(
+        path,
+        info,
+        checks,
+        tuple(rounds) if keep else Stored(lambda: _TurnReader(names).turns(path)),
+        Stored(lambda: _readings(path)),
+        tuple(notes),
+        end,
+        tuple(warnings),
+        tuple(baselines),
+        tuple(states),
+        reader.session + 1,
+    )
+
+
+def read_lines(path: Path, parse: Callable[[dict[str, Any]], _T | None], warnings: list[str] | None = None) -> Iterator[_T]:
+    """What `parse` makes of each line of a file of JSON lines, where it makes something of it.
+
+    A last line that is not whole is left out, which `warnings` is told.
+
+    Raises:
+        UserError: the file cannot be read, or a line before the last is not JSON or `parse` refuses it.
+    """
+    damaged: Exception | None = None
+    try:
+        with path.open("rb") as stream:
+            for number, text in enumerate(stream):
+                if damaged is not None:
+                    raise UserError(
+                        f"profile {path.parent}: line {number} of {path.name} is damaged ({damaged!r}). {KIND.mend}"
+                    ) from damaged
+                try:
+                    found = parse(json.loads(text))
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    damaged = error
+                    continue
+                if found is not None:
+                    yield found
+    except OSError as error:
+        raise UserError(f"profile {path.parent}: cannot read {path.name} ({error.strerror}). {KIND.mend}") from error
+    if damaged is not None and warnings is not None:
+        warnings.append(f"the last line of {path.name} was cut short and is left out")
+
+
+def cut_last_line(handle: int) -> None:
+    """Cuts off what follows the last line end of a file that a dying process left, so that whole lines can follow."""
+    size = os.fstat(handle).st_size
+    keep, block = size, 1 << 16
+    while keep > 0:
+        start = max(0, keep - block)
+        found = os.pread(handle, keep - start, start).rfind(b"\n")
+        if found >= 0:
+            keep = start + found + 1
+            break
+        keep = start
+    if keep < size:
+        os.ftruncate(handle, keep)
 
 
 def describe_failure(check: Check) -> str:
@@ -244,6 +390,111 @@ def describe_failure(check: Check) -> str:
     return f"its golden outputs are off by {check.golden_max_abs_diff:.3g}"
 
 
+class _TurnReader:
+    """Puts turns together from their parts; every line of another kind goes to `other`.
+
+    A turn that was cut off counts where nothing followed it: a run that was resumed measured it again.
+    """
+
+    def __init__(self, names: set[str], other: Callable[[dict[str, Any]], None] = lambda line: None) -> None:
+        self._names = names
+        self._other = other
+        self._parts: list[dict[str, Any]] = []
+        self.session = 0
+
+    def parse(self, line: dict[str, Any]) -> Round | None:
+        kind = line["kind"]
+        if kind in ("part", "round"):
+            part = _checked_turn(line, self._names)
+            if self._parts and self._parts[0]["t_ns"] != part["t_ns"]:
+                self._parts = []
+            self._parts.append(part)
+            if kind == "round":
+                found = _round(self._parts, self.session, complete=True)
+                self._parts = []
+                return found
+            return None
+        if kind == "resume":
+            self._parts = []
+            self.session += 1
+        self._other(line)
+        return None
+
+    def unfinished(self) -> Round | None:
+        """The turn that was under way when the file ended, if enough of it was recorded."""
+        if sum(len(part["start_ns"]) for part in self._parts) < LEAST_INFERENCES:
+            return None
+        return _round(self._parts, self.session, complete=False)
+
+    def turns(self, path: Path, warnings: list[str] | None = None) -> Iterator[Round]:
+        """All turns of the profile at `path`."""
+        yield from read_lines(path / SAMPLES, self.parse, warnings)
+        if (last := self.unfinished()) is not None:
+            yield last
+
+
+def _checked_turn(line: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    if line["budget"] not in names or len(line["start_ns"]) != len(line["latency_ns"]) or not line["start_ns"]:
+        raise ValueError("not a round of this run")
+    _round([line], 0, complete=True)
+    return line
+
+
+def _round(parts: list[dict[str, Any]], session: int, *, complete: bool) -> Round:
+    first, last = parts[0], parts[-1]
+    start_ns, latency_ns = _joined(parts, "start_ns"), _joined(parts, "latency_ns")
+    stages = first.get("stages_ns")
+    return Round(
+        round=int(first["round"]),
+        position=int(first["position"]),
+        budget=first["budget"],
+        t_ns=int(first["t_ns"]),
+        load_ms=float(first["load_ms"]),
+        warmup_inferences=int(first["warmup_inferences"]),
+        warmup_steady=first.get("warmup_steady"),
+        start_ns=start_ns,
+        latency_ns=latency_ns,
+        end_ns=int(last.get("end_ns") or first["t_ns"] + start_ns[-1] + latency_ns[-1]),
+        warmup_begin_ns=first.get("warmup_begin_ns"),
+        stages_ns=None if not stages else {stage: _joined([part["stages_ns"] for part in parts], stage) for stage in stages},
+        due_ns=None if first.get("due_ns") is None else _joined(parts, "due_ns"),
+        missed=None if first.get("missed") is None else sum(int(part["missed"]) for part in parts),
+        session=session,
+        complete=complete,
+    )
+
+
+def _joined(parts: list[dict[str, Any]], key: str) -> np.ndarray:
+    joined = np.concatenate([np.array(part[key], dtype=np.int64) for part in parts])
+    if joined.ndim != 1:
+        raise ValueError(f"{key} is not a list of numbers")
+    return joined
+
+
+def _readings(path: Path) -> Iterator[Reading]:
+    """All readings: those of the sampler's process, or, in version 1, those between the rounds."""
+    own = (path / SENSORS).exists()
+    session = 0
+
+    def parse(line: dict[str, Any]) -> Reading | None:
+        nonlocal session
+        if line["kind"] == "sampler":
+            session = int(line["session"])
+        if line["kind"] != "sensors":
+            return None
+        values = line["values"]
+        return Reading(
+            source=str(line["source"]),
+            t_ns=int(line["t_ns"]),
+            read_ns=int(line["read_ns"]),
+            values={name: float(value) for name, value in values.items() if value is not None},
+            gaps={**{name: "not told" for name, value in values.items() if value is None}, **line.get("gaps", {})},
+            session=session,
+        )
+
+    return read_lines(path / (SENSORS if own else SAMPLES), parse)
+
+
 def _check(line: dict[str, Any]) -> Check:
     return Check(
         budget=line["budget"],
@@ -252,24 +503,23 @@ def _check(line: dict[str, Any]) -> Check:
         load_ms=line["load_ms"],
         peak_memory_bytes=line["peak_memory_bytes"],
         error=line.get("error"),
+        engine=line.get("engine"),
     )
 
 
-def _round(line: dict[str, Any], names: set[str]) -> Round:
-    start_ns, latency_ns = np.array(line["start_ns"], dtype=np.int64), np.array(line["latency_ns"], dtype=np.int64)
-    if line["budget"] not in names or start_ns.shape != latency_ns.shape or start_ns.ndim != 1 or not start_ns.size:
-        raise ValueError("not a round of this run")
-    return Round(
-        round=line["round"],
-        position=line["position"],
-        budget=line["budget"],
-        t_ns=line["t_ns"],
-        load_ms=line["load_ms"],
-        warmup_inferences=line["warmup_inferences"],
-        warmup_steady=line.get("warmup_steady"),
-        start_ns=start_ns,
-        latency_ns=latency_ns,
-    )
+def _open_locked(file: Path, flags: int = 0) -> int:
+    """Opens a file for appending, for this process alone.
+
+    Raises:
+        UserError: another process is writing it.
+    """
+    handle = os.open(file, os.O_RDWR | os.O_APPEND | flags, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise UserError(f"{file.parent} is being written: wait until that run has ended, or stop it") from error
+    return handle
 
 
 def _rename_to_new(draft: Path, out: Path, name: str) -> Path:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.agent.record import Run
+from edge_tprune.agent.digest import Digest
+from edge_tprune.agent.record import Check, Round, Run
 from edge_tprune.files import write_json
 
 FORMAT = "edge-tprune-summary"
-VERSION = 1
+VERSION = 2
 SUMMARY = "summary.json"
 
 
@@ -21,13 +22,30 @@ def percentile(values: np.ndarray, percent: float) -> float:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """The summary.json of `run` (keys in profiles/README.md). What was not measured is None."""
-    return {"format": FORMAT, "version": VERSION, "budgets": {name: _budget(run, name) for name in run.budgets}}
+    """The summary.json of `run` (keys in profiles/README.md). What was not measured is None.
+
+    Goes once over the rounds and keeps none, so a run of any length fits.
+    """
+    totals = {name: _Totals() for name in run.budgets}
+    for turn in run.rounds:
+        totals[turn.budget].add(turn)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "verdict": None,
+        "sensor": None,
+        "idle": {"power_w": None, "drift_w": None},
+        "observer": None,
+        "budgets": {name: _budget(run, totals[name], run.checks.get(name)) for name in run.budgets},
+    }
 
 
 def round_medians(run: Run) -> dict[str, dict[int, float]]:
     """Per budget: round -> median latency in ms. Rounds are the unit of paired comparisons: pair budgets by round."""
-    return {name: {turn.round: percentile(turn.latency_ms, 50) for turn in run.of(name)} for name in run.budgets}
+    medians: dict[str, dict[int, float]] = {name: {} for name in run.budgets}
+    for turn in run.rounds:
+        medians[turn.budget][turn.round] = percentile(turn.latency_ms, 50)
+    return medians
 
 
 def write_summary(run: Run) -> Path:
@@ -37,33 +55,79 @@ def write_summary(run: Run) -> Path:
     return path
 
 
-def _budget(run: Run, name: str) -> dict[str, Any]:
-    turns = run.of(name)
-    check = run.checks.get(name)
+class _Totals:
+    """What one budget's turns come to."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.latency = Digest()
+        self.stages: dict[str, Digest] = {}
+        self.load_ms: list[float] = []
+        self.round_median_ms: dict[str, float] = {}
+        self.busy_ns = self.timed_ns = 0
+        self.missed: int | None = None
+
+    def add(self, turn: Round) -> None:
+        self.turns += 1
+        self.latency.add(turn.latency_ns)
+        for stage, values in (turn.stages_ns or {}).items():
+            self.stages.setdefault(stage, Digest()).add(values)
+        self.load_ms.append(turn.load_ms)
+        self.round_median_ms[str(turn.round)] = percentile(turn.latency_ms, 50)
+        self.busy_ns += int(turn.latency_ns.sum())
+        self.timed_ns += turn.end_ns - turn.t_ns
+        if turn.missed is not None:
+            self.missed = (self.missed or 0) + turn.missed
+
+
+def _budget(run: Run, totals: _Totals, check: Check | None) -> dict[str, Any]:
+    plan = run.info["plan"]
     peak = check.peak_memory_bytes if check else None
-    latency_ms = np.concatenate([turn.latency_ms for turn in turns]) if turns else None
+    fixed_rate = None
+    if plan.get("mode") == "fixed_rate" and totals.turns:
+        fixed_rate = {
+            "fps": plan["fps"],
+            "missed_deadlines": totals.missed,
+            "duty_cycle_percent": 100 * totals.busy_ns / totals.timed_ns,
+        }
     return {
-        "inferences": 0 if latency_ms is None else len(latency_ms),
-        "rounds": len(turns),
-        "latency_ms": _latency(latency_ms),
+        "inferences": totals.latency.count,
+        "rounds": totals.turns,
+        "latency_ms": _latency(totals.latency),
         "throughput_images_per_s": (
-            None if latency_ms is None else run.info["bundle"]["batch"] * len(latency_ms) / (float(latency_ms.sum()) / 1e3)
+            run.info["bundle"]["batch"] * totals.latency.count / (totals.latency.total / 1e9) if totals.turns else None
         ),
         "peak_memory_mb": None if peak is None else peak / 1e6,
-        "load_ms": percentile(np.array([turn.load_ms for turn in turns]), 50) if turns else None,
+        "load_ms": percentile(np.array(totals.load_ms), 50) if totals.turns else None,
         "golden_ok": check.golden_ok if check else None,
+        "round_median_ms": totals.round_median_ms,
+        "stages_ms": _stages(totals.stages),
+        "fixed_rate": fixed_rate,
+        "min_memory_available_mb": None,
+        "power": {"mean_w": None, "above_idle_w": None},
+        "energy": {
+            "gross_mj_per_image": None,
+            "above_idle_mj_per_image": None,
+            "status": "no_sensor",
+            "reason": None,
+            "window_s": None,
+            "window_needed_s": None,
+        },
+        "verdict": None,
     }
 
 
-def _latency(values: np.ndarray | None) -> dict[str, float | None]:
-    if values is None:
-        return dict.fromkeys(("p50", "p95", "p99", "mean", "std", "min", "max"))
+def _latency(latency: Digest) -> dict[str, float | None]:
+    found = {f"p{percent}": latency.percentile(percent) for percent in (50, 95, 99)}
+    found |= {"mean": latency.mean, "std": latency.deviation, "min": latency.least, "max": latency.greatest}
+    return {key: None if value is None else value / 1e6 for key, value in found.items()}
+
+
+def _stages(stages: dict[str, Digest]) -> dict[str, dict[str, float | None]] | None:
+    """Median and 95th percentile of each stage on the device's clock."""
+    if not stages:
+        return None
     return {
-        "p50": percentile(values, 50),
-        "p95": percentile(values, 95),
-        "p99": percentile(values, 99),
-        "mean": float(values.mean()),
-        "std": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "min": float(values.min()),
-        "max": float(values.max()),
+        stage: {f"p{percent}": None if (value := of.percentile(percent)) is None else value / 1e6 for percent in (50, 95)}
+        for stage, of in stages.items()
     }

@@ -35,7 +35,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert run.checks["a"].error is None
     assert run.notes == ("hello",)
     assert (run.end, run.warnings) == ("complete", ())
-    assert (run.readings[0].t_ns, run.readings[0].values) == (77, {"x_bytes": 1.0, "y_mhz": None})
+    assert (run.readings[0].t_ns, run.readings[0].values) == (77, {"x_bytes": 1.0})
+    assert set(run.readings[0].gaps) == {"y_mhz"}
     (turn,) = run.of("a")
     np.testing.assert_array_equal(turn.latency_ns, [5, 7, 6])
     np.testing.assert_array_equal(turn.start_ns, [0, 10, 20])
@@ -86,7 +87,7 @@ def test_damage_in_the_last_line_is_told_and_elsewhere_refused(tmp_path: Path, d
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2, newer than the 1"),
+        ({"version": 3}, "version 3, newer than the 2"),
         ({"format": "something"}, "is not a profile"),
         ({"version": "1"}, "is not valid"),
         ({"budgets": []}, "is not valid"),

@@ -42,7 +42,7 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
         add_round(recorder, 1, "a", (4_000_000,))
     summary = summarize(read_run(recorder.path))
     assert summary["format"] == "edge-tprune-summary"
-    assert summary["version"] == 1
+    assert summary["version"] == 2
     a = summary["budgets"]["a"]
     assert a["latency_ms"] == pytest.approx(
         {"p50": 2, "p95": 9, "p99": 9, "mean": 4, "std": math.sqrt(38 / 3), "min": 1, "max": 9}
@@ -52,6 +52,8 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
     b = summary["budgets"]["b"]
     assert (b.pop("inferences"), b.pop("rounds")) == (0, 0)
     assert set(b.pop("latency_ms").values()) == {None}
+    assert (b.pop("round_median_ms"), set(b.pop("power").values())) == ({}, {None})
+    assert b.pop("energy")["status"] == "no_sensor"
     assert set(b.values()) == {None}
 
 
