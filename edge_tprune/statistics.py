@@ -1,7 +1,7 @@
-"""How sure a number is: bootstrap intervals for paired differences (by image) and paired speed-ups (by round).
+"""How sure a number is: intervals for paired differences (by image), speed-ups (by round), percentiles and unpaired changes.
 
-One estimator serves everything here. A paired difference of means is the mean of the differences, and a speed-up is the
-exponential of a mean of log ratios, so both are bootstraps of one mean:
+One estimator serves all means. A paired difference of means is the mean of the differences, and a speed-up is the exponential
+of a mean of log ratios, so both are bootstraps of one mean:
 
 - The percentile method. A mean over many images or rounds is close to symmetric, where BCa corrects next to nothing and
   costs a jackknife; and BCa of the heavily tied 0/1 data of top-1 is unstable.
@@ -9,6 +9,9 @@ exponential of a mean of log ratios, so both are bootstraps of one mean:
   Student to the normal quantile (Hesterberg 2015, "What Teachers Should Know about the Bootstrap"); five rounds would be
   covered some 82 times in 100 instead of 95. The deviations from the mean are scaled back by both factors, which go to
   1 as n grows and keep the bootstrap's asymmetry.
+
+A percentile over all rounds is no mean of anything, and inferences of one round are not independent, so its interval is found
+the way surveys of clusters do it: `percentile_intervals`.
 """
 
 from __future__ import annotations
@@ -45,6 +48,11 @@ class Interval:
         if self.low is None or self.high is None or other.low is None or other.high is None:
             return True
         return self.low <= other.high and other.low <= self.high
+
+    def scaled(self, factor: float) -> Interval:
+        """The same in another unit: value and ends times a positive `factor`."""
+        low, high = (None if end is None else end * factor for end in (self.low, self.high))
+        return Interval(self.value * factor, low, high, self.confidence)
 
     def to_json(self) -> dict[str, float | None]:
         """{"value", "low", "high", "confidence"}; unknown ends are null."""
@@ -136,6 +144,106 @@ def paired_speedup(
     )
 
 
+def nearest_rank(count: int, share: float) -> int:
+    """Index, among `count` sorted values, of the smallest that at least `share` (0 to 1) of them do not exceed."""
+    return max(0, math.ceil(share * count - 1e-9) - 1)
+
+
+def percentile_intervals(
+    rounds: Sequence[NDArray[Any]],
+    percents: Sequence[float],
+    confidence: float = 0.95,
+    ordered: NDArray[Any] | None = None,
+) -> tuple[Interval, ...]:
+    """Nearest-rank percentiles of all values together, one per entry of `percents`, each with its interval.
+
+    Woodruff's interval for clustered samples (1952, "Confidence Intervals for Medians and Other Position Measures"): how much
+    the share of values below the percentile differs from round to round says between which two ranks the true percentile
+    lies. It costs no resampling, and holds where a bootstrap of rounds, or the mean of the rounds' own percentiles, does not:
+    a p95 is decided by the slowest rounds. An end beyond the slowest value seen is None: too few rounds to tell.
+
+    Args:
+        rounds: per round (n_r,), the values in any order; every round at least one.
+        percents: between 0 and 100.
+        confidence: share of such intervals that cover the truth.
+        ordered: all values in ascending order, where the caller has sorted them already.
+
+    Raises:
+        ValueError: no round, or a round without values.
+    """
+    if not rounds or not all(len(values) for values in rounds):
+        raise ValueError("percentiles need at least one round, and at least one value in each")
+    ordered = np.sort(np.concatenate(rounds)) if ordered is None else ordered
+    ends = [_woodruff_ends(ordered, rounds, percent / 100, confidence) for percent in percents]
+    return tuple(
+        Interval(float(ordered[nearest_rank(ordered.size, percent / 100)]), *end, confidence)
+        for percent, end in zip(percents, ends)
+    )
+
+
+def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Sum of `numerators` over sum of `denominators`, both (rounds,), with the interval that their scatter over the rounds gives.
+
+    The ratio estimator of survey statistics, linearised: rounds of unequal length weigh what they are worth. One round gives no ends.
+
+    Raises:
+        ValueError: nothing was given, the shapes differ, or the denominators are not positive.
+    """
+    above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
+    if above.ndim != 1 or above.shape != below.shape or not above.size or not (below > 0).all():
+        raise ValueError(
+            f"a ratio needs equal one-dimensional shapes and positive denominators, got {above.shape} and {below.shape}"
+        )
+    ratio = float(above.sum() / below.sum())
+    if above.size == 1:
+        return Interval(ratio, None, None, confidence)
+    residual = above - ratio * below
+    error = math.sqrt(float(residual @ residual) * above.size / (above.size - 1)) / float(below.sum())
+    reach = _student(above.size - 1, (1 + confidence) / 2) * error
+    return Interval(ratio, ratio - reach, ratio + reach, confidence)
+
+
+def combine_difference(a: Interval, b: Interval) -> Interval:
+    """a - b of two independent estimates, in their unit.
+
+    The ends are recovered from the two intervals by squares (MOVER: Zou & Donner 2008, "Construction of confidence limits
+    about effect measures"), which keeps their asymmetry and assumes nothing about how they were made.
+    """
+    difference = a.value - b.value
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Interval(difference, None, None, a.confidence)
+    low = difference - math.hypot(a.value - a.low, b.high - b.value)
+    high = difference + math.hypot(a.high - a.value, b.value - b.low)
+    return Interval(difference, low, high, a.confidence)
+
+
+def combine_ratio(a: Interval, b: Interval) -> Interval | None:
+    """a / b of two independent estimates of positive quantities; None where either is not positive, ends None where theirs are."""
+    if a.value <= 0 or b.value <= 0:
+        return None
+    logs = combine_difference(_log_interval(a), _log_interval(b))
+    low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
+    return Interval(math.exp(logs.value), low, high, a.confidence)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Probability of a split at least as uneven, were both equally good: McNemar's exact test, two-sided.
+
+    Args:
+        only_first: images on which only the first of two is right.
+        only_second: images on which only the second is.
+
+    Raises:
+        ValueError: a negative count.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")
+    if only_first == only_second:
+        return 1.0
+    bdtr = _special("bdtr")
+    return float(min(1.0, 2 * bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+
+
 def _log(ms_by_round: Mapping[int, float], rounds: Sequence[int]) -> NDArray[np.float64]:
     values = np.array([ms_by_round[index] for index in rounds], np.float64)
     if not (np.isfinite(values) & (values > 0)).all():
@@ -165,6 +273,41 @@ def _resampled_means(data: NDArray[np.float64], seed: int) -> NDArray[np.float64
 
 def _small_sample_widening(count: int, tail: float) -> float:
     """Factor by which the percentile bootstrap of the mean of `count` values is too narrow."""
-    from scipy.special import ndtri, stdtrit
+    normal = float(_special("ndtri")(1 - tail))
+    return _student(count - 1, 1 - tail) / normal * math.sqrt(count / (count - 1))
 
-    return float(stdtrit(count - 1, 1 - tail) / ndtri(1 - tail)) * math.sqrt(count / (count - 1))
+
+def _woodruff_ends(
+    ordered: NDArray[Any], rounds: Sequence[NDArray[Any]], share: float, confidence: float
+) -> tuple[float | None, float | None]:
+    """The interval of the percentile at `share` (0 to 1) of `ordered`, all values of `rounds`."""
+    if len(rounds) < 2:
+        return None, None
+    value = ordered[nearest_rank(ordered.size, share)]
+    excess = np.array([np.count_nonzero(values <= value) - share * len(values) for values in rounds])
+    error = math.sqrt(float(np.sum((excess - excess.mean()) ** 2)) * len(rounds) / (len(rounds) - 1)) / ordered.size
+    reach = _student(len(rounds) - 1, (1 + confidence) / 2) * error
+    low, high = share - reach, share + reach
+    return (
+        float(ordered[nearest_rank(ordered.size, low)]) if low > 0 else None,
+        float(ordered[nearest_rank(ordered.size, high)]) if high <= 1 else None,
+    )
+
+
+def _student(degrees: int, share: float) -> float:
+    """Quantile of Student's t distribution."""
+    return float(_special("stdtrit")(degrees, share))
+
+
+def _special(name: str) -> Any:
+    try:
+        import scipy.special
+    except ImportError as error:
+        raise missing_package("scipy", "host") from error
+    return getattr(scipy.special, name)
+
+
+def _log_interval(interval: Interval) -> Interval:
+    """The interval of the logarithm; an end that is not positive is unknown there."""
+    low, high = (None if end is None or end <= 0 else math.log(end) for end in (interval.low, interval.high))
+    return Interval(math.log(interval.value), low, high, interval.confidence)

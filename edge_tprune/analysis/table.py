@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_tprune.agent.record import RUN, Run, read_run
-from edge_tprune.agent.summary import percentile, round_medians, summarize
+from edge_tprune.agent.record import RUN
+from edge_tprune.analysis.conditions import NOT_EVALUATED, UNKNOWN, clean, data_conditions, run_conditions
+from edge_tprune.analysis.recorded import Verdict, check_units, read_recorded
+from edge_tprune.analysis.samples import Samples, Turn, read_samples
 from edge_tprune.errors import UserError
-from edge_tprune.statistics import Interval, mean_interval, paired_speedup
+from edge_tprune.statistics import Interval, nearest_rank, paired_speedup, percentile_intervals, ratio_interval
 
-UNKNOWN = "unknown"
-NOT_EVALUATED = "not evaluated"
+__all__ = [
+    "NOT_EVALUATED", "QUANTILES", "UNKNOWN", "Group", "Profile", "Row", "Rows",
+    "clean", "differences", "find_profiles", "group", "load_rows", "profile_rows",
+]  # fmt: skip
+
 QUANTILES = tuple(float(q) for q in np.linspace(0, 1, 201))  #: where `Row.latency_quantiles_ms` samples the distribution
 
 
@@ -28,6 +36,7 @@ class Profile:
     info: Mapping[str, Any]  #: run.json
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    summary: Mapping[str, Any] = field(default_factory=dict)  #: summary.json; {} where there is none
 
     @property
     def name(self) -> str:
@@ -59,6 +68,11 @@ class Row:
     rounds: int
     conditions: Mapping[str, str]  #: what must be equal for two rows to be compared: label -> value
     unfit: str | None  #: why this row must not be chosen whatever its numbers, or None
+    verdict: Verdict | None = None  #: whether the run may be believed; None where it gave no verdict
+    why_missing: Mapping[str, str] = field(default_factory=dict)  #: metric name -> why it has no value, where that is known
+    per_image: Mapping[str, NDArray[np.bool_]] = field(
+        default_factory=dict
+    )  #: "top1_percent", "agreement_percent" -> (images,)
 
     @property
     def name(self) -> str:
@@ -71,6 +85,11 @@ class Row:
         counts = ([self.tokens] if self.tokens is not None else []) + list(self.schedule)
         changes = [count for index, count in enumerate(counts) if index == 0 or count != counts[index - 1]]
         return "→".join(map(str, changes))
+
+    @property
+    def suspect(self) -> str | None:
+        """Why the measurement is to be taken with care, or None."""
+        return "; ".join(self.verdict.reasons) or "not said why" if self.verdict and self.verdict.status == "suspect" else None
 
     def value(self, metric: str) -> float | None:
         """The metric's value, None where it is missing."""
@@ -132,7 +151,7 @@ def load_rows(paths: Path | str | Iterable[Path | str]) -> Rows:
             if profile.resolve() in loaded:
                 continue
             try:
-                loaded[profile.resolve()] = profile_rows(read_run(profile))
+                loaded[profile.resolve()] = profile_rows(read_samples(profile))
             except UserError as error:
                 if profile == path:
                     raise
@@ -149,7 +168,7 @@ def load_rows(paths: Path | str | Iterable[Path | str]) -> Rows:
 
 
 def find_profiles(path: Path | str) -> list[Path]:
-    """The profiles at `path`, which is one or a directory that holds some (up to two levels down); the newest first.
+    """The profiles at `path`, which is one or a directory that holds some, at any depth; the newest first.
 
     Raises:
         UserError: there is none.
@@ -159,24 +178,34 @@ def find_profiles(path: Path | str) -> list[Path]:
         raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is a file; a profile is a directory")
     if (path / RUN).is_file():
         return [path]
-    found = [file.parent for pattern in (f"*/{RUN}", f"*/*/{RUN}") for file in path.glob(pattern) if _visible(file, path)]
+    found = []
+    for directory, inside, files in os.walk(path):
+        if RUN in files:
+            found.append(Path(directory))
+            inside.clear()  # a profile holds no profiles
+        else:  # a directory whose name begins with a dot holds runs that are just being created
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
     if not found:
         raise UserError(f"{path} is neither a profile nor a directory of profiles: no {RUN} in it. Run: edge-tprune profile")
     return sorted(found, key=lambda profile: (_started(profile), profile.name), reverse=True)
 
 
-def profile_rows(run: Run) -> list[Row]:
-    """One row per budget of `run`, in bundle order.
+def profile_rows(samples: Samples) -> list[Row]:
+    """One row per budget of a run, in bundle order.
 
     Raises:
         UserError: the run timed nothing, or what it recorded makes no sense.
     """
-    if not run.rounds:
-        raise UserError(f"profile {run.path} holds no measurement: the run ended before its first round. Profile again")
+    if not samples.count:
+        raise UserError(f"profile {samples.path} holds no measurement: the run ended before its first round. Profile again")
     try:
-        return _rows(run)
-    except (KeyError, TypeError, ValueError) as error:  # beyond what the schema of run.json can promise
-        raise UserError(f"profile {run.path} holds values that make no sense ({error!r}). Copy the profile again") from error
+        return _rows(samples)
+    except UserError as error:
+        raise UserError(f"profile {samples.path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # beyond what the schema of run.json can promise
+        raise UserError(
+            f"profile {samples.path} holds values that make no sense ({error!r}). Copy the profile again"
+        ) from error
 
 
 def group(rows: Iterable[Row]) -> list[Group]:
@@ -195,44 +224,38 @@ def differences(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
     return {label: values for label, values in found.items() if len(values) > 1}
 
 
-def clean(value: Any) -> str:
-    """Text from a file, safe to show: what could steer a terminal or a layout becomes '�'."""
-    return "".join(letter if letter.isprintable() else "�" for letter in str(value))
-
-
-def _rows(run: Run) -> list[Row]:
-    info, model = run.info, run.info["bundle"]["model"]
-    summary = summarize(run)["budgets"]
-    profile = Profile(run.path, info, (*run.warnings, *_unsteady(run)), tuple(map(clean, run.notes)))
-    shared, data = _conditions(info), _eval_data(info["budgets"])
-    tokens = model.get("tokens")
-    p50 = round_medians(run)
-    baseline = next((entry["name"] for entry in info["budgets"] if _is_unpruned(entry, tokens) and p50[entry["name"]]), None)
+def _rows(samples: Samples) -> list[Row]:
+    info, model = samples.info, samples.info["bundle"]["model"]
+    profile = Profile(
+        samples.path, info, (*samples.warnings, *_unsteady(samples)), tuple(map(clean, samples.notes)), samples.summary
+    )
+    shared, data = run_conditions(info, samples.summary), data_conditions(info["budgets"])
+    batch, tokens = info["bundle"]["batch"], model.get("tokens")
+    timed = {name: _timed(turns, batch) for name, turns in samples.turns.items()}
+    unpruned = (entry["name"] for entry in info["budgets"] if _is_unpruned(entry, tokens))
+    baseline = next((name for name in unpruned if timed[name] is not None), None)
     rows = []
     for entry in info["budgets"]:
-        name, summarized = entry["name"], summary[entry["name"]]
-        unpruned = _is_unpruned(entry, tokens)
-        values, intervals = _accuracy(entry["accuracy"], unpruned)
-        values |= _measured(summarized)
+        name, latency, recorded = entry["name"], timed[entry["name"]], read_recorded(samples.summary, entry["name"])
+        accuracy, check = entry["accuracy"] or {}, samples.checks.get(name)
+        values, intervals = _accuracy(accuracy, _is_unpruned(entry, tokens))
+        values |= recorded.values
+        intervals |= recorded.intervals
         schedule = tuple(entry["schedule"])
         values |= {
             "final_tokens": schedule[-1] if schedule else tokens,
             "macs_g": entry["macs"] / 1e9,
             "macs_share_percent": 100 * entry["macs_share"],
+            "peak_memory_mb": None if check is None or check.peak_memory_bytes is None else check.peak_memory_bytes / 1e6,
         }
-        speedup = None if baseline is None else paired_speedup(p50[baseline], p50[name])
-        if name == baseline:
-            speedup = Interval(1.0, 1.0, 1.0)
-        values["speedup"] = None if speedup is None else speedup.value
-        if speedup is not None:
-            intervals["speedup"] = speedup
-        by_round = {
-            "p50_ms": p50[name],
-            "p95_ms": _p95_by_round(run, name),
-            "throughput_images_per_s": _rate_by_round(run, name),
-        }
-        intervals |= {metric: mean_interval(list(of.values())) for metric, of in by_round.items() if of}
-        check = run.checks.get(name)
+        if latency is not None:
+            intervals |= latency.intervals
+            values |= {metric: interval.value for metric, interval in latency.intervals.items()}
+            if baseline is not None and (speedup := _speedup(timed[baseline], latency)) is not None:
+                intervals["speedup"], values["speedup"] = speedup, speedup.value
+        unfit = "its outputs failed the check on that machine" if check is not None and not check.golden_ok else None
+        if recorded.verdict is not None and recorded.verdict.status == "invalid":
+            unfit = unfit or f"its run is invalid: {'; '.join(recorded.verdict.reasons) or 'not said why'}"
         rows.append(
             Row(
                 profile=profile,
@@ -241,69 +264,86 @@ def _rows(run: Run) -> list[Row]:
                 budget=clean(name),
                 schedule=schedule,
                 tokens=tokens,
-                unpruned=unpruned,
+                unpruned=_is_unpruned(entry, tokens),
                 values=values,
                 intervals=intervals,
-                by_round=by_round,
-                latency_quantiles_ms=_quantiles(run, name),
-                inferences=summarized["inferences"],
-                rounds=summarized["rounds"],
+                by_round={} if latency is None else latency.by_round,
+                latency_quantiles_ms=() if latency is None else latency.quantiles_ms,
+                inferences=0 if latency is None else latency.inferences,
+                rounds=len(samples.turns[name]),
                 conditions={**shared, "precision": clean(entry["artifact"]["precision"]), **data[name]},
-                unfit="its outputs failed the check on that machine" if check is not None and not check.golden_ok else None,
+                unfit=unfit,
+                verdict=recorded.verdict,
+                why_missing=recorded.why_missing,
+                per_image=_per_image(accuracy),
             )
         )
+    check_units(info, [(row.budget, row.values, batch) for row in rows])
     return rows
 
 
-def _conditions(info: Mapping[str, Any]) -> dict[str, str]:
-    """What all rows of a run must share with the rows they are compared with."""
-    environment, bundle, plan = info["environment"], info["bundle"], info["plan"]
-    versions = environment.get("versions") or {}
-    runtime = plan["runtime"]
-    version = versions.get(runtime) or versions.get(f"{runtime}-gpu") or UNKNOWN
-    model = bundle["model"]
-    known = {
-        "host": environment.get("hostname"),
-        "board": environment.get("board_model"),
-        "L4T": environment.get("l4t_release"),
-        "CPU": environment.get("cpu_model") or environment.get("machine"),
-        "CPUs": environment.get("cpu_count"),
-        "CPU governor": environment.get("cpu_governor"),
-        "runtime": f"{runtime} {version}",
-        "threads": plan["threads"],
-        "isolation": plan["isolation"],
-        "batch": bundle["batch"],
-        "model": model.get("name"),
-        "weights": (model.get("weights_sha256") or "")[:12] or None,
-    }
-    return {label: UNKNOWN if value is None else clean(value) for label, value in known.items()}
+@dataclass(frozen=True)
+class _Timed:
+    """What one budget's latencies come to."""
+
+    intervals: dict[str, Interval]  #: metric name -> value, and how sure it is
+    by_round: dict[str, dict[int, float]]
+    quantiles_ms: tuple[float, ...]
+    inferences: int
 
 
-def _eval_data(budgets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Per budget: the images its accuracy comes from. A budget that was not evaluated goes along with the others of its run."""
-    own = {entry["name"]: _describe_data(entry["accuracy"]) for entry in budgets}
-    evaluated = [data for data in own.values() if data is not None]
-    agreed = bool(evaluated) and all(data == evaluated[0] for data in evaluated)
-    default = evaluated[0] if agreed else {"eval data": NOT_EVALUATED, "eval data hash": NOT_EVALUATED}
-    return {name: data or default for name, data in own.items()}
-
-
-def _describe_data(accuracy: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Its name with the number of images, and its hash where that was recorded."""
-    if accuracy is None:
+def _timed(turns: Sequence[Turn], batch: int) -> _Timed | None:
+    """Everything that is computed from raw latencies; None where nothing was timed."""
+    if not turns:
         return None
-    data = accuracy.get("data")
-    record: Mapping[str, Any] = data if isinstance(data, Mapping) else {"name": data}
-    name, images = record.get("name") or UNKNOWN, record.get("images", accuracy.get("images"))
+    rounds = [turn.latency_ns for turn in turns]
+    if not all((values > 0).all() for values in rounds):
+        raise ValueError("a latency of zero or less")
+    totals_ms, counts = [float(values.sum()) / 1e6 for values in rounds], [values.size for values in rounds]
+    ordered = np.sort(np.concatenate(rounds))
+    percents = {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
+    found = percentile_intervals(rounds, list(percents.values()), ordered=ordered)
+    intervals = {metric: interval.scaled(1e-6) for metric, interval in zip(percents, found)}
+    intervals["mean_ms"] = ratio_interval(totals_ms, counts)
+    intervals["throughput_images_per_s"] = ratio_interval([batch * 1e3 * count for count in counts], totals_ms)
+    own = {turn.round: np.sort(turn.latency_ns) for turn in turns}
+    return _Timed(
+        intervals=intervals,
+        by_round={
+            **{
+                metric: {index: _nearest_rank(values, percents[metric] / 100) / 1e6 for index, values in own.items()}
+                for metric in ("p50_ms", "p95_ms")
+            },
+            "throughput_images_per_s": {index: 1e9 * batch / float(values.mean()) for index, values in own.items()},
+        },
+        quantiles_ms=tuple(_nearest_rank(ordered, quantile) / 1e6 for quantile in QUANTILES),
+        inferences=ordered.size,
+    )
+
+
+def _nearest_rank(ordered: NDArray[np.int64], share: float) -> float:
+    return float(ordered[nearest_rank(ordered.size, share)])
+
+
+def _speedup(baseline: _Timed | None, own: _Timed) -> Interval | None:
+    if baseline is own:
+        return Interval(1.0, 1.0, 1.0)
+    return None if baseline is None else paired_speedup(baseline.by_round["p50_ms"], own.by_round["p50_ms"])
+
+
+def _per_image(accuracy: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
+    """Metric name -> whether it counts each image, where the evaluation kept that."""
+    bits, images = accuracy.get("per_image") or {}, accuracy.get("images")
+    keys = {"top1_percent": "top1_right", "agreement_percent": "agrees"}
     return {
-        "eval data": clean(name if images is None else f"{name}, {images} images"),
-        "eval data hash": clean(record.get("sha256") or UNKNOWN)[:12],
+        metric: np.unpackbits(np.frombuffer(base64.b64decode(bits[key]), np.uint8), count=images).astype(np.bool_)
+        for metric, key in keys.items()
+        if isinstance(bits.get(key), str)
     }
 
 
-def _accuracy(accuracy: Mapping[str, Any] | None, unpruned: bool) -> tuple[dict[str, float | None], dict[str, Interval]]:
+def _accuracy(accuracy: Mapping[str, Any], unpruned: bool) -> tuple[dict[str, float | None], dict[str, Interval]]:
     """Values and intervals of the accuracy metrics."""
-    accuracy = accuracy or {}
     intervals = {
         name: interval
         for name in ("top1_change_points", "top5_change_points", "agreement_percent", "kl_nats")
@@ -326,48 +366,17 @@ def _accuracy(accuracy: Mapping[str, Any] | None, unpruned: bool) -> tuple[dict[
     return values, intervals
 
 
-def _measured(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics that come straight from a budget's summary."""
-    latency = summary["latency_ms"]
-    return {
-        **{f"{key}_ms": latency[key] for key in ("p50", "p95", "p99", "mean")},
-        "throughput_images_per_s": summary["throughput_images_per_s"],
-        "peak_memory_mb": summary["peak_memory_mb"],
-    }
-
-
-def _p95_by_round(run: Run, budget: str) -> dict[int, float]:
-    return {turn.round: percentile(turn.latency_ms, 95) for turn in run.of(budget)}
-
-
-def _rate_by_round(run: Run, budget: str) -> dict[int, float]:
-    batch = run.info["bundle"]["batch"]
-    return {turn.round: 1e3 * batch / float(turn.latency_ms.mean()) for turn in run.of(budget)}
-
-
-def _quantiles(run: Run, budget: str) -> tuple[float, ...]:
-    turns = run.of(budget)
-    if not turns:
-        return ()
-    values = np.concatenate([turn.latency_ms for turn in turns])
-    return tuple(map(float, np.quantile(values, QUANTILES, method="inverted_cdf")))
-
-
-def _unsteady(run: Run) -> list[str]:
+def _unsteady(samples: Samples) -> list[str]:
     """Says so where latency had not settled when timing began."""
-    restless = sum(turn.warmup_steady is False for turn in run.rounds)
-    if not restless:
+    if not samples.unsteady:
         return []
-    return [f"latency had not settled when timing began in {restless} of {len(run.rounds)} turns: other programs were running"]
+    return [
+        f"latency had not settled when timing began in {samples.unsteady} of {samples.count} turns: other programs were running"
+    ]
 
 
 def _is_unpruned(entry: Mapping[str, Any], tokens: int | None) -> bool:
     return tokens is not None and all(count >= tokens for count in entry["schedule"])
-
-
-def _visible(file: Path, root: Path) -> bool:
-    """Not in a directory whose name begins with a dot, where runs lie that are just being created."""
-    return not any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _started(profile: Path) -> str:
