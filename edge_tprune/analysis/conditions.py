@@ -10,7 +10,7 @@ NOT_EVALUATED = "not evaluated"
 
 #: Conditions of the place and the question. Two points in time must share these; the others may be the very change that is judged.
 FIXED = (
-    "host", "board", "CPU", "CPUs", "GPU", "power mode", "clocks", "CPU governor", "load", "power sensor",
+    "host", "board", "CPU", "CPUs", "device", "power mode", "clocks", "CPU governor", "load", "input", "power sensor",
     "batch", "model", "eval data", "eval data hash",
 )  # fmt: skip
 
@@ -20,30 +20,41 @@ def clean(value: Any) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in str(value))
 
 
-def run_conditions(info: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
-    """What all rows of a run must share with the rows they are compared with: label -> value."""
-    environment, bundle, plan = info["environment"], info["bundle"], info["plan"]
+def run_conditions(
+    info: Mapping[str, Any], state: Mapping[str, Any], engine: Mapping[str, Any], summary: Mapping[str, Any]
+) -> dict[str, str]:
+    """What all rows of a run must share with the rows they are compared with: label -> value.
+
+    Args:
+        info: run.json.
+        state: `telemetry.machine.state` when the run began; {} where that is not known.
+        engine: `Engine.info` of the run's engines; {} where that is not known.
+        summary: summary.json.
+    """
+    environment, bundle, plan = {**state, **info["environment"]}, info["bundle"], info["plan"]
     versions = environment.get("versions") or {}
     runtime = plan["runtime"]
-    version = versions.get(runtime) or versions.get(f"{runtime}-gpu") or UNKNOWN
+    version = engine.get("version") or versions.get(runtime) or versions.get(f"{runtime}-gpu") or UNKNOWN
     model = bundle["model"]
     known = {
         "host": environment.get("hostname"),
-        "board": environment.get("board_model") or _name(environment.get("board")),
+        "board": environment.get("board_model"),
         "L4T": environment.get("l4t_release"),
         "CPU": environment.get("cpu_model") or environment.get("machine"),
         "CPUs": environment.get("cpu_count"),
         "CPU governor": environment.get("cpu_governor"),
-        "GPU": _name(environment.get("gpu")),
-        "GPU driver": environment.get("gpu_driver"),
+        "device": engine.get("device"),
+        "driver": engine.get("driver"),
         "power mode": _name(environment.get("power_mode")),
-        "clocks": _name(environment.get("clocks")),
+        "clocks": _locks(environment.get("clocks")),
         "runtime": f"{runtime} {version}",
         "edge-tprune": info.get("tool_version"),
         "threads": plan["threads"],
         "isolation": plan["isolation"],
         "load": _load(plan),
-        "transfer": _name(plan.get("transfer")),
+        "input": _name((plan.get("input") or {}).get("kind")),
+        "transfer": _name(engine.get("memory")),
+        "CUDA graph": _name(engine.get("cuda_graph")),
         "batch": bundle["batch"],
         "power sensor": _sensor(summary.get("sensor")),
         "model": model.get("name"),
@@ -86,11 +97,28 @@ def _sensor(sensor: Any) -> str | None:
     return sensor.get("made_of") or sensor.get("metric") if isinstance(sensor, Mapping) else None
 
 
+def _locks(clocks: Any) -> str | None:
+    """Which clocks were locked, and where: what they read at that moment is no condition."""
+    if not isinstance(clocks, Mapping):
+        return _name(clocks)
+    gpu, cpu = clocks.get("gpu"), clocks.get("cpu")
+    parts = [f"{what} {_lock(clock)}" for what, clock in (("GPU", gpu), *(("CPU", each) for each in cpu or ())) if clock]
+    return ", ".join(dict.fromkeys(parts)) or None
+
+
+def _lock(clock: Mapping[str, Any]) -> str:
+    """'locked at 1300 MHz', 'up to 1300 MHz'."""
+    if clock.get("max_mhz") is None:
+        return UNKNOWN
+    return f"{'locked at' if clock.get('locked') else 'up to'} {clock['max_mhz']:g} MHz"
+
+
 def _name(value: Any) -> str | None:
     """A state as one text: a name where it has one, else everything it says."""
     if isinstance(value, Mapping):
-        named = value.get("name") or value.get("key")
-        return str(named) if named else ", ".join(f"{key} {_name(of)}" for key, of in sorted(value.items())) or None
+        if value.get("name"):  # ids mean different modes on different modules, and names are not unique either
+            return str(value["name"]) if value.get("id") is None else f"{value['name']} ({value['id']})"
+        return ", ".join(f"{key} {_name(of)}" for key, of in sorted(value.items())) or None
     if isinstance(value, (list, tuple)):
         return ", ".join(str(_name(each)) for each in value) or None
     if isinstance(value, bool):

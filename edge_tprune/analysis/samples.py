@@ -1,23 +1,24 @@
 """The raw latencies of a run, read with bounded memory: what a day of measuring left behind must not need a day to read.
 
-Small profiles go through the agent's own reader. Large ones go through Polars, in pieces of whole lines, and only the keys that a
-comparison needs are kept: 10 million latencies (195 MB of JSON) take two to three seconds and some 250 MB on two cores, where the agent's
-reader takes 6 s and 430 MB, and DuckDB's `read_json` 2.7 s and 540 MB (`make bench`). Where Polars is not installed, as on a board, or where
-a line is not what it should be, the agent's reader has the word: it is slower, but says exactly what is wrong.
+Small profiles go through the agent's own reader. Large ones go through Polars, in pieces of whole lines and with only the keys that a
+comparison needs, which is two to three times as fast; `make bench` times both, and DuckDB where it is installed (as fast on the file,
+twice the memory). Where Polars is missing, as on a board, or where a line is not what it should be, the agent's reader has the word: it
+is slower, but says exactly what is wrong.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_tprune.agent.record import KIND, SAMPLES, Check, Run, describe_failure, read_run
+from edge_tprune.agent.record import KIND, LEAST_INFERENCES, SAMPLES, Check, Run, describe_failure, read_run
 from edge_tprune.agent.summary import FORMAT, SUMMARY, VERSION, summarize
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 LARGE_BYTES = 16 << 20  #: of raw samples; from here on Polars reads faster than it takes to import
-_SENSORS = "sensors.jsonl"
 _PIECE_BYTES = 16 << 20
+_TURN_LINE = re.compile(rb'\{"kind": ?"(round|part)"')
+_SENSORS_LINE = re.compile(rb'\{"kind": ?"sensors"')
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,12 @@ class Samples:
     """One run: its plan and environment, and per budget every latency that was recorded."""
 
     path: Path
-    info: Mapping[str, Any]  #: run.json
+    info: Mapping[str, Any]  #: run.json; accuracy that was judged on the device takes the place of the bundle's
     checks: Mapping[str, Check]  #: by budget
     turns: Mapping[str, tuple[Turn, ...]]  #: by budget, every budget of the run, in the order they ran
     unsteady: int  #: turns in which latency had not settled when timing began
-    summary: Mapping[str, Any]  #: summary.json as the agent derived it; {} where it is missing and too much to derive again
+    state: Mapping[str, Any]  #: the state the machine was in when the run began; {} where that was not recorded
+    summary: Mapping[str, Any]  #: summary.json, derived again where it is missing
     notes: tuple[str, ...]
     warnings: tuple[str, ...]  #: what a person should know before trusting the numbers
 
@@ -67,165 +70,193 @@ def read_samples(path: Path, large_bytes: int = LARGE_BYTES) -> Samples:
     Raises:
         UserError: not a profile, a newer format, or a file that is damaged anywhere but in its last line.
     """
-    if sum(file.stat().st_size for file in (path / SAMPLES, path / _SENSORS) if file.is_file()) >= large_bytes:
+    file = path / SAMPLES
+    if file.is_file() and file.stat().st_size >= large_bytes:
         try:
             import polars  # noqa: F401 (whether it is here at all)
 
-            return _read_columns(path)
+            return _Columns(path).read()
         except (ImportError, _NotAsExpected):
             pass
-    return from_run(read_run(path))
+    return _from_run(read_run(path))
 
 
-def from_run(run: Run) -> Samples:
+def _from_run(run: Run) -> Samples:
     """What a comparison needs of a run that the agent's reader read."""
     turns = {name: tuple(Turn(turn.round, turn.latency_ns) for turn in run.of(name)) for name in run.budgets}
-    unsteady = sum(turn.warmup_steady is False for turn in run.rounds)
-    summary, warnings = _stored_summary(run.path)
-    if not summary and run.rounds:
-        summary = summarize(run)
-    return Samples(run.path, run.info, run.checks, turns, unsteady, summary, run.notes, run.warnings + warnings)
+    summary, warnings = _summary(run.path, run)
+    return Samples(
+        path=run.path,
+        info=run.info,
+        checks=run.checks,
+        turns=turns,
+        unsteady=sum(turn.warmup_steady is False for turn in run.rounds),
+        state=next((state.values for state in run.states if state.which == "begin"), {}),
+        summary=summary,
+        notes=run.notes,
+        warnings=(*run.warnings, *warnings),
+    )
+
+
+def _summary(path: Path, run: Run | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the agent derived, derived again where that is missing or not readable, and a word where it was not readable."""
+    stored = DocumentKind("summary", FORMAT, VERSION, "", "It is derived again from the samples")
+    file = path / SUMMARY
+    warnings: list[str] = []
+    if file.is_file():
+        try:
+            return stored.read(file), ()
+        except UserError as error:
+            warnings.append(str(error))
+    run = run or read_run(path, keep=False)
+    return (summarize(run) if len(run.rounds) else {}), tuple(warnings)
 
 
 class _NotAsExpected(Exception):
-    """Something in the file is not what a whole, undamaged profile holds."""
+    """Something in the file is not what an undamaged profile holds, or is written in another way than the agent writes."""
 
 
-def _read_columns(path: Path) -> Samples:
-    """As `from_run(read_run(path))`, through Polars.
+@dataclass
+class _Parts:
+    """A turn, as far as it has been read."""
 
-    Raises:
-        UserError: run.json is not that of a profile.
-        _NotAsExpected: the samples need the agent's reader.
-    """
-    import polars as pl
+    t_ns: int
+    round: int
+    budget: str
+    steady: bool | None
+    latency_ns: list[NDArray[np.int64]]
 
-    info = KIND.read(path)
-    turns: dict[str, list[Turn]] = {budget["name"]: [] for budget in info["budgets"]}
-    checks: dict[str, Check] = {}
-    notes: list[str] = []
-    end: str | None = None
-    unsteady = 0
-    warnings: list[str] = []
-    for frame in _frames(path / SAMPLES, warnings):
-        rounds = frame.filter(pl.col("kind") == "round")
-        unsteady += rounds.filter(~pl.col("warmup_steady")).height
-        for turn, budget in _turns(rounds):
-            if budget not in turns:
+    @property
+    def turn(self) -> Turn:
+        return Turn(self.round, self.latency_ns[0] if len(self.latency_ns) == 1 else np.concatenate(self.latency_ns))
+
+
+class _Columns:
+    """As `_from_run(read_run(path))`, through Polars. Lines of turns are columns; the few others are read one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info = KIND.read(path)
+        self.turns: dict[str, list[Turn]] = {budget["name"]: [] for budget in self.info["budgets"]}
+        self.checks: dict[str, Check] = {}
+        self.accuracy: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.end: str | None = None
+        self.unsteady = 0
+        self._open: _Parts | None = None  # a turn whose parts have come, but not its end
+
+    def read(self) -> Samples:
+        """Raises `_NotAsExpected` where the agent's reader is needed."""
+        for lines in _pieces(self.path / SAMPLES, self.warnings):
+            turns: list[bytes] = []
+            for text in lines.split(b"\n"):
+                if _TURN_LINE.match(text):
+                    turns.append(text)
+                elif not _SENSORS_LINE.match(text):
+                    self._other(text, turns)
+            self._add_turns(turns)
+        if self._open is not None and self._open.turn.latency_ns.size >= LEAST_INFERENCES:
+            self._close()
+        own = {name: tuple(of) for name, of in self.turns.items()}
+        for budget in self.info["budgets"]:
+            budget["accuracy"] = self.accuracy.get(budget["name"], budget["accuracy"])
+        self._say_what_is_missing()
+        summary, warnings = _summary(self.path)
+        said = (*self.warnings, *warnings)
+        return Samples(self.path, self.info, self.checks, own, self.unsteady, self.state, summary, tuple(self.notes), said)
+
+    def _other(self, text: bytes, turns: list[bytes]) -> None:
+        """Takes in one line that is no turn; `turns` are those before it that are not taken in yet."""
+        try:
+            line = json.loads(text)
+            kind = line["kind"]
+            if kind in ("round", "part"):
                 raise _NotAsExpected
-            turns[budget].append(turn)
-        for line in frame.filter(pl.col("kind").is_in(["check", "note", "end"])).iter_rows(named=True):
-            if line["kind"] == "check":
-                check = _check(line)
-                checks[check.budget] = check
-            elif line["kind"] == "note":
-                notes.append(str(line["text"]))
-            else:
-                end = line["reason"]
-    own = {name: tuple(of) for name, of in turns.items()}
-    summary, remarks = _stored_summary(path)
-    if not summary and not remarks:
-        remarks = (f"{SUMMARY} is missing: power, energy and verdict are left out",)
-    said = tuple(warnings) + _incomplete(info, own, checks, end) + remarks
-    return Samples(path, info, checks, own, unsteady, summary, tuple(notes), said)
+            if kind == "check":
+                self.checks[line["budget"]] = Check(**{field.name: line.get(field.name) for field in fields(Check)})
+            elif kind == "accuracy":
+                self.accuracy[line["budget"]] = dict(line["accuracy"])
+            elif kind == "state" and line["which"] == "begin" and not self.state:
+                self.state = dict(line["values"])
+            elif kind == "note":
+                self.notes.append(str(line["text"]))
+            elif kind == "end":
+                self.end = str(line["reason"])
+            elif kind == "resume":
+                self._add_turns(turns)
+                turns.clear()
+                self._open = self.end = None
+        except (ValueError, KeyError, TypeError) as error:
+            raise _NotAsExpected from error
+
+    def _add_turns(self, lines: Sequence[bytes]) -> None:
+        if not lines:
+            return
+        frame = _frame(b"\n".join(lines))
+        lengths = frame["latency_ns"].list.len()
+        needed = ("kind", "t_ns", "round", "budget")
+        latencies = frame["latency_ns"].explode()
+        if any(frame[name].null_count() for name in needed) or lengths.null_count() or latencies.null_count() or 0 in lengths:
+            raise _NotAsExpected
+        parts = np.split(latencies.to_numpy(), np.cumsum(lengths.to_numpy())[:-1])
+        columns = (frame[name] for name in (*needed, "warmup_steady"))
+        for kind, t_ns, index, budget, steady, part in zip(*columns, parts):
+            if budget not in self.turns:
+                raise _NotAsExpected
+            if self._open is None or self._open.t_ns != t_ns:
+                self._open = _Parts(t_ns, index, budget, steady, [])
+            self._open.latency_ns.append(part)
+            if kind == "round":
+                self._close()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self.turns[self._open.budget].append(self._open.turn)
+            self.unsteady += self._open.steady is False
+            self._open = None
+
+    def _say_what_is_missing(self) -> None:
+        if self.end != "complete":
+            why = {None: "was cut off", "interrupted": "was interrupted"}.get(self.end, self.end)
+            planned = self.info["plan"]["rounds"] * len(self.turns)
+            measured = sum(map(len, self.turns.values()))
+            self.warnings.append(f"the run {why}: {measured} of {planned} turns were measured")
+        for check in self.checks.values():
+            if not check.golden_ok:
+                self.warnings.append(f"budget {check.budget} was not timed: {describe_failure(check)}")
 
 
-def _stored_summary(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the agent derived and why it cannot be used, where it cannot. A run that was killed has none."""
-    file = path / SUMMARY
-    if not file.is_file():
-        return {}, ()
-    kind = DocumentKind("summary", FORMAT, max(VERSION, 2), "", "")
-    try:
-        return kind.read(file), ()
-    except UserError as error:
-        return {}, (f"{SUMMARY} is left out: {error}",)
-
-
-def _incomplete(
-    info: Mapping[str, Any], turns: Mapping[str, Sequence[Turn]], checks: Mapping[str, Check], end: str | None
-) -> tuple[str, ...]:
-    """What a run that did not do all it had planned left out."""
-    found = []
-    if end != "complete":
-        why = {None: "was cut off", "interrupted": "was interrupted"}.get(end, end)
-        planned = info["plan"]["rounds"] * len(turns)
-        found.append(f"the run {why}: {sum(map(len, turns.values()))} of {planned} turns were measured")
-    found += [
-        f"budget {check.budget} was not timed: {describe_failure(check)}" for check in checks.values() if not check.golden_ok
-    ]
-    return tuple(found)
-
-
-def _frames(file: Path, warnings: list[str]) -> Iterator[pl.DataFrame]:
-    """The lines of `file` in pieces of a bounded number of bytes; keys that no comparison needs are left out.
-
-    A last line that was cut short is left out too, and said in `warnings`.
-    """
+def _frame(lines: bytes) -> pl.DataFrame:
     import polars as pl
 
     schema: dict[str, Any] = {
         "kind": pl.String,
+        "t_ns": pl.Int64,
         "round": pl.Int64,
         "budget": pl.String,
         "warmup_steady": pl.Boolean,
         "latency_ns": pl.List(pl.Int64),
-        "golden_ok": pl.Boolean,
-        "golden_max_abs_diff": pl.Float64,
-        "load_ms": pl.Float64,
-        "peak_memory_bytes": pl.Int64,
-        "error": pl.String,
-        "text": pl.String,
-        "reason": pl.String,
     }
-    for lines in _pieces(file):
-        if not lines.endswith(b"\n"):
-            try:
-                json.loads(lines)
-            except ValueError:
-                warnings.append(f"the last line of {SAMPLES} was cut short and is left out")
-                return
-        try:
-            frame = pl.read_ndjson(lines, schema=schema)
-        except pl.exceptions.PolarsError as error:
-            raise _NotAsExpected from error
-        if frame["kind"].null_count():
-            raise _NotAsExpected
-        yield frame
+    try:
+        return pl.read_ndjson(lines, schema=schema)
+    except pl.exceptions.PolarsError as error:
+        raise _NotAsExpected from error
 
 
-def _pieces(file: Path) -> Iterator[bytes]:
-    """Whole lines of `file`, some `_PIECE_BYTES` at a time; at last, alone, what follows the last line's end."""
+def _pieces(file: Path, warnings: list[str]) -> Iterator[bytes]:
+    """Whole lines of `file`, some `_PIECE_BYTES` at a time. A last line that was cut short is left out, which `warnings` is told."""
     with file.open("rb") as stream:
         rest = b""
         while piece := stream.read(_PIECE_BYTES):
             lines, newline, rest = (rest + piece).rpartition(b"\n")
             if newline:
-                yield lines + newline
-        if rest:
+                yield lines
+    if rest:
+        try:
+            json.loads(rest)
+        except ValueError:
+            warnings.append(f"the last line of {file.name} was cut short and is left out")
+        else:
             yield rest
-
-
-def _turns(rounds: pl.DataFrame) -> Iterator[tuple[Turn, str]]:
-    lengths = rounds["latency_ns"].list.len()
-    if lengths.null_count() or rounds["round"].null_count() or (lengths == 0).any():
-        raise _NotAsExpected
-    latencies = rounds["latency_ns"].explode()
-    if latencies.null_count():
-        raise _NotAsExpected
-    parts = np.split(latencies.to_numpy(), np.cumsum(lengths.to_numpy())[:-1])
-    for index, budget, part in zip(rounds["round"], rounds["budget"], parts):
-        yield Turn(index, part), budget
-
-
-def _check(line: Mapping[str, Any]) -> Check:
-    if line["budget"] is None or line["golden_ok"] is None:
-        raise _NotAsExpected
-    return Check(
-        budget=line["budget"],
-        golden_ok=line["golden_ok"],
-        golden_max_abs_diff=line["golden_max_abs_diff"],
-        load_ms=line["load_ms"],
-        peak_memory_bytes=line["peak_memory_bytes"],
-        error=line["error"],
-    )

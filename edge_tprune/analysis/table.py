@@ -229,7 +229,9 @@ def _rows(samples: Samples) -> list[Row]:
     profile = Profile(
         samples.path, info, (*samples.warnings, *_unsteady(samples)), tuple(map(clean, samples.notes)), samples.summary
     )
-    shared, data = run_conditions(info, samples.summary), data_conditions(info["budgets"])
+    engine = next((check.engine for check in samples.checks.values() if check.engine), {})
+    shared = run_conditions(info, samples.state, engine, samples.summary)
+    data = data_conditions(info["budgets"])
     batch, tokens = info["bundle"]["batch"], model.get("tokens")
     timed = {name: _timed(turns, batch) for name, turns in samples.turns.items()}
     unpruned = (entry["name"] for entry in info["budgets"] if _is_unpruned(entry, tokens))
