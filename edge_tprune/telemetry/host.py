@@ -64,6 +64,20 @@ def meminfo(root: Path = Path("/")) -> dict[str, int]:
     return {name: int(kibibytes) * 1024 for name, kibibytes in found}
 
 
+def cpu_ticks(root: Path = Path("/")) -> tuple[int, int]:
+    """(busy, all) ticks of all cores since boot. Waiting for a disk is idle; time stolen by a hypervisor is busy.
+
+    Raises:
+        NoReading: there are none.
+        ValueError: they are damaged.
+    """
+    line = sysfs.read_text(root / "proc/stat").splitlines()[0].split()
+    if line[0] != "cpu" or len(line) < 6:
+        raise NoReading("proc/stat does not start with the sum of all cores")
+    ticks = [int(word) for word in line[1:9]]  # guest time, after these, is already in user time
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+
+
 class _Process:
     metrics = (RSS, PEAK)
 
@@ -104,7 +118,7 @@ class _Load:
     metrics = (LOAD, OTHERS)
 
     def __init__(self, root: Path, pid: int | None) -> None:
-        self._file = str(root / "proc/stat")
+        self._root = root
         self._process = _open_process(pid) if pid is not None and pid != os.getpid() else None
         try:
             self._before: tuple[int, int, float] | None = self._now()
@@ -112,12 +126,8 @@ class _Load:
             self._before = None
 
     def _now(self) -> tuple[int, int, float]:
-        """(busy ticks, all ticks, own CPU seconds). Waiting for a disk is idle; time stolen by a hypervisor is busy."""
-        line = sysfs.read_text(self._file).splitlines()[0].split()
-        if line[0] != "cpu" or len(line) < 6:
-            raise NoReading("proc/stat does not start with the sum of all cores")
-        ticks = [int(word) for word in line[1:9]]  # guest time, after these, is already in user time
-        return sum(ticks) - ticks[3] - ticks[4], sum(ticks), self._own_s()
+        """(busy ticks, all ticks, own CPU seconds)."""
+        return *cpu_ticks(self._root), self._own_s()
 
     def _own_s(self) -> float:
         """CPU seconds that the measurement and the children it waited for have used."""

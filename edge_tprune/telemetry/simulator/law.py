@@ -24,6 +24,9 @@ _INA238_S = 16 * 3 * 1.052e-3
 _SHUNT_STEP_UV = 40
 _BUS_STEP_MV = 8
 _INA238_STEP_MW_UOHM = 4000.0
+_AMBIENT_C = 25.0
+_DEGREES_PER_W = 2.2
+_HALF_LIFE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,11 @@ class BoardLaw:
     mode: int
     memory_kib: int
     over_current_counters: int
+
+    @property
+    def jetpack_4(self) -> bool:
+        """Whether its files are laid out as in JetPack 4."""
+        return any(rail.chip == "ina3221x" for rail in self.rails)
 
 
 def _orin_rails(idle: float, active: float) -> tuple[RailLaw, ...]:
@@ -351,6 +359,22 @@ class Physics:
         return rail.idle_mw * idle_s + rail.active_mw * self.load.busy_s(begin_ns, end_ns)
 
 
+class Heat:
+    """The temperature of the chip: it nears, exponentially, what the power would heat it to in the end."""
+
+    def __init__(self, begin_ns: int) -> None:
+        self.celsius = _AMBIENT_C
+        self._t_ns = begin_ns
+
+    def warm(self, now_ns: int, energy_mj: float) -> None:
+        """Until `now_ns` the board has dissipated `energy_mj` more."""
+        if now_ns > self._t_ns:
+            elapsed_s = (now_ns - self._t_ns) / 1e9
+            goal_c = _AMBIENT_C + _DEGREES_PER_W * energy_mj / 1e3 / elapsed_s
+            self.celsius = goal_c + (self.celsius - goal_c) * 2 ** (-elapsed_s / _HALF_LIFE_S)
+            self._t_ns = now_ns
+
+
 @dataclass
 class RailSensor:
     """The chip's channel on a rail: what it shows at a time."""
@@ -375,3 +399,15 @@ class RailSensor:
         mean_mw = self.physics.rail_energy_mj(self.rail, end_ns - self.interval_ns, end_ns) / (self.interval_ns / 1e9)
         noise = random.Random(f"{self.seed}/{self.rail.label}/{end_ns}").gauss(0, self.noise_steps) if self.noise_steps else 0.0
         return self.rail.shown(mean_mw + noise * self.rail.step_mw)
+
+
+def rail_sensors(law: BoardLaw, physics: Physics, *, seed: int, noise_steps: float) -> dict[str, RailSensor]:
+    """The sensor of every rail by label. Each chip converts in a rhythm of its own, whose phase the seed decides."""
+    draw = random.Random(f"{seed}/phases")
+    phases = {rail.address: draw.random() for rail in law.rails}
+    return {
+        rail.label: RailSensor(
+            rail, physics, physics.begin_ns - round(phases[rail.address] * rail.interval_s * 1e9), noise_steps, seed
+        )
+        for rail in law.rails
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,7 +9,7 @@ from fnmatch import fnmatchcase
 from edge_tprune.telemetry import boards, gpu, host, thermal
 from edge_tprune.telemetry.metric import Metric
 from edge_tprune.telemetry.rails import INA238_INTERVAL_S, power_metric, total_sensor
-from edge_tprune.telemetry.simulator.law import Load, Physics, RailLaw, RailSensor, StepLoad, board_law
+from edge_tprune.telemetry.simulator.law import Heat, Load, Physics, RailLaw, StepLoad, board_law, rail_sensors
 from edge_tprune.telemetry.source import NoReading, Sensor, SensorSource, Source
 
 #: What a reader of files says of these faults. (A stall is no gap: the read takes as long as the fault lasts.)
@@ -23,9 +22,6 @@ _REASONS = {
     "renumber": "the file is gone",
 }
 KINDS = (*_REASONS, "stall", "jump")
-_AMBIENT_C = 25.0
-_DEGREES_PER_W = 2.2
-_HALF_LIFE_S = 60.0
 
 
 class VirtualClock:
@@ -96,15 +92,9 @@ class VirtualMachine:
         self.faults = list(faults)
         self.set_values: dict[str, float] = {}  #: metric -> value that it has from now on, whatever the law says
         self._read_s = read_s
-        self._hot = (self.clock(), _AMBIENT_C)
-        phases = random.Random(f"{seed}/phases")
-        chip_phase = {rail.address: phases.random() for rail in self.law.rails}
-        self._rails = {
-            rail.label: RailSensor(
-                rail, self.physics, self.clock() - round(chip_phase[rail.address] * rail.interval_s * 1e9), noise_steps, seed
-            )
-            for rail in self.law.rails
-        }
+        self._heat = Heat(self.clock())
+        self._warmed_ns = self.clock()
+        self._rails = rail_sensors(self.law, self.physics, seed=seed, noise_steps=noise_steps)
 
     def energy_mj(self, begin_ns: int, end_ns: int) -> float:
         """What the board (its total) dissipated in a window: exact."""
@@ -157,13 +147,10 @@ class VirtualMachine:
         return _VirtualSensor(metric, value, self, self._read_s)
 
     def _temperature_c(self) -> float:
-        """Of the chip: it nears, exponentially, what the mean power since the last look would heat it to."""
-        now_ns, (before_ns, before_c) = self.clock(), self._hot
-        if now_ns > before_ns:
-            elapsed_s = (now_ns - before_ns) / 1e9
-            goal_c = _AMBIENT_C + _DEGREES_PER_W * self.energy_mj(before_ns, now_ns) / 1e3 / elapsed_s
-            self._hot = now_ns, goal_c + (before_c - goal_c) * 2 ** (-elapsed_s / _HALF_LIFE_S)
-        return round(self._hot[1], 3)
+        now_ns = self.clock()
+        self._heat.warm(now_ns, self.energy_mj(self._warmed_ns, now_ns))
+        self._warmed_ns = now_ns
+        return round(self._heat.celsius, 3)
 
 
 class _VirtualSensor:
