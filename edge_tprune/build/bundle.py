@@ -2,8 +2,8 @@
 
     bundle/
       manifest.json        everything below, described and hashed (schema: manifest.schema.json beside this file)
-      onnx/weights.bin     the external data of every graph
-      onnx/<budget>.<form>.onnx
+      onnx/weights.bin     the external data of every graph; graphs in fp16 and mixed share one half precision set in it
+      onnx/<budget>.<form>[.<precision>].onnx
       golden.npz           input (G, B, 3, H, W) and, per budget, logits/<name> (G, B, classes), float32
       eval-<hash>.npz      per-image results, once `eval` ran
 
@@ -48,6 +48,16 @@ class Artifact:
     sha256: str
     bytes: int
 
+    @property
+    def key(self) -> str:
+        """What its budget's `parity` calls it."""
+        return artifact_key(self.runtime, self.precision)
+
+
+def artifact_key(runtime: str, precision: str) -> str:
+    """What a budget's `parity` calls the graph for a runtime in a precision: the runtime, and the precision where it is not fp32."""
+    return runtime if precision == "fp32" else f"{runtime}-{precision}"
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -58,19 +68,24 @@ class Budget:
     schedule: tuple[int, ...]  #: tokens after each block, class token included
     macs: int  #: multiply-accumulates per image, whole network
     macs_share: float  #: of the unpruned model's
-    parity: dict[str, Any]  #: how far the graph's logits are from PyTorch's
+    parity: dict[str, Any]  #: how far each graph's logits are from PyTorch's in float32, by `Artifact.key`
     accuracy: dict[str, Any] | None  #: None until `eval` ran
     artifacts: tuple[Artifact, ...]
 
-    def artifact(self, runtime: str) -> Artifact:
-        """The file that `runtime` runs."""
+    def artifact(self, runtime: str, precision: str | None = None) -> Artifact:
+        """The file that `runtime` runs, in `precision`, or in the one that the bundle was built for first.
+
+        Raises:
+            UserError: there is none; naming what is there.
+        """
         for artifact in self.artifacts:
-            if artifact.runtime == runtime:
+            if artifact.runtime == runtime and precision in (None, artifact.precision):
                 return artifact
-        has = ", ".join(sorted({a.runtime for a in self.artifacts}))
-        raise UserError(
-            f"budget {self.name} has no file for runtime {runtime!r} (it has: {has}): build with --runtime {runtime}"
-        )
+        has = ", ".join(f"{a.runtime} in {a.precision}" for a in self.artifacts)
+        wanted, way = f"runtime {runtime!r}", f"--runtime {runtime}"
+        if precision is not None:
+            wanted, way = f"{wanted} in {precision}", f"{way} --precision {precision}"
+        raise UserError(f"budget {self.name} has no file for {wanted} (it has: {has}): build with {way}")
 
 
 class Bundle:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.parity import divergence, log_softmax
 from edge_tprune.errors import UserError
 from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset, batches
@@ -62,7 +63,7 @@ def evaluate(
     transform = make_transform(bundle.manifest["preprocessing"])
     classes = bundle.manifest["model"]["classes"]
     ranked: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
-    divergence: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
+    kl_nats: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
     labels: list[np.ndarray] = []
     done = 0
     with ExitStack() as stack:
@@ -75,17 +76,17 @@ def evaluate(
             reference = np.empty(0)
             for name, engine in engines.items():
                 logits = _run(engine.run, images, bundle.batch)
-                probabilities = _log_softmax(logits)
+                probabilities = log_softmax(logits)
                 if name == baseline.name:
                     reference = probabilities
                 ranked[name].append(_top(logits, min(5, classes)))
-                divergence[name].append((np.exp(reference) * (reference - probabilities)).sum(1))
+                kl_nats[name].append(divergence(reference, probabilities))
             done += len(images)
             if progress is not None:
                 progress(done, len(dataset))
     truth = np.concatenate(labels)
     top5 = {name: np.concatenate(parts) for name, parts in ranked.items()}
-    kl = {name: np.maximum(np.concatenate(parts), 0.0) for name, parts in divergence.items()}
+    kl = {name: np.concatenate(parts) for name, parts in kl_nats.items()}
     records = {}
     for budget in chosen:
         records[budget.name] = {
@@ -111,11 +112,6 @@ def _run(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int
         else:
             logits.append(run(part))
     return np.concatenate(logits)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
 def _top(logits: np.ndarray, count: int) -> np.ndarray:

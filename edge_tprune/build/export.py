@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from edge_tprune.errors import EdgeTPruneError
 from edge_tprune.reduction.host import AttentionForm, PrunedViT, explicit_attention
+from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision
 
 INPUT, OUTPUT = "image", "logits"
 FORBIDDEN = {
@@ -67,20 +69,25 @@ class Form:
     name: str
     opset: int
     attention: AttentionForm
+    precisions: tuple[str, ...]  #: that are worth writing in it
 
 
 FORMS = {
-    "onnxruntime": Form("attention-op", 23, operator_attention),
-    "tensorrt": Form("explicit", 18, explicit_attention),
+    "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT,)),
+    "tensorrt": Form("explicit", 18, explicit_attention, tuple(PRECISIONS)),
 }
-"""By runtime. ONNX Runtime gains from the operator; TensorRT reads it only from 10.14 and fuses the explicit pattern before that."""
+"""By runtime. ONNX Runtime gains from the operator; TensorRT reads it only from 10.14 and fuses the explicit pattern before that. ONNX Runtime
+computes half precision on a CPU by casting to float32 and back: nothing to gain."""
 
 
 def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """The module as an ONNX model with its weights inside, input `image` (batch, 3, H, W), output `logits` (batch, classes).
+    """The module, in its precision, as an ONNX model with its weights inside.
+
+    Input `image` (batch, 3, H, W) and output `logits` (batch, classes) are float32.
 
     Raises:
-        GraphError: where the graph holds a node that is not static or not plain, or its token counts are not the schedule's.
+        GraphError: where the graph holds a node that is not static or not plain, its token counts are not the schedule's, or it computes in
+            another precision than the module's.
     """
     previous, pruned.attention = pruned.attention, form.attention
     try:
@@ -100,7 +107,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _name_nodes(model)
-    check(model, pruned.schedule)
+    check(model, pruned.schedule, pruned.precision)
     return model
 
 
@@ -126,8 +133,8 @@ def _name_nodes(model: onnx.ModelProto) -> None:
     model.graph.doc_string = ""
 
 
-def check(model: onnx.ModelProto, schedule: tuple[int, ...]) -> None:
-    """Holds a graph against the promises: plain static nodes, and the schedule's token counts.
+def check(model: onnx.ModelProto, schedule: tuple[int, ...], precision: Precision) -> None:
+    """Holds a graph against the promises: plain static nodes, the schedule's token counts, the precision where it belongs.
 
     Raises:
         GraphError: naming the first broken promise.
@@ -142,9 +149,49 @@ def check(model: onnx.ModelProto, schedule: tuple[int, ...]) -> None:
             count = constants.get(node.input[1])
             if count is None or int(numpy_helper.to_array(count).item()) > MAX_TOPK:
                 raise GraphError(f"{node.name}: TopK needs a constant count of at most {MAX_TOPK}")
-    realised = tokens_after_blocks(model, len(schedule))
+    values = _infer(model)
+    realised = _tokens_after_blocks(model, values, len(schedule))
     if realised != tuple(schedule):
         raise GraphError(f"the graph keeps {list(realised)} tokens after its blocks, but the schedule says {list(schedule)}")
+    _check_precision(model, values, precision)
+
+
+_PRODUCTS = {"MatMul", "Gemm", "Conv"}
+_NETWORK = ("model.patch_embed.proj", "model.blocks.", "model.head")  # of nodes whose products `Precision` speaks of
+_HALF = {"Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Mul", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze"}
+_HALF |= {"Sub", "Tanh", "Transpose", "Unsqueeze"} | _PRODUCTS
+"""What may touch half precision: products, sums, activations, and what moves data. Not: norms, softmax, sums over tokens, comparisons, roots."""
+_MOVES = {"Cast", "Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+
+Values = Mapping[str, tuple[int, tuple[int, ...]]]
+
+
+def _check_precision(model: onnx.ModelProto, values: Values, precision: Precision) -> None:
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for value in (*model.graph.input, *model.graph.output):
+        if values[value.name][0] != single:
+            raise GraphError(f"the graph's {value.name} is not float32")
+    for node in model.graph.node:
+        types = {values[name][0] for name in (*node.input, *node.output) if name in values}
+        if half in types:
+            allowed = set() if precision.products == torch.float32 else _MOVES if node.name.startswith("reducers.") else _HALF
+            if node.op_type not in allowed:
+                raise GraphError(f"{node.name} computes in half precision, where {precision.name} asks for float32")
+        elif precision.products == torch.float16 and node.op_type in _PRODUCTS and node.name.startswith(_NETWORK):
+            raise GraphError(f"{node.name} computes in float32, where {precision.name} asks for half precision")
+
+
+def _infer(model: onnx.ModelProto) -> Values:
+    """Element type and shape of every value, by ONNX's own inference."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True).graph
+    values = {t.name: (t.data_type, tuple(t.dims)) for t in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        values[value.name] = tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim)
+    return values
 
 
 def tokens_after_blocks(model: onnx.ModelProto, blocks: int) -> tuple[int, ...]:
@@ -153,23 +200,20 @@ def tokens_after_blocks(model: onnx.ModelProto, blocks: int) -> tuple[int, ...]:
     Raises:
         GraphError: where a shape is not static or a block has no MLP.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
-    shapes = {
-        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in (*inferred.graph.value_info, *inferred.graph.output)
-    }
+    return _tokens_after_blocks(model, _infer(model), blocks)
+
+
+def _tokens_after_blocks(model: onnx.ModelProto, values: Values, blocks: int) -> tuple[int, ...]:
     counts = []
     for block in range(blocks):
-        seen = {
-            shapes[name][-2]
+        shapes = [
+            values[name][1]
             for node in model.graph.node
             if node.name.startswith(f"model.blocks.{block}.mlp")
             for name in node.output
-            if len(shapes.get(name, ())) == 3
-        }
+            if name in values
+        ]
+        seen = {shape[-2] for shape in shapes if len(shape) == 3}
         if len(seen) != 1 or 0 in seen:
             raise GraphError(
                 f"the token count after block {block + 1} cannot be read from the graph: its MLP works on {sorted(seen) or 'nothing'}"

@@ -136,9 +136,13 @@ def bundle_table(bundle: Bundle) -> Table:
     for heading in ("MACs (G)", "share", "parity (logits)"):
         result.add_column(heading, justify="right")
     for budget in bundle.budgets:
-        worst = max(record["max_abs_logit_difference"] for record in budget.parity.values())
+        worst: dict[str, float] = {}
+        for artifact in budget.artifacts:
+            off = budget.parity[artifact.key]["max_abs_logit_difference"]
+            worst[artifact.precision] = max(off, worst.get(artifact.precision, 0.0))
+        parity = ", ".join(f"{off:.1e}" if len(worst) == 1 else f"{name} {off:.1e}" for name, off in worst.items())
         result.add_row(
-            budget.name, schedule_text(budget.schedule), f"{budget.macs / 1e9:.3f}", f"{budget.macs_share:.3f}", f"{worst:.1e}"
+            budget.name, schedule_text(budget.schedule), f"{budget.macs / 1e9:.3f}", f"{budget.macs_share:.3f}", parity
         )
     return result
 

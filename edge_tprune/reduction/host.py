@@ -23,6 +23,8 @@ from torch.nn import functional
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
+from edge_tprune.reduction.ops import wide
+from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision, in_precision
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 from edge_tprune.schedule import NetworkShape
 
@@ -40,7 +42,7 @@ class AttentionForm(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """q, k, v (B, N, H d), heads side by side -> output (B, N, H d) and, where wanted, the map (B, H, N, N).
 
-        `bias` (B, 1, 1, N), where given, is added to the logits of each key.
+        `bias` (B, 1, 1, N) float32, where given, is added to the logits of each key. The output is of the type of v; the map may be of a wider one.
         """
         ...
 
@@ -52,17 +54,18 @@ def fused_attention(
     if want_map:
         return explicit_attention(q, k, v, heads, scale, want_map, bias)
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).transpose(1, 2).flatten(2), None
+    mask = None if bias is None else bias.to(q.dtype)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2), None
 
 
 def explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise."""
+    """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise. Softmax and map are float32."""
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q * scale, k, v))
-    logits = q @ k.transpose(-2, -1)
+    logits = wide(q @ k.transpose(-2, -1))
     attention = (logits if bias is None else logits + bias).softmax(-1)
-    return (attention @ v).transpose(1, 2).flatten(2), attention if want_map else None
+    return (attention.to(v.dtype) @ v).transpose(1, 2).flatten(2), attention if want_map else None
 
 
 @dataclass
@@ -73,7 +76,7 @@ class Stream:
     sizes: Tensor | None = None  #: (B, N), float32; None while every token stands for itself
     positions: Tensor | None = None  #: (B, N); None where no reducer asks
     members: Tensor | None = None  #: (B, N, original tokens); None unless traced
-    bias: Tensor | None = None  #: (B, 1, 1, N): log sizes, where attention is proportional
+    bias: Tensor | None = None  #: (B, 1, 1, N), float32: log sizes, where attention is proportional
 
     def reduced(self, reducer: Reducer, evidence: Evidence) -> Stream:
         """The stream after a reducer's decision."""
@@ -84,8 +87,8 @@ class Stream:
         else:
             outcome = reducer(self.x, evidence)
         sizes = outcome.sizes(self.sizes)
-        # Once for all blocks that follow, up to the next reducer; in float32, then in the type of the logits it is added to.
-        bias = sizes.log().to(self.x.dtype)[:, None, None] if reducer.proportional and sizes is not None else None
+        # Once for all blocks that follow, up to the next reducer.
+        bias = sizes.log()[:, None, None] if reducer.proportional and sizes is not None else None
         return Stream(
             outcome.tokens(self.x, self.sizes),
             sizes,
@@ -99,10 +102,10 @@ def run_block(block: Block, stream: Stream, reducer: Reducer | None, attention: 
     """One timm block with a reducer, if any, between its attention and its MLP."""
     needs = reducer.needs if reducer is not None else frozenset()
     attended, evidence = _attend(block.attn, block.norm1(stream.x), needs, attention, stream)
-    stream = replace(stream, x=stream.x + block.drop_path1(block.ls1(attended)))
+    stream = replace(stream, x=stream.x + block.drop_path1(block.ls1(attended)).to(stream.x.dtype))
     if reducer is not None:
         stream = stream.reduced(reducer, evidence)
-    return replace(stream, x=stream.x + block.drop_path2(block.ls2(block.mlp(block.norm2(stream.x)))))
+    return replace(stream, x=stream.x + block.drop_path2(block.ls2(block.mlp(block.norm2(stream.x)))).to(stream.x.dtype))
 
 
 def _attend(
@@ -116,8 +119,9 @@ def _attend(
     out, full_map = attention(q, k, v, heads, attn.scale, registry.ATTENTION in needs, stream.bias)
     class_row = None
     if registry.CLASS_ROW in needs:
-        by_head = _split(k, heads).permute(0, 2, 3, 1)
-        q_class = _split(q[:, :1] * attn.scale, heads).transpose(1, 2)
+        # In float32 from the product on: a score that half precision rounded would tie with its neighbours.
+        by_head = _split(wide(k), heads).permute(0, 2, 3, 1)
+        q_class = _split(wide(q[:, :1]) * attn.scale, heads).transpose(1, 2)
         logits = q_class @ by_head
         class_row = (logits if stream.bias is None else logits + stream.bias).softmax(-1)[:, :, 0]
     return attn.proj_drop(attn.proj(attn.norm(out))), Evidence(
@@ -133,23 +137,33 @@ def _attend(
 def _per_head(norm: nn.Module, x: Tensor, heads: int) -> Tensor:
     if isinstance(norm, nn.Identity):
         return x
-    out: Tensor = norm(_split(x, heads)).flatten(2)
+    out: Tensor = norm(_split(x, heads)).flatten(2).to(x.dtype)
     return out
 
 
 class PrunedViT(nn.Module):
-    """A timm `VisionTransformer` with token reduction. Shares the given model's parameters; made by `edge_tprune.prune`."""
+    """A timm `VisionTransformer` with token reduction, made by `edge_tprune.prune`.
+
+    Shares the given model's parameters, unless a precision other than fp32 (`edge_tprune.reduction.precision`) asks for a copy of them.
+    """
 
     def __init__(
-        self, model: VisionTransformer, method: type[Reducer], schedule: tuple[int, ...], options: Mapping[str, Any]
+        self,
+        model: VisionTransformer,
+        method: type[Reducer],
+        schedule: tuple[int, ...],
+        options: Mapping[str, Any],
+        precision: Precision = PRECISIONS[DEFAULT],
     ) -> None:
         super().__init__()
-        self.model = model
+        self.precision = precision
+        self.model = in_precision(model, precision)
         self.schedule = schedule  #: tokens after each block, prefix tokens included
         self.method = method.name
         self.options = dict(options)
         self.shape = network_shape(model)
-        self.attention: AttentionForm = fused_attention  #: the exporter writes it differently for each runtime
+        #: The exporter writes it differently for each runtime. In half precision the graph's own form, whose softmax is float32.
+        self.attention: AttentionForm = fused_attention if precision.name == DEFAULT else explicit_attention
         self.reducers = nn.ModuleDict()  #: by block, counted from 1
         tokens_in = self.shape.tokens
         for number, tokens_out in enumerate(schedule, 1):
@@ -186,7 +200,7 @@ class PrunedViT(nn.Module):
         """
         stream = self._embed(x)
         count = stream.x.shape[1]
-        stream = replace(stream, members=torch.eye(count, device=x.device, dtype=stream.x.dtype).expand(len(x), -1, -1))
+        stream = replace(stream, members=torch.eye(count, device=x.device).expand(len(x), -1, -1))
         traced = []
         for number in range(1, len(self.schedule) + 1):
             stream = self._block(number, stream)
@@ -196,7 +210,10 @@ class PrunedViT(nn.Module):
 
     def _embed(self, x: Tensor) -> Stream:
         model = self.model
-        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        patches = model.patch_embed(x)
+        if self.precision.name != DEFAULT:
+            patches = patches.to(self.precision.stream)
+        x = model.norm_pre(model.patch_drop(model._pos_embed(patches))).to(patches.dtype)
         positions = None
         if any(registry.POSITIONS in cast(Reducer, reducer).needs for reducer in self.reducers.values()):
             positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
@@ -208,14 +225,14 @@ class PrunedViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, classes)."""
-        stream = self._run(x)
+        stream, images = self._run(x), x
         x = stream.x
         if self.model.global_pool == "token" and self.model.attn_pool is None:
             x = x[:, : self.shape.prefix_tokens]  # the head reads nothing else, and the norm is per token
         x = self.model.norm(x)
         if self.model.global_pool == "avg" and self.model.attn_pool is None and stream.bias is not None:
             x = self._average(x, stream)
-        logits: Tensor = self.model.forward_head(x)
+        logits: Tensor = self.model.forward_head(x).to(images.dtype)
         return logits
 
     def _average(self, x: Tensor, stream: Stream) -> Tensor:

@@ -43,3 +43,8 @@ def unit(x: Tensor) -> Tensor:
     """(..., D) to unit length; a zero vector stays zero."""
     length: Tensor = x.norm(dim=-1, keepdim=True)
     return x / (length + 1e-6)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, where it is of a narrower type."""
+    return x if x.dtype == torch.float64 else x.float()

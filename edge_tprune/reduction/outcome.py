@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edge_tprune.reduction.ops import gather_tokens
+from edge_tprune.reduction.ops import gather_tokens, wide
 
 
 class Outcome(ABC):
-    """Base of the outcomes. All are linear in the tokens."""
+    """Base of the outcomes. All are linear in the tokens, and form sums and means of them in float32."""
 
     @abstractmethod
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
@@ -99,18 +99,17 @@ class Merge(Outcome):
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C): weighted means."""
-        kept, merged = gather_tokens(x, self.index), gather_tokens(x, self.source)
+        kept, merged = wide(gather_tokens(x, self.index)), wide(gather_tokens(x, self.source))
         weights = sizes if self.weights is None and not self.equal else self.weights
         if weights is None:
             share = self.link
             total = 1.0 + share.sum(-1, keepdim=True)
-            return (kept + share.to(x.dtype) @ merged) * total.reciprocal().to(x.dtype)
+            return ((kept + share @ merged) * total.reciprocal()).to(x.dtype)
         own = weights.gather(1, self.index)[..., None]
         share = self.link * weights.gather(1, self.source)[:, None]
         total = own + share.sum(-1, keepdim=True)
-        # The weights are brought to a sum of 1 before they meet the features, so that half precision cannot overflow. Divided, because
-        # then a token that nothing joins gets exactly 1.
-        return kept * (own / total).to(x.dtype) + (share / total).to(x.dtype) @ merged
+        # The weights are brought to a sum of 1 before they meet the features. Divided, because then a token that nothing joins gets exactly 1.
+        return (kept * (own / total) + (share / total) @ merged).to(x.dtype)
 
     def added(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D): sums."""
@@ -174,7 +173,8 @@ class Propagate(Outcome):
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C)."""
-        return self.added(x)
+        received = self.flow @ wide(gather_tokens(x, self.source))
+        return gather_tokens(x, self.index) + received.to(x.dtype)
 
     def added(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D)."""
@@ -201,8 +201,8 @@ class Append(Outcome):
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C)."""
-        fused = self.weights.to(x.dtype)[:, None] @ gather_tokens(x, self.source)
-        return torch.cat([gather_tokens(x, self.index), fused], 1)
+        fused = self.weights[:, None] @ wide(gather_tokens(x, self.source))
+        return torch.cat([gather_tokens(x, self.index), fused.to(x.dtype)], 1)
 
     def added(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D)."""

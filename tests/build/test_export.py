@@ -98,21 +98,21 @@ def test_nodes_are_named_after_their_modules(loaded: LoadedModel) -> None:
 def test_a_graph_that_breaks_a_promise_is_refused(loaded: LoadedModel) -> None:
     model, pruned = exported(loaded, "evit", "tensorrt", 1)
     with pytest.raises(GraphError, match=r"keeps \[37, 23, 12, 12\] tokens .* says \[37, 23, 12, 11\]"):
-        check(model, (37, 23, 12, 11))
+        check(model, (37, 23, 12, 11), pruned.precision)
     bad = onnx.ModelProto()
     bad.CopyFrom(model)
     bad.graph.node.append(helper.make_node("NonZero", [INPUT], ["where"], name="sneaky"))
     with pytest.raises(GraphError, match="NonZero"):
-        check(bad, pruned.schedule)
+        check(bad, pruned.schedule, pruned.precision)
     bad.CopyFrom(model)
     bad.graph.node.append(helper.make_node("Gelu", [INPUT], ["g"], domain="com.microsoft"))
     with pytest.raises(GraphError, match=r"com\.microsoft::Gelu"):
-        check(bad, pruned.schedule)
+        check(bad, pruned.schedule, pruned.precision)
     bad.CopyFrom(model)
     bad.graph.initializer.append(helper.make_tensor("count", TensorProto.INT64, [1], [5000]))
     bad.graph.node.append(helper.make_node("TopK", [INPUT, "count"], ["v", "i"], name="huge"))
     with pytest.raises(GraphError, match="at most 3840"):
-        check(bad, pruned.schedule)
+        check(bad, pruned.schedule, pruned.precision)
 
 
 def test_each_tensor_is_stored_once(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def build(
     runtime: Annotated[
         str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt.")
     ] = "onnxruntime",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="fp32, fp16 or mixed, with commas: what TensorRT's graphs compute in. Images, logits, norms, softmax and scores stay float32."
+        ),
+    ] = "fp32",
     classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
     bundle: Annotated[
         Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
@@ -91,7 +97,8 @@ def build(
         multiple_of=multiple_of,
         options={**(found.options if found else {}), **options},
         batch=batch,
-        runtimes=[part.strip() for part in runtime.split(",") if part.strip()],
+        runtimes=parse_list(runtime, str, "--runtime"),
+        precisions=parse_list(precision, str, "--precision"),
     )
     for remark in plan.remarks:
         say(f"note: {remark}")

@@ -1,0 +1,148 @@
+"""Is a graph the network that was asked for? Its logits against PyTorch's, on real images, through the file that was written.
+
+A float32 graph must give PyTorch's logits. A graph in half precision cannot: it is held against the float32 network within wider
+bounds, and how far it strays is recorded, together with how many of its tokens are others. ONNX Runtime on CPU judges both; most of a half
+precision graph's operators it computes in float32 between one rounding and the next, so a device rounds at least as often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_tprune.errors import HonestNo
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.runtime.engine import open_engine
+
+TOLERANCE = 1e-4  # absolute, on logits, in float32
+HALF_KL = 0.02  # nats, mean over the images, of a half precision graph from the float32 network
+HALF_AGREEMENT = 75.0  # per cent of images with the float32 network's top-1
+
+_RUNTIME = "onnxruntime"
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities over the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """KL(reference || other) in nats, of log probabilities, over the last axis."""
+    return np.asarray(np.maximum((np.exp(reference) * (reference - other)).sum(-1), 0.0))
+
+
+def _logits(file: Path, images: np.ndarray) -> np.ndarray:
+    with open_engine(file, _RUNTIME, threads=torch.get_num_threads()) as engine:
+        return np.stack([engine.run(batch) for batch in images])
+
+
+def exact(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    """A float32 graph's record.
+
+    Args:
+        file: the graph.
+        name: of its budget.
+        images: (batches, B, 3, H, W).
+        expected: PyTorch's logits for them (batches, B, classes).
+
+    Raises:
+        HonestNo: a logit off by more than the tolerance, or another top-1.
+    """
+    logits = _logits(file, images)
+    worst = float(np.abs(logits - expected).max())
+    same = bool((logits.argmax(-1) == expected.argmax(-1)).all())
+    count = images.shape[0] * images.shape[1]
+    if not worst <= TOLERANCE or not same:
+        raise HonestNo(
+            f"budget {name}: the exported graph is not the same network: worst logit difference {worst:.2e} "
+            f"(allowed {TOLERANCE:.0e}), top-1 {'same' if same else 'differs'} on {count} images. Nothing was written"
+        )
+    return {
+        "images": count,
+        "max_abs_logit_difference": worst,
+        "tolerance": TOLERANCE,
+        "top1_same": same,
+        "runtime": _RUNTIME,
+    }
+
+
+def rounded(
+    file: Path, name: str, images: np.ndarray, expected: np.ndarray, modules: tuple[PrunedViT, PrunedViT]
+) -> dict[str, Any]:
+    """A half precision graph's record. Arguments as for `exact`, and the (float32, half precision) modules.
+
+    Raises:
+        HonestNo: numbers that are not finite, a divergence or a share of other top-1 beyond what is allowed.
+    """
+    exact_module, half_module = modules
+    precision = half_module.precision.name
+    record = compare(_logits(file, images), expected)
+    allowed = {"kl_nats": HALF_KL, "top1_agreement_percent": HALF_AGREEMENT}
+    if record is None or record["kl_nats"] > HALF_KL or record["top1_agreement_percent"] < HALF_AGREEMENT:
+        found = (
+            "its logits are not finite"
+            if record is None
+            else f"KL {record['kl_nats']:.4f} nats (allowed {HALF_KL:g}), top-1 agrees on {record['top1_agreement_percent']:.0f} % "
+            f"of {record['images']} images (allowed {HALF_AGREEMENT:g} %)"
+        )
+        other = "--precision fp32" if precision == "mixed" else "--precision mixed or fp32"
+        raise HonestNo(f"budget {name}: in {precision} it is not the same network: {found}. Try {other}. Nothing was written")
+    return {
+        **record,
+        "allowed": allowed,
+        "selection": selection(exact_module, half_module, [torch.from_numpy(batch) for batch in images]),
+        "runtime": _RUNTIME,
+    }
+
+
+def compare(logits: np.ndarray, expected: np.ndarray) -> dict[str, Any] | None:
+    """How far logits (..., classes) are from the expected ones; None where they are not finite."""
+    if not np.isfinite(logits).all():
+        return None
+    kl = divergence(log_softmax(expected), log_softmax(logits))
+    return {
+        "images": int(kl.size),
+        "max_abs_logit_difference": float(np.abs(logits - expected).max()),
+        "top1_agreement_percent": float(100.0 * (logits.argmax(-1) == expected.argmax(-1)).mean()),
+        "kl_nats": float(kl.mean()),
+        "max_kl_nats": float(kl.max()),
+    }
+
+
+@torch.inference_mode()
+def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """How alike two modules with one schedule choose, at each block that removes tokens.
+
+    The share, in per cent over all batches `images` (B, 3, H, W), of the first module's tokens after that block, prefix tokens apart, that the other
+    has too: tokens that stand for the same original ones, each by more than a half. What an earlier block chose otherwise counts again later on.
+    """
+    first = one.shape.prefix_tokens
+    stages = [int(number) for number in one.reducers]
+    same = dict.fromkeys(stages, 0.0)
+    count = 0
+    for batch in images:
+        traces = one.trace(batch), other.trace(batch)
+        count += len(batch)
+        for number in stages:
+            members = [(trace[number - 1][:, first:] > 0.5).float() for trace in traces]
+            same[number] += float(_shared(*members).sum())
+    return [
+        {
+            "block": number,
+            "tokens": one.schedule[number - 1],
+            "same_percent": 100.0 * same[number] / (count * (one.schedule[number - 1] - first)),
+        }
+        for number in stages
+    ]
+
+
+def _shared(one: Tensor, other: Tensor) -> Tensor:
+    """Which rows of 0 and 1 (B, K, N) occur in the other (B, K, N) as well: (B, K)."""
+    common = one @ other.transpose(1, 2)
+    return ((common == one.sum(-1)[:, :, None]) & (common == other.sum(-1)[:, None])).any(2)

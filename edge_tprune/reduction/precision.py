@@ -1,0 +1,90 @@
+"""The number formats that a network can compute in. What each of them means is said here and nowhere else.
+
+|                                                                              | fp32    | fp16    | mixed   |
+|------------------------------------------------------------------------------|---------|---------|---------|
+| matrix products: patch embedding, qkv, QK^T, AV, projection, MLP, head       | float32 | float16 | float16 |
+| residual stream, and the tokens and embeddings it is made of                 | float32 | float16 | float32 |
+| LayerNorm and other norms, layer scale, softmax with the bias in its logits  | float32 | float32 | float32 |
+| everything that decides on tokens: evidence, scores, sizes, merging weights  | float32 | float32 | float32 |
+| an attention-pooling head, as a whole                                        | float32 | float32 | float32 |
+| images in, logits out                                                        | float32 | float32 | float32 |
+
+fp16 moves and adds half the bytes; mixed keeps what small updates would be lost from: a stream whose largest channels are hundreds of
+times the others. Where fp16 and mixed are equally near to fp32, fp16 is the one to take.
+
+A network in half precision is a copy with half weights whose layers each read in the type of their own weights; the forward pass
+(`edge_tprune.reduction.host`) brings their results back to the stream's. So a graph exported from it says in every node what it computes in,
+and a strongly typed TensorRT network has nothing left to choose.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from edge_tprune.errors import UserError, did_you_mean
+
+_PRODUCTS = (nn.Linear, nn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One column of the table above."""
+
+    name: str
+    products: torch.dtype
+    stream: torch.dtype
+
+
+PRECISIONS = {
+    p.name: p
+    for p in (
+        Precision("fp32", torch.float32, torch.float32),
+        Precision("fp16", torch.float16, torch.float16),
+        Precision("mixed", torch.float16, torch.float32),
+    )
+}
+DEFAULT = "fp32"
+
+
+def precision(name: str) -> Precision:
+    """The precision called `name`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in PRECISIONS:
+        raise UserError(f"no precision {name!r}.{did_you_mean(name, PRECISIONS)} Known: {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def in_precision(model: VisionTransformer, wanted: Precision) -> VisionTransformer:
+    """A copy of a float32 model in another precision; the model itself for fp32."""
+    if wanted.name == DEFAULT:
+        return model
+    model = copy.deepcopy(model)
+    for parameter in model.parameters(recurse=False):  # class token, position embeddings
+        parameter.data = parameter.data.to(wanted.stream)
+    pooling = set() if model.attn_pool is None else set(model.attn_pool.modules())
+    for module in model.modules():
+        if module is model or any(True for _ in module.children()):
+            continue
+        half = isinstance(module, _PRODUCTS) and module not in pooling
+        if half:
+            module.to(wanted.products)
+        if half or isinstance(module, nn.LayerNorm) or any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(_reads(wanted.products if half else torch.float32))
+    return model
+
+
+def _reads(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Any, ...]]:
+    def cast(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        return (inputs[0].to(dtype), *inputs[1:])
+
+    return cast
