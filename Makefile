@@ -91,8 +91,14 @@ bench: $(READY)  ## reductions against the slice oracle, one interleaved run
 train-reference: $(READY)  ## train the reference model's shipped weights again, from seeds
 	$(BIN)/python -m edge_tprune.models.train_reference $(ARGS)
 
-deploy board test-board:  ## onto a board (HOST=user@board): not built yet
-	@echo "make $@: not built yet; copy the bundle and the package to the board and run edge-tprune profile there" >&2; exit 2
+deploy: $(READY)  ## agent and bundle onto a board (HOST=user@board ARGS="--profile '' --collect profiles")
+	$(ET) deploy '$(BUNDLE)' '$(HOST)' $(ARGS)
+
+board: $(READY)  ## build the emulated board: Debian for arm64 under qemu, with SSH (needs root; cached in .board)
+	$(BIN)/python deploy/emulated-board/board.py build || [ $$? -eq 3 ]
+
+test-board: $(READY)  ## deploy to the emulated board over real SSH, from a clean state, and break it on the way
+	$(BIN)/python -m pytest -m board $(ARGS) || [ $$? -eq 5 ]
 
 clean:  ## remove what building and running left (not .venv)
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,64 @@
+"""Which boards: `user@host[:port]`, one or a file of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_tprune.errors import UserError
+
+_TARGET = re.compile(r"(?:(?P<user>[^@\s:]+)@)?(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^@\s:\[\]]+))(?::(?P<port>\d+))?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A board as a person names it. The host may be an alias of the user's SSH configuration."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (f"{self.user}@" if self.user else "") + host + (f":{self.port}" if self.port else "")
+
+
+def parse_target(text: str) -> Target:
+    """'jetson@orin:2222', 'orin', 'jetson@[fe80::1]:22'.
+
+    Raises:
+        UserError: anything else, and what the ssh command would take for an option.
+    """
+    match = _TARGET.fullmatch(text)
+    port = int(match["port"]) if match and match["port"] else None
+    if not match or text.startswith("-") or (match["host"] or "").startswith("-") or not (port is None or 0 < port < 65536):
+        raise UserError(f"{text!r} does not name a board: give user@host, user@host:port or a host of your SSH configuration")
+    return Target(match["v6"] or match["host"], match["user"], port)
+
+
+def read_hosts(file: Path) -> list[Target]:
+    """One board a line; empty lines and what follows a # are left out.
+
+    Raises:
+        UserError: the file cannot be read, a line names no board, one is named twice, or there is none.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--hosts {file}: cannot be read ({error})") from error
+    targets: list[Target] = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        try:
+            target = parse_target(text)
+        except UserError as error:
+            raise UserError(f"--hosts {file}, line {number}: {error}") from error
+        if target in targets:
+            raise UserError(f"--hosts {file}, line {number}: {target} is named twice")
+        targets.append(target)
+    if not targets:
+        raise UserError(f"--hosts {file} names no board: write one user@host a line")
+    return targets

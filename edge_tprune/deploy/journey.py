@@ -1,0 +1,259 @@
+"""From a bundle here to a checked agent, the bundle and profiles there and back: one board's journey."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from packaging.requirements import Requirement
+
+from edge_tprune.build.bundle import MANIFEST, Bundle
+from edge_tprune.deploy import remote, wheels
+from edge_tprune.deploy.collect import collect
+from edge_tprune.deploy.hosts import Target
+from edge_tprune.deploy.ssh import Board, hang_up
+from edge_tprune.errors import EdgeTPruneError, HonestNo, UserError
+from edge_tprune.files import sha256_file
+
+_AT_ONCE = 16  #: boards
+_INSTALLED_OVER_WHEEL = 6  #: how much larger an installed package is than its wheel, at most (unpacked, then compiled)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a deployment does."""
+
+    offline: bool = False  #: carry every wheel there, instead of letting the board ask its package index
+    extras: tuple[
+        str, ...
+    ] = ()  #: optional parts to install: "ort", "jetson", "cuda"; what the bundle cannot do without is added
+    profile: tuple[str, ...] | None = None  #: arguments of `profile` on the board; None: no profile is made
+    anyway: bool = False  #: profile although the doctor found a blocker
+    collect: Path | None = None  #: where the board's profiles are collected
+    ssh_config: Path | None = None
+
+
+@dataclass
+class Outcome:
+    """What became of one board."""
+
+    target: Target
+    steps: list[str] = field(default_factory=list)  #: what was done, in words
+    doctor: dict[str, Any] | None = None  #: the doctor's document
+    collected: list[Path] = field(default_factory=list)
+    error: EdgeTPruneError | None = None
+
+
+class Watcher(Protocol):
+    """Is told what happens, from the thread that works on the board."""
+
+    def step(self, text: str) -> None:
+        """Something begins."""
+
+    def advance(self, done: int, of: int) -> None:
+        """`done` of `of` bytes are copied."""
+
+    def live(self, text: str) -> None:
+        """What a program on the board writes while it runs, as it comes."""
+
+
+def deploy(bundle: Bundle, target: Target, options: Options, watcher: Watcher) -> Outcome:
+    """Brings one board up to date with `bundle` and this package, and does what `options` ask for beyond.
+
+    Repeating it is cheap and safe: what is there and right is left alone. Errors end the board's journey and are in the outcome.
+    """
+    outcome = Outcome(target)
+    try:
+        _journey(bundle, target, options, watcher, outcome)
+    except EdgeTPruneError as error:
+        outcome.error = error
+    return outcome
+
+
+def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher, outcome: Outcome) -> None:
+    watcher.step(f"logging in to {target}")
+    with Board(target, ssh_config=options.ssh_config) as board:
+        facts = board.call("check")
+        _check(target, facts)
+        outcome.steps.append("agent installed" if _install(board, facts, bundle, options, watcher) else "agent up to date")
+        name, copied = _copy_bundle(board, bundle, watcher)
+        outcome.steps.append(f"bundle {name}: {copied / 1e6:.1f} MB copied" if copied else f"bundle {name} up to date")
+        watcher.step("asking the doctor")
+        outcome.doctor = _doctor(board)
+        if options.profile is not None:
+            try:
+                _profile(board, name, outcome.doctor, options, watcher)
+                outcome.steps.append("profile made")
+            finally:
+                _collect(board, options, watcher, outcome)
+        else:
+            _collect(board, options, watcher, outcome)
+
+
+def _check(target: Target, facts: dict[str, Any]) -> None:
+    """Refuses a board that the agent cannot run on, before anything is changed there."""
+    if facts["system"] != "linux":
+        raise UserError(f"{target} runs {facts['system']}; the agent needs Linux")
+    if facts["root"]:
+        raise UserError(f"{target}: this would install as root. Log in as a user; nothing here needs root")
+    if not facts["venv"]:
+        version = ".".join(map(str, facts["python"][:2]))
+        raise UserError(f"{target} has Python without its module venv. Run there: sudo apt-get install python{version}-venv")
+    if not facts["writable"]:
+        raise UserError(f"{target}: {facts['home']} cannot be written by this user")
+
+
+def _install(board: Board, facts: dict[str, Any], bundle: Bundle, options: Options, watcher: Watcher) -> bool:
+    """Brings the agent on the board up to date. Returns whether anything had to be done."""
+    _, data = wheels.agent_wheel()
+    extras = sorted({*options.extras, *_needed_extras(facts, bundle)})
+    stamp = {
+        "agent": hashlib.sha256(data).hexdigest(),
+        "extras": extras,
+        "python": [facts["executable"], *facts["python"][:2]],
+    }
+    if facts["stamp"] == stamp:
+        return False
+    watcher.step("gathering wheels")
+    cache = wheels.cache_directory()
+    agent = wheels.write_wheel(cache)
+    kind = wheels.Kind((facts["python"][0], facts["python"][1]), facts["machine"], facts["glibc"])
+    (pip,) = [file for file in wheels.download(["pip"], kind, cache) if file.name.startswith("pip-")]
+    carried = [agent, pip]
+    if options.offline:
+        carried += wheels.download(_missing_requirements(facts["packages"], extras), kind, cache)
+    files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in dict.fromkeys(carried)}
+    size = sum(file.stat().st_size for file in carried)
+    watcher.step(f"copying the agent ({size / 1e6:.1f} MB)")
+    _copy(board, {sha256_file(file): file for file in carried}, watcher, extra_bytes=_INSTALLED_OVER_WHEEL * size)
+    watcher.step("installing the agent on the board")
+    board.call(
+        "install",
+        stamp=stamp,
+        wheels=files,
+        pip=pip.name,
+        agent=agent.name,
+        extras=f"[{','.join(extras)}]" if extras else "",
+        offline=options.offline,
+    )
+    return True
+
+
+def _needed_extras(facts: dict[str, Any], bundle: Bundle) -> set[str]:
+    """ONNX Runtime, where the board has neither it nor TensorRT with a graph for it in the bundle."""
+    runtimes = {artifact.runtime for budget in bundle.budgets for artifact in budget.artifacts}
+    has_ort = any(name.startswith("onnxruntime") for name in facts["packages"])
+    return set() if has_ort or (facts["tensorrt"] and "tensorrt" in runtimes) else {"ort"}
+
+
+def _missing_requirements(present: dict[str, str], extras: Sequence[str]) -> list[str]:
+    """What the agent requires and the board's system packages do not give, as pip takes it."""
+    missing = []
+    for text in wheels.requirements():
+        requirement = Requirement(text)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            continue
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        if name not in present or not requirement.specifier.contains(present[name], prereleases=True):
+            missing.append(f"{requirement.name}{requirement.specifier}")
+    return missing
+
+
+def _copy_bundle(board: Board, bundle: Bundle, watcher: Watcher) -> tuple[str, int]:
+    """Copies what the board lacks of the bundle, and puts it into place. Returns (its name there, bytes that were sent)."""
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", bundle.path.resolve().name).strip("-.")[:100] or "bundle"
+    manifest = bundle.path / MANIFEST
+    files = {path: {"sha256": entry["sha256"], "bytes": entry["bytes"]} for path, entry in bundle.files.items()}
+    files[MANIFEST] = {"sha256": sha256_file(manifest), "bytes": manifest.stat().st_size}
+    watcher.step(f"copying the bundle {name}")
+    sources = {entry["sha256"]: bundle.path / path for path, entry in files.items()}
+    copied = _copy(board, sources, watcher, reuse=name)
+    board.call("bundle", name=name, files=files)
+    return name, copied
+
+
+def _copy(board: Board, sources: dict[str, Path], watcher: Watcher, **request: Any) -> int:
+    """Sends the files (by SHA-256) that the board lacks, each from where an earlier attempt stopped. Returns the bytes sent."""
+    files = {digest: file.stat().st_size for digest, file in sources.items()}
+    plan = board.call("wanted", files=files, **request)
+    if not plan["offsets"]:
+        return 0
+
+    def payload(stream: IO[bytes]) -> None:
+        sent = 0
+        for digest, offset in plan["offsets"].items():
+            size = files[digest] - offset
+            stream.write(json.dumps({"sha256": digest, "offset": offset, "bytes": size}).encode() + b"\n")
+            with sources[digest].open("rb") as source:
+                source.seek(offset)
+                for block in remote.blocks(source, size):
+                    stream.write(block)
+                    sent += len(block)
+                    watcher.advance(sent, plan["bytes"])
+        stream.write(b"{}\n")
+
+    board.call("receive", payload, files=files)
+    return int(plan["bytes"])
+
+
+def _doctor(board: Board) -> dict[str, Any]:
+    """The doctor's document from the board."""
+    answer = board.call("run", arguments=["doctor", "--json"])
+    try:
+        document: dict[str, Any] = json.loads(answer["stdout"])
+    except ValueError as error:
+        raise HonestNo(f"{board.target}: the doctor on the board gave no answer (exit code {answer['code']})") from error
+    return document
+
+
+def _profile(board: Board, name: str, doctor: dict[str, Any], options: Options, watcher: Watcher) -> None:
+    """Runs `profile` on the board and passes on what it shows."""
+    blockers = [finding["text"] for finding in doctor["findings"] if finding["level"] == "blocker"]
+    if blockers and not options.anyway:
+        raise HonestNo(f"{board.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
+    watcher.step("profiling")
+    said: list[str] = []
+
+    def live(text: str) -> None:
+        said.append(text)
+        watcher.live(text)
+
+    arguments = ["profile", f"bundles/{name}", "--out", "profiles", *(options.profile or ())]
+    answer = board.call("run", on_stderr=live, arguments=arguments, alone=True, environment=_TERMINAL)
+    if answer["code"]:
+        lines = [
+            line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "".join(said))) if line.strip()
+        ]
+        reason = lines[-1].removeprefix("edge-tprune: ") if lines else f"exit code {answer['code']}"
+        raise (UserError if answer["code"] == 2 else HonestNo)(f"{board.target}: {reason}")
+
+
+#: Lets the progress bar on the board draw although it writes into a pipe.
+_TERMINAL = {"FORCE_COLOR": "1", "COLUMNS": "100"}
+
+
+def _collect(board: Board, options: Options, watcher: Watcher, outcome: Outcome) -> None:
+    if options.collect is None:
+        return
+    watcher.step("collecting profiles")
+    outcome.collected = collect(board, options.collect)
+    outcome.steps.append(f"{len(outcome.collected)} profiles collected" if outcome.collected else "no new profiles")
+
+
+def deploy_all(
+    bundle: Bundle, targets: Sequence[Target], options: Options, watch: Callable[[Target], Watcher]
+) -> list[Outcome]:
+    """`deploy` to several boards at the same time; outcomes in the order of `targets`. Ctrl-C ends all of them."""
+    with ThreadPoolExecutor(max_workers=min(len(targets), _AT_ONCE)) as pool:
+        try:
+            return list(pool.map(lambda target: deploy(bundle, target, options, watch(target)), targets))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            hang_up()
+            raise

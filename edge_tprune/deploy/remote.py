@@ -1,0 +1,511 @@
+"""The program that `deploy` runs on the board, before anything is installed there: one file, the standard library alone.
+
+It is sent through the SSH connection's stdin and executed from there. A request is one JSON line; files follow as frames (a JSON
+line, then that many bytes). Answers come after a line that no login script prints, as JSON lines and frames.
+
+Everything it writes lies in one directory that only the user can read (`~/.edge-tprune`):
+
+    incoming/<sha256>      what is being received; a cut-off transfer goes on where it stopped
+    bundles/<name>/        complete bundles only: files are checked against their SHA-256, then moved into place together
+    venv/                  the agent; its stamp is written last, and one without a stamp is made anew
+    profiles/
+
+Names, sizes and hashes in requests are checked as if a stranger had sent them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+Json = dict[str, Any]
+
+MARK = b"@edge-tprune-board 1\n"
+MARGIN_BYTES = 20_000_000  #: left free on the disk
+HEARTBEAT_S = 10  #: the host sends a byte this often while something runs here ...
+LOST_S = 120  #: ... and is taken for gone after this long without
+STOP_S = 60  #: how long a program has to end itself before it is killed
+CHUNK = 1 << 18
+STAMP = "edge-tprune.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Refused(Exception):
+    """The request cannot be met; the message is for the person at the host."""
+
+
+def main(stdin: IO[bytes], stdout: IO[bytes]) -> int:
+    """Reads one request, does it, answers. Returns the exit code: 0, or 1 after an answer with `error`."""
+    os.umask(0o077)
+    stdout.write(b"\n" + MARK)
+    stdout.flush()
+    try:
+        request = json.loads(stdin.readline())
+        home = (Path.home() / ".edge-tprune").resolve()
+        answer = COMMANDS[request["do"]](home, request, stdin, stdout)
+    except Refused as refusal:
+        answer = {"error": str(refusal)}
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left on the board's disk" if full else f"the board says: {error.strerror or error}"
+        answer = {"error": f"{what} ({error.filename or 'while writing'})"}
+    answer_line(stdout, answer)
+    return 1 if "error" in answer else 0
+
+
+def answer_line(stdout: IO[bytes], value: Json) -> None:
+    """One JSON line."""
+    stdout.write(json.dumps(value).encode() + b"\n")
+    stdout.flush()
+
+
+# --- what is here
+
+
+def check(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Facts about the board, and what is installed there already. Changes nothing."""
+    existing = next(path for path in (home, *home.parents) if path.is_dir())
+    return {
+        "python": list(sys.version_info[:3]),
+        "executable": sys.executable,
+        "machine": platform.machine(),
+        "system": sys.platform,
+        "glibc": _glibc(),
+        "venv": _importable("venv"),
+        "hostname": platform.node(),
+        "home": str(home),
+        "writable": os.access(existing, os.W_OK),
+        "free_bytes": shutil.disk_usage(existing).free,
+        "packages": _packages(),
+        "tensorrt": _importable("tensorrt"),
+        "cuda": _cuda(),
+        "stamp": read_stamp(home),
+        "root": os.geteuid() == 0,
+    }
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _packages() -> dict[str, str]:
+    """Name -> version of the distributions that a virtual environment with system packages will see."""
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        with contextlib.suppress(Exception):  # a broken one in the system is none of ours
+            found.setdefault(re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower(), distribution.version)
+    return found
+
+
+def _glibc() -> str | None:
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").split()[-1]
+    except (ValueError, OSError, IndexError):
+        return None
+
+
+def _cuda() -> str | None:
+    """The CUDA toolkit's version, as the toolkit itself says it."""
+    try:
+        return str(json.loads(Path("/usr/local/cuda/version.json").read_text())["cuda"]["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_stamp(home: Path) -> Any:
+    """What the venv holds, or None where there is none or it was not finished."""
+    try:
+        return json.loads((home / "venv" / STAMP).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+# --- receiving files
+
+
+def wanted(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Which of `files` ({sha256: bytes}) must be sent, and from which offset: {sha256: offset}.
+
+    What the bundle called `reuse` already holds is not sent again.
+    """
+    files = _checked_sizes(request["files"])
+    incoming = _directory(home, "incoming")
+    held = _contents(home / "bundles" / _name(request["reuse"]), files.values()) if "reuse" in request else {}
+    offsets: dict[str, int] = {}
+    for digest, size in files.items():
+        partial = incoming / digest
+        have = _size(partial)
+        if digest in held or (have == size and partial.exists() and sha256(partial) == digest):
+            continue
+        if have >= size:  # as long as it should be, but wrong
+            partial.unlink(missing_ok=True)
+            have = 0
+        offsets[digest] = have
+    missing = sum(files[digest] - offset for digest, offset in offsets.items())
+    need, free = missing + int(request.get("extra_bytes", 0)) + MARGIN_BYTES, shutil.disk_usage(incoming).free
+    if offsets and need > free:
+        raise Refused(
+            f"the board's disk is too full: {need / 1e6:.0f} MB are needed at {home} and {free / 1e6:.0f} MB are free. Free some space there"
+        )
+    return {"offsets": offsets, "bytes": missing}
+
+
+def receive(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Takes frames {"sha256", "offset", "bytes"} until one without; each file is checked as soon as it is whole."""
+    files = _checked_sizes(request["files"])
+    incoming = _directory(home, "incoming")
+    taken = 0
+    while True:
+        frame = json.loads(stdin.readline() or b"null")
+        if frame is None:
+            raise Refused("the connection ended before everything was sent")
+        if "sha256" not in frame:
+            return {"received": taken}
+        digest, offset, size = frame["sha256"], frame["offset"], frame["bytes"]
+        if digest not in files or offset < 0 or size < 0 or offset + size != files[digest]:
+            raise Refused("a file was sent that was not announced")
+        partial = incoming / digest
+        if _size(partial) != offset:
+            raise Refused("a transfer does not go on where it stopped. Repeat the command")
+        _append(partial, stdin, size)
+        if sha256(partial) != digest:
+            partial.unlink()
+            raise Refused("a file arrived damaged (its SHA-256 is another). Repeat the command")
+        taken += 1
+
+
+def _append(path: Path, stdin: IO[bytes], size: int) -> None:
+    """Appends `size` bytes of `stdin`; what came stays when the connection breaks, and goes when the disk is full."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        received = 0
+        for block in blocks(stdin, size):
+            received += len(block)
+            while block:
+                block = block[os.write(handle, block) :]
+        os.fsync(handle)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+    if received < size:
+        raise Refused("the connection ended in the middle of a file")
+
+
+def _checked_sizes(files: dict[str, int]) -> dict[str, int]:
+    for digest, size in files.items():
+        if not SHA256.fullmatch(digest) or not isinstance(size, int) or size < 0:
+            raise Refused("not a list of files")
+    return files
+
+
+def _contents(directory: Path, sizes: Iterable[int]) -> dict[str, Path]:
+    """sha256 -> path of the regular files below `directory` that have one of `sizes` (bytes)."""
+    sizes = set(sizes)
+    return {sha256(file): file for file in _regular_files(directory) if _size(file) in sizes}
+
+
+# --- bundles
+
+
+def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Puts `files` ({path: {"sha256", "bytes"}}) into place as bundles/<name>: all of them, or none."""
+    name, files = _name(request["name"]), request["files"]
+    bundles, incoming = _directory(home, "bundles"), home / "incoming"
+    target, fresh, old = bundles / name, bundles / f".{name}.new", bundles / f".{name}.old"
+    if old.is_dir() and not target.is_dir():  # a swap was cut off half-way
+        old.rename(target)
+    held = _contents(target, (entry["bytes"] for entry in files.values()))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    for path, entry in files.items():
+        source = held.get(entry["sha256"]) or _received(incoming, path, entry)
+        place = fresh.joinpath(*_inside(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, place)
+    os.sync()
+    if target.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    for entry in files.values():
+        (incoming / entry["sha256"]).unlink(missing_ok=True)
+    return {"path": str(target)}
+
+
+def _received(incoming: Path, name: str, entry: Json) -> Path:
+    """The file that was received for `entry`, checked.
+
+    Raises:
+        Refused: it is not there, or damaged.
+    """
+    if not SHA256.fullmatch(entry["sha256"]):
+        raise Refused("not a list of files")
+    file: Path = incoming / entry["sha256"]
+    if not file.is_file() or _size(file) != entry["bytes"] or sha256(file) != entry["sha256"]:
+        raise Refused(f"{name} did not arrive on the board. Repeat the command")
+    return file
+
+
+# --- the agent
+
+
+def install(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Makes the virtual environment and installs the carried wheels into it, unless its stamp says that this was done.
+
+    It sees the system's packages (JetPack's TensorRT) and has no pip of its own: the carried pip runs from its wheel.
+    """
+    with _alone(home, "install.lock", "something else is being installed on the board: repeat the command in a while"):
+        return _install(home, request)
+
+
+def _install(home: Path, request: Json) -> Json:
+    venv, wheels = home / "venv", home / "wheels"
+    if read_stamp(home) == request["stamp"]:
+        return {"installed": False}
+    shutil.rmtree(wheels, ignore_errors=True)
+    wheels.mkdir()
+    for name, entry in request["wheels"].items():
+        _received(home / "incoming", name, entry).rename(wheels / _name(name))
+    python = str(venv / "bin" / "python")
+    try:
+        shutil.rmtree(venv, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(venv)])
+        options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-warn-script-location"]
+        source = ["--no-index", "--find-links", str(wheels)] if request["offline"] else []
+        what = [str(wheels / _name(request["agent"])) + request["extras"]]
+        _run([python, str(wheels / _name(request["pip"]) / "pip"), "install", *options, *source, *what])
+        _run([python, "-c", "import edge_tprune.agent.profile"])
+        draft = venv / f"{STAMP}.tmp"
+        draft.write_text(json.dumps(request["stamp"]))
+        os.sync()
+        draft.rename(venv / STAMP)
+    except (Refused, OSError):
+        shutil.rmtree(venv, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(wheels, ignore_errors=True)
+    _link(Path.home() / ".local" / "bin" / "edge-tprune", venv / "bin" / "edge-tprune")
+    return {"installed": True}
+
+
+def _link(link: Path, program: Path) -> None:
+    """Puts the command on the user's path, unless something else of that name is there."""
+    with contextlib.suppress(OSError):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():  # a dangling one is ours, of an older place
+            link.unlink(missing_ok=True)
+            link.symlink_to(program)
+
+
+def _run(command: list[str]) -> None:
+    """Runs a program to its end.
+
+    Raises:
+        Refused: it failed; with the line of its output that says why.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False
+    )
+    if done.returncode == 0:
+        return
+    lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+    if any("No space left" in line for line in lines):
+        raise Refused("no space left on the board's disk while installing the agent")
+    errors = [line for line in lines if "error" in line.lower()] or lines or [f"exit code {done.returncode}"]
+    raise Refused(f"the agent could not be installed on the board: {errors[-1]}")
+
+
+# --- running the agent
+
+
+def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Runs the agent with `arguments`; ends it when the host is gone.
+
+    Its stderr goes to the host as it comes (lines {"stderr": text}), its stdout comes with the answer. With `alone`, it waits a
+    little for another such run to end, and refuses to start beside it: two would disturb each other.
+    """
+    program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
+    environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
+    busy = "something else is being measured on the board: wait for it, or end it there"
+    with _alone(home, "running.lock", busy) if request.get("alone") else contextlib.nullcontext():
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=home, env=environment)
+        out, gone = _supervise(child, stdin, stdout)
+    if gone:
+        raise Refused("the connection was lost, so what ran on the board was ended")
+    return {"code": child.returncode, "stdout": out.decode(errors="replace")}
+
+
+def _supervise(child: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[bytes]) -> tuple[bytes, bool]:
+    """Passes on what the child writes until it ends. Returns (its stdout, whether the host went away)."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    out, err, host = child.stdout.fileno(), child.stderr.fileno(), stdin.fileno()
+    collected: list[bytes] = []
+    watched, heard, stop_at = {out, err, host}, time.monotonic(), None
+    while watched & {out, err}:
+        ready, _, _ = select.select(list(watched), [], [], HEARTBEAT_S)
+        if not ready and child.poll() is not None:
+            break  # a descendant keeps its pipes open
+        gone = time.monotonic() - heard > LOST_S
+        for handle in ready:
+            block = os.read(handle, CHUNK)
+            if not block:
+                watched.discard(handle)
+                gone = gone or handle == host
+            elif handle == host:
+                heard = time.monotonic()
+            elif handle == out:
+                collected.append(block)
+            elif stop_at is None:
+                try:
+                    answer_line(stdout, {"stderr": block.decode(errors="replace")})
+                except OSError:
+                    gone = True
+        if gone and stop_at is None:
+            child.terminate()
+            stop_at = time.monotonic() + STOP_S
+        if stop_at is not None and time.monotonic() > stop_at:
+            child.kill()
+    child.wait()
+    return b"".join(collected), stop_at is not None
+
+
+@contextlib.contextmanager
+def _alone(home: Path, lock: str, busy: str) -> Iterator[None]:
+    """Holds a lock. Waits for its holder as long as one whose connection just broke may take to end, then refuses."""
+    handle = os.open(home / lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + 2 * STOP_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise Refused(busy) from None
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(handle)
+
+
+# --- sending files back
+
+
+def listing(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Every regular file below `directory`: {path: bytes}; links and special files are left out."""
+    base = home.joinpath(*_inside(request["directory"]))
+    return {"files": {str(file.relative_to(base)): _size(file) for file in _regular_files(base)}}
+
+
+def send(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
+    """Sends `paths` ({path: bytes}) below `directory` as frames {"path", "bytes", "sha256"}, each followed by its bytes.
+
+    A file that still grows is sent as long as it was when it was listed.
+    """
+    base = home.joinpath(*_inside(request["directory"]))
+    for path, size in request["paths"].items():
+        file = base.joinpath(*_inside(path))
+        answer_line(stdout, {"path": path, "bytes": size, "sha256": sha256(file, size)})
+        with file.open("rb") as stream:
+            for block in blocks(stream, size):
+                stdout.write(block)
+    return {"sent": len(request["paths"])}
+
+
+# --- names and files
+
+
+def _inside(path: str) -> list[str]:
+    """The parts of a relative path that stays where it is put.
+
+    Raises:
+        Refused: it would not.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        raise Refused(f"not a path inside a directory: {path!r}")
+    return parts
+
+
+def _name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise Refused(f"not a usable name: {name!r}")
+    return name
+
+
+def _directory(home: Path, name: str) -> Path:
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
+    (home / name).mkdir(exist_ok=True)
+    return home / name
+
+
+def _regular_files(directory: Path) -> list[Path]:
+    return [file for file in sorted(directory.rglob("*")) if file.is_file() and not file.is_symlink()]
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    return file.lstat().st_size if file.is_file() and not file.is_symlink() else 0
+
+
+def sha256(file: Path, size: int | None = None) -> str:
+    """SHA-256 of a file's bytes, or of its first `size`, hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in blocks(stream, size):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def blocks(stream: IO[bytes], size: int | None) -> Iterator[bytes]:
+    """The next `size` bytes of a stream, or all that it has, in pieces; fewer where it ends."""
+    while size is None or size > 0:
+        block = stream.read(CHUNK if size is None else min(size, CHUNK))
+        if not block:
+            return
+        size = None if size is None else size - len(block)
+        yield block
+
+
+COMMANDS: dict[str, Callable[[Path, Json, IO[bytes], IO[bytes]], Json]] = {
+    "check": check,
+    "wanted": wanted,
+    "receive": receive,
+    "bundle": bundle,
+    "install": install,
+    "run": run,
+    "list": listing,
+    "send": send,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.stdin.buffer, sys.stdout.buffer))

@@ -1,0 +1,264 @@
+"""One board over the system's OpenSSH: a shared connection, and requests to the program in `remote.py`.
+
+The user's configuration, keys and agent decide how to log in. Nothing here asks for a password (BatchMode), and a host key that
+OpenSSH does not know or that has changed is an error. Commands are lists of arguments; the one string that OpenSSH wants for the
+board's shell is quoted word by word.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from edge_tprune.deploy import remote
+from edge_tprune.deploy.hosts import Target
+from edge_tprune.errors import HonestNo, UserError
+
+_OPTIONS = ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8", "ClearAllForwardings=yes")
+_IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
+_NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on a board
+
+#: Runs on whatever Python is there, old ones too, and says which ones are new enough.
+_PROBE = f"""
+import json, sys, subprocess
+found = []
+for name in ["python3"] + ["python3.%d" % minor for minor in range({_NEWEST}, {_OLDEST - 1}, -1)]:
+    try:
+        out = subprocess.check_output([name, "-c", "import sys; print(sys.executable, sys.version_info[0], sys.version_info[1])"])
+        path, major, minor = out.decode().rsplit(None, 2)
+        found.append([path, int(major), int(minor)])
+    except Exception:
+        pass
+print("@pythons " + json.dumps(found))
+"""
+
+
+_talking: set[subprocess.Popen[bytes]] = set()
+
+
+def hang_up() -> None:
+    """Ends every request that is under way, in whichever thread."""
+    for process in list(_talking):
+        process.kill()
+
+
+class ConnectionLost(HonestNo):
+    """The connection broke. What arrived on the board stays there; repeating the command goes on from it."""
+
+
+class Board:
+    """A connected board. A context manager: leaving it closes the connection.
+
+    Args:
+        target: which board.
+        ssh_config: instead of the user's own SSH configuration.
+    """
+
+    def __init__(self, target: Target, *, ssh_config: Path | None = None) -> None:
+        self.target = target
+        self._directory = Path(tempfile.mkdtemp(prefix="etp-"))  # short: a socket's path has 108 bytes at most
+        self._ssh = ["ssh", *(word for option in _OPTIONS for word in ("-o", option)), "-S", str(self._directory / "s")]
+        if ssh_config is not None:
+            self._ssh += ["-F", str(ssh_config)]
+        if target.port is not None:
+            self._ssh += ["-p", str(target.port)]
+        if target.user is not None:
+            self._ssh += ["-l", target.user]
+        self._python = "python3"
+
+    def __enter__(self) -> Board:
+        try:
+            self._connect()
+            self._python = self._find_python()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection. A second call does nothing."""
+        if self._directory.exists():
+            with suppress(OSError):
+                subprocess.run([*self._ssh, "-O", "exit", self.target.host], capture_output=True, check=False)
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _connect(self) -> None:
+        """Logs in once; everything after goes through this connection."""
+        master = ["-M", "-N", "-f", "-o", f"ControlPersist={_IDLE_S}", self.target.host]
+        log = self._directory / "log"
+        with log.open("wb") as stderr:  # a file: the connection's process keeps it open
+            try:
+                done = subprocess.run(
+                    [*self._ssh, *master], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, check=False
+                )
+            except FileNotFoundError as error:
+                raise UserError(
+                    "this needs OpenSSH's ssh, which is not installed. Run: sudo apt-get install openssh-client"
+                ) from error
+        if done.returncode:
+            raise _login_error(self.target, log.read_text(errors="replace"))
+
+    def _find_python(self) -> str:
+        """The path of a Python on the board that is new enough: the system's own where possible, because JetPack's packages are there."""
+        done = subprocess.run(
+            [*self._ssh, self.target.host, shlex.join(["python3", "-c", _PROBE])],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = [line.removeprefix("@pythons ") for line in done.stdout.splitlines() if line.startswith("@pythons ")]
+        if done.returncode == 255:
+            raise self._lost(done.stderr)
+        if not found:
+            raise UserError(f"{self.target} has no python3. Run there: sudo apt-get install python3 python3-venv")
+        pythons = [(path, minor) for path, major, minor in json.loads(found[-1]) if major == 3]
+        for path, minor in pythons:
+            if minor >= _OLDEST:
+                return str(path)
+        newest = max((minor for _, minor in pythons), default=0)
+        raise UserError(
+            f"{self.target} has Python 3.{newest}, and the agent needs 3.{_OLDEST} or newer (JetPack 5 has 3.8). "
+            "Run deploy/install.sh there, which says how to get one"
+        )
+
+    def call(
+        self,
+        do: str,
+        payload: Callable[[IO[bytes]], None] | None = None,
+        on_stderr: Callable[[str], None] | None = None,
+        on_frame: Callable[[dict[str, Any], IO[bytes]], None] | None = None,
+        **request: Any,
+    ) -> dict[str, Any]:
+        """Does one request on the board (see `remote.py`) and returns its answer.
+
+        Args:
+            do: which.
+            payload: writes what follows the request, frame by frame.
+            on_stderr: told what a program on the board writes while it runs.
+            on_frame: told each frame that comes back, with the stream that its bytes must be read from.
+            request: the rest of the request.
+
+        Raises:
+            UserError: the board refuses, with its reason.
+            ConnectionLost: the connection broke.
+        """
+        source = Path(remote.__file__).read_bytes()
+        code = f"import sys; exec(compile(sys.stdin.buffer.read({len(source)}), 'remote.py', 'exec'))"
+        command = [*self._ssh, self.target.host, shlex.join([self._python, "-c", code])]
+        with (self._directory / "log").open("w+b") as stderr:
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as process:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                _talking.add(process)
+                try:
+                    with suppress(BrokenPipeError):  # its reason for hanging up follows
+                        process.stdin.write(source + json.dumps({"do": do, **request}).encode() + b"\n")
+                        process.stdin.flush()
+                        if payload is not None:
+                            payload(process.stdin)
+                            process.stdin.flush()
+                    with _heartbeat(process.stdin):
+                        answer = _read_answer(process.stdout, on_stderr, on_frame)
+                    with suppress(BrokenPipeError):
+                        process.stdin.close()
+                except BaseException:
+                    process.kill()
+                    raise
+                finally:
+                    _talking.discard(process)
+            stderr.seek(0)
+            said = stderr.read().decode(errors="replace")
+        if answer is None:
+            if process.returncode == 255:
+                raise self._lost(said)
+            raise HonestNo(f"{self.target}: the program on the board ended unexpectedly: {_last_line(said)}")
+        if "error" in answer:
+            raise UserError(f"{self.target}: {answer['error']}")
+        return answer
+
+    def _lost(self, said: str) -> ConnectionLost:
+        return ConnectionLost(
+            f"{self.target}: the connection was lost ({_last_line(said)}). What arrived stays there: repeat the command to go on"
+        )
+
+
+def _read_answer(
+    stream: IO[bytes],
+    on_stderr: Callable[[str], None] | None,
+    on_frame: Callable[[dict[str, Any], IO[bytes]], None] | None,
+) -> dict[str, Any] | None:
+    """The last line of an answer; None where the stream ended before it. What a login script prints comes before the mark."""
+    for line in stream:
+        if line == remote.MARK:
+            break
+    for line in stream:
+        try:
+            value: dict[str, Any] = json.loads(line)
+        except ValueError:
+            return None  # cut off in the middle
+        if "stderr" in value:
+            if on_stderr is not None:
+                on_stderr(value["stderr"])
+        elif on_frame is not None and "path" in value:
+            on_frame(value, stream)
+        else:
+            return value
+    return None
+
+
+@contextmanager
+def _heartbeat(stdin: IO[bytes]) -> Iterator[None]:
+    """Tells the board, again and again, that somebody is still here."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(remote.HEARTBEAT_S):
+            try:
+                stdin.write(b"\n")
+                stdin.flush()
+            except OSError:
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _login_error(target: Target, said: str) -> UserError:
+    """Why logging in failed, with what to do."""
+    remedies = {
+        "IDENTIFICATION HAS CHANGED": "its host key is not the one that was seen before. If the board was flashed anew, forget the old key: "
+        f"ssh-keygen -R {target.host}",
+        "Host key verification failed": f"its host key is not known yet. Log in once and compare it: ssh {target}",
+        "Permission denied": f"it does not accept your key. Put it there: ssh-copy-id {target}",
+        "Could not resolve hostname": "no such host. Is the name right?",
+        "Connection refused": "nothing listens there. Is the board up, and sshd running? Is the port right?",
+        "timed out": "no answer. Is the board on, and on this network?",
+        "No route to host": "it cannot be reached from here. Is the board on, and on this network?",
+    }
+    for sign, remedy in remedies.items():
+        if sign in said:
+            return UserError(f"cannot log in to {target}: {remedy}")
+    return UserError(f"cannot log in to {target}: {_last_line(said)}")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"
