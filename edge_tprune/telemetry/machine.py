@@ -13,8 +13,10 @@ from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.boards import Board, identify
 from edge_tprune.telemetry.gpu import emc_mhz, gpu_devfreq, gpu_source
 from edge_tprune.telemetry.host import HostSource, meminfo
+from edge_tprune.telemetry.jtop import jtop_source, service_socket
 from edge_tprune.telemetry.rails import Rail, find_rails, rails_source
 from edge_tprune.telemetry.source import Clock, NoReading, Source
+from edge_tprune.telemetry.tegrastats import tegrastats_source
 from edge_tprune.telemetry.thermal import (
     alarm_files,
     cooling_devices,
@@ -28,24 +30,33 @@ from edge_tprune.telemetry.thermal import (
 __all__ = ["Board", "identify", "open_sources", "state"]
 
 _NVPMODEL_TIMEOUT_S = 5
-_JTOP_SOCKETS = ("run/jtop.sock", "var/run/jtop.sock")
 
 
 def open_sources(root: Path = Path("/"), *, clock_ns: Clock = time.perf_counter_ns, pid: int | None = None) -> list[Source]:
     """Every source found on this machine, the most trusted first: of two that give the same metric, take the first.
+
+    Files come first: they are nearest to the sensors and cost least. tegrastats and jtop are programs that read the same files
+    less often, and start when the files tell of no rail. What asks the running system (they, NVML) is left out under another root.
 
     Args:
         root: the directory that holds the system's `proc`, `sys` and `etc`.
         clock_ns: the monotonic clock that stamps the readings.
         pid: the process whose memory and CPU share are the measurement's own; by default this one.
     """
+    board = identify(root)
     sources: list[Source] = [
-        rails_source(root, identify(root), clock_ns),
+        rails_source(root, board, clock_ns),
         gpu_source(root, clock_ns),
         thermal_source(root, clock_ns),
         events_source(root, clock_ns),
         HostSource(root, clock_ns, pid),
     ]
+    if root == Path("/") and not sources[0].metrics:
+        for program in (tegrastats_source(board, clock_ns=clock_ns), jtop_source(board, clock_ns=clock_ns)):
+            if program is not None:
+                sources.append(program)
+                if program.metrics:
+                    break
     return [source for source in sources if source.metrics]
 
 
@@ -90,7 +101,7 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
         "temperatures_c": {f"{name} ({directory.name})": _celsius(directory / "temp") for name, directory in zones(root)},
         "rails": {rail.label: _rail_state(rail) for rail in rails},
         "memory_available_bytes": memory.get("MemAvailable"),
-        "jtop": {"socket": next((f"/{path}" for path in _JTOP_SOCKETS if (root / path).exists()), None)},
+        "jtop": {"socket": service_socket(root)},
     }
 
 

@@ -12,8 +12,8 @@ from edge_tprune.telemetry.metric import Metric
 from edge_tprune.telemetry.rails import Rail, find_rails
 from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
-_OFFLINE_MILLI_C = -256000
-_PLAUSIBLE_C = (-100.0, 200.0)
+OFFLINE_C = -256.0  #: what a zone says whose sensor is off
+PLAUSIBLE_C = (-100.0, 200.0)
 SLOWED = Metric(
     "throttling_devices_count",
     "count",
@@ -122,9 +122,9 @@ def read_celsius(file: Path | str) -> float:
         NoReading: its power is off (EAGAIN), it is offline (-256 C), or the file is not what it should be.
     """
     milli = sysfs.read_number(file)
-    if milli <= _OFFLINE_MILLI_C:
+    if milli / 1000 <= OFFLINE_C:
         raise NoReading("offline")
-    if not _PLAUSIBLE_C[0] <= milli / 1000 <= _PLAUSIBLE_C[1]:
+    if not PLAUSIBLE_C[0] <= milli / 1000 <= PLAUSIBLE_C[1]:
         raise NoReading(f"rubbish: {milli / 1000:g} C")
     return milli / 1000
 
