@@ -14,7 +14,10 @@ from edge_tprune.telemetry.boards import Board, identify
 from edge_tprune.telemetry.gpu import emc_mhz, gpu_devfreq, gpu_source
 from edge_tprune.telemetry.host import HostSource, meminfo
 from edge_tprune.telemetry.jtop import jtop_source, service_socket
+from edge_tprune.telemetry.last_resort import psutil_source
+from edge_tprune.telemetry.nvml import nvml_sources
 from edge_tprune.telemetry.rails import Rail, find_rails, rails_source
+from edge_tprune.telemetry.rapl import rapl_source
 from edge_tprune.telemetry.source import Clock, NoReading, Source
 from edge_tprune.telemetry.tegrastats import tegrastats_source
 from edge_tprune.telemetry.thermal import (
@@ -36,7 +39,8 @@ def open_sources(root: Path = Path("/"), *, clock_ns: Clock = time.perf_counter_
     """Every source found on this machine, the most trusted first: of two that give the same metric, take the first.
 
     Files come first: they are nearest to the sensors and cost least. tegrastats and jtop are programs that read the same files
-    less often, and start when the files tell of no rail. What asks the running system (they, NVML) is left out under another root.
+    less often, and start only where files tell of no rail. What asks the running system and not files (they, NVML, psutil) is left
+    out under another root.
 
     Args:
         root: the directory that holds the system's `proc`, `sys` and `etc`.
@@ -44,20 +48,32 @@ def open_sources(root: Path = Path("/"), *, clock_ns: Clock = time.perf_counter_
         pid: the process whose memory and CPU share are the measurement's own; by default this one.
     """
     board = identify(root)
-    sources: list[Source] = [
-        rails_source(root, board, clock_ns),
+    running = root == Path("/")
+    rails = rails_source(root, board, clock_ns)
+    sources: list[Source | None] = [
+        rails,
         gpu_source(root, clock_ns),
         thermal_source(root, clock_ns),
         events_source(root, clock_ns),
         HostSource(root, clock_ns, pid),
     ]
-    if root == Path("/") and not sources[0].metrics:
-        for program in (tegrastats_source(board, clock_ns=clock_ns), jtop_source(board, clock_ns=clock_ns)):
-            if program is not None:
-                sources.append(program)
-                if program.metrics:
-                    break
-    return [source for source in sources if source.metrics]
+    if running and not rails.metrics:
+        sources.append(_program(board, clock_ns))
+    if running:
+        sources += nvml_sources(clock_ns)
+    sources.append(rapl_source(root, clock_ns))
+    if running and not Path("/proc/meminfo").exists():
+        sources.append(psutil_source(clock_ns))
+    return [source for source in sources if source is not None and source.metrics]
+
+
+def _program(board: Board, clock_ns: Clock) -> Source | None:
+    """The first program that reports something."""
+    for open_program in (tegrastats_source, jtop_source):
+        source = open_program(board, clock_ns=clock_ns)
+        if source is not None and source.metrics:
+            return source
+    return None
 
 
 def state(root: Path = Path("/")) -> dict[str, Any]:

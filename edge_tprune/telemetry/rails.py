@@ -69,8 +69,8 @@ class Rail:
 
 def power_metric(label: str, chip: str, interval_s: float | None, step_mw: float | None) -> Metric:
     """The metric of a rail's power: `vdd_in_power_mw` for VDD_IN."""
-    name = f"{re.sub(r'[^a-z0-9]+', '_', label.lower()).strip('_')}_power_mw"
-    return Metric(name, "mW", "lower", "mean", f"power of the rail {label} ({chip})", interval_s, step_mw)
+    name = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "unnamed"
+    return Metric(f"{name}_power_mw", "mW", "lower", "mean", f"power of the rail {label} ({chip})", interval_s, step_mw)
 
 
 def find_rails(root: Path = Path("/")) -> tuple[Rail, ...]:

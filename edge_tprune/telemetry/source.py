@@ -60,6 +60,26 @@ class Sensor(Protocol):
         """Adds its metrics to one of the two. May raise: then those it has not added yet become gaps."""
 
 
+class CallSensor:
+    """A sensor that is one call, which gives its one value or raises."""
+
+    def __init__(self, metric: Metric, call: Callable[[], float]) -> None:
+        self.metrics: tuple[Metric, ...] = (metric,)
+        self._call = call
+
+    def answers(self) -> bool:
+        """Whether the call works on this machine: found out by calling."""
+        try:
+            self._call()
+        except Exception:
+            return False
+        return True
+
+    def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+        """Adds the value."""
+        values[self.metrics[0].name] = float(self._call())
+
+
 class SensorSource:
     """A source made of sensors; here, in one place, every failure of a sensor becomes a gap."""
 
