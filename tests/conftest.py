@@ -32,3 +32,16 @@ def _one_thread_per_worker() -> None:
 
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def no_gpu() -> None:
+    """For tests of what is said where there is no GPU."""
+    from edge_tprune.errors import EdgeTPruneError
+    from edge_tprune.runtime.cuda import open_cuda
+
+    try:
+        open_cuda()
+    except EdgeTPruneError:
+        return
+    pytest.skip("this machine has a GPU")

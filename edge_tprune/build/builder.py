@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from filelock import FileLock, Timeout
 
 import edge_tprune
 from edge_tprune.build import bundle as bundle_format
 from edge_tprune.build import parity
-from edge_tprune.build.bundle import Bundle, artifact_key
+from edge_tprune.build.bundle import Bundle, artifact_key, locked
 from edge_tprune.build.export import FORMS, INPUT, OUTPUT, Form, SharedWeights, export, save
 from edge_tprune.errors import HonestNo, UserError, did_you_mean
 from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, sync_directory, write_json
@@ -42,7 +41,6 @@ ROUNDING, MORE = (1e-6, 2), (1e-5, 6)  # noise on normalised pixels, and how man
 FLIP = 5.0  # times the median change of logits: more than that is another choice of tokens
 USELESS = 1000
 GOLDEN_BATCHES = 2
-LOCK_SECONDS = 10
 
 Progress = Callable[[str, int, int], None]
 
@@ -184,7 +182,7 @@ def build(loaded: LoadedModel, plan: Plan, out: Path, *, force: bool = False, pr
         raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
+        with locked(out):
             _restore(out)
             if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
                 return Built(existing, True, plan.remarks)
@@ -263,21 +261,6 @@ def _restore(out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    lock = FileLock(out.parent / f".{out.name}.lock", timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"cannot lock {out} for writing: another build is at work on it, or {out.parent} cannot be written"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _module(loaded: LoadedModel, plan: Plan, schedule: Schedule, name: str = DEFAULT) -> PrunedViT:
     return PrunedViT(loaded.model, registry.method(plan.method), schedule.tokens, plan.options, precision(name))
 
@@ -302,21 +285,24 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
                 expected = np.stack([pruned(batch).numpy() for batch in images])
             golden[f"logits/{name}"] = expected[:GOLDEN_BATCHES]
             artifacts, records = [], {}
+            proven: dict[Path, dict[str, Any]] = {}
             for runtime, form, number_format in plan.graphs:
                 progress(f"budget {name}", step, steps)
                 step += 1
-                module = pruned if number_format == DEFAULT else _module(loaded, plan, schedule, number_format)
-                model = export(module, form, plan.batch, image_shape)
-                weights.externalise(model)
-                stream.flush()
                 suffix = "" if number_format == DEFAULT else f".{number_format}"
                 file = folder / "onnx" / f"{name}.{form.name}{suffix}.onnx"
-                save(model, file)
-                if module is pruned:
-                    record = parity.exact(file, name, images.numpy(), expected)
-                else:
-                    record = parity.rounded(file, name, images.numpy(), expected, (pruned, module))
-                records[artifact_key(runtime, number_format)] = {**record, "images_left_out_for_near_ties": near_ties}
+                module = pruned if number_format == DEFAULT else _module(loaded, plan, schedule, number_format)
+                if not file.exists():  # runtimes that read the same form share the graph, and the proof that it is right
+                    model = export(module, form, plan.batch, image_shape)
+                    weights.externalise(model)
+                    stream.flush()
+                    save(model, file)
+                    if module is pruned:
+                        record = parity.exact(file, name, images.numpy(), expected)
+                    else:
+                        record = parity.rounded(file, name, images.numpy(), expected, (pruned, module))
+                    proven[file] = {**record, "images_left_out_for_near_ties": near_ties}
+                records[artifact_key(runtime, number_format)] = proven[file]
                 relative = file.relative_to(folder).as_posix()
                 artifacts.append(
                     {"runtime": runtime, "precision": number_format, "form": form.name, "file": relative, **_described(file)}

@@ -4,6 +4,7 @@
       manifest.json        everything below, described and hashed (schema: manifest.schema.json beside this file)
       onnx/weights.bin     the external data of every graph; graphs in fp16 and mixed share one half precision set in it
       onnx/<budget>.<form>[.<precision>].onnx
+      plans/*.plan         TensorRT-RTX engines built ahead of time, each with a .json that says how
       golden.npz           input (G, B, 3, H, W) and, per budget, logits/<name> (G, B, classes), float32
       eval-<hash>.npz      per-image results, once `eval` ran
 
@@ -12,12 +13,15 @@ Read and verified here without torch or onnx. A bundle refers to its files by re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError, did_you_mean
@@ -43,10 +47,16 @@ class Artifact:
 
     runtime: str  #: which runtime it is for: "onnxruntime", "tensorrt", ...
     precision: str  #: "fp32", "fp16", "mixed"
-    form: str  #: how attention is written: "attention-op" or "explicit"
+    form: str  #: how attention is written in a graph: "attention-op" or "explicit"; "plan" for an engine built ahead of time
     file: str  #: path relative to the bundle, with forward slashes
     sha256: str
     bytes: int
+    target: str | None = None  #: of a plan: the GPU it is for, "sm86"
+    version: str | None = None  #: of a plan: the library's that built it and can run it
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it: what does not apply is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def key(self) -> str:
@@ -73,19 +83,28 @@ class Budget:
     artifacts: tuple[Artifact, ...]
 
     def artifact(self, runtime: str, precision: str | None = None) -> Artifact:
-        """The file that `runtime` runs, in `precision`, or in the one that the bundle was built for first.
+        """The graph that `runtime` runs or builds its engine from, in `precision`, or in the one that the bundle was built for first.
 
         Raises:
             UserError: there is none; naming what is there.
         """
-        for artifact in self.artifacts:
-            if artifact.runtime == runtime and precision in (None, artifact.precision):
+        for artifact in self.graphs(runtime):
+            if precision in (None, artifact.precision):
                 return artifact
-        has = ", ".join(f"{a.runtime} in {a.precision}" for a in self.artifacts)
+        has = ", ".join(dict.fromkeys(f"{a.runtime} in {a.precision}" for a in self.artifacts))
         wanted, way = f"runtime {runtime!r}", f"--runtime {runtime}"
         if precision is not None:
             wanted, way = f"{wanted} in {precision}", f"{way} --precision {precision}"
         raise UserError(f"budget {self.name} has no file for {wanted} (it has: {has}): build with {way}")
+
+    def graphs(self, runtime: str) -> list[Artifact]:
+        """All graphs for `runtime`; none where it was not built for."""
+        return [artifact for artifact in self.artifacts if artifact.runtime == runtime and artifact.form != "plan"]
+
+    def plan(self, precision: str, target: str, version: str) -> Artifact | None:
+        """The engine that was built ahead of time for exactly this GPU and version of the library."""
+        wanted = ("plan", precision, target, version)
+        return next((a for a in self.artifacts if (a.form, a.precision, a.target, a.version) == wanted), None)
 
 
 class Bundle:
@@ -183,7 +202,34 @@ class Bundle:
         with np.load(self.path / "golden.npz", allow_pickle=False) as data:
             return data["input"], {b.name: data[f"logits/{b.name}"] for b in self.budgets}
 
+    def reload(self) -> None:
+        """Makes `budgets` say again what the manifest does, after it was changed."""
+        self.__dict__.pop("budgets", None)
+
     def save_manifest(self) -> None:
         """Writes the manifest back, atomically, after checking it against the schema."""
         KIND.check(self.manifest, self.path)
         write_json(self.path / MANIFEST, self.manifest)
+
+
+LOCK_SECONDS = 10
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps two builds from writing the bundle at `path` at the same time.
+
+    Raises:
+        UserError: another build is at work on it.
+    """
+    lock = FileLock(path.parent / f".{path.name}.lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"cannot lock {path} for writing: another build is at work on it, or {path.parent} cannot be written"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

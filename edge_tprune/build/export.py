@@ -72,9 +72,11 @@ class Form:
     precisions: tuple[str, ...]  #: that are worth writing in it
 
 
+_EXPLICIT = Form("explicit", 18, explicit_attention, tuple(PRECISIONS))
 FORMS = {
     "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT,)),
-    "tensorrt": Form("explicit", 18, explicit_attention, tuple(PRECISIONS)),
+    "tensorrt": _EXPLICIT,
+    "tensorrt-rtx": _EXPLICIT,
 }
 """By runtime. ONNX Runtime gains from the operator; TensorRT reads it only from 10.14 and fuses the explicit pattern before that. ONNX Runtime
 computes half precision on a CPU by casting to float32 and back: nothing to gain."""

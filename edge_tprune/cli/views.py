@@ -212,3 +212,34 @@ def search_table(document: dict[str, Any]) -> Table:
             name, schedule_text(tuple(entry["tokens"])), _interval(entry[score], 4), _interval(entry[f"default_{score}"], 4)
         )
     return result
+
+
+def engines_table(engines: list[tuple[str, dict[str, Any]]]) -> Table:
+    """(budget, how its plan was built: `edge_tprune.build.plans`) as a table."""
+    result = table("engines")
+    for heading in ("budget", "for", "precision"):
+        result.add_column(heading)
+    for heading in ("plan MB", "built in s", "layers", "FP16 layers", "fused attention"):
+        result.add_column(heading, justify="right")
+    for budget, record in engines:
+        became, attention = record["engine"], record["network"]["attention"]
+        if became is None:  # the GPU it is for is elsewhere: what the parsed network allows
+            layers, fp16 = f"{record['network']['layers']} parsed", "–"
+            fused = f"up to {sum(kind != 'map is used' for kind in attention)} of {len(attention)}"
+        else:
+            share = became["fp16_layers_percent"]
+            layers, fp16 = str(became["layers"]), "–" if share is None else f"{share:.0f} %"
+            fused = f"{became['fused_attention']} of {len(attention)}"
+        row = (budget, record["target"] or record["key"]["device"], record["key"]["precision"], f"{record['bytes'] / 1e6:.1f}")
+        result.add_row(*row, f"{record['build_seconds']:.1f}", layers, fp16, fused)
+    return result
+
+
+def layers_table(budget: str, layers: list[tuple[str, float]]) -> Table:
+    """(name, ms) of a budget's slowest layers."""
+    result = table(f"budget {budget}: slowest layers, timed one by one")
+    result.add_column("layer", overflow="fold")
+    result.add_column("ms", justify="right")
+    for name, ms in layers:
+        result.add_row(name, f"{ms:.4f}")
+    return result

@@ -9,14 +9,20 @@ import importlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edge_tprune.errors import UserError, did_you_mean
 
+E = TypeVar("E", bound="Engine")
+
 #: Name of a runtime, as in a bundle's artifacts -> the module that runs it.
-RUNTIMES = {"onnxruntime": "edge_tprune.runtime.ort"}
+RUNTIMES = {
+    "onnxruntime": "edge_tprune.runtime.ort",
+    "tensorrt": "edge_tprune.runtime.tensorrt",
+    "tensorrt-rtx": "edge_tprune.runtime.tensorrt_rtx",
+}
 
 
 class Engine(ABC):
@@ -50,7 +56,7 @@ class Engine(ABC):
         if image.shape != self.input_shape or image.dtype != np.float32:
             raise UserError(f"the graph takes float32 {self.input_shape}, but the image is {image.dtype} {image.shape}")
 
-    def __enter__(self) -> Engine:
+    def __enter__(self: E) -> E:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -11,7 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from edge_tprune.build.builder import build, make_plan
 from edge_tprune.build.bundle import Bundle
+from edge_tprune.errors import UserError
 from edge_tprune.models.loading import LoadedModel, _hash_weights
+from edge_tprune.runtime.tensorrt import Library, load
 
 PREPROCESSING = {
     "input_size": [3, 48, 48],
@@ -45,8 +47,19 @@ def loaded() -> LoadedModel:
 @pytest.fixture(scope="session")
 def built(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "small"
-    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=["onnxruntime", "tensorrt"])
+    plan = make_plan(
+        loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    )
     return build(loaded, plan, out).bundle.path
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Library:
+    """The real TensorRT-RTX, whose parser and builder need no GPU."""
+    try:
+        return load("tensorrt-rtx")
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

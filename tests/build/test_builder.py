@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 from edge_tprune.build import builder
+from edge_tprune.build import bundle as bundle_format
 from edge_tprune.build.builder import build, make_plan
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import HonestNo, UserError
@@ -101,7 +102,7 @@ def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, loaded: LoadedModel, tm
 
 
 def test_two_builds_at_once_do_not_mix(bundle: Bundle, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(bundle_format, "LOCK_SECONDS", 0.2)
     with (
         FileLock(bundle.path.parent / f".{bundle.path.name}.lock"),
         pytest.raises(UserError, match="another build is at work"),

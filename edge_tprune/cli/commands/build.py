@@ -50,7 +50,7 @@ def build(
     option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
     batch: Annotated[int, typer.Option(help="Images per inference, fixed in the graphs.")] = 1,
     runtime: Annotated[
-        str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt.")
+        str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt, tensorrt-rtx.")
     ] = "onnxruntime",
     precision: Annotated[
         str,
@@ -58,6 +58,10 @@ def build(
             help="fp32, fp16 or mixed, with commas: what TensorRT's graphs compute in. Images, logits, norms, softmax and scores stay float32."
         ),
     ] = "fp32",
+    target: Annotated[
+        str | None,
+        typer.Option(help="Build TensorRT-RTX engines for these GPUs now, with commas: sm75, sm80, sm86, sm89, sm120, sm121."),
+    ] = None,
     classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
     bundle: Annotated[
         Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
@@ -72,10 +76,17 @@ def build(
     from edge_tprune.build.builder import build as build_bundle
     from edge_tprune.build.builder import make_plan
     from edge_tprune.build.configuration import read
-    from edge_tprune.cli.views import bundle_table
+    from edge_tprune.build.engines import AHEAD, build_ahead, check_targets
+    from edge_tprune.cli.views import bundle_table, engines_table
     from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
 
+    runtimes = parse_list(runtime, str, "--runtime")
+    targets = parse_list(target.lower(), str, "--target") if target else []
+    if targets and AHEAD not in runtimes:
+        raise UserError(f"--target is for --runtime {AHEAD}: TensorRT itself builds its engines on the GPU that runs them")
+    if targets:
+        check_targets(targets)
     files = [text for text in schedule or [] if text.endswith(".json")]
     if len(files) > 1:
         raise UserError(f"{len(files)} schedule files are given: a bundle holds one method, give one")
@@ -97,15 +108,24 @@ def build(
         multiple_of=multiple_of,
         options={**(found.options if found else {}), **options},
         batch=batch,
-        runtimes=parse_list(runtime, str, "--runtime"),
+        runtimes=runtimes,
         precisions=parse_list(precision, str, "--precision"),
     )
     for remark in plan.remarks:
         say(f"note: {remark}")
     with progress_bar("building") as advance:
         built = build_bundle(loaded, plan, bundle or Path("bundles") / f"{model}-{method}", force=force, progress=advance)
-    say(f"{built.bundle.path} is up to date" if built.reused else f"built {built.bundle.path}")
+    engines = []
+    if targets:
+        with progress_bar("building engines") as advance:
+            engines = build_ahead(
+                built.bundle, targets, force=force, progress=advance, warn=lambda text: say(f"warning: {text}")
+            )
+    up_to_date = built.reused and all(engine.reused for engine in engines)
+    say(f"{built.bundle.path} is up to date" if up_to_date else f"built {built.bundle.path}")
     if json:
         print_json(built.bundle.manifest)
     else:
         out().print(bundle_table(built.bundle))
+        if engines:
+            out().print(engines_table([(engine.budget, engine.record) for engine in engines]))
