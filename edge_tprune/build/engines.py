@@ -24,6 +24,7 @@ from edge_tprune.files import sha256_file
 from edge_tprune.runtime.cuda import open_cuda
 from edge_tprune.runtime.tensorrt import MODULES, Library, load, rtx_targets
 from edge_tprune.telemetry.environment import environment
+from edge_tprune.telemetry.machine import power_mode
 
 AHEAD = "tensorrt-rtx"  #: the one runtime whose plans can be built without the GPU they are for
 
@@ -104,6 +105,7 @@ def machine(runtime: str, root: Path = Path("/")) -> dict[str, Any]:
         "module": where["board_model"],
         "machine": where["machine"],
         "os": where["l4t_release"] or where["os"],
+        "power_mode": power_mode(root),
     }
 
 

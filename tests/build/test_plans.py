@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -278,9 +277,11 @@ def test_a_build_leaves_a_timing_cache_and_survives_a_foreign_one(job: Job) -> N
 
 
 def test_the_builder_needs_no_torch(job: Job) -> None:
-    code = "import sys; sys.modules['torch'] = sys.modules['onnx'] = sys.modules['timm'] = None; sys.argv[1:] = [sys.argv[1]]; import runpy; runpy.run_module('edge_tprune.build.plans', run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", code, job.to_json()], capture_output=True, text=True, env={**os.environ}, check=False
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['torch'] = sys.modules['onnx'] = sys.modules['timm'] = None\n"
+        "runpy.run_module('edge_tprune.build.plans', run_name='__main__')"
     )
+    done = subprocess.run([sys.executable, "-c", code, job.to_json()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "record" in json.loads(done.stdout.splitlines()[-1])
