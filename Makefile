@@ -9,6 +9,7 @@ METHOD  = zero_tprune
 BUDGETS = 1.0,0.9,0.8,0.65,0.5
 DATA    =
 RUNTIME = onnxruntime
+TARGET  = sm86
 OUT     = out
 BUNDLE  = $(OUT)/bundles/$(MODEL)-$(METHOD)
 HOST    =
@@ -22,6 +23,9 @@ ET     := $(BIN)/edge-tprune
 READY  := .venv/.ready
 
 BUILD_ARGS = '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --method '$(METHOD)' --budgets '$(BUDGETS)' --out '$(BUNDLE)'
+comma     := ,
+RUNTIMES   = onnxruntime$(if $(filter-out onnxruntime,$(RUNTIME)),$(comma)$(RUNTIME))
+ENGINES    = $(patsubst onnxruntime,tensorrt,$(RUNTIME))
 EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
@@ -38,7 +42,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 run: $(READY)  ## build, evaluate, profile, compare, select, report
-	$(ET) build $(BUILD_ARGS) $(ARGS)
+	$(ET) build $(BUILD_ARGS) --runtime $(RUNTIMES) $(ARGS)
 	$(ET) eval $(EVAL_ARGS)
 	@echo "$(ET) profile '$(BUNDLE)' --out '$(OUT)/profiles' --rounds $(ROUNDS)"; \
 	profile=$$($(ET) profile '$(BUNDLE)' --runtime $(RUNTIME) --out '$(OUT)/profiles' --rounds $(ROUNDS)) || exit $$?; \
@@ -48,7 +52,7 @@ run: $(READY)  ## build, evaluate, profile, compare, select, report
 	echo "profile: $$profile" && exit $$chosen
 
 build: $(READY)  ## write the bundle: one checked graph per budget
-	$(ET) build $(BUILD_ARGS) $(ARGS)
+	$(ET) build $(BUILD_ARGS) --runtime $(RUNTIMES) $(ARGS)
 
 eval: $(READY)  ## accuracy per budget, stored in the bundle
 	$(ET) eval $(EVAL_ARGS) $(ARGS)
@@ -65,14 +69,15 @@ select: $(READY)  ## choose a budget (ARGS='--max-p95-ms 8 --max-top1-drop 1')
 report: $(READY)  ## one self-contained HTML page
 	$(ET) report '$(PROFILE)' --out '$(OUT)/report.html' --picture $(ARGS)
 
-engines: $(READY)  ## graphs for every runtime that has a form of its own (TensorRT plans: not yet)
-	$(ET) build $(BUILD_ARGS) --runtime onnxruntime,tensorrt $(ARGS)
+engines: $(READY)  ## TensorRT engines of every budget (RUNTIME=tensorrt: for the GPU here; tensorrt-rtx: for TARGET, which need not be here)
+	$(ET) build $(BUILD_ARGS) --runtime onnxruntime,$(ENGINES) $(if $(filter tensorrt-rtx,$(ENGINES)),--target '$(TARGET)') $(ARGS)
+	$(if $(filter tensorrt,$(RUNTIME)),$(ET) engines '$(BUNDLE)' --runtime tensorrt)
 
 test: $(READY)  ## the test suite, in parallel
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-gpu: $(READY)  ## tests that need a CUDA GPU
-	$(BIN)/python -m pytest -m gpu $(ARGS) || [ $$? -eq 5 ]
+test-gpu: $(READY)  ## tests that need a CUDA GPU, and what was skipped and why (CUDA bindings: pip install -e '.[cuda]')
+	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -220,6 +220,9 @@ def _list(bundle: Bundle, library: Library, built: Sequence[Ahead]) -> None:
             )
             described = record_file(ahead.plan)
             files[f"{relative}.json"] = {"sha256": sha256_file(described), "bytes": described.stat().st_size}
+        kept.sort(
+            key=lambda artifact: (artifact.form == "plan", artifact.form == "plan" and artifact.file)
+        )  # graphs stay in order
         entry["artifacts"] = [artifact.to_json() for artifact in kept]
     bundle.reload()
     gone = old - {name for budget in bundle.budgets for a in budget.artifacts for name in (a.file, f"{a.file}.json")}
