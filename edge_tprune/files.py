@@ -86,6 +86,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def cut_last_line(handle: int) -> None:
+    """Cuts off what follows the last line end of a file that a dying process left, so that whole lines can follow."""
+    size = os.fstat(handle).st_size
+    keep, block = size, 1 << 16
+    while keep > 0:
+        start = max(0, keep - block)
+        found = os.pread(handle, keep - start, start).rfind(b"\n")
+        if found >= 0:
+            keep = start + found + 1
+            break
+        keep = start
+    if keep < size:
+        os.ftruncate(handle, keep)
+
+
 def sync_directory(path: Path) -> None:
     """Makes renames inside a directory durable."""
     handle = os.open(path, os.O_RDONLY)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_tprune.agent.processes import child_environment
 from edge_tprune.agent.record import Check
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.build.engines import prepare
@@ -33,7 +33,7 @@ def check_budget(bundle: Bundle, budget: str, *, runtime: str, threads: int, tol
     """Runs `probe` on one budget in a fresh process. A budget that cannot be run is a failed check, not an exception."""
     command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path), budget]
     command += ["--runtime", runtime, "--threads", str(threads), "--tolerance", repr(tolerance)]
-    done = subprocess.run(command, capture_output=True, text=True, env=_child_environment(), check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
     if done.returncode == 0:
         return Check(budget=budget, error=None, **json.loads(done.stdout))
     if done.returncode < 0:
@@ -50,7 +50,7 @@ def probe(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance:
     Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads.
 
     Returns:
-        `golden_ok`, `golden_max_abs_diff`, `load_ms`, `peak_memory_bytes`.
+        `golden_ok`, `golden_max_abs_diff`, `load_ms`, `peak_memory_bytes`, `engine`.
 
     Raises:
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
@@ -64,6 +64,7 @@ def probe(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance:
     with open_engine(file, runtime, threads=threads) as engine:
         load_ms = (time.perf_counter() - begin) * 1e3
         logits = [engine.run(image) for image in images]
+        info = dict(engine.info)
         peak = peak_memory.grown_bytes()
     if logits[0].shape != expected[0].shape:
         raise UserError(f"{file} returns {logits[0].shape}, but the golden outputs are {expected[0].shape}")
@@ -74,6 +75,7 @@ def probe(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance:
         "golden_max_abs_diff": diff if finite else None,
         "load_ms": load_ms,
         "peak_memory_bytes": peak,
+        "engine": info,
     }
 
 
@@ -102,13 +104,6 @@ def _resident_bytes() -> tuple[int, int] | None:
         return None
     kib = {words[0]: int(words[1]) for words in lines if words and words[0] in ("VmRSS:", "VmHWM:")}
     return (kib["VmRSS:"] * 1024, kib["VmHWM:"] * 1024) if len(kib) == 2 else None
-
-
-def _child_environment() -> dict[str, str]:
-    """Finds this very package in the child, and nothing that happens to lie in the current directory."""
-    home = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _main() -> int:

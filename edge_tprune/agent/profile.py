@@ -2,24 +2,25 @@
 
 A round times each budget once, in an order drawn anew for each round. Budgets of the same round saw the same machine (its
 temperature, its other programs), so comparisons pair them by round. One engine is alive at a time: an idle one's spinning
-threads would slow the next (on two cores by half).
+threads would slow the next (on two cores by half). A process of its own reads the sensors all the while.
+
+The order of things: golden checks, accuracy (if asked for), idle, rounds, idle. A run that was cut off is resumed at the turns
+that are missing; its checks and idle times are made anew.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import os
-import random
+import shutil
 import signal
-import statistics
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +28,43 @@ import numpy as np
 import psutil
 
 from edge_tprune import __version__
+from edge_tprune.agent.accuracy import judge_here
+from edge_tprune.agent.energy import choose_sensor
+from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.probe import TOLERANCE, check_budget
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.record import FORMAT, VERSION, Recorder, clock_ns, describe_failure, directory_name, read_run
+from edge_tprune.agent.rounds import missing_turns, random_order, take_turn
 from edge_tprune.agent.summary import write_summary
+from edge_tprune.agent.trace import write_trace
 from edge_tprune.build.bundle import Budget, Bundle
 from edge_tprune.build.engines import prepare
 from edge_tprune.errors import HonestNo, UserError
-from edge_tprune.runtime.engine import open_engine, runtime_version
+from edge_tprune.models.data import Dataset, batches, open_dataset, open_images
+from edge_tprune.models.preprocess import Preprocess
+from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.telemetry.environment import environment
-from edge_tprune.telemetry.host import HostSource
-from edge_tprune.telemetry.source import Source
+from edge_tprune.telemetry.machine import identify, state
 
 _ISOLATION = (
     "one engine at a time: each is loaded, warmed up, timed and closed before the next is loaded; the runtime's threads spin "
-    "as they do by default; Python's garbage collection is off while timing; sensors are read between timings"
+    "as they do by default; Python's garbage collection is off while timing; a process of its own reads the sensors"
 )
-_LEAST_INFERENCES = 10  #: per turn: a slow model gets more than `seconds_per_round`
-_WINDOW = 5  #: warming up is over when the medians of two windows of this many inferences ...
-_STEADY = 0.05  #: ... differ by less than this share
-_WARMUP_LIMIT = 5  #: or when it took this many times `warmup_seconds`
+_SECONDS = 1.0  #: of a turn, where no power sensor asks for more
+_WARMUP_SECONDS = 0.5
+_BASELINE_SECONDS = 1.0
+_BASELINE_VALUES = 20  #: new values of a power sensor that a baseline should hold
+_MOST_IMAGES = 64  #: of `images`, kept decoded in memory
+_RESERVE_BYTES = 8 << 20  #: of free space that a run leaves alone
+_BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten readings a second
+_VOLATILE = ("state",)  #: keys of the environment that may differ when a run is resumed
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM. What was measured until then is in the profile at `path`, summary included. Exit code 130."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted. What was measured until then is in {path}")
+        super().__init__(f"interrupted. What was measured until then is in {path}; --resume {path} goes on")
         self.path = path
 
 
@@ -74,12 +85,17 @@ def profile(
     runtime: str = "onnxruntime",
     threads: int | None = None,
     rounds: int = 10,
-    seconds_per_round: float = 1.0,
-    warmup_seconds: float = 0.5,
+    seconds_per_round: float | None = None,
+    warmup_seconds: float | None = None,
+    baseline_seconds: float | None = None,
+    fps: float | None = None,
     seed: int = 0,
     budgets: Sequence[str] | None = None,
+    images: Path | None = None,
+    data: Path | None = None,
     tolerance: float = TOLERANCE,
     root: Path = Path("/"),
+    trace: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Checks, then times the budgets of `bundle`, and returns the new profile directory in `out`.
@@ -90,12 +106,20 @@ def profile(
         runtime: which of the bundle's artifacts to run.
         threads: CPU threads per engine; by default one per physical core that this process may use.
         rounds: how often each budget has its turn.
-        seconds_per_round: how long one turn is timed, with at least ten inferences.
-        warmup_seconds: how long an engine runs at least before it is timed; longer (up to five times) until latency is steady.
+        seconds_per_round: how long one turn is timed, with at least ten inferences. By default one second, or ten new values of the
+            sensor that measures the whole machine's power, where there is one.
+        warmup_seconds: how long an engine runs at least before it is timed; longer (up to five times) until latency is steady. By
+            default half a second, or so long that the power sensor has forgotten what was before.
+        baseline_seconds: how long the machine is left alone before and after all rounds, for its idle power. By default one
+            second, or twenty new values of the power sensor. 0: no baseline.
+        fps: run at this fixed rate instead of back to back.
         seed: of the order within the rounds.
         budgets: names of the budgets to run; all by default.
+        images: a folder of images to run on instead of the bundle's golden inputs.
+        data: a folder of images by class: accuracy is judged on them first, through the engines that are timed.
         tolerance: how far logits may be from the golden ones, absolute; a budget beyond it is not timed.
         root: the directory that holds the system's `proc`, `sys` and `etc`.
+        trace: also write `trace.json`.
         progress: shown to the person who waits.
 
     Raises:
@@ -106,39 +130,109 @@ def profile(
     chosen = list(bundle.budgets) if budgets is None else [bundle.budget(name) for name in dict.fromkeys(budgets)]
     threads = default_threads() if threads is None else threads
     progress = progress or Progress()
-    _check_settings(chosen, threads, rounds, seconds_per_round, warmup_seconds, tolerance)
+    _check_settings(chosen, threads, rounds, seconds_per_round, warmup_seconds, baseline_seconds, fps, tolerance)
     runtime_version(runtime)
-    shuffle = random.Random(seed)
-    names = [budget.name for budget in chosen]
-    plan = {
-        "seed": seed,
-        "rounds": rounds,
-        "seconds_per_round": seconds_per_round,
-        "warmup_seconds": warmup_seconds,
-        "threads": threads,
-        "runtime": runtime,
-        "golden_tolerance": tolerance,
-        "isolation": _ISOLATION,
-        "order": [shuffle.sample(names, len(names)) for _ in range(rounds)],
-    }
-    started = datetime.now(timezone.utc)
-    run = _describe(bundle, chosen, plan, environment(root), started)
-    name = directory_name(started, bundle.name, run["environment"]["hostname"] or "")
-    with _sigterm_as_ctrl_c(), Recorder.create(out, name, run) as recorder:
-        try:
-            failures = _measure(bundle, chosen, plan, recorder, HostSource(root), progress)
-        except KeyboardInterrupt:
-            with suppress(UserError, OSError):
-                _finish(recorder, "interrupted")
-            raise Interrupted(recorder.path) from None
-        except BaseException:
-            with suppress(UserError, OSError):
-                _finish(recorder, "failed")
-            raise
-        _finish(recorder, "complete")
-    if failures:
-        raise CheckFailed(recorder.path, failures)
-    return recorder.path
+    inputs, described = _inputs(bundle, images)
+    dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
+    _check_space(out)
+    with Observer(root) as observer:
+        sensor = choose_sensor(observer.sources, runtime)
+        settle_s = 0.0 if sensor is None else sensor.settle_s
+        plan = {
+            "mode": "saturation" if fps is None else "fixed_rate",
+            "fps": fps,
+            "seed": seed,
+            "rounds": rounds,
+            "seconds_per_round": _first(seconds_per_round, max(_SECONDS, sensor.turn_s if sensor else 0.0)),
+            "warmup_seconds": _first(warmup_seconds, max(_WARMUP_SECONDS, settle_s)),
+            "baseline_seconds": _first(
+                baseline_seconds, max(_BASELINE_SECONDS, settle_s + _BASELINE_VALUES * sensor.update_s if sensor else 0.0)
+            ),
+            "threads": threads,
+            "runtime": runtime,
+            "golden_tolerance": tolerance,
+            "isolation": _ISOLATION,
+            "input": described,
+            "sources": observer.sources,
+            "order": random_order([budget.name for budget in chosen], rounds, seed),
+        }
+        started = datetime.now(timezone.utc)
+        run = _describe(bundle, chosen, plan, _environment(root), started)
+        name = directory_name(started, bundle.name, run["environment"]["hostname"] or "")
+        with Recorder.create(out, name, run) as recorder:
+            job = _Job(bundle, chosen, plan, recorder, observer, inputs, dataset, root, progress)
+            return _see_through(job, trace)
+
+
+def resume(
+    bundle: Bundle,
+    path: Path,
+    *,
+    asked: Mapping[str, Any] | None = None,
+    data: Path | None = None,
+    images: Path | None = None,
+    root: Path = Path("/"),
+    trace: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Goes on with the run at `path` at the turns that are missing, and returns `path`.
+
+    Args:
+        bundle: the bundle that the run measures.
+        path: a profile that was interrupted or cut off.
+        asked: keys of the plan that the caller insists on; they must be those of the run.
+        data: as for `profile`, where accuracy is still to be judged.
+        images: the folder that the run was made with, if it was.
+        root: as for `profile`.
+        trace: as for `profile`.
+        progress: as for `profile`.
+
+    Raises:
+        UserError: nothing is missing, the run is still going on, or bundle, plan or machine are not the same: saying what differs.
+        CheckFailed, Interrupted: as for `profile`.
+    """
+    progress = progress or Progress()
+    before = read_run(path, keep=False)
+    plan = before.info["plan"]
+    if before.info["version"] < VERSION:
+        raise UserError(f"profile {path} has format version {before.info['version']}, which cannot be resumed. Profile again")
+    if before.end == "complete":
+        raise UserError(f"profile {path} is complete: there is nothing to resume")
+    inputs, described = _inputs(bundle, images)
+    differing = _differences(
+        {
+            "bundle fingerprint": (before.info["bundle"]["fingerprint"], bundle.manifest["fingerprint"]),
+            "images": (plan["input"], described),
+            **{f"--{key}": (plan.get(key), value) for key, value in (asked or {}).items()},
+        }
+    )
+    now = _environment(root)
+    was = before.info["environment"]
+    differing += _differences(
+        {key: (was.get(key), now.get(key)) for key in sorted(was.keys() | now.keys()) if key not in _VOLATILE}
+    )
+    if differing:
+        raise UserError(f"profile {path} cannot be resumed, because not everything is as it was: {'; '.join(differing)}")
+    chosen = [bundle.budget(name) for name in before.budgets]
+    runtime_version(plan["runtime"])
+    dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
+    _check_space(path)
+    done = {(turn.round, turn.budget) for turn in before.rounds if turn.complete}
+    with Observer(root) as observer, Recorder.reopen(path) as recorder:
+        job = _Job(
+            bundle,
+            chosen,
+            plan,
+            recorder,
+            observer,
+            inputs,
+            dataset,
+            root,
+            progress,
+            session=before.sessions,
+            done=frozenset(done),
+        )
+        return _see_through(job, trace)
 
 
 def default_threads() -> int:
@@ -148,8 +242,209 @@ def default_threads() -> int:
     return min(counts, default=1)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """Everything a session of a run needs."""
+
+    bundle: Bundle
+    chosen: list[Budget]
+    plan: dict[str, Any]
+    recorder: Recorder
+    observer: Observer
+    inputs: list[np.ndarray]
+    dataset: Dataset | None
+    root: Path
+    progress: Progress
+    session: int = 0
+    done: frozenset[tuple[int, str]] = frozenset()  #: (round, budget) of the turns that need not be taken again
+
+    def note(self, text: str) -> None:
+        """Into the record, and to the person who waits."""
+        self.recorder.append("note", text=text)
+        self.progress.warn(text)
+
+
+def _see_through(job: _Job, trace: bool) -> Path:
+    """Measures, and leaves a usable profile whatever happens."""
+    path = job.recorder.path
+    with _sigterm_as_ctrl_c():
+        try:
+            failures = _measure(job)
+        except KeyboardInterrupt:
+            with suppress(UserError, OSError):
+                _finish(job, "interrupted", trace)
+            raise Interrupted(path) from None
+        except BaseException:
+            with suppress(UserError, OSError):
+                _finish(job, "failed", trace)
+            raise
+        _finish(job, "complete", trace)
+    if failures:
+        raise CheckFailed(path, failures)
+    return path
+
+
+def _measure(job: _Job) -> dict[str, str]:
+    """Checks and times everything that is not done yet, and returns the budgets that failed their check, with why."""
+    plan, recorder, progress = job.plan, job.recorder, job.progress
+    recorder.append("state", which="begin", values=state(job.root))
+    job.observer.begin(recorder.path, job.session)
+    if job.observer.problem is not None:
+        job.note(f"no sensor is read: {job.observer.problem}")
+    failures: dict[str, str] = {}
+    total = len(job.chosen) * (1 + len(plan["order"]))
+    for number, budget in enumerate(job.chosen):
+        progress.step(number, total, f"checking budget {budget.name}")
+        check = check_budget(
+            job.bundle, budget.name, runtime=plan["runtime"], threads=plan["threads"], tolerance=plan["golden_tolerance"]
+        )
+        recorder.append("check", **asdict(check))
+        if not check.golden_ok:
+            failures[budget.name] = describe_failure(check)
+            total -= len(plan["order"])
+            progress.warn(f"budget {budget.name} failed its check and is not timed: {failures[budget.name]}")
+    if job.dataset is not None:
+        _judge(job, [budget.name for budget in job.chosen if budget.name not in failures])
+    missing = missing_turns(plan["order"], job.done, failures)
+    done = total - len(missing)
+    _warn_of_space(job, len(missing))
+    progress.step(done, total, "idle")
+    _leave_alone(job, "before")
+    for number, position, name in missing:
+        progress.step(done, total, f"round {number + 1} of {len(plan['order'])}, budget {name}")
+        _check_space(recorder.path)
+        file = prepare(job.bundle, name, plan["runtime"])
+        which: dict[str, Any] = {"round": number, "position": position, "budget": name}
+
+        def keep(t_ns: int, values: dict[str, Any], which: dict[str, Any] = which) -> None:
+            recorder.append("part", t_ns, sync=False, **which, **values)  # the sampler syncs it
+
+        t_ns, turn = take_turn(file, job.inputs, plan, keep)
+        recorder.append("round", t_ns, **which, **turn)
+        done += 1
+        if (happened := job.observer.keep_alive()) is not None:
+            job.note(happened)
+    progress.step(done, total, "idle")
+    _leave_alone(job, "after")
+    progress.step(done, total, "done")
+    return failures
+
+
+def _judge(job: _Job, names: Sequence[str]) -> None:
+    """Accuracy on this device, into the record."""
+    assert job.dataset is not None
+
+    def step(done: int, total: int) -> None:
+        job.progress.step(done, total, "judging accuracy, images")
+
+    found = judge_here(
+        job.bundle,
+        job.dataset,
+        runtime=job.plan["runtime"],
+        threads=job.plan["threads"],
+        budgets=names,
+        directory=job.recorder.path,
+        progress=step,
+    )
+    for name, accuracy in found.items():
+        job.recorder.append("accuracy", budget=name, accuracy=accuracy)
+
+
+def _leave_alone(job: _Job, which: str) -> None:
+    """A time in which nothing of ours runs but the sampler."""
+    seconds = job.plan["baseline_seconds"]
+    if seconds > 0:
+        begin_ns = clock_ns()
+        time.sleep(seconds)
+        job.recorder.append("baseline", begin_ns, end_ns=clock_ns(), which=which)
+
+
+def _finish(job: _Job, reason: str, trace: bool) -> None:
+    job.recorder.append("state", which="end", values=state(job.root))
+    job.recorder.append("end", reason=reason)
+    job.recorder.close()
+    job.observer.close()
+    run = read_run(job.recorder.path, keep=False)
+    write_summary(run)
+    if trace:
+        write_trace(run)
+
+
+def _inputs(bundle: Bundle, images: Path | None) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """What engines are run on, (B, 3, H, W) each, and what the plan says of it."""
+    if images is None:
+        inputs = list(bundle.golden()[0])
+        if not inputs:
+            raise UserError(f"bundle {bundle.path} has no golden inputs: rebuild it")
+        return inputs, {"kind": "golden", "images": len(inputs) * bundle.batch}
+    folder = open_images(images).first(_MOST_IMAGES)
+    prepared = batches(folder, Preprocess.from_record(bundle.manifest["preprocessing"]), bundle.batch)
+    inputs = [batch for batch, _ in prepared if len(batch) == bundle.batch]
+    if not inputs:
+        raise UserError(f"image folder {images} holds {len(folder)} images, fewer than one batch of {bundle.batch}")
+    return inputs, {"kind": "images", "images": len(inputs) * bundle.batch, "name": folder.name, "sha256": folder.fingerprint}
+
+
+def _environment(root: Path) -> dict[str, Any]:
+    """Where it is measured: what must be the same for two runs to be compared, and for one to be resumed."""
+    now = state(root)
+    board = identify(root)
+    return {
+        **environment(root),
+        "board": board.key,
+        "power_mode": now["power_mode"],
+        "clock_locks": {
+            "gpu": None if now["clocks"]["gpu"] is None else now["clocks"]["gpu"]["locked"],
+            "cpu": [clock["locked"] for clock in now["clocks"]["cpu"]],
+        },
+    }
+
+
+def _differences(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{what} was {was!r} and is {now!r}" for what, (was, now) in pairs.items() if was != now]
+
+
+def _check_space(path: Path) -> None:
+    """Raises UserError: too little space is free to go on."""
+    free = _free_bytes(path)
+    if free is not None and free < _RESERVE_BYTES:
+        raise UserError(
+            f"no space left for a record: {free / 1e6:.1f} MB are free at {path}, and {_RESERVE_BYTES / 1e6:.0f} MB must stay free. "
+            "Free some space or choose another --out"
+        )
+
+
+def _warn_of_space(job: _Job, turns: int) -> None:
+    """Says so where the disk may not hold what is planned."""
+    plan, free = job.plan, _free_bytes(job.recorder.path)
+    seconds = turns * (plan["seconds_per_round"] + plan["warmup_seconds"]) + 2 * plan["baseline_seconds"]
+    needed = _RESERVE_BYTES + seconds * _BYTES_PER_SECOND
+    if free is not None and free < needed:
+        job.note(f"the disk may fill up: {free / 1e6:.0f} MB are free, and the record may need {needed / 1e6:.0f} MB")
+
+
+def _free_bytes(path: Path) -> int | None:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def _first(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
 def _check_settings(
-    chosen: list[Budget], threads: int, rounds: int, seconds_per_round: float, warmup_seconds: float, tolerance: float
+    chosen: list[Budget],
+    threads: int,
+    rounds: int,
+    seconds_per_round: float | None,
+    warmup_seconds: float | None,
+    baseline_seconds: float | None,
+    fps: float | None,
+    tolerance: float,
 ) -> None:
     if not chosen:
         raise UserError("no budget to profile: name at least one")
@@ -157,12 +452,15 @@ def _check_settings(
         raise UserError(f"threads must be 1 or more, not {threads}")
     if rounds < 1:
         raise UserError(f"rounds must be 1 or more, not {rounds}")
+    if fps is not None and not (math.isfinite(fps) and 0 < fps <= 10_000):
+        raise UserError(f"fps must be a number above 0, up to 10000, not {fps}")
     for what, value in (
         ("seconds per round", seconds_per_round),
         ("warm-up seconds", warmup_seconds),
+        ("baseline seconds", baseline_seconds),
         ("tolerance", tolerance),
     ):
-        if not (math.isfinite(value) and value >= 0):
+        if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(f"{what} must be a number from 0, not {value}")
 
 
@@ -192,117 +490,6 @@ def _describe(
         "plan": plan,
         "environment": where,
     }
-
-
-def _measure(
-    bundle: Bundle, chosen: list[Budget], plan: dict[str, Any], recorder: Recorder, source: Source, progress: Progress
-) -> dict[str, str]:
-    """Checks and times everything, and returns the budgets that failed their check, with why."""
-    runtime, threads, order = plan["runtime"], plan["threads"], plan["order"]
-    failures: dict[str, str] = {}
-    done, total = 0, len(chosen) * (1 + len(order))
-    for budget in chosen:
-        progress.step(done, total, f"checking budget {budget.name}")
-        check = check_budget(bundle, budget.name, runtime=runtime, threads=threads, tolerance=plan["golden_tolerance"])
-        recorder.append("check", **asdict(check))
-        done += 1
-        if not check.golden_ok:
-            failures[budget.name] = describe_failure(check)
-            total -= len(order)
-            progress.warn(f"budget {budget.name} failed its check and is not timed: {failures[budget.name]}")
-    images = list(bundle.golden()[0])
-    _record_sensors(source, recorder)
-    for number, names in enumerate(order):
-        for position, name in enumerate(name for name in names if name not in failures):
-            progress.step(done, total, f"round {number + 1} of {len(order)}, budget {name}")
-            file = prepare(bundle, name, runtime)
-            turn = _take_turn(file, runtime, threads, images, plan["seconds_per_round"], plan["warmup_seconds"])
-            recorder.append("round", round=number, position=position, budget=name, **turn)
-            _record_sensors(source, recorder)
-            done += 1
-    progress.step(done, total, "done")
-    return failures
-
-
-def _take_turn(
-    file: Path, runtime: str, threads: int, images: list[np.ndarray], seconds: float, warmup_seconds: float
-) -> dict[str, Any]:
-    """Loads, warms up, times and closes one engine."""
-    begin_ns = clock_ns()
-    with open_engine(file, runtime, threads=threads) as engine:
-        load_ms = (clock_ns() - begin_ns) / 1e6
-        with _garbage_collection_off():  # already while warming up: collecting empties the caches
-            warmup_inferences, steady = _warm_up(engine.run, images, warmup_seconds)
-            starts, ends = _time(engine.run, images, seconds)
-    return {
-        "t_ns": starts[0],
-        "load_ms": load_ms,
-        "warmup_inferences": warmup_inferences,
-        "warmup_steady": steady,
-        "start_ns": [start - starts[0] for start in starts],
-        "latency_ns": [end - start for start, end in zip(starts, ends)],
-    }
-
-
-def _warm_up(run: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], seconds: float) -> tuple[int, bool]:
-    """Runs until `seconds` are over and latency is steady, or the limit is reached. Returns (inferences, steady)."""
-    latency_ns: list[int] = []
-    begin_ns = clock_ns()
-    for image in cycle(images):
-        start_ns = clock_ns()
-        run(image)
-        end_ns = clock_ns()
-        latency_ns.append(end_ns - start_ns)
-        elapsed_s = (end_ns - begin_ns) / 1e9
-        if len(latency_ns) < 2 * _WINDOW or elapsed_s < seconds:
-            continue
-        before, now = statistics.median(latency_ns[-2 * _WINDOW : -_WINDOW]), statistics.median(latency_ns[-_WINDOW:])
-        steady = abs(now - before) < _STEADY * before
-        if steady or elapsed_s >= _WARMUP_LIMIT * seconds:
-            return len(latency_ns), steady
-    raise UserError("the bundle has no golden inputs: rebuild it")
-
-
-def _time(run: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], seconds: float) -> tuple[list[int], list[int]]:
-    """(starts, ends) in ns of inferences back to back, for `seconds` and at least `_LEAST_INFERENCES`."""
-    starts: list[int] = []
-    ends: list[int] = []
-    for image in cycle(images):
-        start_ns = clock_ns()
-        run(image)
-        end_ns = clock_ns()
-        starts.append(start_ns)
-        ends.append(end_ns)
-        if end_ns - starts[0] >= seconds * 1e9 and len(ends) >= _LEAST_INFERENCES:
-            break
-    return starts, ends
-
-
-def _record_sensors(source: Source, recorder: Recorder) -> None:
-    reading = source.read()
-    values = {metric.name: reading.values.get(metric.name) for metric in source.metrics}
-    begin_ns = reading.t_ns - reading.read_ns // 2
-    recorder.append("sensors", begin_ns, source=source.name, read_ns=reading.read_ns, values=values)
-
-
-def _finish(recorder: Recorder, reason: str) -> None:
-    recorder.append("end", reason=reason)
-    recorder.close()
-    write_summary(read_run(recorder.path))
-
-
-@contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

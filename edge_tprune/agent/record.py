@@ -25,7 +25,7 @@ import numpy as np
 
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, sync_directory, write_json
+from edge_tprune.files import clear_write_errors, cut_last_line, sync_directory, write_json
 
 FORMAT = "edge-tprune-profile"
 VERSION = 2
@@ -366,21 +366,6 @@ def read_lines(path: Path, parse: Callable[[dict[str, Any]], _T | None], warning
         warnings.append(f"the last line of {path.name} was cut short and is left out")
 
 
-def cut_last_line(handle: int) -> None:
-    """Cuts off what follows the last line end of a file that a dying process left, so that whole lines can follow."""
-    size = os.fstat(handle).st_size
-    keep, block = size, 1 << 16
-    while keep > 0:
-        start = max(0, keep - block)
-        found = os.pread(handle, keep - start, start).rfind(b"\n")
-        if found >= 0:
-            keep = start + found + 1
-            break
-        keep = start
-    if keep < size:
-        os.ftruncate(handle, keep)
-
-
 def describe_failure(check: Check) -> str:
     """Why a budget failed its check, in words."""
     if check.error is not None:
@@ -412,6 +397,8 @@ class _TurnReader:
             if kind == "round":
                 found = _round(self._parts, self.session, complete=True)
                 self._parts = []
+                if not found.start_ns.size:
+                    raise ValueError("a round without an inference")
                 return found
             return None
         if kind == "resume":
@@ -434,7 +421,7 @@ class _TurnReader:
 
 
 def _checked_turn(line: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    if line["budget"] not in names or len(line["start_ns"]) != len(line["latency_ns"]) or not line["start_ns"]:
+    if line["budget"] not in names or len(line["start_ns"]) != len(line["latency_ns"]):
         raise ValueError("not a round of this run")
     _round([line], 0, complete=True)
     return line
@@ -454,7 +441,7 @@ def _round(parts: list[dict[str, Any]], session: int, *, complete: bool) -> Roun
         warmup_steady=first.get("warmup_steady"),
         start_ns=start_ns,
         latency_ns=latency_ns,
-        end_ns=int(last.get("end_ns") or first["t_ns"] + start_ns[-1] + latency_ns[-1]),
+        end_ns=int(last.get("end_ns") or first["t_ns"] + (start_ns + latency_ns).max(initial=0)),
         warmup_begin_ns=first.get("warmup_begin_ns"),
         stages_ns=None if not stages else {stage: _joined([part["stages_ns"] for part in parts], stage) for stage in stages},
         due_ns=None if first.get("due_ns") is None else _joined(parts, "due_ns"),

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from edge_tprune.agent.digest import Digest
+from edge_tprune.agent.energy import Idle, Turn, budget_energy, choose_sensor, idle_power
+from edge_tprune.agent.facts import IDLE, Facts, Span, gather
 from edge_tprune.agent.record import Check, Round, Run
+from edge_tprune.agent.verdict import Turns, judge_budget, judge_run, verdict_json
 from edge_tprune.files import write_json
 
 FORMAT = "edge-tprune-summary"
@@ -24,19 +27,53 @@ def percentile(values: np.ndarray, percent: float) -> float:
 def summarize(run: Run) -> dict[str, Any]:
     """The summary.json of `run` (keys in profiles/README.md). What was not measured is None.
 
-    Goes once over the rounds and keeps none, so a run of any length fits.
+    Goes once over the rounds and once over the readings and keeps neither: a turn leaves some hundred bytes behind.
     """
     totals = {name: _Totals() for name in run.budgets}
+    spans: list[Span] = []
     for turn in run.rounds:
         totals[turn.budget].add(turn)
+        spans.append(Span.of(turn))
+    turns = len(spans)
+    spans += [Span(IDLE, idle.t_ns, idle.t_ns, idle.end_ns, idle.session) for idle in run.baselines]
+    plan = run.info["plan"]
+    sensor = choose_sensor(plan.get("sources") or [], plan["runtime"])
+    facts = gather(run, spans, sensor)
+    idle = Idle()
+    if sensor is not None:
+        idle = idle_power(sensor, [(span.session, power) for span, power in zip(spans[turns:], facts.powers[turns:])])
+    reasons = {name: judge_budget(name, run.checks.get(name), totals[name].turns, facts) for name in run.budgets}
+    batch = run.info["bundle"]["batch"]
+    budgets = {}
+    for name in run.budgets:
+        own = [
+            Turn(
+                batch * inferences, span.seconds, (span.begin_ns - span.load_begin_ns) / 1e9, _middle(span), span.session, power
+            )
+            for span, inferences, power in zip(
+                [span for span in spans if span.budget == name],
+                totals[name].inferences,
+                [power for span, power in zip(spans, facts.powers) if span.budget == name],
+            )
+        ]
+        energy = budget_energy(sensor, own, idle)
+        available = facts.stat(name, "memory_available_bytes")
+        budgets[name] = {
+            **_budget(run, totals[name], run.checks.get(name)),
+            "min_memory_available_mb": None if available is None else available.least / 1e6,
+            "power": energy.power_json(),
+            "energy": energy.to_json(),
+            "verdict": verdict_json(reasons[name]),
+        }
+    missing = facts.missing_sources.get(sensor.source) if sensor is not None else None
     return {
         "format": FORMAT,
         "version": VERSION,
-        "verdict": None,
-        "sensor": None,
-        "idle": {"power_w": None, "drift_w": None},
-        "observer": None,
-        "budgets": {name: _budget(run, totals[name], run.checks.get(name)) for name in run.budgets},
+        "verdict": verdict_json(judge_run(run, facts, reasons)),
+        "sensor": None if sensor is None else sensor.to_json(None if missing is None else 1 - missing),
+        "idle": {"power_w": None if idle.interval is None else idle.interval.to_json(), "drift_w": idle.drift_w},
+        "observer": _observer(facts),
+        "budgets": budgets,
     }
 
 
@@ -59,32 +96,38 @@ class _Totals:
     """What one budget's turns come to."""
 
     def __init__(self) -> None:
-        self.turns = 0
         self.latency = Digest()
         self.stages: dict[str, Digest] = {}
         self.load_ms: list[float] = []
+        self.inferences: list[int] = []  #: of each turn
         self.round_median_ms: dict[str, float] = {}
-        self.busy_ns = self.timed_ns = 0
+        self.busy_ns = self.timed_ns = self.unsteady = 0
         self.missed: int | None = None
 
     def add(self, turn: Round) -> None:
-        self.turns += 1
         self.latency.add(turn.latency_ns)
         for stage, values in (turn.stages_ns or {}).items():
             self.stages.setdefault(stage, Digest()).add(values)
         self.load_ms.append(turn.load_ms)
+        self.inferences.append(len(turn.latency_ns))
         self.round_median_ms[str(turn.round)] = percentile(turn.latency_ms, 50)
         self.busy_ns += int(turn.latency_ns.sum())
         self.timed_ns += turn.end_ns - turn.t_ns
+        self.unsteady += turn.warmup_steady is False
         if turn.missed is not None:
             self.missed = (self.missed or 0) + turn.missed
 
+    @property
+    def turns(self) -> Turns:
+        return Turns(len(self.inferences), self.unsteady, list(self.round_median_ms.values()))
+
 
 def _budget(run: Run, totals: _Totals, check: Check | None) -> dict[str, Any]:
-    plan = run.info["plan"]
+    """What needs no sensor."""
+    plan, count = run.info["plan"], len(totals.inferences)
     peak = check.peak_memory_bytes if check else None
     fixed_rate = None
-    if plan.get("mode") == "fixed_rate" and totals.turns:
+    if plan.get("mode") == "fixed_rate" and count:
         fixed_rate = {
             "fps": plan["fps"],
             "missed_deadlines": totals.missed,
@@ -92,29 +135,29 @@ def _budget(run: Run, totals: _Totals, check: Check | None) -> dict[str, Any]:
         }
     return {
         "inferences": totals.latency.count,
-        "rounds": totals.turns,
+        "rounds": count,
         "latency_ms": _latency(totals.latency),
         "throughput_images_per_s": (
-            run.info["bundle"]["batch"] * totals.latency.count / (totals.latency.total / 1e9) if totals.turns else None
+            run.info["bundle"]["batch"] * totals.latency.count / (totals.latency.total / 1e9) if count else None
         ),
         "peak_memory_mb": None if peak is None else peak / 1e6,
-        "load_ms": percentile(np.array(totals.load_ms), 50) if totals.turns else None,
+        "load_ms": percentile(np.array(totals.load_ms), 50) if count else None,
         "golden_ok": check.golden_ok if check else None,
         "round_median_ms": totals.round_median_ms,
         "stages_ms": _stages(totals.stages),
         "fixed_rate": fixed_rate,
-        "min_memory_available_mb": None,
-        "power": {"mean_w": None, "above_idle_w": None},
-        "energy": {
-            "gross_mj_per_image": None,
-            "above_idle_mj_per_image": None,
-            "status": "no_sensor",
-            "reason": None,
-            "window_s": None,
-            "window_needed_s": None,
-        },
-        "verdict": None,
     }
+
+
+def _middle(span: Span) -> int:
+    return (span.begin_ns + span.end_ns) // 2
+
+
+def _observer(facts: Facts) -> dict[str, float | None] | None:
+    if facts.cpu_s is None or not facts.elapsed_s:
+        return None
+    memory = facts.sampler_memory_bytes
+    return {"cpu_percent": 100 * facts.cpu_s / facts.elapsed_s, "memory_mb": None if memory is None else memory / 1e6}
 
 
 def _latency(latency: Digest) -> dict[str, float | None]:

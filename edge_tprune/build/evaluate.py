@@ -10,21 +10,39 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 
 from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.engines import prepare
 from edge_tprune.build.parity import divergence, log_softmax
 from edge_tprune.errors import UserError
 from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset, batches
-from edge_tprune.models.loading import make_transform
+from edge_tprune.models.preprocess import Preprocess
 from edge_tprune.runtime.engine import open_engine
-from edge_tprune.statistics import mean_interval, paired_difference
+from edge_tprune.statistics import Interval, mean_interval
 
 _CHUNK = 32  # images one engine works through before the next: idle engines' threads then rarely spin against the busy one
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What every budget answered."""
+
+    records: dict[str, dict[str, Any]]  #: per budget, the `accuracy` record
+    labels: np.ndarray  #: (N,) class of each image, -1 where unknown
+    top5: dict[str, np.ndarray]  #: per budget (N, 5): the classes ranked first
+    kl_nats: dict[str, np.ndarray]  #: per budget (N,): KL(unpruned || budget)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The per-image results by the names that they are stored under."""
+        top5 = {f"top5/{name}": values for name, values in self.top5.items()}
+        return {"labels": self.labels, **top5, **{f"kl_nats/{name}": values for name, values in self.kl_nats.items()}}
 
 
 def evaluate(
@@ -55,12 +73,41 @@ def evaluate(
     Raises:
         UserError: no unpruned budget, an unknown budget name, an unreadable image.
     """
+    found = judge(bundle, dataset, runtime=runtime, threads=threads, budgets=budgets, progress=progress)
+    _store(bundle, found)
+    return found.records
+
+
+def judge(
+    bundle: Bundle,
+    dataset: Dataset,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 2,
+    budgets: Sequence[str] | None = None,
+    interval: Callable[[np.ndarray], Interval] = mean_interval,
+    progress: Callable[[int, int], None] | None = None,
+) -> Judged:
+    """What `evaluate` finds, without storing it; it needs neither torch nor timm.
+
+    Args:
+        bundle: as for `evaluate`.
+        dataset: as for `evaluate`.
+        runtime: as for `evaluate`.
+        threads: as for `evaluate`.
+        budgets: as for `evaluate`.
+        interval: of the mean of one value per image.
+        progress: as for `evaluate`.
+
+    Raises:
+        UserError: as for `evaluate`.
+    """
     baseline = bundle.unpruned
     if baseline is None:
         raise UserError(f"bundle {bundle.path} has no unpruned budget to compare with: build it with 1.0 among --budgets")
     chosen = bundle.budgets if budgets is None else tuple(bundle.budget(name) for name in budgets)
     chosen = (baseline, *(b for b in chosen if b.name != baseline.name))
-    transform = make_transform(bundle.manifest["preprocessing"])
+    transform = Preprocess.from_record(bundle.manifest["preprocessing"])
     classes = bundle.manifest["model"]["classes"]
     ranked: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
     kl_nats: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
@@ -68,8 +115,7 @@ def evaluate(
     done = 0
     with ExitStack() as stack:
         engines = {
-            b.name: stack.enter_context(open_engine(bundle.path / b.artifact(runtime).file, runtime, threads=threads))
-            for b in chosen
+            b.name: stack.enter_context(open_engine(prepare(bundle, b.name, runtime), runtime, threads=threads)) for b in chosen
         }
         for images, truth in batches(dataset, transform, max(bundle.batch, _CHUNK // bundle.batch * bundle.batch), threads):
             labels.append(truth)
@@ -95,10 +141,11 @@ def evaluate(
             "runtime": runtime,
             "precision": budget.artifact(runtime).precision,
             "evaluated_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_compare(top5[budget.name], top5[baseline.name], kl[budget.name], truth if dataset.labelled else None, classes),
+            **_compare(
+                top5[budget.name], top5[baseline.name], kl[budget.name], truth if dataset.labelled else None, classes, interval
+            ),
         }
-    _store(bundle, records, truth, top5, kl)
-    return records
+    return Judged(records, truth, top5, kl)
 
 
 def _run(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int) -> np.ndarray:
@@ -119,14 +166,21 @@ def _top(logits: np.ndarray, count: int) -> np.ndarray:
     return np.asarray(np.argsort(-logits, axis=1, kind="stable")[:, :count].astype(np.int32))
 
 
-def _compare(top5: np.ndarray, base: np.ndarray, kl: np.ndarray, truth: np.ndarray | None, classes: int) -> dict[str, Any]:
+def _compare(
+    top5: np.ndarray,
+    base: np.ndarray,
+    kl: np.ndarray,
+    truth: np.ndarray | None,
+    classes: int,
+    interval: Callable[[np.ndarray], Interval],
+) -> dict[str, Any]:
     record: dict[str, Any] = {
         "top1_percent": None,
         "top1_change_points": None,
         "top5_percent": None,
         "top5_change_points": None,
-        "agreement_percent": mean_interval(100.0 * (top5[:, 0] == base[:, 0])).to_json(),
-        "kl_nats": mean_interval(kl).to_json(),
+        "agreement_percent": interval(100.0 * (top5[:, 0] == base[:, 0])).to_json(),
+        "kl_nats": interval(kl).to_json(),
     }
     if truth is not None:
         for key, width in (("top1", 1), ("top5", 5)):
@@ -135,19 +189,13 @@ def _compare(top5: np.ndarray, base: np.ndarray, kl: np.ndarray, truth: np.ndarr
             right = 100.0 * (top5[:, :width] == truth[:, None]).any(1)
             right_base = 100.0 * (base[:, :width] == truth[:, None]).any(1)
             record[f"{key}_percent"] = float(right.mean())
-            record[f"{key}_change_points"] = paired_difference(right, right_base).to_json()
+            record[f"{key}_change_points"] = interval(right - right_base).to_json()
     return record
 
 
-def _store(
-    bundle: Bundle,
-    records: dict[str, dict[str, Any]],
-    truth: np.ndarray,
-    top5: dict[str, np.ndarray],
-    kl: dict[str, np.ndarray],
-) -> None:
+def _store(bundle: Bundle, found: Judged) -> None:
     buffer = io.BytesIO()
-    arrays = {"labels": truth} | {f"top5/{n}": v for n, v in top5.items()} | {f"kl_nats/{n}": v for n, v in kl.items()}
+    records, arrays = found.records, found.arrays
     before = next((name for name in bundle.manifest["files"] if name.startswith("eval-")), None)
     same_data = {
         entry["name"]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
+from numpy.typing import ArrayLike
 
-from edge_tprune.errors import UserError
-from edge_tprune.models import reference
+from edge_tprune.errors import UserError, missing_package
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+REFERENCE = "reference"  #: the built-in task, where a directory could be named
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
 
 
@@ -59,6 +62,8 @@ class ReferenceTask:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        from edge_tprune.models import reference
+
         return reference.DigitsInClutter(self.split, self.count)[index]
 
     @property
@@ -97,6 +102,8 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        from PIL import Image
+
         file = self.files[index]
         try:
             with Image.open(file) as image:
@@ -127,17 +134,15 @@ def open_dataset(source: str | Path, classes: int, limit: int | None = None, *, 
     """
     if limit is not None and limit < 1:
         raise UserError(f"cannot evaluate on {limit} images: give 1 or more")
-    if str(source) == reference.NAME:
+    if str(source) == REFERENCE:
+        from edge_tprune.models import reference
+
         if classes != reference.CLASSES:
             raise UserError(
                 f"the reference task has {reference.CLASSES} classes and the model {classes}: give --data DIRECTORY"
             )
         return ReferenceTask(limit or ReferenceTask.count, "train" if training else "test")
-    root = Path(source)
-    if not root.is_dir():
-        raise UserError(f"image folder {root} does not exist or is not a directory")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise UserError(f"image folder {root} cannot be read: check its permissions")
+    root = _readable(Path(source))
     directories = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
     if directories:
         index = _class_indices([d.name for d in directories], classes, root)
@@ -150,8 +155,30 @@ def open_dataset(source: str | Path, classes: int, limit: int | None = None, *, 
     return folder if limit is None else folder.first(limit)
 
 
+def open_images(source: Path) -> ImageFolder:
+    """All images under a directory, labels or not.
+
+    Raises:
+        UserError: no such directory, or no images.
+    """
+    files = tuple(file for file in sorted(_readable(source).rglob("*")) if _is_image(file))
+    if not files:
+        raise UserError(f"image folder {source} holds no images ({', '.join(sorted(EXTENSIONS))})")
+    return ImageFolder(source, files, (-1,) * len(files))
+
+
+def _readable(root: Path) -> Path:
+    if importlib.util.find_spec("PIL") is None:
+        raise missing_package("pillow", "host")
+    if not root.is_dir():
+        raise UserError(f"image folder {root} does not exist or is not a directory")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"image folder {root} cannot be read: check its permissions")
+    return root
+
+
 def _class_indices(names: list[str], classes: int, root: Path) -> dict[str, int]:
-    if classes == 1000:
+    if classes == 1000 and len(names) != classes:  # of all 1000, the sorted order is ImageNet's
         synsets = _imagenet_synsets()
         if all(name in synsets for name in names):
             return {name: synsets[name] for name in names}
@@ -165,7 +192,10 @@ def _class_indices(names: list[str], classes: int, root: Path) -> dict[str, int]
 
 @lru_cache(maxsize=1)
 def _imagenet_synsets() -> dict[str, int]:
-    from timm.data import ImageNetInfo
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError as error:
+        raise missing_package("timm", "host") from error
 
     return {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
 
@@ -175,7 +205,7 @@ def _is_image(file: Path) -> bool:
 
 
 def batches(
-    dataset: Dataset, transform: Callable[[Image.Image], Tensor], size: int, workers: int = 2
+    dataset: Dataset, transform: Callable[[Image.Image], ArrayLike], size: int, workers: int = 2
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The dataset in order as (images (size, 3, H, W) float32, labels (size,)); the last batch may be smaller.
 
@@ -184,7 +214,7 @@ def batches(
 
     def load(index: int) -> tuple[np.ndarray, int]:
         image, label = dataset[index]
-        return transform(image).numpy(), label
+        return np.asarray(transform(image)), label
 
     starts = range(0, len(dataset), size)
     with ThreadPoolExecutor(workers) as pool:
@@ -202,8 +232,9 @@ def sample_images(name: str, count: int) -> list[Image.Image]:
 
     The photographs are those bundled with scikit-learn (CC-BY).
     """
-    if name == reference.NAME:
+    if name == REFERENCE:
         return [ReferenceTask(count)[i][0] for i in range(count)]
+    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]

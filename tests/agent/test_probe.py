@@ -64,7 +64,8 @@ def test_the_module_prints_one_json_object(bundle_path: Path) -> None:
         "1",
     ]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert set(found) == {"golden_ok", "golden_max_abs_diff", "load_ms", "peak_memory_bytes"}
+    assert set(found) == {"golden_ok", "golden_max_abs_diff", "load_ms", "peak_memory_bytes", "engine"}
+    assert (found["engine"]["runtime"], found["engine"]["threads"]) == ("onnxruntime", 1)
     command[4] = "smal"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

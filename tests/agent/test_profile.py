@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-import edge_tprune.agent.profile as module
+from edge_tprune.agent import rounds
+from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import CheckFailed, default_threads, profile
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.record import SAMPLES, Run, read_run
@@ -32,7 +31,7 @@ from .conftest import MakeBundle
 from .tiny_bundle import change_golden
 from .tiny_run import in_full_disk
 
-QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0}
+QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0, "baseline_seconds": 0.0}
 
 
 class Log(Progress):
@@ -63,26 +62,39 @@ def test_records_every_turn_whole(finished: Run) -> None:
         assert turn.load_ms > 0
 
 
-def test_sensors_are_never_read_while_timing(finished: Run) -> None:
-    assert len(finished.readings) == len(finished.rounds) + 1
-    assert {metric.name for metric in HostSource().metrics} == set(finished.readings[0].values) | set(finished.readings[0].gaps)
-    for turn in finished.rounds:
-        end_ns = turn.t_ns + turn.start_ns[-1] + turn.latency_ns[-1]
-        assert not [reading for reading in finished.readings if turn.t_ns - reading.read_ns < reading.t_ns < end_ns]
+def test_a_process_of_its_own_reads_the_sensors_from_the_first_idle_time_to_the_last(finished: Run) -> None:
+    host = [reading for reading in finished.readings if reading.source == "host"]
+    assert {metric.name for metric in HostSource().metrics} == set(host[0].values) | set(host[0].gaps)
+    assert [idle.which for idle in finished.baselines] == ["before", "after"]
+    before, after = finished.baselines
+    assert before.end_ns <= finished.rounds[0].t_ns
+    assert finished.rounds[-1].end_ns <= after.t_ns
+    assert host[0].t_ns < before.end_ns
+    times = [reading.t_ns for reading in host]
+    assert times == sorted(times)
+    summary = summarize(finished)
+    assert summary["observer"]["cpu_percent"] < 20
+    assert all(
+        budget["min_memory_available_mb"] is None or budget["min_memory_available_mb"] > 0
+        for budget in summary["budgets"].values()
+    )
 
 
-def test_every_round_is_a_permutation_that_the_seed_decides(bundle: Bundle, finished: Run, tmp_path: Path) -> None:
+def test_the_state_of_the_machine_is_recorded_at_both_ends(finished: Run) -> None:
+    assert [state.which for state in finished.states] == ["begin", "end"]
+    assert finished.states[0].values["memory_available_bytes"] > 0
+    assert finished.checks["big"].engine is not None
+    assert finished.checks["big"].engine["runtime"] == "onnxruntime"
+
+
+def test_every_round_is_a_permutation_that_the_seed_decides(finished: Run) -> None:
     order = finished.info["plan"]["order"]
     assert all(sorted(names) == sorted(finished.budgets) for names in order)
     assert len({tuple(names) for names in order}) > 1
     assert [[turn.budget for turn in finished.rounds if turn.round == number] for number in range(5)] == order
     assert [turn.position for turn in finished.rounds] == [0, 1, 2] * 5
-    orders = {}
-    for seed in (3, 4):
-        run = read_run(profile(bundle, tmp_path, **{**QUICK, "rounds": 5}, seed=seed))
-        orders[seed] = run.info["plan"]["order"]
-    assert orders[3] == order
-    assert orders[4] != order
+    assert order == rounds.random_order(finished.budgets, 5, seed=3)
+    assert order != rounds.random_order(finished.budgets, 5, seed=4)
 
 
 def test_the_smaller_graph_is_faster_in_every_round(finished: Run) -> None:
@@ -107,7 +119,7 @@ def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
 ) -> None:
     sessions: list[weakref.ref[Any]] = []
     collecting: list[bool] = []
-    real_open, real_time = open_real_engine, module._time
+    real_open, real_time = open_real_engine, rounds.time_load
 
     def open_engine(file: Path, runtime: str, *, threads: int) -> Engine:
         assert not [session for session in sessions if session() is not None], "two engines at once"
@@ -115,12 +127,12 @@ def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
         sessions.append(weakref.ref(engine._session))  # type: ignore[attr-defined]
         return engine
 
-    def timed(run: Callable[[np.ndarray], np.ndarray], images: list[np.ndarray], seconds: float) -> tuple[list[int], list[int]]:
+    def timed(*arguments: Any) -> tuple[int, int, Timed]:
         collecting.append(gc.isenabled())
-        return real_time(run, images, seconds)
+        return real_time(*arguments)
 
-    monkeypatch.setattr(module, "open_engine", open_engine)
-    monkeypatch.setattr(module, "_time", timed)
+    monkeypatch.setattr(rounds, "open_engine", open_engine)
+    monkeypatch.setattr(rounds, "time_load", timed)
     profile(bundle, tmp_path, **QUICK)
     assert len(sessions) == 6
     assert not [session for session in sessions if session() is not None]
@@ -157,6 +169,11 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
         ({"rounds": 0}, "rounds must be 1 or more, not 0"),
         ({"seconds_per_round": float("inf")}, "seconds per round"),
         ({"warmup_seconds": -1.0}, "warm-up seconds"),
+        ({"baseline_seconds": -1.0}, "baseline seconds"),
+        ({"fps": 0.0}, "fps must be a number above 0"),
+        ({"fps": float("nan")}, "fps must be a number above 0"),
+        ({"images": Path("absent")}, "image folder absent does not exist"),
+        ({"data": Path("absent")}, "image folder absent does not exist"),
         ({"runtime": "onnx"}, "Did you mean onnxruntime"),
     ],
 )
@@ -191,7 +208,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from edge_tprune.agent.profile import Interrupted, profile
 from edge_tprune.build.bundle import Bundle
-settings = dict(threads=1, rounds=10_000, seconds_per_round=0.01, warmup_seconds=0.0, budgets=["middle", "small"])
+settings = dict(threads=1, rounds=10_000, seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.0, budgets=["middle", "small"])
 try:
     profile(Bundle.open(sys.argv[1]), Path(sys.argv[2]), **settings)
 except Interrupted as interrupted:
@@ -225,7 +242,7 @@ def test_an_interrupted_run_keeps_what_it_measured(bundle_path: Path, tmp_path: 
     assert run.end == "interrupted"
     assert any("was interrupted" in warning for warning in run.warnings)
     assert len(run.rounds) >= 3
-    assert sorted(file.name for file in path.iterdir()) == ["run.json", "samples.jsonl", "summary.json"]
+    assert sorted(file.name for file in path.iterdir()) == ["run.json", "samples.jsonl", "sensors.jsonl", "summary.json"]
 
 
 def test_kill_9_at_any_moment_leaves_only_readable_runs(bundle_path: Path, tmp_path: Path) -> None:
@@ -247,25 +264,51 @@ FULL = """
 import sys
 from pathlib import Path
 from edge_tprune.agent.profile import profile
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.errors import UserError
+out = Path(sys.argv[2])
+try:
+    profile(Bundle.open(sys.argv[1]), out, threads=1, rounds=2, budgets=["small"])
+except UserError as error:
+    print(error)
+assert not list(out.iterdir()), list(out.iterdir())
+"""
+
+
+def test_a_disk_without_space_is_refused_before_anything_is_measured(bundle_path: Path, tmp_path: Path) -> None:
+    done = in_full_disk(FULL, str(bundle_path), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no space left for a record: 0.1 MB are free at")
+    assert len(done.stdout.splitlines()) == 1
+
+
+FILLING = """
+import sys
+from pathlib import Path
+import edge_tprune.agent.profile as module
 from edge_tprune.agent.record import read_run
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
 out = Path(sys.argv[2])
-settings = dict(threads=1, rounds=200, seconds_per_round=0.02, warmup_seconds=0.0, budgets=["small"])
+take = module.take_turn
+def fill(*arguments):
+    (out / "other").write_bytes(bytes(1 << 20))
+    return take(*arguments)
+module.take_turn = fill
+settings = dict(threads=1, rounds=3, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0, budgets=["small"])
 try:
-    profile(Bundle.open(sys.argv[1]), out, **settings)
+    module.profile(Bundle.open(sys.argv[1]), out, **settings)
 except UserError as error:
     print(error)
 run = read_run(next(out.glob("[0-9]*")))
-assert run.rounds
-assert [turn.round for turn in run.rounds] == list(range(len(run.rounds)))
-assert run.end in ("failed", None), run.end
-assert "cut short" not in str(run.warnings), run.warnings
+assert [turn.round for turn in run.rounds] == [0], run.rounds
+assert run.end == "failed", run.end
+assert (run.path / "summary.json").exists()
 """
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_one_clear_line(bundle_path: Path, tmp_path: Path) -> None:
-    done = in_full_disk(FULL, str(bundle_path), str(tmp_path))
+    done = in_full_disk(FILLING, str(bundle_path), str(tmp_path), size="8704k")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("no space left while writing")
+    assert done.stdout.startswith("no space left for a record")
     assert len(done.stdout.splitlines()) == 1

@@ -54,6 +54,7 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
     assert set(b.pop("latency_ms").values()) == {None}
     assert (b.pop("round_median_ms"), set(b.pop("power").values())) == ({}, {None})
     assert b.pop("energy")["status"] == "no_sensor"
+    assert b.pop("verdict")["reasons"][0]["code"] == "not_timed"
     assert set(b.values()) == {None}
 
 

@@ -48,11 +48,11 @@ def write_run(out: Path, rounds: int = 3, end: str | None = "complete") -> Path:
     return recorder.path
 
 
-def in_full_disk(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `code` in a mount namespace of its own, with a file system of 128 KiB at its last argument."""
+def in_full_disk(code: str, *arguments: str, size: str = "128k") -> subprocess.CompletedProcess[str]:
+    """Runs `code` in a mount namespace of its own, with a small file system at its last argument."""
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")
-    mount = f"mount -t tmpfs -o size=128k tmpfs {arguments[-1]}"
+    mount = f"mount -t tmpfs -o size={size} tmpfs {arguments[-1]}"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("may not mount a small file system here")
     shell = f'{mount} && exec "$0" -c "$@"'

@@ -1,0 +1,54 @@
+"""Accuracy on the device: the engines that are timed are the engines that are judged."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_tprune.agent.energy import student_95
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.evaluate import judge
+from edge_tprune.files import write_bytes
+from edge_tprune.models.data import Dataset
+from edge_tprune.statistics import Interval
+
+ACCURACY = "accuracy.npz"
+
+
+def judge_here(
+    bundle: Bundle,
+    dataset: Dataset,
+    *,
+    runtime: str,
+    threads: int,
+    budgets: Sequence[str],
+    directory: Path,
+    progress: Callable[[int, int], None],
+) -> dict[str, dict[str, Any]]:
+    """Runs `budgets` and the unpruned one over `dataset`, writes `accuracy.npz` into `directory`, and returns their records.
+
+    The arrays are those of a bundle's `eval-<hash>.npz`, so bootstrap intervals can be computed where scipy is; the
+    records' own are Student's.
+
+    Raises:
+        UserError: no unpruned budget, an unreadable image.
+    """
+    found = judge(bundle, dataset, runtime=runtime, threads=threads, budgets=budgets, interval=mean_interval, progress=progress)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **found.arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    write_bytes(directory / ACCURACY, buffer.getvalue())
+    return {name: record for name, record in found.records.items() if name in budgets}
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """Mean of `values` (N,) with its 95 % Student interval."""
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Interval(mean, None, None)
+    half = student_95(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)

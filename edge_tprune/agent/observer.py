@@ -1,0 +1,86 @@
+"""The measuring process's side of the sampler: starts it, tells it where to write, notices when it is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edge_tprune.agent.processes import child_environment
+
+_START_S = 30.0  #: how long opening all sources may take
+_END_S = 5.0
+
+
+class Observer:
+    """A sampler process. A context manager: when it ends, the last readings are on the disk.
+
+    A machine whose sensors cannot be read at all is measured without them: then `sources` is empty and `problem` says why.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._begun: tuple[Path, int] | None = None
+        self.sources: list[dict[str, Any]] = []  #: `plan.sources` of the run.json
+        self.problem: str | None = None
+        self._start()
+
+    def begin(self, directory: Path, session: int) -> None:
+        """Samples into the profile at `directory` from now on."""
+        self._begun = (directory, session)
+        with suppress(OSError):  # it died: `keep_alive` notices
+            self._pipe_in.write(json.dumps({"directory": str(directory.resolve()), "session": session}).encode() + b"\n")
+            self._pipe_in.flush()
+
+    def keep_alive(self) -> str | None:
+        """Starts the sampler again where it has died; returns what happened then, else None."""
+        if self._begun is None or self.problem is not None or self._process.poll() is None:
+            return None
+        code = self._process.returncode
+        self._start()
+        self.begin(*self._begun)
+        return f"the sampler's process ended with {code} and was started again"
+
+    def close(self) -> None:
+        """Waits until the last readings are on the disk. A second call does nothing."""
+        with suppress(OSError):
+            self._pipe_in.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "edge_tprune.agent.sampler", "--root", str(self._root), "--pid", str(os.getpid())]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=child_environment(),
+            start_new_session=True,  # Ctrl-C in the terminal is for the measuring process, which ends this one
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._pipe_in = self._process.stdin
+        ready, _, _ = select.select([self._process.stdout], [], [], _START_S)
+        text = self._process.stdout.readline() if ready else b""
+        self._process.stdout.close()
+        try:
+            self.sources = json.loads(text)["sources"]
+        except ValueError:
+            self._process.kill()
+            self.problem = f"the sampler's process {'did not start' if ready else f'took more than {_START_S:g} s to start'}"

@@ -1,0 +1,77 @@
+"""From an image file to what a graph takes, as timm does it for evaluation, with pillow and numpy alone: a board has no torch.
+
+The steps and their rounding are those of timm's `transforms_imagenet_eval` and of the torchvision transforms it is made of; a test
+holds the two to the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop in the middle, scale to [0, 1], normalise. Call it with an RGB image."""
+
+    size: tuple[int, int]  #: (H, W) of what the graph takes
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str  #: "bicubic", "bilinear", "nearest", "lanczos", "box" or "hamming"
+    crop_pct: float  #: share of the resized image's side that the crop keeps
+    crop_mode: str  #: "center", "squash" or "border", as timm has them
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Preprocess:
+        """From the `preprocessing` of a bundle's manifest."""
+        height, width = record["input_size"][-2:]
+        return cls(
+            (int(height), int(width)),
+            tuple(record["mean"]),
+            tuple(record["std"]),
+            record["interpolation"],
+            float(record["crop_pct"]),
+            record["crop_mode"],
+        )
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """(3, H, W) float32."""
+        from PIL import Image
+
+        resized = image.resize(self._resized(*image.size), Image.Resampling[self.interpolation.upper()])
+        pixels = np.asarray(self._cropped(resized), np.float32).transpose(2, 0, 1) / np.float32(255)
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        return np.ascontiguousarray((pixels - mean) / std)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) before cropping."""
+        goal_h, goal_w = (math.floor(side / self.crop_pct) for side in self.size)
+        if self.crop_mode == "squash":
+            return goal_w, goal_h
+        if self.crop_mode != "border" and goal_h == goal_w:
+            short, long = min(width, height), max(width, height)
+            scaled = int(goal_h * long / short)
+            return (goal_h, scaled) if width <= height else (scaled, goal_h)
+        ratios = width / goal_w, height / goal_h
+        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        return round(width / ratio), round(height / ratio)
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        from PIL import Image
+
+        height, width = self.size
+        left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+        if image.width >= width and image.height >= height:
+            return image.crop((left, top, left + width, top + height))
+        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        before = max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)
+        canvas = Image.new("RGB", (max(width, image.width), max(height, image.height)), fill)
+        canvas.paste(image, before)
+        return self._cropped(canvas)
