@@ -335,6 +335,8 @@ def run_inside(directory: Path, simulate: str) -> int:
     mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", merged / "tmp")
     (merged / "run/sshd").mkdir()
     (merged / "etc/hosts").write_text("127.0.0.1 localhost emulated-board\n")
+    subprocess.run(["hostname", "emulated-board"], check=True)
+    attach_sensors(directory / "board", merged, simulate)
     for _ in range(5):
         port = free_port()
         sshd = subprocess.Popen(["chroot", merged, "/usr/sbin/sshd", "-D", "-e", "-p", str(port)], stdin=subprocess.DEVNULL)
@@ -349,6 +351,26 @@ def run_inside(directory: Path, simulate: str) -> int:
     while os.read(0, 4096):
         pass
     return 0
+
+
+def attach_sensors(tree: Path, merged: Path, simulate: str) -> None:
+    """Starts the simulator and puts its live tree where a board has its /sys; its power follows this machine's real load."""
+    source = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "edge_tprune.telemetry.simulator", simulate, str(tree)]
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    simulator = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=tree.parent, env=environment)
+    assert simulator.stdout is not None
+    if not simulator.stdout.readline():  # its first line comes when the tree is complete
+        raise Cannot(f"the simulator of {simulate} ended with {simulator.wait()}")
+    # /proc is the kernel's own here: what a board's has more is where the kernel of a board really keeps it.
+    shutil.copytree(tree / "proc/device-tree", tree / "sys/firmware/devicetree/base", dirs_exist_ok=True)
+    for name in ("possible", "present"):
+        shutil.copy(tree / "sys/devices/system/cpu/online", tree / "sys/devices/system/cpu" / name)
+    mount("--bind", tree / "sys", merged / "sys")
+    for name in ("nv_tegra_release", "nvpmodel.conf"):
+        if (tree / "etc" / name).exists():
+            shutil.copy(tree / "etc" / name, merged / "etc" / name)
+    shutil.copytree(tree / "var", merged / "var", dirs_exist_ok=True)
 
 
 def answers(port: int, sshd: subprocess.Popen[bytes]) -> bool:
@@ -372,7 +394,7 @@ def free_port() -> int:
 def execute(directory: Path, words: list[str]) -> int:
     """Runs `words` as root inside the running board."""
     holder = (directory / "run.pid").read_text().strip()
-    spaces = [f"--mount=/proc/{holder}/ns/mnt", f"--pid=/proc/{holder}/ns/pid_for_children"]
+    spaces = [f"--mount=/proc/{holder}/ns/mnt", f"--uts=/proc/{holder}/ns/uts", f"--pid=/proc/{holder}/ns/pid_for_children"]
     return subprocess.run(["nsenter", *spaces, "chroot", directory / "merged", *words], check=False).returncode
 
 
@@ -381,7 +403,7 @@ def execute(directory: Path, words: list[str]) -> int:
 
 def namespace_command(directory: Path, command: str, *words: str) -> list[str]:
     """The command line that runs `board.py command` as process 1 of new namespaces, which die with it."""
-    spaces = ["unshare", "--mount", "--pid", "--mount-proc", "--kill-child", "--propagation", "private"]
+    spaces = ["unshare", "--mount", "--pid", "--uts", "--mount-proc", "--kill-child", "--propagation", "private"]
     return [*spaces, sys.executable, str(Path(__file__).resolve()), "--dir", str(directory), command, *words]
 
 

@@ -15,6 +15,7 @@ Names, sizes and hashes in requests are checked as if a stranger had sent them.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import fcntl
@@ -368,6 +369,7 @@ def _supervise(child: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[byte
     assert child.stderr is not None
     out, err, host = child.stdout.fileno(), child.stderr.fileno(), stdin.fileno()
     collected: list[bytes] = []
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a block may end within a character
     watched, heard, stop_at = {out, err, host}, time.monotonic(), None
     while watched & {out, err}:
         ready, _, _ = select.select(list(watched), [], [], HEARTBEAT_S)
@@ -385,7 +387,7 @@ def _supervise(child: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[byte
                 collected.append(block)
             elif stop_at is None:
                 try:
-                    answer_line(stdout, {"stderr": block.decode(errors="replace")})
+                    answer_line(stdout, {"stderr": decode(block)})
                 except OSError:
                     gone = True
         if gone and stop_at is None:

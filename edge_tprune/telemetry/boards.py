@@ -36,10 +36,16 @@ class Board:
 
 def identify(root: Path = Path("/")) -> Board:
     """The board whose `proc`, `sys` and `etc` are in `root`."""
-    model = sysfs.text_or_none(root / "proc/device-tree/model")
-    compatible = (sysfs.text_or_none(root / "proc/device-tree/compatible") or "").split("\0")
+    model = device_tree(root, "model")
+    compatible = (device_tree(root, "compatible") or "").split("\0")
     entry, module = _entry(compatible)
     return _board(entry, module, model, l4t_release(root))
+
+
+def device_tree(root: Path, name: str) -> str | None:
+    """A property of the device tree's root; where /proc has no link to the tree (in some containers), from the tree itself."""
+    places = ("proc/device-tree", "sys/firmware/devicetree/base")
+    return next((text for place in places if (text := sysfs.text_or_none(root / place / name))), None)
 
 
 def board(key: str) -> Board:

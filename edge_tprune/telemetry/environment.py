@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from edge_tprune import __version__
-from edge_tprune.telemetry.boards import l4t_release
+from edge_tprune.telemetry.boards import device_tree, l4t_release
 from edge_tprune.telemetry.sysfs import text_or_none
 
 _PACKAGES = ("numpy", "psutil", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "jetson-stats")
@@ -40,6 +40,7 @@ def environment(root: Path = Path("/")) -> dict[str, Any]:
     Args:
         root: the directory that holds the system's `proc`, `sys` and `etc`.
     """
+    compatible = device_tree(root, "compatible")
     return {
         "hostname": socket.gethostname() or None,
         "machine": platform.machine() or None,
@@ -51,8 +52,8 @@ def environment(root: Path = Path("/")) -> dict[str, Any]:
         "cpu_count_physical": psutil.cpu_count(logical=False),
         "cpu_governor": _governor(root),
         "memory_total_bytes": psutil.virtual_memory().total,
-        "board_model": text_or_none(root / "proc/device-tree/model"),
-        "board_compatible": _strings(root / "proc/device-tree/compatible"),
+        "board_model": device_tree(root, "model"),
+        "board_compatible": compatible.split("\0") if compatible else None,
         "l4t_release": l4t_release(root),
         "versions": {"edge-tprune": __version__, **{name: _package(name) for name in _PACKAGES}},
     }
@@ -85,12 +86,6 @@ def _governor(root: Path) -> str | None:
     """The frequency governor; where cores differ, all of them."""
     files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
     return ", ".join(sorted({text for file in files if (text := text_or_none(file))})) or None
-
-
-def _strings(file: Path) -> list[str] | None:
-    """A device-tree property of several NUL-terminated strings."""
-    text = text_or_none(file)
-    return text.split("\0") if text else None
 
 
 def _package(name: str) -> str | None:

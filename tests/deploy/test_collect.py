@@ -1,0 +1,150 @@
+"""Profiles come from a machine that may be anybody's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_tprune.deploy import collect as module
+from edge_tprune.deploy.collect import Receiver, check_listing, collect
+from edge_tprune.errors import HonestNo, UserError
+
+
+class FakeBoard:
+    """Answers as the program on a board would, with whatever a test wants it to say."""
+
+    target = "jetson@somewhere"
+
+    def __init__(self, contents: dict[str, bytes]) -> None:
+        self.contents = contents
+        self.sent: list[str] = []
+
+    def call(self, do: str, on_frame: Any = None, **request: Any) -> dict[str, Any]:
+        if do == "list":
+            return {"files": {path: len(data) for path, data in self.contents.items()}}
+        for path, size in request["paths"].items():
+            data = self.contents[path][:size]
+            self.sent.append(path)
+            on_frame({"path": path, "bytes": size, "sha256": hashlib.sha256(data).hexdigest()}, io.BytesIO(data + b"{...}\n"))
+        return {"sent": len(self.sent)}
+
+
+def run_of(board: FakeBoard, out: Path) -> list[Path]:
+    return collect(board, out)  # type: ignore[arg-type]
+
+
+def test_a_profile_arrives_private_and_whole(tmp_path: Path) -> None:
+    board = FakeBoard({"run/run.json": b"{}", "run/samples.jsonl": b"1\n2\n"})
+    assert run_of(board, tmp_path / "out") == [tmp_path / "out" / "run"]
+    assert (tmp_path / "out" / "run" / "samples.jsonl").read_bytes() == b"1\n2\n"
+    assert (tmp_path / "out" / "run").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "out" / "run" / "run.json").stat().st_mode & 0o077 == 0
+
+
+def test_only_what_grew_is_fetched_again_with_what_is_derived_from_it(tmp_path: Path) -> None:
+    board = FakeBoard({"a/samples.jsonl": b"1\n", "a/summary.json": b"{1}", "b/samples.jsonl": b"1\n"})
+    run_of(board, tmp_path)
+    assert run_of(board, tmp_path) == []
+    board.sent.clear()
+    board.contents.update({"a/samples.jsonl": b"1\n2\n", "a/summary.json": b"{2}"})
+    assert run_of(board, tmp_path) == [tmp_path / "a"]
+    assert board.sent == ["a/samples.jsonl", "a/summary.json"]
+    assert (tmp_path / "a" / "summary.json").read_bytes() == b"{2}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../evil",
+        "run/../../evil",
+        "/etc/evil",
+        "run//evil",
+        "evil",
+        "a/b/c/d/evil",
+        "run/e\nvil",
+        "run/-x",
+        "run\\evil/x",
+        "~/evil",
+    ],
+)
+def test_a_path_that_leaves_its_profile_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UserError, match="not a profile's file"):
+        run_of(FakeBoard({path: b"evil"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_its_writer_has_not_finished_stays_there(tmp_path: Path) -> None:
+    board = FakeBoard({".draft.tmp/run.json": b"{}", "run/.summary.json.x.tmp": b"{", "run/run.json": b"{}"})
+    run_of(board, tmp_path)
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["run.json"]
+
+
+@pytest.mark.parametrize("listing", [None, [], {"run/a": -1}, {"run/a": "9"}, {"run/a": True}, {"run/a": 1.5}])
+def test_a_listing_that_is_none_is_refused(listing: Any) -> None:
+    with pytest.raises(UserError, match="no list of files"):
+        check_listing(listing, "it")
+
+
+def test_a_size_bomb_is_refused_before_a_byte_is_taken() -> None:
+    with pytest.raises(UserError, match="more than is collected at once"):
+        check_listing({"run/a": module.LIMIT_BYTES + 1}, "it")
+    with pytest.raises(UserError, match="more than is collected at once"):
+        check_listing({f"run/{number}": 0 for number in range(module.LIMIT_FILES + 1)}, "it")
+
+
+def test_what_does_not_fit_here_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_free", lambda out: 3)
+    with pytest.raises(UserError, match="MB are free here"):
+        run_of(FakeBoard({"run/a": b"1234"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def take(out: Path, frame: dict[str, Any], data: bytes) -> None:
+    Receiver(out, {"run/a": 4}, "it")(frame, io.BytesIO(data))
+
+
+def test_a_file_that_was_not_announced_or_is_larger_is_refused(tmp_path: Path) -> None:
+    for frame in (
+        {"path": "run/b", "bytes": 4, "sha256": "0"},
+        {"path": "run/a", "bytes": 10**15, "sha256": "0"},
+        {"path": ["run/a"], "bytes": 4, "sha256": "0"},
+    ):
+        with pytest.raises(HonestNo, match="not announced"):
+            take(tmp_path, frame, b"1234")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_what_its_hash_says_does_not_appear(tmp_path: Path) -> None:
+    frame = {"path": "run/a", "bytes": 4, "sha256": hashlib.sha256(b"1234").hexdigest()}
+    for data in (b"123", b"1235"):
+        with pytest.raises(HonestNo, match="arrived damaged"):
+            take(tmp_path, frame, data)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+    take(tmp_path, frame, b"1234")
+    assert (tmp_path / "run" / "a").read_bytes() == b"1234"
+
+
+def test_a_link_that_lies_here_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="symbolic link"):
+        run_of(FakeBoard({"run/a": b"1234"}), tmp_path / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_collected_profile_is_data_only(tmp_path: Path) -> None:
+    """Nothing that is collected is executed by reading it: the readers take JSON."""
+    board = FakeBoard(
+        {"run/run.json": json.dumps({"format": "evil"}).encode(), "run/sitecustomize.py": b"raise SystemExit('ran')"}
+    )
+    run_of(board, tmp_path)
+    from edge_tprune.agent.record import read_run
+
+    with pytest.raises(UserError):
+        read_run(tmp_path / "run")

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_tprune.deploy.hosts import Target, parse_target, read_hosts
+from edge_tprune.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("orin", Target("orin")),
+        ("jetson@orin", Target("orin", "jetson")),
+        ("jetson@192.168.55.1:2222", Target("192.168.55.1", "jetson", 2222)),
+        ("jetson@[fe80::1%eth0]:22", Target("fe80::1%eth0", "jetson", 22)),
+    ],
+)
+def test_a_board_is_named_as_for_ssh(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+    assert str(target) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "-oProxyCommand=touch x", "a@-oProxyCommand=x", "a b", "a@b:port", "a@b:0", "a@b:70000", "@b", "a@b@c", "a@b:1:2"],
+)
+def test_what_names_no_board_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="does not name a board"):
+        parse_target(text)
+
+
+def test_a_hosts_file_has_one_board_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "boards"
+    file.write_text("# ours\njetson@orin   # the first\n\nnx:2222\n")
+    assert read_hosts(file) == [Target("orin", "jetson"), Target("nx", port=2222)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "names no board"), ("# none\n", "names no board"), ("a\nb c\n", "line 2"), ("a\na\n", "line 2: a is named twice")],
+)
+def test_a_wrong_hosts_file_says_where(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "boards"
+    file.write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_hosts(file)
+
+
+def test_a_missing_hosts_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_hosts(tmp_path / "none")

@@ -1,0 +1,335 @@
+"""The program that runs on the board, run here: as a process of its own with a home directory of its own, spoken to over pipes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_tprune.deploy import remote
+
+Talk = Callable[..., dict[str, Any]]
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def start(home: Path, request: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """The program with one request, as SSH starts it."""
+    source = Path(remote.__file__).read_bytes()
+    code = f"import sys; exec(compile(sys.stdin.buffer.read({len(source)}), 'remote.py', 'exec'))"
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, "HOME": str(home)}
+    )
+    assert process.stdin
+    process.stdin.write(source + json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Talk:
+    """One request and its answer; `payload` follows the request."""
+
+    def run(do: str, payload: bytes = b"", **request: Any) -> dict[str, Any]:
+        process = start(tmp_path, {"do": do, **request})
+        out, err = process.communicate(payload)
+        assert not err, err.decode()
+        _, _, answer = out.partition(remote.MARK)
+        found: dict[str, Any] = json.loads(answer.splitlines()[-1])
+        assert process.returncode == ("error" in found)
+        return found
+
+    return run
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / ".edge-tprune"
+
+
+def frame(data: bytes, offset: int = 0, name: str | None = None) -> bytes:
+    header = {"sha256": name or digest(data), "offset": offset, "bytes": len(data) - offset}
+    return json.dumps(header).encode() + b"\n" + data[offset:]
+
+
+def send(talk: Talk, *datas: bytes) -> dict[str, Any]:
+    files = {digest(data): len(data) for data in datas}
+    return talk("receive", b"".join(map(frame, datas)) + b"{}\n", files=files)
+
+
+def test_check_says_what_is_here_and_changes_nothing(talk: Talk, home: Path) -> None:
+    facts = talk("check")
+    assert facts["python"] == list(sys.version_info[:3])
+    assert facts["venv"]
+    assert facts["packages"]["numpy"]
+    assert facts["stamp"] is None
+    assert not home.exists()
+
+
+def test_received_files_are_checked_and_private(talk: Talk, home: Path) -> None:
+    data = os.urandom(1_000_000)
+    assert talk("wanted", files={digest(data): len(data)})["offsets"] == {digest(data): 0}
+    assert send(talk, data) == {"received": 1}
+    file = home / "incoming" / digest(data)
+    assert file.read_bytes() == data
+    assert file.stat().st_mode & 0o077 == 0
+    assert home.stat().st_mode & 0o077 == 0
+    assert talk("wanted", files={digest(data): len(data)})["offsets"] == {}
+
+
+def test_a_cut_off_transfer_goes_on_where_it_stopped(talk: Talk) -> None:
+    data = os.urandom(600_000)
+    files = {digest(data): len(data)}
+    assert "in the middle" in talk("receive", frame(data)[:-250_000], files=files)["error"]
+    offset = talk("wanted", files=files)["offsets"][digest(data)]
+    assert offset == len(data) - 250_000
+    assert talk("receive", frame(data, offset) + b"{}\n", files=files) == {"received": 1}
+    assert talk("wanted", files=files)["offsets"] == {}
+
+
+def test_a_damaged_file_is_refused_and_fetched_anew(talk: Talk, home: Path) -> None:
+    data = b"x" * 1000
+    files = {digest(data): len(data)}
+    answer = talk("receive", frame(b"y" * 1000, name=digest(data)) + b"{}\n", files=files)
+    assert "arrived damaged" in answer["error"]
+    assert list((home / "incoming").iterdir()) == []
+    (home / "incoming" / digest(data)).write_bytes(b"z" * 1000)  # as long, but wrong
+    assert talk("wanted", files=files)["offsets"] == {digest(data): 0}
+    assert send(talk, data) == {"received": 1}
+
+
+def test_only_announced_files_in_announced_sizes_are_taken(talk: Talk, home: Path) -> None:
+    data = b"x" * 1000
+    for payload in (
+        frame(data),  # not announced at all
+        json.dumps({"sha256": "../../evil", "offset": 0, "bytes": 4}).encode() + b"\nevil",
+        json.dumps({"sha256": digest(b"a"), "offset": 0, "bytes": 10**12}).encode() + b"\n",  # larger than announced
+        json.dumps({"sha256": digest(b"a"), "offset": -5, "bytes": 6}).encode() + b"\n",
+    ):
+        assert "not announced" in talk("receive", payload, files={digest(b"a"): 1})["error"]
+    assert list((home / "incoming").iterdir()) == []
+    assert "not a list of files" in talk("wanted", files={"../../evil": 4})["error"]
+
+
+def test_a_link_in_the_way_is_not_followed(talk: Talk, home: Path, tmp_path: Path) -> None:
+    data = b"x" * 100
+    (home / "incoming").mkdir(parents=True)
+    (home / "incoming" / digest(data)).symlink_to(tmp_path / "victim")
+    assert "error" in send(talk, data)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_sent(talk: Talk) -> None:
+    assert "too full" in talk("wanted", files={digest(b"a"): 10**15})["error"]
+
+
+def bundle_files(**contents: bytes) -> dict[str, dict[str, Any]]:
+    return {name.replace("__", "/"): {"sha256": digest(data), "bytes": len(data)} for name, data in contents.items()}
+
+
+def test_a_bundle_appears_whole_or_not_at_all(talk: Talk, home: Path) -> None:
+    first, second = b"1" * 5000, b"2" * 6000
+    files = bundle_files(a=first, onnx__b=second)
+    send(talk, first)
+    assert "onnx/b did not arrive" in talk("bundle", name="net", files=files)["error"]
+    assert not (home / "bundles" / "net").exists()
+    send(talk, second)
+    assert talk("bundle", name="net", files=files)["path"] == str(home / "bundles" / "net")
+    assert (home / "bundles" / "net" / "onnx" / "b").read_bytes() == second
+    assert list((home / "incoming").iterdir()) == []
+
+
+def test_an_updated_bundle_reuses_what_it_has_and_loses_what_it_had(talk: Talk, home: Path) -> None:
+    kept, old, new = b"k" * 5000, b"o" * 6000, b"n" * 7000
+    send(talk, kept, old)
+    talk("bundle", name="net", files=bundle_files(kept=kept, old=old))
+    files = {digest(kept): len(kept), digest(new): len(new)}
+    assert talk("wanted", files=files, reuse="net")["offsets"] == {digest(new): 0}
+    send(talk, new)
+    talk("bundle", name="net", files=bundle_files(sub__kept=kept, new=new))
+    assert sorted(str(file.relative_to(home / "bundles")) for file in (home / "bundles").rglob("*") if file.is_file()) == [
+        "net/new",
+        "net/sub/kept",
+    ]
+
+
+def test_a_changed_file_on_the_board_is_not_reused(talk: Talk, home: Path) -> None:
+    data = b"k" * 5000
+    send(talk, data)
+    talk("bundle", name="net", files=bundle_files(a=data))
+    (home / "bundles" / "net" / "a").write_bytes(b"?" * 5000)
+    assert talk("wanted", files={digest(data): len(data)}, reuse="net")["offsets"] == {digest(data): 0}
+
+
+def test_a_swap_that_was_cut_off_is_put_right(talk: Talk, home: Path) -> None:
+    data = b"k" * 5000
+    send(talk, data)
+    talk("bundle", name="net", files=bundle_files(a=data))
+    (home / "bundles" / "net").rename(home / "bundles" / ".net.old")  # the power went off between two renames
+    talk("bundle", name="net", files=bundle_files(b=data))
+    assert [file.name for file in (home / "bundles" / "net").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "a//b", "", "a\\b", "."])
+def test_a_bundle_cannot_write_outside_its_directory(talk: Talk, home: Path, path: str) -> None:
+    data = b"evil" * 100
+    send(talk, data)
+    assert "not a path" in talk("bundle", name="net", files={path: {"sha256": digest(data), "bytes": len(data)}})["error"]
+    assert not (home / "bundles" / "net").exists()
+    assert not list(home.parent.rglob("evil"))
+
+
+@pytest.mark.parametrize("name", ["../x", ".hidden", "", "a/b", "-x", "x" * 200])
+def test_a_bundle_cannot_take_any_name(talk: Talk, name: str) -> None:
+    assert "not a usable name" in talk("bundle", name=name, files={})["error"]
+
+
+@given(st.text(max_size=30))
+def test_no_accepted_path_leaves_its_directory(text: str) -> None:
+    try:
+        parts = remote._inside(text)
+    except remote.Refused:
+        return
+    assert Path("/base", *parts).resolve(strict=False).is_relative_to("/base")
+    assert Path(*parts).parts == tuple(parts)
+
+
+def test_an_unfinished_installation_is_thrown_away(talk: Talk, home: Path) -> None:
+    wheels = {"agent.whl": b"no wheel", "pip.whl": b"no pip"}
+    send(talk, *wheels.values())
+    request = {
+        "stamp": {"agent": "new"},
+        "wheels": bundle_files(**wheels),
+        "pip": "pip.whl",
+        "agent": "agent.whl",
+        "extras": "",
+        "offline": True,
+    }
+    answer = talk("install", **request)
+    assert "could not be installed" in answer["error"]
+    assert not (home / "venv").exists()
+    assert not (home / "wheels").exists()
+    assert talk("check")["stamp"] is None
+
+
+def fake_agent(home: Path, code: str) -> None:
+    """A venv whose `edge_tprune` is `code`: what is supervised here is any program."""
+    (home / "venv" / "bin").mkdir(parents=True)
+    package = home / "site" / "edge_tprune"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(code)
+    python = home / "venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={home}/site exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+
+def test_what_a_program_says_comes_as_it_is_said(talk: Talk, home: Path, tmp_path: Path) -> None:
+    fake_agent(home, "import sys; print('working \\u2501', file=sys.stderr); print(sys.argv[1:]); sys.exit(3)")
+    process = start(tmp_path, {"do": "run", "arguments": ["a b", "$HOME;", "'"]})
+    assert process.stdout
+    assert process.stdin
+    lines = process.stdout.read().partition(remote.MARK)[2].splitlines()
+    assert "".join(json.loads(line)["stderr"] for line in lines[:-1]) == "working ━\n"
+    assert json.loads(lines[-1]) == {"code": 3, "stdout": str(["a b", "$HOME;", "'"]) + "\n"}
+    process.stdin.close()
+    process.wait()
+
+
+WAITING = """
+import pathlib, signal, sys, time
+pathlib.Path("pid").write_text("running")
+def end(*_):
+    pathlib.Path("ended").write_text("politely")
+    sys.exit(130)
+signal.signal(signal.SIGTERM, end)
+print("begun", file=sys.stderr, flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+def first_line(stream: IO[bytes]) -> Iterator[bytes]:
+    for line in stream:
+        if line == remote.MARK:
+            yield stream.readline()
+
+
+def test_a_program_is_ended_when_the_host_hangs_up(home: Path, tmp_path: Path) -> None:
+    fake_agent(home, WAITING)
+    process = start(tmp_path, {"do": "run", "arguments": [], "alone": True})
+    assert process.stdout
+    assert process.stdin
+    assert b"begun" in next(first_line(process.stdout))
+    process.stdin.close()  # the host is gone
+    assert b"connection was lost" in process.stdout.read()
+    process.wait()
+    assert (home / "ended").read_text() == "politely"
+
+
+def test_a_second_measurement_waits_for_the_first(home: Path, tmp_path: Path) -> None:
+    fake_agent(home, WAITING)
+    first = start(tmp_path, {"do": "run", "arguments": [], "alone": True})
+    assert first.stdout
+    assert first.stdin
+    assert b"begun" in next(first_line(first.stdout))
+    second = start(tmp_path, {"do": "run", "arguments": [], "alone": True})
+    assert second.stdout
+    assert second.stdin
+    assert second.stdout.readline() == b"\n"
+    assert second.stdout.readline() == remote.MARK
+    first.stdin.close()
+    first.wait()
+    assert b"begun" in second.stdout.readline()  # only now
+    assert (home / "ended").exists()
+    second.stdin.close()
+    second.wait()
+
+
+def test_files_come_back_as_they_were_listed(talk: Talk, home: Path, tmp_path: Path) -> None:
+    run = home / "profiles" / "run"
+    run.mkdir(parents=True)
+    (run / "samples.jsonl").write_bytes(b"0123456789")
+    (run / "link").symlink_to("/etc/passwd")
+    assert talk("list", directory="profiles") == {"files": {"run/samples.jsonl": 10}}
+    assert talk("list", directory="nothing") == {"files": {}}
+    process = start(tmp_path, {"do": "send", "directory": "profiles", "paths": {"run/samples.jsonl": 7}})
+    out, _ = process.communicate()
+    header, _, rest = out.partition(remote.MARK)[2].partition(b"\n")
+    assert json.loads(header) == {"path": "run/samples.jsonl", "bytes": 7, "sha256": digest(b"0123456")}
+    assert rest.startswith(b"0123456{")
+
+
+def test_nothing_outside_the_directory_is_sent(talk: Talk, home: Path) -> None:
+    (home / "profiles").mkdir(parents=True)
+    assert "not a path" in talk("send", directory="profiles", paths={"../../../etc/passwd": 10})["error"]
+    assert "not a path" in talk("list", directory="../..")["error"]
+
+
+def test_a_killed_host_leaves_no_orphan(home: Path, tmp_path: Path) -> None:
+    """The host's end dies without a word: the pipe closes, and the program on the board ends with it."""
+    fake_agent(home, WAITING)
+    process = start(tmp_path, {"do": "run", "arguments": []})
+    assert process.stdout
+    assert process.stdin
+    assert b"begun" in next(first_line(process.stdout))
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(timeout=120) in (0, 1)
+    deadline = time.monotonic() + 120
+    while not (home / "ended").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,118 @@
+"""The SSH side with a stand-in for the program ssh; the real one is used by test_board.py, where there is a board."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_tprune.deploy.hosts import Target, parse_target
+from edge_tprune.deploy.ssh import Board, ConnectionLost
+from edge_tprune.errors import UserError
+
+# Logs its arguments, fails as told, and otherwise runs the command here with a login script's chatter before it.
+STAND_IN = """#!{python}
+import os, subprocess, sys
+log = open(os.environ["SSH_LOG"], "a")
+print(*sys.argv[1:], sep="\\x1f", file=log)
+log.close()
+said = os.environ.get("SSH_SAYS")
+if said and (os.environ.get("SSH_FAILS", "login") == "login" or "-f" not in sys.argv):
+    print(said, file=sys.stderr)
+    sys.exit(255)
+if "-f" in sys.argv or "-O" in sys.argv:
+    sys.exit(0)
+print("Welcome to the board", flush=True)
+sys.exit(subprocess.call(["sh", "-c", sys.argv[-1]]))
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(STAND_IN.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SSH_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "log"
+
+
+def calls(log: Path) -> list[list[str]]:
+    return [line.split("\x1f") for line in log.read_text().splitlines() if line.startswith("-o")]
+
+
+def test_one_login_for_everything_and_no_prompt(log: Path) -> None:
+    with Board(parse_target("jetson@orin:2222")) as board:
+        assert board.call("check")["system"] == "linux"
+        assert board.call("list", directory="profiles") == {"files": {}}
+    made = calls(log)
+    for words in made:
+        assert "BatchMode=yes" in words
+        assert words[words.index("-p") + 1] == "2222"
+        assert words[words.index("-l") + 1] == "jetson"
+    sockets = {words[words.index("-S") + 1] for words in made}
+    assert len(sockets) == 1
+    assert len([words for words in made if "-M" in words]) == 1
+    assert made[-1][-2:] == ["exit", "orin"]
+    assert not Path(sockets.pop()).parent.exists()
+
+
+def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:
+    with Board(Target("orin"), ssh_config=tmp_path / "config"):
+        pass
+    assert all(words[words.index("-F") + 1] == str(tmp_path / "config") for words in calls(log))
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "ssh-keygen -R orin"),
+        ("No ED25519 host key is known for orin.\nHost key verification failed.", "not known yet"),
+        ("jetson@orin: Permission denied (publickey,password).", "ssh-copy-id jetson@orin"),
+        ("ssh: Could not resolve hostname orin: Name or service not known", "no such host"),
+        ("ssh: connect to host orin port 22: Connection refused", "nothing listens"),
+        ("ssh: connect to host orin port 22: Connection timed out", "no answer"),
+        ("something new", "something new"),
+    ],
+)
+def test_why_a_login_fails_is_said_with_what_to_do(log: Path, monkeypatch: pytest.MonkeyPatch, said: str, remedy: str) -> None:
+    monkeypatch.setenv("SSH_SAYS", said)
+    with pytest.raises(UserError, match=remedy) as raised, Board(parse_target("jetson@orin")):
+        pass
+    assert "jetson@orin" in str(raised.value)
+
+
+def test_a_connection_that_breaks_is_no_mistake_of_the_user(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_SAYS", "client_loop: send disconnect: Broken pipe")
+    monkeypatch.setenv("SSH_FAILS", "later")
+    with pytest.raises(ConnectionLost, match="Broken pipe"), Board(Target("orin")) as board:
+        board.call("check")
+
+
+def test_a_refusal_of_the_board_names_it(log: Path) -> None:
+    with Board(Target("orin")) as board, pytest.raises(UserError, match=r"^orin: not a usable name"):
+        board.call("bundle", name="../x", files={})
+
+
+def test_without_ssh_the_package_is_named(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(log.parent / "nothing"))
+    with pytest.raises(UserError, match="openssh-client"), Board(Target("orin")):
+        pass
+
+
+def test_a_board_with_an_old_python_only_is_told_so(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = log.parent / "bin" / "python3"
+    python.write_text(
+        '#!/bin/sh\ncase "$2" in *subprocess*) exec ' + sys.executable + ' "$@";; *) echo /usr/bin/python3 3 8;; esac\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{python.parent}:/bin")  # no other Python is on the path ...
+    for minor in range(10, 15):  # ... or it says that it is as old
+        (log.parent / "bin" / f"python3.{minor}").symlink_to(python)
+    with pytest.raises(UserError, match=r"Python 3\.8, and the agent needs 3\.10"), Board(Target("orin")):
+        pass
