@@ -20,7 +20,7 @@ from edge_tprune.build.bundle import Bundle
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
-COMMANDS = ["methods", "build", "eval", "explain", "profile", "compare", "select", "report"]
+COMMANDS = ["methods", "build", "eval", "explain", "deploy", "doctor", "profile", "compare", "select", "report"]
 
 
 def one_line(outcome: Outcome, code: int, *says: str) -> None:

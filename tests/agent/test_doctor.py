@@ -1,0 +1,187 @@
+"""The doctor on simulated boards: whole screens against golden ones, and every kind of trouble by itself.
+
+    UPDATE_GOLDEN=1 python -m pytest tests/agent/test_doctor.py
+
+writes the golden screens anew; read their difference before committing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_tprune.agent import doctor
+from edge_tprune.agent.doctor import examine
+from edge_tprune.cli import main
+from edge_tprune.telemetry.simulator.law import BOARDS
+from edge_tprune.telemetry.simulator.tree import Fault, Tree
+
+GOLDEN = Path(__file__).with_name("golden")
+MEMINFO = "MemTotal: 7800000 kB\nMemFree: 4000000 kB\nMemAvailable: 6000000 kB\nSwapTotal: 3900000 kB\nSwapFree: 3900000 kB\n"
+
+
+def make(directory: Path, key: str, **options: Any) -> Tree:
+    """A simulated board at rest, whose memory is not this machine's."""
+    tree = Tree(directory, key, 10**9, noise_steps=0, **options)
+    (directory / "proc/meminfo").write_text(MEMINFO)
+    return tree
+
+
+@pytest.fixture
+def nano(tmp_path: Path) -> Tree:
+    return make(tmp_path / "board", "orin-nano")
+
+
+def finding(document: dict[str, Any], topic: str, level: str) -> dict[str, Any]:
+    found = [entry for entry in document["findings"] if entry["topic"] == topic and entry["level"] == level]
+    assert found, document["findings"]
+    return dict(found[0])
+
+
+@pytest.mark.parametrize("key", BOARDS)
+def test_the_screen_of_every_simulated_board(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    make(tmp_path / "board", key)
+    assert main(["doctor", "--sysroot", str(tmp_path / "board")]) == 0
+    screen = capsys.readouterr().out
+    golden = GOLDEN / f"doctor-{key}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(screen)
+    assert screen == golden.read_text()
+    assert len(screen.splitlines()) <= 40  # one screen
+
+
+def test_the_document_is_json_and_says_the_same(nano: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--sysroot", str(nano.directory), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(json.dumps(examine(nano.directory)))
+    assert document["ready"]
+    assert document["board"]["key"] == "orin-nano"
+    assert all(entry["level"] in ("ok", "note", "warning", "blocker", "unknown") for entry in document["findings"])
+
+
+def test_looking_changes_nothing(nano: Tree) -> None:
+    def everything() -> dict[str, tuple[int, bytes]]:
+        files = [file for file in sorted(nano.directory.rglob("*")) if file.is_file() and os.access(file, os.R_OK)]
+        return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in files if not file.is_symlink()}
+
+    before = everything()
+    examine(nano.directory)
+    assert everything() == before
+
+
+def test_locked_clocks_are_seen(tmp_path: Path) -> None:
+    make(tmp_path / "board", "orin-nano", locked=True)
+    assert "GPU 1020 MHz" in finding(examine(tmp_path / "board"), "clocks", "ok")["text"]
+
+
+def test_free_clocks_come_with_the_command_that_locks_them(nano: Tree) -> None:
+    assert finding(examine(nano.directory), "clocks", "warning")["mend"] == "sudo jetson_clocks"
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (Fault("set", "*/cooling_device*/cur_state", value="3"), "slowed down by heat"),
+        (Fault("set", "*/curr1_crit_alarm", value="1"), "over its current limit"),
+    ],
+)
+def test_what_is_throttled_now_must_not_be_measured(
+    nano: Tree, capsys: pytest.CaptureFixture[str], fault: Fault, text: str
+) -> None:
+    nano.inject(fault)
+    assert main(["doctor", "--sysroot", str(nano.directory)]) == 1
+    captured = capsys.readouterr()
+    assert "STOP" in captured.out
+    assert text in captured.out
+    assert captured.err == "edge-tprune: a profile made now would be invalid, because of: throttling\n"
+    assert finding(examine(nano.directory), "throttling", "blocker")["mend"]
+
+
+def test_over_current_since_boot_is_a_warning(nano: Tree) -> None:
+    nano.inject(Fault("set", "*/oc2_event_cnt", value="7"))
+    document = examine(nano.directory)
+    assert "7" in finding(document, "throttling", "warning")["text"]
+    assert document["ready"]
+
+
+def test_a_rail_that_fails_is_named_with_its_reason(nano: Tree) -> None:
+    nano.inject(Fault("eio", "*/1-0040/*/curr1_input"))
+    assert "VDD_IN" in finding(examine(nano.directory), "rails", "warning")["text"]
+
+
+def test_a_board_without_its_rails_says_that_energy_is_missing(nano: Tree) -> None:
+    shutil.rmtree(nano.directory / "sys/bus/i2c")
+    for link in (nano.directory / "sys/class/hwmon").glob("hwmon*"):
+        link.unlink()
+    assert finding(examine(nano.directory), "energy", "warning")["mend"] == "sudo modprobe ina3221"
+
+
+def test_swap_in_use_and_little_memory(nano: Tree) -> None:
+    text = "MemTotal: 7800000 kB\nMemAvailable: 100000 kB\nSwapTotal: 3900000 kB\nSwapFree: 2900000 kB\n"
+    (nano.directory / "proc/meminfo").write_text(text)
+    document = examine(nano.directory)
+    assert "1024 MB of zram" in finding(document, "swap", "warning")["text"]
+    assert "102 MB available" in finding(document, "memory", "blocker")["text"]
+    assert not document["ready"]
+
+
+def package(root: Path, name: str, version: str) -> None:
+    (root / f"usr/lib/python3.10/dist-packages/{name}-{version}.dist-info").mkdir(parents=True)
+
+
+def test_jetpacks_own_tensorrt_is_fine_and_another_is_not(nano: Tree) -> None:
+    package(nano.directory, "tensorrt", "10.3.0")
+    assert "10.3.0" in finding(examine(nano.directory), "TensorRT", "ok")["text"]
+    package(nano.directory, "tensorrt", "11.0.0.1")
+    wrong = finding(examine(nano.directory), "TensorRT", "warning")
+    assert "JetPack 6.2 has 10.3, and this is 11.0.0.1" in wrong["text"]
+    assert "pip uninstall tensorrt" in wrong["mend"]
+
+
+def test_jtop_states(nano: Tree) -> None:
+    assert finding(examine(nano.directory), "jtop", "note")
+    package(nano.directory, "jetson_stats", "4.3.2")
+    assert finding(examine(nano.directory), "jtop", "warning")["mend"] == "sudo systemctl restart jtop.service"
+    (nano.directory / "run").mkdir()
+    (nano.directory / "run/jtop.sock").touch()
+    assert "4.3.2" in finding(examine(nano.directory), "jtop", "ok")["text"]
+
+
+def test_a_clock_that_was_not_set(nano: Tree) -> None:
+    service = nano.directory / "run/systemd/timesync"
+    service.mkdir(parents=True)
+    assert finding(examine(nano.directory), "time", "warning")["mend"] == "sudo timedatectl set-ntp true"
+    (service / "synchronized").touch()
+    assert finding(examine(nano.directory), "time", "ok")
+
+
+def test_an_unknown_board_is_welcome(tmp_path: Path) -> None:
+    for name in ("sys", "proc"):
+        (tmp_path / name).mkdir()
+    document = examine(tmp_path)
+    assert document["board"]["key"] == "unknown"
+    assert document["ready"]
+
+
+def test_this_machine_has_a_runtime_and_a_disk(tmp_path: Path) -> None:
+    document = examine(disk=tmp_path)
+    assert "onnxruntime" in finding(document, "runtime", "ok")["text"]
+    assert any(entry["topic"] == "disk" for entry in document["findings"])
+
+
+def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(runtime: str) -> str:
+        raise doctor.UserError(f"{runtime} is not installed")
+
+    monkeypatch.setattr(doctor, "runtime_version", missing)
+    assert finding(examine(), "runtime", "blocker")["mend"] == "pip install 'edge-tprune[ort]'"
+
+
+def test_a_sysroot_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", "--sysroot", str(tmp_path)]) == 2
+    assert "no sys and proc in it" in capsys.readouterr().err
