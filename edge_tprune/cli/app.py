@@ -1,8 +1,24 @@
 """All commands, in the order in which `--help` lists them: that of a person's journey."""
 
-from edge_tprune.cli.root import app  # isort: split
+from importlib import import_module
 
-# isort: off
-from edge_tprune.cli.commands import methods, build, search, explain, evaluate, deploy, doctor, engines, profile, compare, select, report  # noqa: F401 (importing a command registers it)
+from edge_tprune.cli.root import app
+
+_COMMANDS = (
+    "methods",
+    "build",
+    "search",
+    "explain",
+    "evaluate",
+    "deploy",
+    "doctor",
+    "engines",
+    "profile",
+    "compare",
+    "select",
+    "report",
+)
+for _command in _COMMANDS:
+    import_module(f"edge_tprune.cli.commands.{_command}")  # importing a command registers it
 
 __all__ = ["app"]
