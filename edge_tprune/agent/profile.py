@@ -482,7 +482,7 @@ def _describe(
                 "schedule": list(budget.schedule),
                 "macs": budget.macs,
                 "macs_share": budget.macs_share,
-                "accuracy": budget.accuracy,
+                "accuracy": budget.accuracy_in(budget.artifact(plan["runtime"]).precision),
                 "artifact": asdict(budget.artifact(plan["runtime"])),
             }
             for budget in chosen

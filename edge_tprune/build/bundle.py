@@ -13,9 +13,9 @@ Read and verified here without torch or onnx. A bundle refers to its files by re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,8 +79,14 @@ class Budget:
     macs: int  #: multiply-accumulates per image, whole network
     macs_share: float  #: of the unpruned model's
     parity: dict[str, Any]  #: how far each graph's logits are from PyTorch's in float32, by `Artifact.key`
-    accuracy: dict[str, Any] | None  #: None until `eval` ran
+    accuracy: dict[str, Any] | None  #: in float32; None until `eval` ran
     artifacts: tuple[Artifact, ...]
+    #: In other precisions, where `eval` judged them.
+    accuracy_by_precision: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def accuracy_in(self, precision: str) -> dict[str, Any] | None:
+        """What `eval` found in a precision; where it did not judge that one, what it found in float32, which the record says."""
+        return self.accuracy_by_precision.get(precision, self.accuracy)
 
     def artifact(self, runtime: str, precision: str | None = None) -> Artifact:
         """The graph that `runtime` runs or builds its engine from, in `precision`, or in the one that the bundle was built for first.
@@ -179,6 +185,7 @@ class Bundle:
                 parity=entry["parity"],
                 accuracy=entry["accuracy"],
                 artifacts=tuple(Artifact(**artifact) for artifact in entry["artifacts"]),
+                accuracy_by_precision=entry.get("accuracy_by_precision", {}),
             )
             for entry in self.manifest["budgets"]
         )

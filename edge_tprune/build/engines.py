@@ -33,6 +33,7 @@ def prepare(
     bundle: Bundle,
     budget: str,
     runtime: str,
+    precision: str | None = None,
     *,
     settings: Settings | None = None,
     force: bool = False,
@@ -49,6 +50,7 @@ def prepare(
         bundle: an opened (and verified) bundle.
         budget: its name.
         runtime: what will run it.
+        precision: of the graph; by default the one that the bundle was built for first.
         settings: of a build.
         force: build anew whatever is there.
         cache: where plans are kept; by default the user's cache.
@@ -56,10 +58,10 @@ def prepare(
         warn: called with what a person should know about a build.
 
     Raises:
-        UserError: the budget has no file for `runtime`; no library, driver or GPU; the build failed.
+        UserError: the budget has no graph for `runtime` in `precision`; no library, driver or GPU; the build failed.
     """
     chosen = bundle.budget(budget)
-    graph = chosen.artifact(runtime)
+    graph = chosen.artifact(runtime, precision)
     if runtime not in MODULES:
         return bundle.path / graph.file
     here = machine(runtime)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.bundle import Budget, Bundle
+from edge_tprune.build.divergence import divergence, log_softmax
 from edge_tprune.build.engines import prepare
-from edge_tprune.build.parity import divergence, log_softmax
 from edge_tprune.errors import UserError
 from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset, batches
@@ -31,7 +32,7 @@ _CHUNK = 32  # images one engine works through before the next: idle engines' th
 
 @dataclass(frozen=True)
 class Judged:
-    """What every budget answered."""
+    """What every budget answered. One that ran in float32 and in another precision goes by <budget> and <budget>@<precision>."""
 
     records: dict[str, dict[str, Any]]  #: per budget, the `accuracy` record
     labels: np.ndarray  #: (N,) class of each image, -1 where unknown
@@ -50,32 +51,49 @@ def evaluate(
     dataset: Dataset,
     *,
     runtime: str = "onnxruntime",
+    precision: str = "fp32",
     threads: int = 2,
     budgets: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs every budget over the dataset and stores its accuracy in the bundle.
 
+    In half precision every budget runs in float32 as well, in ONNX Runtime, and both records are stored: the half one is compared with the unpruned
+    network in float32, so that it answers for rounding and reduction together, and with its own budget in float32 (`against_fp32`).
+
     `eval-<hash>.npz` in the bundle receives the per-image results: `labels` (N,), and per budget `top5/<name>` (N, 5) the classes ranked
-    first and `kl_nats/<name>` (N,) the divergence KL(unpruned || budget).
+    first and `kl_nats/<name>` (N,) the divergence KL(unpruned || budget); names as in `Judged`.
 
     Args:
         bundle: an opened bundle; it needs its unpruned budget, which every other is compared with.
         dataset: images, with labels or without.
-        runtime: which of the bundle's graphs to run.
+        runtime: what runs the graphs. ONNX Runtime runs those that were written for TensorRT, too.
+        precision: of the graphs.
         threads: for each engine.
         budgets: names; all by default. The unpruned one always runs.
         progress: called as (images done, of).
 
     Returns:
-        Per budget name, the `accuracy` record that the manifest now holds.
+        Per budget name, the record that the manifest now holds for this precision.
 
     Raises:
-        UserError: no unpruned budget, an unknown budget name, an unreadable image.
+        UserError: no unpruned budget, an unknown budget name, no graph in that precision, an unreadable image.
     """
-    found = judge(bundle, dataset, runtime=runtime, threads=threads, budgets=budgets, progress=progress)
+    rounded = precision != "fp32"
+    found = judge(
+        bundle,
+        dataset,
+        runtime=runtime,
+        precision=precision,
+        against_fp32=rounded,
+        threads=threads,
+        budgets=budgets,
+        progress=progress,
+    )
     _store(bundle, found)
-    return found.records
+    if not rounded:
+        return found.records
+    return {name.partition("@")[0]: record for name, record in found.records.items() if "@" in name}
 
 
 def judge(
@@ -83,6 +101,8 @@ def judge(
     dataset: Dataset,
     *,
     runtime: str = "onnxruntime",
+    precision: str | None = None,
+    against_fp32: bool = False,
     threads: int = 2,
     budgets: Sequence[str] | None = None,
     interval: Callable[[np.ndarray], Interval] = mean_interval,
@@ -94,6 +114,8 @@ def judge(
         bundle: as for `evaluate`.
         dataset: as for `evaluate`.
         runtime: as for `evaluate`.
+        precision: as for `evaluate`; by default the one that the bundle was built for first.
+        against_fp32: run every budget in float32 as well, in ONNX Runtime, and compare with those.
         threads: as for `evaluate`.
         budgets: as for `evaluate`.
         interval: of the mean of one value per image.
@@ -109,24 +131,34 @@ def judge(
     chosen = (baseline, *(b for b in chosen if b.name != baseline.name))
     transform = Preprocess.from_record(bundle.manifest["preprocessing"])
     classes = bundle.manifest["model"]["classes"]
-    ranked: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
-    kl_nats: dict[str, list[np.ndarray]] = {b.name: [] for b in chosen}
+    contestants = {
+        f"{b.name}@{precision}" if against_fp32 else b.name: _Contestant(bundle, b, runtime, precision) for b in chosen
+    }
+    if against_fp32:
+        contestants = {b.name: _Contestant(bundle, b, "onnxruntime", "fp32") for b in chosen} | contestants
+    ranked: dict[str, list[np.ndarray]] = {name: [] for name in contestants}
+    kl_nats: dict[str, list[np.ndarray]] = {name: [] for name in contestants}
+    rounding: dict[str, list[np.ndarray]] = {name: [] for name in contestants}
+    worst_logit = dict.fromkeys(contestants, 0.0)
     labels: list[np.ndarray] = []
     done = 0
     with ExitStack() as stack:
         engines = {
-            b.name: stack.enter_context(open_engine(prepare(bundle, b.name, runtime), runtime, threads=threads)) for b in chosen
+            name: stack.enter_context(open_engine(one.file(), one.runtime, threads=threads))
+            for name, one in contestants.items()
         }
         for images, truth in batches(dataset, transform, max(bundle.batch, _CHUNK // bundle.batch * bundle.batch), threads):
             labels.append(truth)
-            reference = np.empty(0)
-            for name, engine in engines.items():
-                logits = _run(engine.run, images, bundle.batch)
+            answers: dict[str, np.ndarray] = {}
+            for name, engine in engines.items():  # the unpruned one comes first, then all others in float32
+                logits = answers[name] = _run(engine.run, images, bundle.batch)
                 probabilities = log_softmax(logits)
-                if name == baseline.name:
-                    reference = probabilities
                 ranked[name].append(_top(logits, min(5, classes)))
-                kl_nats[name].append(divergence(reference, probabilities))
+                kl_nats[name].append(divergence(log_softmax(answers[baseline.name]), probabilities))
+                if "@" in name:
+                    exact = answers[contestants[name].budget.name]
+                    rounding[name].append(divergence(log_softmax(exact), probabilities))
+                    worst_logit[name] = max(worst_logit[name], float(np.abs(logits - exact).max()))
             done += len(images)
             if progress is not None:
                 progress(done, len(dataset))
@@ -134,18 +166,39 @@ def judge(
     top5 = {name: np.concatenate(parts) for name, parts in ranked.items()}
     kl = {name: np.concatenate(parts) for name, parts in kl_nats.items()}
     records = {}
-    for budget in chosen:
-        records[budget.name] = {
+    for name, one in contestants.items():
+        records[name] = {
             "data": {"name": dataset.name, "images": len(truth), "labelled": dataset.labelled, "sha256": dataset.fingerprint},
             "images": len(truth),
-            "runtime": runtime,
-            "precision": budget.artifact(runtime).precision,
+            "runtime": one.runtime,
+            "precision": one.precision or one.budget.artifact(one.runtime).precision,
             "evaluated_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **_compare(
-                top5[budget.name], top5[baseline.name], kl[budget.name], truth if dataset.labelled else None, classes, interval
-            ),
+            **_compare(top5[name], top5[baseline.name], kl[name], truth if dataset.labelled else None, classes, interval),
         }
+        if "@" in name:
+            same = top5[name][:, 0] == top5[one.budget.name][:, 0]
+            records[name]["against_fp32"] = {
+                "agreement_percent": interval(100.0 * same).to_json(),
+                "kl_nats": interval(np.concatenate(rounding[name])).to_json(),
+                "max_abs_logit_difference": worst_logit[name],
+            }
     return Judged(records, truth, top5, kl)
+
+
+@dataclass(frozen=True)
+class _Contestant:
+    bundle: Bundle
+    budget: Budget
+    runtime: str
+    precision: str | None
+
+    def file(self) -> Path:
+        """What its engine is opened from."""
+        if self.runtime == "onnxruntime" and self.precision is not None:
+            runnable = [a for a in self.budget.artifacts if a.form != "plan" and a.precision == self.precision]
+            for graph in sorted(runnable, key=lambda artifact: artifact.runtime != self.runtime):
+                return self.bundle.path / graph.file
+        return prepare(self.bundle, self.budget.name, self.runtime, self.precision)
 
 
 def _run(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int) -> np.ndarray:
@@ -195,16 +248,15 @@ def _compare(
 
 def _store(bundle: Bundle, found: Judged) -> None:
     buffer = io.BytesIO()
-    records, arrays = found.records, found.arrays
+    arrays = found.arrays
     before = next((name for name in bundle.manifest["files"] if name.startswith("eval-")), None)
-    same_data = {
-        entry["name"]
-        for entry in bundle.manifest["budgets"]
-        if entry["accuracy"] and entry["accuracy"]["data"]["sha256"] == next(iter(records.values()))["data"]["sha256"]
-    }
-    if before is not None and same_data - records.keys():  # other budgets, judged on the same images: they stay
-        with np.load(bundle.path / before, allow_pickle=False) as stored:
-            arrays |= {key: stored[key] for key in stored.files if key.partition("/")[2] in same_data - records.keys()}
+    images = next(iter(found.records.values()))["data"]["sha256"]
+    # What else was judged on the same images stays.
+    stored = {name: record for name, record in _stored(bundle).items() if record["data"]["sha256"] == images}
+    kept = stored.keys() - found.records.keys()
+    if before is not None and kept:
+        with np.load(bundle.path / before, allow_pickle=False) as old:
+            arrays |= {key: old[key] for key in old.files if key.partition("/")[2] in kept}
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
     # Under a new name, then the manifest, then the old one goes: whenever this ends, the manifest names a file that is whole.
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
@@ -213,10 +265,24 @@ def _store(bundle: Bundle, found: Judged) -> None:
     if before is not None:
         del bundle.manifest["files"][before]
     bundle.manifest["files"][name] = {"sha256": digest, "bytes": len(buffer.getvalue())}
+    records = {**stored, **found.records}
     for entry in bundle.manifest["budgets"]:
-        kept = entry["accuracy"] if entry["name"] in same_data else None
-        entry["accuracy"] = records.get(entry["name"], kept)
-    bundle.__dict__.pop("budgets", None)  # the cached view of the manifest
+        entry["accuracy"] = records.get(entry["name"])
+        others = {label.partition("@")[2]: r for label, r in records.items() if label.startswith(f"{entry['name']}@")}
+        entry.pop("accuracy_by_precision", None)
+        if others:
+            entry["accuracy_by_precision"] = others
+    bundle.reload()
     bundle.save_manifest()
     if before is not None and before != name:
         (bundle.path / before).unlink(missing_ok=True)
+
+
+def _stored(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """The records that a bundle holds, by the names of `Judged`."""
+    records = {}
+    for budget in bundle.budgets:
+        if budget.accuracy is not None:
+            records[budget.name] = budget.accuracy
+        records |= {f"{budget.name}@{precision}": record for precision, record in budget.accuracy_by_precision.items()}
+    return records

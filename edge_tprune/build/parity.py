@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_tprune.build.divergence import divergence, log_softmax
 from edge_tprune.errors import HonestNo
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
@@ -24,17 +25,6 @@ HALF_KL = 0.02  # nats, mean over the images, of a half precision graph from the
 HALF_AGREEMENT = 75.0  # per cent of images with the float32 network's top-1
 
 _RUNTIME = "onnxruntime"
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log probabilities over the last axis, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
-
-
-def divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """KL(reference || other) in nats, of log probabilities, over the last axis."""
-    return np.asarray(np.maximum((np.exp(reference) * (reference - other)).sum(-1), 0.0))
 
 
 def _logits(file: Path, images: np.ndarray) -> np.ndarray:
@@ -117,10 +107,11 @@ def compare(logits: np.ndarray, expected: np.ndarray) -> dict[str, Any] | None:
 
 @torch.inference_mode()
 def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """How alike two modules with one schedule choose, at each block that removes tokens.
+    """How alike two modules with one schedule choose, over all batches `images` (B, 3, H, W), at each block that removes tokens.
 
-    The share, in per cent over all batches `images` (B, 3, H, W), of the first module's tokens after that block, prefix tokens apart, that the other
-    has too: tokens that stand for the same original ones, each by more than a half. What an earlier block chose otherwise counts again later on.
+    `same_percent`: the share of the first module's tokens after that block, prefix tokens apart, that the other has too. A token is known by the
+    original tokens it stands for, each by more than a half; one that was merged counts by its overlap (intersection over union) with the other
+    module's token that is nearest to it. What an earlier block chose otherwise counts again later on.
     """
     first = one.shape.prefix_tokens
     stages = [int(number) for number in one.reducers]
@@ -131,7 +122,7 @@ def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> lis
         count += len(batch)
         for number in stages:
             members = [(trace[number - 1][:, first:] > 0.5).float() for trace in traces]
-            same[number] += float(_shared(*members).sum())
+            same[number] += float(_overlap(*members).sum())
     return [
         {
             "block": number,
@@ -142,7 +133,8 @@ def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> lis
     ]
 
 
-def _shared(one: Tensor, other: Tensor) -> Tensor:
-    """Which rows of 0 and 1 (B, K, N) occur in the other (B, K, N) as well: (B, K)."""
+def _overlap(one: Tensor, other: Tensor) -> Tensor:
+    """Of each row of 0 and 1 (B, K, N) the largest intersection over union with a row of the other (B, M, N): (B, K)."""
     common = one @ other.transpose(1, 2)
-    return ((common == one.sum(-1)[:, :, None]) & (common == other.sum(-1)[:, None])).any(2)
+    union = one.sum(-1)[:, :, None] + other.sum(-1)[:, None] - common
+    return (common / union.clamp_min(1)).amax(2)

@@ -166,20 +166,32 @@ def explanation_table(document: dict[str, Any]) -> Table:
 def accuracy_table(bundle: Bundle, records: dict[str, dict[str, Any]]) -> Table:
     """Accuracy per budget, with paired intervals."""
     first = next(iter(records.values()))
-    result = table(f"{bundle.name} on {first['images']} images of {first['data']['name']} (95 % intervals, paired by image)")
+    precision = first["precision"]
+    result = table(
+        f"{bundle.name} in {precision} on {first['images']} images of {first['data']['name']} (95 % intervals, paired by image)"
+    )
     result.add_column("budget")
-    for heading in ("top-1 %", "change (points)", "top-5 %", "same top-1 %", "KL (nats)"):
+    headings = ["top-1 %", "change (points)", "top-5 %", "same top-1 %", "KL (nats)"]
+    if "against_fp32" in first:
+        headings += ["same as in fp32 %", "KL from fp32", "worst logit"]
+    for heading in headings:
         result.add_column(heading, justify="right")
     for name in [b.name for b in bundle.budgets if b.name in records]:
         record = records[name]
-        result.add_row(
-            name,
+        cells = [
             _number(record["top1_percent"], 1),
             _interval(record["top1_change_points"], 1, signed=True),
             _number(record["top5_percent"], 1),
             _number(record["agreement_percent"]["value"], 1),
             _interval(record["kl_nats"], 3),
-        )
+        ]
+        if rounding := record.get("against_fp32"):
+            cells += [
+                _number(rounding["agreement_percent"]["value"], 1),
+                f"{rounding['kl_nats']['value']:.1e}",
+                _number(rounding["max_abs_logit_difference"], 2),
+            ]
+        result.add_row(name, *cells)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from pathlib import Path
 
@@ -65,6 +66,10 @@ def test_every_method_exports_to_the_same_network(
         assert kinds["Softmax"] == class_rows + own, "maps come from the operator; only class rows are recomputed"
     else:
         assert "Attention" not in kinds
+        if batch == 1 and importlib.util.find_spec("tensorrt_rtx_bindings"):
+            from tests.build.rtx import Parsed
+
+            assert tuple(Parsed.of(model).network.get_output(0).shape) == (1, 6)
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     rank = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.graph.value_info}
     by_element = [node for node in model.graph.node if node.op_type == "GatherElements"]

@@ -14,7 +14,8 @@ from edge_tprune.errors import UserError
 
 @app.command(
     "eval",
-    epilog="Examples: edge-tprune eval bundles/ref · edge-tprune eval bundles/deit-s --data imagenet/val --limit 5000",
+    epilog="Examples: edge-tprune eval bundles/ref · edge-tprune eval bundles/deit-s --data imagenet/val --limit 5000 · "
+    "edge-tprune eval bundles/deit-s --data imagenet/val --precision fp16",
 )
 def evaluate(
     bundle: BundleArgument,
@@ -25,6 +26,12 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread over the classes.")] = None,
+    runtime: Annotated[
+        str, typer.Option(help="What runs the graphs: onnxruntime runs any of them, tensorrt needs its GPU.")
+    ] = "onnxruntime",
+    precision: Annotated[
+        str, typer.Option(help="Judge the graphs in this precision: fp32, fp16 or mixed; against those in fp32.")
+    ] = "fp32",
     budgets: BudgetNames = None,
     threads: Threads = None,
     json: Json = False,
@@ -49,6 +56,8 @@ def evaluate(
         records = run(
             opened,
             dataset,
+            runtime=runtime,
+            precision=precision,
             budgets=names,
             threads=threads if threads is not None else default_threads(),
             progress=lambda done, of: advance("images", done, of),
