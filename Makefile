@@ -48,7 +48,7 @@ run: $(READY)  ## build, evaluate, profile, compare, select, report
 	profile=$$($(ET) profile '$(BUNDLE)' --runtime $(RUNTIME) --out '$(OUT)/profiles' --rounds $(ROUNDS)) || exit $$?; \
 	$(ET) compare "$$profile" && \
 	{ $(ET) select "$$profile"; chosen=$$?; [ $$chosen -le 1 ]; } && \
-	$(ET) report "$$profile" --out "$$profile/report.html" --picture && \
+	$(ET) report "$$profile" --out "$$profile/report.html" --picture "$$profile/accuracy-latency.svg" && \
 	echo "profile: $$profile" && exit $$chosen
 
 build: $(READY)  ## write the bundle: one checked graph per budget
@@ -67,7 +67,7 @@ select: $(READY)  ## choose a budget (ARGS='--max-p95-ms 8 --max-top1-drop 1')
 	$(ET) select '$(PROFILE)' $(ARGS)
 
 report: $(READY)  ## one self-contained HTML page
-	$(ET) report '$(PROFILE)' --out '$(OUT)/report.html' --picture $(ARGS)
+	$(ET) report '$(PROFILE)' --out '$(OUT)/report.html' $(ARGS)
 
 engines: $(READY)  ## TensorRT engines of every budget (RUNTIME=tensorrt: for the GPU here; tensorrt-rtx: for TARGET, which need not be here)
 	$(ET) build $(BUILD_ARGS) --runtime onnxruntime,$(ENGINES) $(if $(filter tensorrt-rtx,$(ENGINES)),--target '$(TARGET)') $(ARGS)

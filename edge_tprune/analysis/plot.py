@@ -1,7 +1,7 @@
-"""Pictures of a comparison: accuracy against latency, tokens after each block, latency distributions.
+"""Pictures of a comparison for paper, and for pages where scripts are off: what `chart` and `timeline` hold, drawn with matplotlib.
 
-Made with matplotlib's object interface, so that no global figure state is touched and no display is needed. Colours are Okabe
-and Ito's, which people with any common colour vision tell apart; shapes and line styles repeat what colour says.
+Made with matplotlib's object interface, so that no global figure state is touched and no display is needed. Shapes and line
+styles repeat what colour says.
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from edge_tprune.analysis.metrics import METRICS, Metric
-from edge_tprune.analysis.select import accuracy_metric, label, pareto_front
-from edge_tprune.analysis.table import QUANTILES, Row
+from edge_tprune.analysis.chart import COLOURS, Ends, Lines, Point, Scatter
+from edge_tprune.analysis.timeline import Timeline
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import atomic_writer
-from edge_tprune.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours, less the two that are too pale on white or black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "D", "^", "v", "P")
-_LINES = ("-", "--", ":", "-.")
-INK = "#24292f"  #: axes and text; the report swaps it for the colour of its theme
+INK = "#24292f"  #: axes and text; a page swaps it for the colour of its theme
 GRID = "#d0d7de"  #: grid lines; likewise
+_MARKERS = ("o", "s", "D", "^", "v", "P")
+_LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _SIZE_INCHES = (5.4, 3.9)  # so small that 11 point text is still read where a phone shrinks it to its width
+_LANE_INCHES = 1.35
+_SHADED_TURNS = 400  # more are thinner than a printed line
 _STYLE: Any = {  # Any here and for axes: matplotlib's own stubs change from version to version
     "font.size": 11,
     "font.family": "sans-serif",
@@ -54,100 +52,121 @@ _STYLE: Any = {  # Any here and for axes: matplotlib's own stubs change from ver
 }
 
 
-def latency_accuracy_figure(rows: Sequence[Row], chosen: Row | None = None) -> Figure:
-    """Accuracy against p50 latency of comparable rows.
-
-    Whiskers reach to p95 (across) and over the paired 95 % interval of the change of accuracy (up and down). The line is
-    the Pareto front; `chosen` gets a ring. Without labels, accuracy is the agreement with the unpruned model; where nothing is
-    known about accuracy, the share of MACs takes its place.
+def figure(data: Scatter | Lines | Timeline) -> Figure:
+    """The picture of any of them.
 
     Raises:
-        UserError: no row has a latency, or matplotlib is not installed.
+        UserError: matplotlib is not installed.
     """
-    x, y = METRICS["p50_ms"], accuracy_metric(rows) or METRICS["macs_share_percent"]
-    known = [row for row in rows if row.value(x.name) is not None and row.value(y.name) is not None]
-    if not known:
-        raise UserError("nothing to draw: no budget has a measured latency")
-    methods = list(dict.fromkeys(row.method for row in rows))
-    with _figure(x.label_with_unit, y.label_with_unit) as (figure, axes):
-        if y.name != "macs_share_percent":
-            front = pareto_front(known, x, y)
-            xs, ys = [row.value(x.name) for row in front], [row.value(y.name) for row in front]
+    if isinstance(data, Scatter):
+        return scatter_figure(data)
+    return lines_figure(data) if isinstance(data, Lines) else timeline_figure(data)
+
+
+def scatter_figure(data: Scatter) -> Figure:
+    """Accuracy against a cost: whiskers over the 95 % intervals, the Pareto front dashed, the chosen budget in a ring."""
+    with _empty() as drawing:
+        axes = drawing.add_subplot()
+        axes.set_xlabel(data.x.label_with_unit)
+        axes.set_ylabel(data.y.label_with_unit)
+        if data.front:
+            xs, ys = zip(*data.front)
             axes.plot(xs, ys, color=INK, alpha=0.45, linewidth=1.2, linestyle="--", zorder=1, label="Pareto front")
-        for row in known:
-            index = methods.index(row.method)
-            colour = COLOURS[index % len(COLOURS)]
-            px, py = _known(row, x), _known(row, y)
-            p95 = row.value("p95_ms")
-            axes.errorbar(
-                [px], [py],
-                xerr=None if p95 is None else [[0.0], [max(0.0, p95 - px)]],
-                yerr=_whisker(row, y),
-                fmt="none", ecolor=colour, elinewidth=1.3, capsize=3, alpha=0.8, zorder=2,
-            )  # fmt: skip
-            filled = "none" if row.unpruned else colour
+        leftmost = min(point.x for point in data.points)
+        for point in data.points:
+            colour = COLOURS[point.style % len(COLOURS)]
+            whisker: Any = {"color": colour, "linewidth": 1.3, "alpha": 0.8, "markersize": 6, "zorder": 2}
+            for end in _known(point.x_range):
+                axes.plot([point.x, end], [point.y, point.y], marker="|", markevery=[1], **whisker)
+            for end in _known(point.y_range):
+                axes.plot([point.x, point.x], [point.y, end], marker="_", markevery=[1], **whisker)
             axes.plot(
-                [px], [py],
-                marker=_MARKERS[index % len(_MARKERS)], markersize=8, linestyle="none",
-                markeredgecolor=colour, markerfacecolor=filled, markeredgewidth=1.8, zorder=3,
+                [point.x], [point.y],
+                marker=_MARKERS[point.style % len(_MARKERS)], markersize=8, linestyle="none",
+                markeredgecolor=colour, markerfacecolor="none" if point.unpruned else colour, markeredgewidth=1.8, zorder=3,
             )  # fmt: skip
-            if row is chosen:
-                ring = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
-                axes.plot([px], [py], marker="o", markersize=17, **ring)
-            text = f"{row.budget} (unpruned)" if row.unpruned else row.budget
-            across, up = _beside(row, index, leftmost=px == min(_known(other, x) for other in known))
+            if point.chosen:
+                ring: Any = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
+                axes.plot([point.x], [point.y], marker="o", markersize=17, **ring)
+            several = len(data.methods) > 1
+            across, up = _beside(point, point.style if several else 0, leftmost=point.x == leftmost)
             axes.annotate(
-                text, (px, py), xytext=(across, up), textcoords="offset points",
+                point.name, (point.x, point.y), xytext=(across, up), textcoords="offset points",
                 ha="center" if across == 0 else "left" if across > 0 else "right", va="bottom" if up > 0 else "top",
-                fontweight="bold" if row is chosen else "normal", zorder=4,
+                fontweight="bold" if point.chosen else "normal", zorder=4,
             )  # fmt: skip
-        if len(methods) > 1:
-            for index, method in enumerate(methods):
+        if len(data.methods) > 1:
+            for index, method in enumerate(data.methods):
                 colour = COLOURS[index % len(COLOURS)]
                 axes.plot([], [], marker=_MARKERS[index % len(_MARKERS)], linestyle="none", color=colour, label=method)
         axes.margins(0.1, 0.14)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="lower right")
-    return figure
+    return drawing
 
 
-def tokens_figure(rows: Sequence[Row]) -> Figure:
-    """Tokens after each block, one line per budget; block 0 is the input."""
-    with _figure("block", "tokens after the block") as (figure, axes):
-        for row, colour, line in _lines(rows):
-            counts = [row.tokens if row.tokens is not None else row.schedule[0], *row.schedule]
-            style = {"color": colour, "linestyle": line, "linewidth": 2}
-            axes.step(range(len(counts)), counts, where="post", label=label(row, rows), **style)
-        blocks = max((len(row.schedule) for row in rows), default=0)
-        axes.set_xticks(range(0, blocks + 1, 1 if blocks <= 14 else 2))
-        axes.set_xlim(0, blocks)
+def lines_figure(data: Lines) -> Figure:
+    """Budgets as lines: tokens after each block, or the distribution of latency."""
+    with _empty() as drawing:
+        axes = drawing.add_subplot()
+        axes.set_xlabel(_with_unit(data.x))
+        axes.set_ylabel(_with_unit(data.y))
+        for line in data.lines:
+            style = {"color": COLOURS[line.style % len(COLOURS)], "linestyle": _LINES[line.dash % len(_LINES)], "linewidth": 2}
+            if data.stepped:
+                axes.step(line.x, line.y, where="post", label=line.name, **style)
+            else:
+                axes.plot(line.x, line.y, label=line.name, **style)
+        if data.stepped:
+            axes.set_xticks(range(0, int(data.window[1]) + 1, 1 if data.window[1] <= 14 else 2))
+        if data.mark:
+            axes.axhline(data.mark[0], color=INK, linewidth=0.8, linestyle=":")
+            place: Any = {"xycoords": ("axes fraction", "data"), "xytext": (3, -3), "textcoords": "offset points", "va": "top"}
+            axes.annotate(data.mark[1], (0, data.mark[0]), **place)
+        axes.set_xlim(*data.window)
         axes.set_ylim(bottom=0)
-        _legend(axes, rows)
-    return figure
+        count = len(data.lines)
+        axes.legend(loc="best", fontsize=10 if count <= 8 else 7, ncols=1 if count <= 8 else 2)
+    return drawing
 
 
-def latency_figure(rows: Sequence[Row]) -> Figure:
-    """Cumulative distribution of latency, one line per budget, up to the 99.5th percentile of the slowest.
-
-    Raises:
-        UserError: no row has a latency, or matplotlib is not installed.
-    """
-    timed = [row for row in rows if row.latency_quantiles_ms]
-    if not timed:
-        raise UserError("nothing to draw: no budget has a measured latency")
-    shares = [100 * quantile for quantile in QUANTILES]
-    with _figure("latency (ms)", "inferences at most this slow (%)") as (figure, axes):
-        for row, colour, line in _lines(timed):
-            axes.plot(row.latency_quantiles_ms, shares, color=colour, linestyle=line, linewidth=2, label=label(row, rows))
-        axes.axhline(95, color=INK, linewidth=0.8, linestyle=":")
-        axes.annotate("p95", (0, 95), xycoords=("axes fraction", "data"), xytext=(3, -3), textcoords="offset points", va="top")
-        low = min(row.latency_quantiles_ms[0] for row in timed)
-        high = max(row.latency_quantiles_ms[-2] for row in timed)
-        pad = 0.03 * (high - low) or 0.01 * high
-        axes.set_xlim(low - 2 * pad, high + pad)
-        axes.set_ylim(0, 101)
-        _legend(axes, timed)
-    return figure
+def timeline_figure(data: Timeline) -> Figure:
+    """Latency of each turn, then a lane per kind of sensor, shaded by the budget whose turn it was."""
+    scale, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if data.seconds > 3 * s), (1, "s"))
+    with _empty((7.2, 0.9 + _LANE_INCHES * (1 + len(data.lanes)))) as drawing:
+        every = drawing.subplots(1 + len(data.lanes), 1, sharex=True, squeeze=False)[:, 0]
+        for axes in every:
+            axes.grid(axis="x", visible=False)
+            for begin, end in data.idle:
+                axes.axvspan(begin / scale, end / scale, color=INK, alpha=0.12, linewidth=0)
+            for turn in data.turns if len(data.turns) <= _SHADED_TURNS else ():
+                colour = COLOURS[data.budgets.index(turn.budget) % len(COLOURS)]
+                axes.axvspan(turn.begin_s / scale, turn.end_s / scale, color=colour, alpha=0.16, linewidth=0)
+        for index, budget in enumerate(data.budgets):
+            own = [turn for turn in data.turns if turn.budget == budget]
+            middle = [(turn.begin_s + turn.end_s) / 2 / scale for turn in own]
+            style: Any = {
+                "marker": _MARKERS[index % len(_MARKERS)],
+                "color": COLOURS[index % len(COLOURS)],
+                "linestyle": "none",
+            }
+            if own:
+                every[0].plot(middle, [turn.p50_ms for turn in own], markersize=4, label=budget, **style)
+        every[0].set_ylabel("p50 (ms)")
+        if data.turns:
+            every[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=9, handletextpad=0.2, columnspacing=1.2)
+        for axes, lane in zip(every[1:], data.lanes):
+            axes.set_ylabel(f"{lane.title}\n({lane.unit})")
+            for index, trace in enumerate(lane.traces):
+                colour, line = (INK, *COLOURS)[index], _LINES[index % len(_LINES)]
+                axes.plot(trace.seconds / scale, trace.mean, color=colour, linestyle=line, linewidth=1.2, label=trace.name)
+                if trace.low is not None:
+                    axes.fill_between(trace.seconds / scale, trace.low, trace.high, color=colour, alpha=0.2, linewidth=0)
+            axes.legend(loc="upper right", fontsize=8, ncols=3)
+            axes.margins(y=0.25)
+        every[-1].set_xlabel(f"time ({unit})")
+        drawing.align_ylabels()
+    return drawing
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -156,12 +175,20 @@ def save(figure: Figure, path: Path) -> Path:
     Raises:
         UserError: the name ends in neither .svg nor .png, or the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise UserError(f"cannot draw {path.name}: the name must end in .svg or .png")
+    check_suffix(path)
     with atomic_writer(path) as stream:
-        stream.write(_drawn(figure, kind, "white"))
+        stream.write(_drawn(figure, path.suffix.lower()[1:], "white"))
     return path
+
+
+def check_suffix(path: Path) -> None:
+    """Refuses a file name whose kind cannot be drawn.
+
+    Raises:
+        UserError: naming the kinds that can.
+    """
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise UserError(f"cannot draw {path.name}: the name must end in .svg or .png")
 
 
 def inline_svg(figure: Figure, title: str, prefix: str) -> str:
@@ -175,6 +202,7 @@ def inline_svg(figure: Figure, title: str, prefix: str) -> str:
     text = _drawn(figure, "svg", "none").decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), text)  # finer than any screen
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     themed = {INK: "ink", GRID: "grid", **{colour.lower(): f"line-{index}" for index, colour in enumerate(COLOURS)}}
     for colour, name in themed.items():
@@ -186,19 +214,15 @@ def inline_svg(figure: Figure, title: str, prefix: str) -> str:
 
 
 @contextmanager
-def _figure(x: str, y: str) -> Iterator[tuple[Figure, Any]]:
-    """An empty figure with labelled axes, to be filled in the package's style."""
+def _empty(size: tuple[float, float] = _SIZE_INCHES) -> Iterator[Figure]:
+    """An empty figure, to be filled in the package's style."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_package("matplotlib", "host") from error
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        yield figure, axes
+        yield Figure(figsize=size, layout="constrained")
 
 
 def _drawn(figure: Figure, kind: str, background: str) -> bytes:
@@ -211,37 +235,16 @@ def _drawn(figure: Figure, kind: str, background: str) -> bytes:
     return stream.getvalue()
 
 
-def _lines(rows: Sequence[Row]) -> Iterator[tuple[Row, str, str]]:
-    """Rows with the colour of their budget and the line style of their method."""
-    budgets = list(dict.fromkeys(row.budget for row in rows))
-    methods = list(dict.fromkeys((row.profile.path, row.method) for row in rows))
-    for row in rows:
-        index = budgets.index(row.budget)
-        style = methods.index((row.profile.path, row.method)) + index // len(COLOURS)
-        yield row, COLOURS[index % len(COLOURS)], _LINES[style % len(_LINES)]
+def _known(ends: Ends | None) -> list[float]:
+    return [end for end in ends or () if end is not None]
 
 
-def _legend(axes: Any, rows: Sequence[Row]) -> None:
-    axes.legend(loc="best", fontsize=10 if len(rows) <= 8 else 7, ncols=1 if len(rows) <= 8 else 2)
+def _with_unit(axis: Sequence[str]) -> str:
+    return f"{axis[0]} ({axis[1]})" if axis[1] else axis[0]
 
 
-def _beside(row: Row, method: int, leftmost: bool) -> tuple[int, int]:
+def _beside(point: Point, method: int, leftmost: bool) -> tuple[int, int]:
     """Where a point's name goes, in typographic points from it: off the front, the whiskers and the other methods' names."""
-    if row.unpruned:
+    if point.unpruned:
         return 0, -14 - 12 * method
     return (8, -6) if leftmost or method else (-8, 6)
-
-
-def _known(row: Row, metric: Metric) -> float:
-    value = row.value(metric.name)
-    if value is None:
-        raise ValueError(f"{row.name} has no {metric.name}")
-    return value
-
-
-def _whisker(row: Row, metric: Metric) -> list[list[float]] | None:
-    """Distances down and up from the point. Top-1 is as uncertain as its change from the unpruned model, image by image."""
-    interval: Interval | None = row.intervals.get("top1_change_points" if metric.name == "top1_percent" else metric.name)
-    if interval is None or interval.low is None or interval.high is None or interval.low == interval.high:
-        return None
-    return [[max(0.0, interval.value - interval.low)], [max(0.0, interval.high - interval.value)]]

@@ -6,20 +6,47 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edge_tprune import __version__
-from edge_tprune.analysis import plot
+from edge_tprune import page
+from edge_tprune.agent.record import read_run
+from edge_tprune.analysis import chart, plot
+from edge_tprune.analysis.chart import COLOURS, DARK_COLOURS, Lines, Scatter
 from edge_tprune.analysis.compare import Column, columns, describe_differences, missing, title
+from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.select import Choice, NothingFits, choose_each, label, margin_text
 from edge_tprune.analysis.table import NOT_EVALUATED, Group, Profile, Row, Rows, clean, load_rows
-from edge_tprune.errors import missing_package
+from edge_tprune.analysis.timeline import MAX_POINTS, Timeline, timeline
+from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import write_text
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _TEMPLATE = Path(__file__).with_name("report.html")
+_SCRIPT = Path(__file__).with_name("report.js")
+_ECHARTS = Path(__file__).with_name("echarts")
+_TIMELINES = 3  # of one group: the recommended run's first
+
+#: What accuracy is drawn against, by the name of the picture.
+_COSTS = {"p95": "p95_ms", "energy": "energy_mj_per_image", "memory": "peak_memory_mb"}
+_WHY_ABSENT = {"energy_mj_per_image": "the machine has no power sensor, or it was not recorded"}
+#: What a verdict means, from good to bad.
+_VERDICTS = {
+    "valid": "The measuring program found no sign that anything disturbed this run.",
+    "suspect": "Something may have disturbed this run; take its numbers with care.",
+    "invalid": "This run must not be used for a decision.",
+}
+#: The pictures there are, in the page's order.
+PICTURES = (*_COSTS, "latency", "tokens", "timeline")
+#: The numbers in large print, and those of them that are already said in relation to the unpruned model.
+_TILES = (
+    "p95_ms",
+    "speedup",
+    "top1_change_points",
+    "agreement_percent",
+    "energy_mj_per_image",
+    "mean_power_w",
+    "peak_memory_mb",
+)
+_RELATIVE = ("speedup", "top1_change_points", "agreement_percent")
 
 
 def write_report(
@@ -28,7 +55,8 @@ def write_report(
     *,
     constraints: Mapping[str, float | None] | None = None,
     objective: str | None = None,
-    picture: bool = False,
+    pictures: Sequence[tuple[str, Path]] = (),
+    samples: Sequence[Mapping[str, Any]] = (),
     commands: Sequence[str] | None = None,
 ) -> Path:
     """Writes the report on `source` to `out`, atomically, and returns `out`.
@@ -38,20 +66,27 @@ def write_report(
         out: the HTML file.
         constraints: as in `select.choose`; what the recommendation has to keep.
         objective: as in `select.choose`.
-        picture: also draw accuracy against latency as `<out without suffix>.svg`, of the first group; that file first, so that
-            the page never stands without it.
+        pictures: also draw these (a name from PICTURES, an .svg or .png file), of the first group; they are written first, so
+            that the page never stands without them.
+        samples: images with their tokens, from `build.explain.described`.
         commands: how to reproduce the run; derived from the profiles unless given.
 
     Raises:
-        UserError: profiles that cannot be read, a wrong constraint, a package that is missing, a place that cannot be written.
+        UserError: profiles that cannot be read, a wrong constraint, a picture that the data cannot fill, a package that is
+            missing, a place that cannot be written.
     """
+    for name, file in pictures:
+        if name not in PICTURES:
+            raise UserError(f"no picture {name!r} (there are: {', '.join(PICTURES)}).{did_you_mean(name, PICTURES)}")
+        plot.check_suffix(file)
     rows = source if isinstance(source, Rows) else load_rows(source)
     answers = choose_each(rows, constraints, objective)
-    page = _page(rows, answers, commands)
-    if picture:
-        group, answer = answers[0]
-        plot.save(plot.latency_accuracy_figure(group.rows, _chosen(answer)), out.with_suffix(".svg"))
-    write_text(out, page)
+    text = _page(rows, answers, samples, commands)
+    group, answer = answers[0]
+    data = {name: _picture(name, group.rows, _chosen(answer)) for name, _ in pictures}
+    for name, file in pictures:
+        plot.save(plot.figure(data[name]), file)
+    write_text(out, text)
     return out
 
 
@@ -78,40 +113,70 @@ def _markdown_escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", text)
 
 
-def _page(rows: Rows, answers: Sequence[tuple[Group, Choice | NothingFits]], commands: Sequence[str] | None) -> str:
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise missing_package("jinja2", "host") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def _picture(name: str, rows: Sequence[Row], chosen: Row | None) -> Scatter | Lines | Timeline:
+    data: Scatter | Lines | Timeline | None
+    if name in _COSTS:
+        data = chart.scatter(rows, _COSTS[name], chosen)
+    elif name == "latency":
+        data = chart.latency(rows, chosen)
+    elif name == "tokens":
+        data = chart.tokens(rows, chosen)
+    else:
+        data = timeline(read_run((chosen or rows[0]).profile.path, keep=False))
+    if data is None:
+        raise UserError(f"nothing to draw for picture {name!r}: no budget has it measured")
+    return data
+
+
+def _page(
+    rows: Rows,
+    answers: Sequence[tuple[Group, Choice | NothingFits]],
+    samples: Sequence[Mapping[str, Any]],
+    commands: Sequence[str] | None,
+) -> str:
     profiles = list({row.profile.path: row.profile for row in rows.rows}.values())
     models = dict.fromkeys(row.model for row in rows.rows)
     started = sorted(profile.started_utc[:16].replace("T", " ") for profile in profiles)
     period = started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"
-    page: str = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    groups = [_group(f"g{index}", group, answer) for index, (group, answer) in enumerate(answers)]
+    charts = {figure["id"]: figure["chart"] for group in groups for figure in group["figures"]}
+    return page.render(
+        _TEMPLATE,
+        [(_ECHARTS / "echarts.common.min.js").read_text(encoding="utf-8"), _SCRIPT.read_text(encoding="utf-8")]
+        if charts
+        else [],
         title=f"Token budgets of {', '.join(models)}",
         subtitle=f"Measured {period} UTC on {', '.join(dict.fromkeys(_machine(profile) for profile in profiles))}",
-        version=__version__,
-        groups=[_group(index, group, answer) for index, (group, answer) in enumerate(answers)],
+        colours=COLOURS,
+        dark_colours=DARK_COLOURS,
+        groups=groups,
+        charts=charts,
+        samples=samples,
         differences=describe_differences(rows.rows) if len(answers) > 1 else "",
         caveats=_caveats(rows, answers),
         runs=[
-            {"name": profile.name, "measured": _measured(profile, rows), "environment": _environment(profile)}
+            {
+                "name": profile.name,
+                "verdict": _verdict([row for row in rows.rows if row.profile is profile]),
+                "measured": _measured(profile, rows),
+                "environment": _environment(profile),
+            }
             for profile in profiles
         ],
         commands=list(commands) if commands is not None else _commands(profiles),
     )
-    return page
 
 
-def _group(index: int, group: Group, answer: Choice | NothingFits) -> dict[str, Any]:
+def _group(prefix: str, group: Group, answer: Choice | NothingFits) -> dict[str, Any]:
     chosen = _chosen(answer)
     shown = sorted(columns(group.rows), key=_place)
     best = {column.name: column.best(group.rows) for column in shown}
+    figures, absent = _figures(prefix, group, chosen)
     return {
         "title": title(group),
         "fits": chosen is not None,
         "verdict": answer.reason if isinstance(answer, Choice) else f"No recommendation: {answer}",
+        "tiles": _tiles(chosen, group.rows) if chosen is not None else [],
         "details": _details(answer),
         "marks_choice": chosen is not None,
         "columns": [{"label": column.label, "unit": column.unit, "is_name": column.metric is None} for column in shown],
@@ -125,7 +190,8 @@ def _group(index: int, group: Group, answer: Choice | NothingFits) -> dict[str, 
             }
             for row in group.rows
         ],
-        "figures": _figures(f"g{index}", group, chosen),
+        "figures": figures,
+        "absent": absent,
     }
 
 
@@ -133,6 +199,23 @@ def _place(column: Column) -> int:
     """Where a column stands on the page: what decides comes first, for a phone shows only a few at a time."""
     order = ("run", "method", "budget", "speedup", "p50_ms", "top1_change_points", "agreement_percent", "top1_percent")
     return order.index(column.name) if column.name in order else len(order)
+
+
+def _tiles(chosen: Row, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The chosen budget's numbers in large print: how sure each is, and what it is without pruning."""
+    unpruned = next((row for row in rows if row.unpruned and row.profile.path == chosen.profile.path), None)
+    tiles = []
+    for name in _TILES:
+        metric = METRICS.get(name)
+        if metric is None or chosen.value(name) is None:
+            continue
+        reach = chart.interval_text(chosen, metric)
+        notes = [f"95 %: {reach}"] if reach else []
+        before = None if unpruned is None or unpruned is chosen or name in _RELATIVE else unpruned.value(name)
+        if before is not None:
+            notes.append(f"unpruned {metric.quantity(before)}")
+        tiles.append({"name": metric.label, "value": metric.quantity(chosen.value(name)), "notes": notes})
+    return tiles
 
 
 def _details(answer: Choice | NothingFits) -> list[str]:
@@ -146,41 +229,102 @@ def _details(answer: Choice | NothingFits) -> list[str]:
     return details
 
 
-def _figures(prefix: str, group: Group, chosen: Row | None) -> list[dict[str, Any]]:
-    """The pictures of a group: what was not measured has none."""
+def _figures(prefix: str, group: Group, chosen: Row | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """The plots of a group, and in words what none could be made of."""
     from markupsafe import Markup
 
     figures: list[dict[str, Any]] = []
+    absent: list[str] = []
 
-    def add(name: str, figure: Figure, alt: str, caption: str, wide: bool = False) -> None:
+    def add(name: str, data: Scatter | Lines | Timeline, heading: str, caption: str, wide: bool = False) -> None:
         # Marked as safe here and nowhere else: matplotlib escapes the names it draws, inline_svg its own title.
-        svg = Markup(plot.inline_svg(figure, alt, f"{prefix}-{name}"))
-        figures.append({"svg": svg, "caption": caption, "wide": wide})
+        svg = Markup(plot.inline_svg(plot.figure(data), heading, f"{prefix}-{name}"))
+        place = {"id": f"{prefix}-{name}-live", "heading": heading, "alt": heading, "wide": wide}
+        figures.append({**place, "svg": svg, "chart": data.to_json(), "caption": caption})
 
-    timed = any(row.value("p50_ms") is not None for row in group.rows)
-    if timed:
-        add(
-            "trade",
-            plot.latency_accuracy_figure(group.rows, chosen),
-            "Accuracy against p50 latency, one point per budget",
-            "Up and left is better. Whiskers: to the right the p95 latency; up and down the 95 % interval of the change from "
-            "the unpruned model, paired by image. Hollow: unpruned. Ring: recommended. Dashed: the Pareto front.",
-            wide=True,
+    for name, cost in _COSTS.items():
+        data = chart.scatter(group.rows, cost, chosen)
+        if data is None:
+            absent.append(f"{_capital(METRICS[cost].label)} was not measured: {_why_missing(cost, group.rows)}.")
+            continue
+        better = "Up and left is better. " if data.y.better == "higher" else ""
+        whiskers = (
+            "Whiskers: 95 % intervals, of accuracy those of the change from the unpruned model, paired by image; one that is "
+            "missing on one side is open there. "
         )
-    add(
-        "tokens",
-        plot.tokens_figure(group.rows),
-        "Tokens left after each block, one line per budget",
-        "Tokens after each block, class token included.",
+        marks = f"Hollow: unpruned. {'Ring: recommended. ' if chosen is not None else ''}Dashed: the Pareto front."
+        add(name, data, f"{_capital(data.y.label)} against {data.x.label}", better + whiskers + marks)
+    tokens = chart.tokens(group.rows, chosen)
+    latency = chart.latency(group.rows, chosen)
+    if latency is not None:
+        caption = f"Latency of single inferences: the share that took at most so long.{_left_out(latency)}"
+        add("latency", latency, "Distribution of latency", caption)
+    caption = f"Tokens after each block, class token included; block 0 is the input.{_left_out(tokens)}"
+    add("tokens", tokens, "Tokens left after each block", caption)
+    runs = sorted(
+        {row.profile.path: row.profile for row in group.rows}.values(), key=lambda p: chosen is None or p is not chosen.profile
     )
-    if timed:
-        add(
-            "latency",
-            plot.latency_figure(group.rows),
-            "Cumulative distribution of latency, one line per budget",
-            "Latency of single inferences: the share that took at most so long.",
+    for index, profile in enumerate(runs[:_TIMELINES]):
+        history = timeline(read_run(profile.path, keep=False))
+        of = f" of {profile.name}" if len(runs) > 1 else ""
+        add(f"time{index}", history, f"The run over time{of}", _told(history), wide=True)
+    if len(runs) > _TIMELINES:
+        absent.append(f"Timelines of {len(runs) - _TIMELINES} more runs are not shown.")
+    return figures, absent
+
+
+def _told(history: Timeline) -> str:
+    """What a timeline shows, how it was thinned, and what it cannot show."""
+    text = "Shaded by the budget whose turn it was" + (
+        "; grey: left alone, to measure what idling takes." if history.idle else "."
+    )
+    if history.every > 1:
+        text += f" Of the rounds, one in {history.every} is shown."
+    if history.thinned:
+        text += (
+            f" {history.readings} readings are drawn as means, at most {MAX_POINTS} a line; the band reaches from the lowest "
+            "reading to the highest."
         )
-    return figures
+    if left_out := sum(lane.left_out for lane in history.lanes):
+        text += f" {left_out} more sensors were recorded and are not drawn."
+    if history.sessions > 1:
+        text += f" The run was resumed {history.sessions - 1} times; its parts are set one after the other."
+    if history.absent:
+        *most, last = history.absent
+        names = f"{', '.join(most)} and {last}" if most else last
+        text += f" Not recorded: {names}. The machine does not tell, or the run is older than the sensors."
+    return text
+
+
+def _left_out(data: Lines) -> str:
+    return f" {data.left_out} more budgets are not drawn." if data.left_out else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _why_missing(metric: str, rows: Sequence[Row]) -> str:
+    whys = dict.fromkeys(clean(why) for row in rows if (why := row.why_missing.get(metric)))
+    return "; ".join(whys) or _WHY_ABSENT.get(metric, "this profile does not hold it")
+
+
+def _verdict(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the measuring program said of a run (all rows are of it): the worst of its budgets' verdicts, with every reason."""
+    given = [(row, row.verdict) for row in rows if row.verdict is not None]
+    if not given:
+        text = "This run was recorded without a verdict on it: whether something disturbed it was not looked at."
+        return {"status": "unjudged", "label": "not judged", "text": text, "reasons": []}
+    status = max((verdict.status for _, verdict in given), key=list(_VERDICTS).index)
+    reasons: dict[str, list[str]] = {}
+    for row, verdict in given:
+        for reason in verdict.reasons:
+            reasons.setdefault(reason, []).append(row.budget)
+    told = [
+        reason if len(budgets) == len(rows) else f"budget{'s' if len(budgets) > 1 else ''} {', '.join(budgets)}: {reason}"
+        for reason, budgets in reasons.items()
+    ]
+    return {"status": status, "label": f"data {status}", "text": _VERDICTS[status], "reasons": [clean(text) for text in told]}
 
 
 def _caveats(rows: Rows, answers: Sequence[tuple[Group, Choice | NothingFits]]) -> list[str]:

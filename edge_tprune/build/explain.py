@@ -14,7 +14,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import edge_tprune
+from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import write_bytes, write_text
 from edge_tprune.models import reference
-from edge_tprune.models.loading import LoadedModel
+from edge_tprune.models.data import ImageFolder, open_dataset
+from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
+from edge_tprune.page import render
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, network_shape
 
 SUFFIXES = (".png", ".html")
+SAMPLE_IMAGES = 4  # of a directory, where a page has other things to say
 SHOWN_STAGES = 4  # a picture of twelve stages shows none of them
 
 _VEIL = np.array([228.0, 231.0, 236.0])
@@ -41,6 +44,7 @@ _BORDERS = tuple(
     for code in ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
 )
 _PANEL_PIXELS = 420  # a panel's side at least: patches are drawn as whole multiples of their pixels
+_PHOTO_PIXELS = 288  # a side at most where there are many panels: twelve to a patch of DeiT's
 _INK, _SOFT, _OTHER = "#1f2328", "#57606a", "#a84300"  # text; beside the point; another class than the unpruned network's
 _EPSILON = 1e-3  # a token that passes on less than this of itself has left
 _TEMPLATE = Path(__file__).with_name("explain.html")
@@ -213,7 +217,6 @@ def explain(
         if not any(key in registry.options(method) for method in chosen.values()):
             registry.parse_options(next(iter(chosen.values())), {key: texts[key]})  # says what it does take
     tensor = loaded.transform()(image)[None]
-    shape = network_shape(loaded.model, loaded.name)
     rows, done = [], set()
     for method, reducer in chosen.items():
         given = registry.parse_options(reducer, {k: v for k, v in texts.items() if k in registry.options(reducer)})
@@ -226,12 +229,55 @@ def explain(
                 raise UserError(f"{method}: {error}") from error
             if (how, budget) not in done:
                 done.add((how, budget))
-                stages = _stages(pruned.trace(tensor), pruned, shape.prefix_tokens)
                 row_options = {} if how == "none" else given
-                rows.append(Row(how, budget, row_options, schedule.tokens, schedule.share, stages, _predict(pruned, tensor)))
-    grid = (int(loaded.model.patch_embed.grid_size[0]), int(loaded.model.patch_embed.grid_size[1]))
-    unpruned = _predict(loaded.model, tensor)
-    return Explanation(name, loaded.name, _pixels(loaded, tensor[0]), grid, shape.prefix_tokens, unpruned, tuple(rows))
+                rows.append(_row(pruned, tensor, how, budget, row_options, schedule.share))
+    return _explanation(loaded, tensor, name, rows)
+
+
+@torch.no_grad()
+def explain_bundle(path: Path, images: Path, weights: str | None = None, count: int = SAMPLE_IMAGES) -> list[Explanation]:
+    """Follows the patches of some images through every pruned budget of a bundle, with the schedules that its graphs have.
+
+    Args:
+        path: the bundle.
+        images: one image, a directory of them, or "reference" for canvases of the built-in task.
+        weights: of the model, as for `load_model`; those that the bundle was built with.
+        count: how many images of a directory, spread evenly over it.
+
+    Raises:
+        UserError: no bundle, no images, weights that are not the bundle's.
+    """
+    bundle = Bundle.open(path, verify=False)
+    model, method = bundle.manifest["model"], bundle.manifest["method"]
+    if weights is None and model["weights"] not in (reference.NAME, PRETRAINED):
+        weights = RANDOM if model["weights"] == RANDOM else None
+        if weights is None:
+            raise UserError(f"bundle {path} was built with the weights {model['weights']}: give them with --weights FILE")
+    if images.is_file():
+        shown = [(images.name, open_image(str(images)))]
+    else:
+        data = open_dataset(images, model["classes"], count)
+        names = (
+            [file.name for file in data.files] if isinstance(data, ImageFolder) else [f"canvas {i}" for i in range(len(data))]
+        )
+        shown = [(name, data[index][0]) for index, name in enumerate(names)]
+    loaded = load_model(model["name"], weights, model["classes"])
+    if loaded.weights_sha256 != model["weights_sha256"]:
+        raise UserError(
+            f"the weights {weights or loaded.weights} are not those that bundle {path} was built with: give --weights FILE"
+        )
+    budgets = [budget for budget in bundle.budgets if budget != bundle.unpruned]
+    reducer = registry.method(method["name"])
+    explanations = []
+    for name, image in shown:
+        tensor = loaded.transform()(image)[None]
+        rows = []
+        for budget in budgets:
+            pruned = PrunedViT(loaded.model, reducer, budget.schedule, method["options"])
+            share = budget.requested or round(budget.macs_share, 3)
+            rows.append(_row(pruned, tensor, method["name"], share, method["options"], budget.macs_share))
+        explanations.append(_explanation(loaded, tensor, name, rows))
+    return explanations
 
 
 def fates(members: np.ndarray, prefix: int, block: int) -> Fates:
@@ -369,12 +415,25 @@ def picture(explanation: Explanation) -> bytes:
 
 def page(explanation: Explanation) -> str:
     """The comparison as one HTML page with the panels inside, each with a text for people who cannot see it."""
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise missing_package("jinja2", "host") from error
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return render(
+        _TEMPLATE,
+        title=f"Tokens of {explanation.image}",
+        model=explanation.model,
+        patches=explanation.grid[0] * explanation.grid[1],
+        prefix=explanation.prefix_tokens,
+        **described(explanation),
+    )
+
+
+def described(explanation: Explanation, photo: bool = False) -> dict[str, Any]:
+    """What a page shows of an explanation: `image`, `unpruned`, `input` and `rows` with their `panels` (macros in panels.html).
+
+    Args:
+        explanation: of one image.
+        photo: panels small and as JPEG, for pages with many images.
+    """
     patches = explanation.grid[0] * explanation.grid[1]
+    url = partial(_data_url, photo=photo)
     rows = [
         {
             "title": row.title,
@@ -388,7 +447,7 @@ def page(explanation: Explanation) -> str:
             ],
             "panels": [
                 {
-                    "source": _data_url(panel(explanation.pixels, explanation.grid, stage)),
+                    "source": url(panel(explanation.pixels, explanation.grid, stage)),
                     "alt": f"{explanation.image} after block {stage.block} of {row.title}: of {patches} patches {_counts(stage)}",
                     "title": f"block {stage.block}: {stage.tokens - explanation.prefix_tokens} tokens",
                     "caption": _counts(stage),
@@ -398,18 +457,21 @@ def page(explanation: Explanation) -> str:
         }
         for row in explanation.rows
     ]
-    text: str = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        title=f"Tokens of {explanation.image}",
-        image=explanation.image,
-        model=explanation.model,
-        unpruned=str(explanation.unpruned),
-        patches=patches,
-        prefix=explanation.prefix_tokens,
-        input=_data_url(_enlarged(explanation.pixels)),
-        rows=rows,
-        version=edge_tprune.__version__,
-    )
-    return text
+    source = url(_enlarged(explanation.pixels))
+    return {"image": explanation.image, "unpruned": str(explanation.unpruned), "input": source, "rows": rows}
+
+
+def _row(pruned: PrunedViT, tensor: Tensor, method: str, budget: float, options: Mapping[str, Any], share: float) -> Row:
+    """What a pruned network does to one image (1, 3, H, W)."""
+    stages = _stages(pruned.trace(tensor), pruned, pruned.shape.prefix_tokens)
+    return Row(method, budget, options, tuple(pruned.schedule), share, stages, _predict(pruned, tensor))
+
+
+def _explanation(loaded: LoadedModel, tensor: Tensor, name: str, rows: Sequence[Row]) -> Explanation:
+    grid = (int(loaded.model.patch_embed.grid_size[0]), int(loaded.model.patch_embed.grid_size[1]))
+    prefix = network_shape(loaded.model, loaded.name).prefix_tokens
+    unpruned = _predict(loaded.model, tensor)
+    return Explanation(name, loaded.name, _pixels(loaded, tensor[0]), grid, prefix, unpruned, tuple(rows))
 
 
 def _stages(traced: Sequence[Tensor], pruned: PrunedViT, prefix: int) -> tuple[Fates, ...]:
@@ -474,7 +536,13 @@ def _counts(stage: Fates) -> str:
     return " · ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
-def _data_url(array: np.ndarray) -> str:
+def _data_url(array: np.ndarray, photo: bool = False) -> str:
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    image = Image.fromarray(array)
+    if photo:
+        image.thumbnail((_PHOTO_PIXELS, _PHOTO_PIXELS))
+        image.save(stream, format="JPEG", quality=80, optimize=True)
+    else:
+        image.save(stream, format="PNG", optimize=True)
+    kind = "jpeg" if photo else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

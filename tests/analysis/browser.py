@@ -81,15 +81,36 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, file: Path, width: int = 1200, dark: bool = False) -> None:
-        """Loads the page at the given width and colour scheme, and waits until it stands."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+    def open(
+        self, file: Path, width: int = 1200, dark: bool = False, media: str = "", scripts: bool = True, height: int = 900
+    ) -> None:
+        """Loads the page at the given width, colour scheme and medium ("" or "print"), and waits until it stands."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
+        self.look(dark, media)
         self.events.clear()
         self.call("Page.navigate", url=file.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
+
+    def look(self, dark: bool = False, media: str = "") -> None:
+        """Changes colour scheme and medium of the page that is open."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+
+    def until(self, expression: str) -> Any:
+        """Waits, frame by frame, until the expression is true, and returns it."""
+        look = f"const it = {expression}; it || performance.now() > end ? done(it) : requestAnimationFrame(look)"
+        loop = f"new Promise(done => {{ const end = performance.now() + {1000 * _PATIENCE_S / 2}; const look = () => {{ {look} }}; look() }})"
+        result = self.call("Runtime.evaluate", expression=loop, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        value = result["result"].get("value")
+        assert value, f"did not come: {expression}"
+        return value
+
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        """One mouse event: "Moved", "Pressed" or "Released" at a place of the window."""
+        self.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **more)
 
     def evaluate(self, expression: str) -> Any:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)

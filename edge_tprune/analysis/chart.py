@@ -1,0 +1,269 @@
+"""What the plots show, as plain data: `plot` draws it for paper and where scripts are off, the page's own script on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge_tprune.analysis.compare import metric_text
+from edge_tprune.analysis.metrics import METRICS, Metric
+from edge_tprune.analysis.select import accuracy_metric, label, pareto_front
+from edge_tprune.analysis.table import QUANTILES, Row
+
+#: Colours of lines and points on light and on dark grounds: at least 3:1 against both of a theme's grounds, and apart for people
+#: with any common colour vision (24 or more in CIELAB, also as Machado et al. (2009) simulate protanopia and deuteranopia).
+COLOURS = ("#0693ce", "#f4510c", "#174d34", "#981b76", "#5e4306", "#5905b9")
+DARK_COLOURS = ("#68aaf9", "#e69371", "#d4f5f1", "#e123ab", "#f7e039", "#9651f7")
+#: Beyond these, a plot of lines is a thicket.
+MAX_LINES = 12
+
+_FACTS = (
+    "p50_ms", "p95_ms", "p99_ms", "speedup", "throughput_images_per_s", "top1_percent", "top1_change_points", "agreement_percent",
+    "energy_mj_per_image", "mean_power_w", "peak_memory_mb", "macs_share_percent",
+)  # fmt: skip
+
+Range = tuple[float, float]
+Ends = tuple[float | None, float | None]  # of an interval; None where too little was measured to tell
+
+
+@dataclass(frozen=True)
+class Point:
+    """One budget in a plot of accuracy against a cost."""
+
+    name: str
+    x: float
+    y: float
+    x_range: Ends | None  #: the 95 % interval, where one is known
+    y_range: Ends | None
+    style: int  #: which colour and which shape
+    unpruned: bool
+    chosen: bool
+    facts: tuple[tuple[str, str], ...]  #: what hovering tells: name and value
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Accuracy against a cost, with the budgets that nothing beats in both."""
+
+    x: Metric
+    y: Metric
+    points: tuple[Point, ...]
+    front: tuple[tuple[float, float], ...]  #: from the cheapest on; empty where accuracy is unknown
+    methods: tuple[str, ...]  #: named in a legend where there are several: then style says the method, else the budget
+
+    def to_json(self) -> dict[str, Any]:
+        """For the page's script."""
+        return {
+            "kind": "scatter",
+            "x": _axis(self.x),
+            "y": _axis(self.y),
+            "points": [
+                {
+                    "name": point.name, "x": point.x, "y": point.y, "xr": point.x_range, "yr": point.y_range, "style": point.style,
+                    "hollow": point.unpruned, "chosen": point.chosen, "facts": point.facts,
+                }
+                for point in self.points
+            ],
+            "front": self.front,
+            "methods": self.methods if len(self.methods) > 1 else (),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One budget as a line."""
+
+    name: str
+    style: int  #: which colour
+    dash: int  #: which kind of line
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Several budgets as lines over one axis."""
+
+    x: tuple[str, str]  #: what is shown across, and its unit
+    y: tuple[str, str]
+    lines: tuple[Line, ...]
+    stepped: bool  #: whether a value holds until the next one
+    window: Range  #: the part of the x axis to show at first
+    mark: tuple[float, str] | None = None  #: a value of y worth a line of its own, and its name
+    left_out: int = 0  #: budgets that were not drawn, for there are too many
+
+    def to_json(self) -> dict[str, Any]:
+        """For the page's script."""
+        return {
+            "kind": "lines",
+            "x": {"label": self.x[0], "unit": self.x[1]},
+            "y": {"label": self.y[0], "unit": self.y[1]},
+            "lines": [
+                {"name": line.name, "style": line.style, "dash": line.dash, "data": list(zip(_short(line.x), _short(line.y)))}
+                for line in self.lines
+            ],
+            "stepped": self.stepped,
+            "window": self.window,
+            "mark": self.mark,
+        }
+
+
+def scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scatter | None:
+    """Accuracy against the metric named `x`; None where no row has it.
+
+    Without labels, accuracy is the agreement with the unpruned model; where nothing is known about it, the share of MACs
+    takes its place and there is no front.
+    """
+    across, up = METRICS[x], accuracy_metric(rows) or METRICS["macs_share_percent"]
+    known = [row for row in rows if row.value(across.name) is not None and row.value(up.name) is not None]
+    if not known:
+        return None
+    methods = tuple(dict.fromkeys(row.method for row in rows))
+    keys = _styles(rows)
+    front = () if up.name == "macs_share_percent" else pareto_front(known, across, up)
+    return Scatter(
+        x=across,
+        y=up,
+        points=tuple(
+            Point(
+                name=f"{row.budget} (unpruned)" if row.unpruned else row.budget,
+                x=_value(row, across),
+                y=_value(row, up),
+                x_range=_range(row, across),
+                y_range=_range(row, up),
+                style=keys[row.method if len(methods) > 1 else row.budget],
+                unpruned=row.unpruned,
+                chosen=row is chosen,
+                facts=facts(row),
+            )
+            for row in known
+        ),
+        front=tuple((_value(row, across), _value(row, up)) for row in front),
+        methods=methods,
+    )
+
+
+def tokens(rows: Sequence[Row], chosen: Row | None = None) -> Lines:
+    """Tokens after each block; block 0 is the input."""
+    shown = _most_telling(rows, chosen)
+    lines = []
+    for row, style, dash in _dressed(shown, rows):
+        counts = (row.tokens if row.tokens is not None else row.schedule[0], *row.schedule)
+        lines.append(
+            Line(
+                label(row, rows).removeprefix("budget "),
+                style,
+                dash,
+                tuple(map(float, range(len(counts)))),
+                tuple(map(float, counts)),
+            )
+        )
+    blocks = max((len(row.schedule) for row in shown), default=0)
+    return Lines(
+        ("block", ""), ("tokens after the block", ""), tuple(lines), True, (0.0, float(blocks)), left_out=len(rows) - len(shown)
+    )
+
+
+def latency(rows: Sequence[Row], chosen: Row | None = None) -> Lines | None:
+    """The cumulative distribution of latency, shown at first up to the 99.5th percentile; None where nothing was timed."""
+    timed = [row for row in rows if row.latency_quantiles_ms]
+    if not timed:
+        return None
+    shown = _most_telling(timed, chosen)
+    shares = tuple(100 * quantile for quantile in QUANTILES)
+    lines = tuple(
+        Line(label(row, rows).removeprefix("budget "), style, dash, row.latency_quantiles_ms, shares)
+        for row, style, dash in _dressed(shown, rows)
+    )
+    low = min(row.latency_quantiles_ms[0] for row in shown)
+    high = max(row.latency_quantiles_ms[-2] for row in shown)
+    pad = 0.03 * (high - low) or 0.01 * high
+    across, up = ("latency", "ms"), ("inferences at most this slow", "%")
+    return Lines(across, up, lines, False, (low - 2 * pad, high + pad), (95.0, "p95"), len(timed) - len(shown))
+
+
+def facts(row: Row) -> tuple[tuple[str, str], ...]:
+    """What there is to know about a row in a few lines, with units and uncertainty."""
+    lines = [("method", row.method), ("budget", row.budget), ("tokens", row.tokens_text)]
+    for name in _FACTS:
+        metric = METRICS.get(name)
+        if metric is not None and row.value(name) is not None:
+            lines.append((metric.label, quantity_text(row, metric)))
+    return tuple(lines)
+
+
+def quantity_text(row: Row, metric: Metric) -> str:
+    """A row's value with unit and, where it is known, its 95 % interval: '7.12 ms (7.01 to 7.30 ms)'."""
+    if metric_text(row, metric) == "equal":
+        return "equal to unpruned within the noise"
+    reach = interval_text(row, metric)
+    return metric.quantity(row.value(metric.name)) + (f" ({reach})" if reach else "")
+
+
+def interval_text(row: Row, metric: Metric) -> str:
+    """The 95 % interval of a row's value in words; '' where there is nothing to say."""
+    interval = row.intervals.get(metric.name)
+    if interval is None or interval.low == interval.high:
+        return ""
+    if interval.low is None or interval.high is None:  # too little was measured to tell where it ends
+        return (
+            f"{metric.quantity(interval.low)} or more" if interval.high is None else f"{metric.quantity(interval.high)} or less"
+        )
+    return metric.range(interval)
+
+
+def _axis(metric: Metric) -> dict[str, Any]:
+    return {"label": metric.label, "unit": metric.unit, "digits": metric.digits}
+
+
+def _styles(rows: Sequence[Row]) -> dict[str, int]:
+    """A number for each method where there are several, else for each budget."""
+    methods = dict.fromkeys(row.method for row in rows)
+    names = methods if len(methods) > 1 else dict.fromkeys(row.budget for row in rows)
+    return {name: index for index, name in enumerate(names)}
+
+
+def _dressed(shown: Sequence[Row], among: Sequence[Row]) -> list[tuple[Row, int, int]]:
+    """Rows with the colour of their budget and the kind of line of their method."""
+    budgets = list(dict.fromkeys(row.budget for row in among))
+    series = list(dict.fromkeys((row.profile.path, row.method) for row in shown))
+    one = len(series) == 1
+    dressed = []
+    for row in shown:
+        budget = budgets.index(row.budget)
+        # One method: the line's kind repeats what its colour says. Several: it tells them apart.
+        dressed.append((row, budget, budget if one else series.index((row.profile.path, row.method))))
+    return dressed
+
+
+def _most_telling(rows: Sequence[Row], chosen: Row | None) -> list[Row]:
+    """At most MAX_LINES of the rows, in their order: the chosen one, unpruned ones and the fastest before others."""
+    if len(rows) <= MAX_LINES:
+        return list(rows)
+    p50 = METRICS["p50_ms"]
+    ranked = sorted(rows, key=lambda row: (row is not chosen, not row.unpruned, p50.cost(row.value("p50_ms"))))[:MAX_LINES]
+    return [row for row in rows if any(row is other for other in ranked)]
+
+
+def _range(row: Row, metric: Metric) -> Ends | None:
+    """The ends of the interval. Top-1 is as uncertain as its change from the unpruned model, image by image."""
+    change = metric.name == "top1_percent"
+    interval = row.intervals.get("top1_change_points" if change else metric.name)
+    if interval is None or interval.low == interval.high:
+        return None
+    offset = _value(row, metric) - interval.value if change else 0.0
+    low, high = (None if end is None else end + offset for end in (interval.low, interval.high))
+    return low, high
+
+
+def _value(row: Row, metric: Metric) -> float:
+    value = row.value(metric.name)
+    if value is None:
+        raise ValueError(f"{row.name} has no {metric.name}")
+    return value
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    """Five digits are more than a screen can show."""
+    return [float(f"{value:.5g}") for value in values]
