@@ -119,11 +119,12 @@ def _attend(
     out, full_map = attention(q, k, v, heads, attn.scale, registry.ATTENTION in needs, stream.bias)
     class_row = None
     if registry.CLASS_ROW in needs:
-        # In float32 from the product on: a score that half precision rounded would tie with its neighbours.
-        by_head = _split(wide(k), heads).permute(0, 2, 3, 1)
-        q_class = _split(wide(q[:, :1]) * attn.scale, heads).transpose(1, 2)
-        logits = q_class @ by_head
-        class_row = (logits if stream.bias is None else logits + stream.bias).softmax(-1)[:, :, 0]
+        # In float32 from the product on: a score that half precision rounded would tie with its neighbours. One product over all channels,
+        # where each head's query is 0 outside the head: so the keys stay as they are laid out.
+        query, key = wide(q[:, :1]), wide(k)
+        own = torch.eye(heads, device=k.device, dtype=key.dtype).repeat_interleave(k.shape[2] // heads, 1) * attn.scale
+        logits = (query * own) @ key.transpose(1, 2)
+        class_row = (logits if stream.bias is None else logits + stream.bias[:, 0]).softmax(-1)
     return attn.proj_drop(attn.proj(attn.norm(out))), Evidence(
         keys=_split(k, heads) if registry.KEYS in needs else None,
         values=_split(v, heads) if registry.VALUES in needs else None,

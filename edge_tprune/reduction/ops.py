@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Tokens (B, N, C) at `index` (B, K) -> (B, K, C), as one Gather of whole rows.
 
-    A GatherElements would need the index repeated over all C channels and copies element by element. For a batch, flattening
-    images and tokens lets one Gather move contiguous rows; for one image even that falls away.
+    A GatherElements would need the index repeated over all C channels and copies element by element. Written as a table's look-up, because
+    that takes an index of any shape: nothing but the rows moves, and for one image the index is used as it is.
     """
     batch, tokens, channels = x.shape
-    if batch == 1:
-        return x.index_select(1, index[0])
-    flat = index + torch.arange(0, batch * tokens, tokens, device=x.device)[:, None]
-    return x.reshape(batch * tokens, channels).index_select(0, flat.reshape(-1)).reshape(batch, index.shape[1], channels)
+    if batch > 1:
+        index = index + torch.arange(0, batch * tokens, tokens, device=x.device)[:, None]
+    return functional.embedding(index, x.reshape(batch * tokens, channels))
 
 
 def prefix_bonus(tokens: int, prefix: int) -> Tensor:

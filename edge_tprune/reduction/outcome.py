@@ -7,7 +7,7 @@ features, how many original tokens each stands for, and, for `edge-tprune explai
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -63,14 +63,19 @@ class Keep(Outcome):
     """The tokens at `index` stay, in that order; the others leave."""
 
     index: Tensor  #: (B, K)
+    features: Tensor | None = None  #: (B, K, C): what is there, where the reducer has gathered it already
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C)."""
-        return gather_tokens(x, self.index)
+        return gather_tokens(x, self.index) if self.features is None else self.features
 
     def added(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D)."""
         return gather_tokens(amounts, self.index)
+
+    def sizes(self, sizes: Tensor | None) -> Tensor | None:
+        """Sizes (B, N) -> (B, K); None stays None."""
+        return None if sizes is None else sizes.gather(1, self.index)
 
     def positions(self, positions: Tensor) -> Tensor:
         """(B, N) -> (B, K)."""
@@ -78,52 +83,95 @@ class Keep(Outcome):
 
 
 @dataclass(frozen=True)
-class Merge(Outcome):
-    """The tokens at `index` stay; those at `source` are averaged into the ones they are linked to; the others leave.
-
-    The average weighs tokens by `weights`; where None, by their sizes, or, if `equal`, not at all.
-    """
+class Linked(Outcome):
+    """The tokens at `index` stay, those at `source` go over into them in parts, the others leave: what the outcomes below share."""
 
     index: Tensor  #: (B, K)
     source: Tensor  #: (B, S)
-    #: (B, K, S): 1 where a source merges into a kept token, or parts of a source, whose column adds up to 1; a column of zeros drops it
-    link: Tensor
-    weights: Tensor | None = None  #: (B, N), not negative; tokens that stay need more than 0
-    equal: bool = False
-
-    @staticmethod
-    def into(index: Tensor, source: Tensor, target: Tensor, weights: Tensor | None = None, equal: bool = False) -> Merge:
-        """A merge where source s joins the kept token `index[target[s]]`; target is (B, S), counted in 0..K-1."""
-        places = torch.arange(index.shape[1], device=index.device)
-        return Merge(index, source, (places[:, None] == target[:, None, :]).float(), weights, equal)
-
-    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """(B, N, C) -> (B, K, C): weighted means."""
-        kept, merged = wide(gather_tokens(x, self.index)), wide(gather_tokens(x, self.source))
-        weights = sizes if self.weights is None and not self.equal else self.weights
-        if weights is None:
-            share = self.link
-            total = 1.0 + share.sum(-1, keepdim=True)
-            return ((kept + share @ merged) * total.reciprocal()).to(x.dtype)
-        own = weights.gather(1, self.index)[..., None]
-        share = self.link * weights.gather(1, self.source)[:, None]
-        total = own + share.sum(-1, keepdim=True)
-        # The weights are brought to a sum of 1 before they meet the features. Divided, because then a token that nothing joins gets exactly 1.
-        return (kept * (own / total) + (share / total) @ merged).to(x.dtype)
+    link: Tensor  #: (B, K, S), float32: the part of each source that each kept token receives; a column of zeros drops a source
+    #: (B, K, C) and (B, S, C): the tokens at `index` and at `source`, where the reducer has gathered them already
+    features: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
 
     def added(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D): sums."""
         return gather_tokens(amounts, self.index) + self.link.to(amounts.dtype) @ gather_tokens(amounts, self.source)
 
     def sizes(self, sizes: Tensor | None) -> Tensor:
-        """Sizes (B, N) -> (B, K), in float32: sums over what merged."""
-        if sizes is None:
-            return 1.0 + self.link.sum(-1)
-        return sizes.gather(1, self.index) + (self.link @ sizes.gather(1, self.source)[..., None])[..., 0]
+        """Sizes (B, N) -> (B, K), in float32: sums."""
+        return self._weighed(sizes)[2][..., 0]
 
     def positions(self, positions: Tensor) -> Tensor:
         """(B, N) -> (B, K): of the tokens that stayed."""
         return positions.gather(1, self.index)
+
+    def _gathered(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, C) -> those at `index` and at `source`, in float32 at least, in which sums of them are formed."""
+        kept, source = self.features or (gather_tokens(x, self.index), gather_tokens(x, self.source))
+        return wide(kept), wide(source)
+
+    def _weighed(self, weights: Tensor | None) -> tuple[Tensor | float, Tensor, Tensor]:
+        """Weights (B, N), None for all 1 -> of each kept token (B, K, 1), of what it receives (B, K, S), and the sum of both (B, K, 1)."""
+        own: Tensor | float = 1.0
+        share = self.link
+        if weights is not None:
+            own = weights.gather(1, self.index)[..., None]
+            share = self.link * weights.gather(1, self.source)[:, None]
+        return own, share, own + share.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Merge(Linked):
+    """The tokens at `source` are averaged into the ones they are linked to.
+
+    The average weighs tokens by `weights`; where None, by their sizes, or, if `equal`, not at all. A source that is spread over several tokens
+    has a column of parts that add up to 1.
+    """
+
+    weights: Tensor | None = None  #: (B, N), not negative; tokens that stay need more than 0
+    equal: bool = False
+
+    @staticmethod
+    def into(
+        index: Tensor,
+        source: Tensor,
+        target: Tensor,
+        weights: Tensor | None = None,
+        equal: bool = False,
+        features: tuple[Tensor, Tensor] | None = None,
+    ) -> Merge:
+        """A merge where source s joins the kept token `index[target[s]]`; target is (B, S), counted in 0..K-1."""
+        places = torch.arange(index.shape[1], device=index.device)
+        return Merge(index, source, (places[:, None] == target[:, None, :]).float(), weights, equal, features=features)
+
+    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        """(B, N, C) -> (B, K, C): weighted means."""
+        kept, merged = self._gathered(x)
+        own, share, total = self._weighed(sizes if self.weights is None and not self.equal else self.weights)
+        # The weights are brought to a sum of 1 before they meet the features. Divided, because then a token that nothing joins gets exactly 1.
+        return (kept * (own / total) + (share / total).to(merged.dtype) @ merged).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class StandIn(Linked):
+    """The tokens that stay do so as they are, and count for those linked to them; what these held is gone."""
+
+    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        """(B, N, C) -> (B, K, C)."""
+        return gather_tokens(x, self.index)
+
+    def added(self, amounts: Tensor) -> Tensor:
+        """(B, N, D) -> (B, K, D): those of the tokens that stay; only sizes add up."""
+        return gather_tokens(amounts, self.index)
+
+
+@dataclass(frozen=True)
+class Propagate(Linked):
+    """The tokens that stay receive what `link` says of the others on top of what they are."""
+
+    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
+        """(B, N, C) -> (B, K, C)."""
+        kept, source = self._gathered(x)
+        return (kept + self.link.to(source.dtype) @ source).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -151,47 +199,6 @@ class Then(Outcome):
 
 
 @dataclass(frozen=True)
-class StandIn(Merge):
-    """The tokens at `index` stay as they are, and count for those linked to them; what these held is gone."""
-
-    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """(B, N, C) -> (B, K, C)."""
-        return gather_tokens(x, self.index)
-
-    def added(self, amounts: Tensor) -> Tensor:
-        """(B, N, D) -> (B, K, D): those of the tokens that stay; only sizes add up."""
-        return gather_tokens(amounts, self.index)
-
-
-@dataclass(frozen=True)
-class Propagate(Outcome):
-    """The tokens at `index` stay and receive `flow` of those at `source`, on top of what they are; the others leave."""
-
-    index: Tensor  #: (B, K)
-    source: Tensor  #: (B, S)
-    flow: Tensor  #: (B, K, S)
-
-    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """(B, N, C) -> (B, K, C)."""
-        received = self.flow @ wide(gather_tokens(x, self.source))
-        return gather_tokens(x, self.index) + received.to(x.dtype)
-
-    def added(self, amounts: Tensor) -> Tensor:
-        """(B, N, D) -> (B, K, D)."""
-        return gather_tokens(amounts, self.index) + self.flow.to(amounts.dtype) @ gather_tokens(amounts, self.source)
-
-    def sizes(self, sizes: Tensor | None) -> Tensor:
-        """Sizes (B, N) -> (B, K), in float32."""
-        if sizes is None:
-            return 1.0 + self.flow.sum(-1)
-        return sizes.gather(1, self.index) + (self.flow @ sizes.gather(1, self.source)[..., None])[..., 0]
-
-    def positions(self, positions: Tensor) -> Tensor:
-        """(B, N) -> (B, K): of the tokens that stayed."""
-        return positions.gather(1, self.index)
-
-
-@dataclass(frozen=True)
 class Append(Outcome):
     """The tokens at `index` stay, and one more is appended: the sum of those at `source`, weighted."""
 
@@ -201,7 +208,8 @@ class Append(Outcome):
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C)."""
-        fused = self.weights[:, None] @ wide(gather_tokens(x, self.source))
+        source = wide(gather_tokens(x, self.source))
+        fused = self.weights.to(source.dtype)[:, None] @ source
         return torch.cat([gather_tokens(x, self.index), fused.to(x.dtype)], 1)
 
     def added(self, amounts: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ NEIGHBOURS = 5
 
 def slow_density_peaks(x: np.ndarray, count: int) -> tuple[list[int], dict[int, int]]:
     """One image's tokens (N, D): the centres, clearest first, and for every other token the centre that it joins."""
-    tokens, width = x.shape
+    tokens = len(x)
+    unit = sum(float(((x[i] - x[j]) ** 2).sum()) for i in range(tokens) for j in range(tokens)) / tokens**2 or 1.0
 
     def squared(i: int, j: int) -> float:
-        return float(((x[i] - x[j]) ** 2).sum()) / width
+        return float(((x[i] - x[j]) ** 2).sum()) / unit
 
     density = []
     for i in range(tokens):

@@ -8,6 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edge_tprune
+from edge_tprune.models.loading import load_model
+from edge_tprune.models.reference import DigitsInClutter
 from edge_tprune.reduction.methods.bat import BAT
 from edge_tprune.reduction.methods.dpc_knn import DPCKNN
 from edge_tprune.reduction.registry import Evidence, Stage
@@ -94,3 +97,14 @@ def test_dpc_knn_equals_the_loops(seed: int, tokens: int, prefix: int, sized: bo
         groups = [[c, *(i for i, centre in joins.items() if centre == c)] for c in centres]
         wanted = [*x[image, :prefix], *(patches[group].mean(0) for group in groups)]
         np.testing.assert_allclose(found[image].numpy(), np.array(wanted), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["bat", "dpc_knn"])
+def test_what_stands_out_survives_where_features_are_large(method: str) -> None:
+    """The reference model's features vary far more than DeiT's; with distances in fixed units, digits were averaged away."""
+    loaded = load_model("reference")
+    model, transform = loaded.model, loaded.transform()
+    images = torch.stack([transform(image) for image, _ in map(DigitsInClutter("train").__getitem__, range(24))])
+    pruned = edge_tprune.prune(model, method=method, budget=0.65)
+    assert (pruned(images).argmax(1) == model(images).argmax(1)).float().mean() > 0.9

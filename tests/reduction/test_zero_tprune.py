@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import edge_tprune
 from edge_tprune.reduction.methods.zero_tprune import V_MAX, V_MIN, ZeroTPrune, _paper_votes
-from edge_tprune.reduction.outcome import Merge, Outcome
+from edge_tprune.reduction.outcome import Linked, Outcome
 from edge_tprune.reduction.registry import Evidence, Stage
 
 
@@ -149,7 +149,7 @@ def test_equals_the_loops(
     found = run(attention, keys, stage, **options)
     outcome = decide(attention, keys, stage, **options)
     everyone = torch.eye(tokens).expand(batch, -1, -1)
-    members = Merge.added(outcome, everyone) if isinstance(outcome, Merge) else outcome.added(everyone)
+    members = Linked.added(outcome, everyone) if isinstance(outcome, Linked) else outcome.added(everyone)
     for image in range(batch):
         wanted, twins = slow_zero_tprune(
             attention[image],

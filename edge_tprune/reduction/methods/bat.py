@@ -70,26 +70,25 @@ class BAT(Reducer):
         attentiveness = evidence.class_row.float().mean(1) + self.bonus
         # What follows speaks of the tokens in the order of their attentiveness.
         weights, ranking = attentiveness.topk(self.stage.tokens_in, dim=1)
-        feature = gather_tokens(x, ranking).float()
+        ranked = gather_tokens(x, ranking)
+        feature = ranked.float()
         first, border = self.stage.prefix_tokens, self.stage.prefix_tokens + self.attentive
         places = torch.arange(self.stage.tokens_in, device=x.device).expand(len(x), -1)
         index, source, target = [places[:, :first]], [], []
         if self.attentive:
             metric = unit(feature[:, first:border])
             order, partner = pairs(metric[:, 1::2], metric[:, ::2])
-            a_set = first + 1 + 2 * order
-            merged, alone = a_set[:, : self.pairs], a_set[:, self.pairs :]
-            index += [alone, places[:, first:border:2]]
-            source.append(merged)
-            target.append(first + alone.shape[1] + partner.gather(1, order[:, : self.pairs]))
+            merged, alone = order.split_with_sizes([self.pairs, order.shape[1] - self.pairs], 1)
+            index += [first + 1 + 2 * alone, places[:, first:border:2]]
+            source.append(first + 1 + 2 * merged)
+            target.append(first + alone.shape[1] + partner.gather(1, merged))
         if self.clusters:
-            by_clarity, cluster = density_peaks(feature[:, border:], self.clusters, self.earlier)
-            inattentive = border + by_clarity
-            index.append(inattentive[:, : self.clusters])
-            source.append(inattentive[:, self.clusters :])
+            centres, others, cluster = density_peaks(feature[:, border:], self.clusters, self.earlier)
+            index.append(border + centres)
+            source.append(border + others)
             target.append(border - self.pairs + cluster)
         kept, gone = torch.cat(index, 1), torch.cat(source, 1)
-        return Then(Keep(ranking), Merge.into(kept, gone, torch.cat(target, 1), weights=weights))
+        return Then(Keep(ranking, ranked), Merge.into(kept, gone, torch.cat(target, 1), weights=weights))
 
 
 def _split(patches: int, removed: int, attentive: float, matched: float) -> tuple[int, int]:

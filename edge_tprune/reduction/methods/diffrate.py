@@ -60,6 +60,6 @@ class DiffRate(Reducer):
         ranking = top(evidence.class_row.float().mean(1) + self.bonus, self.survivors)
         if self.survivors == border:
             return Keep(ranking)
-        feature = unit(gather_tokens(x.float(), ranking))
-        target = (feature[:, border:] @ feature[:, first:border].transpose(1, 2)).argmax(2)
-        return Merge.into(ranking[:, :border], ranking[:, border:], first + target)
+        kept, merged = gather_tokens(x, ranking).split_with_sizes([border, self.survivors - border], 1)
+        target = (unit(merged.float()) @ unit(kept[:, first:].float()).transpose(1, 2)).argmax(2)
+        return Merge.into(ranking[:, :border], ranking[:, border:], first + target, features=(kept, merged))

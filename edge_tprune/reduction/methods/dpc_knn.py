@@ -2,7 +2,7 @@
 
 Clustering: Du et al., "Study on density peaks clustering based on k-nearest neighbors and principal component analysis", Knowledge-Based
 Systems 2016, as Zeng et al. use it on tokens, "Not All Tokens Are Equal" (TCFormer), CVPR 2022 (arXiv 2204.08680), section 3.2. Haurum et al.
-compare it with other reductions (arXiv 2308.04657). Formulae: `edge_tprune.reduction.matching.density_peaks`.
+compare it with other reductions (arXiv 2308.04657). Formulae: `edge_tprune.reduction.matching.density_peaks`, with the unit that distances have there.
 
 Every cluster becomes the plain mean of its tokens; TCFormer's learned importance needs training and is left out. Distances are between
 features after the attention residual. The class token takes no part.
@@ -35,9 +35,6 @@ class DPCKNN(Reducer):
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then clusters, the clearest centre first."""
         prefix = self.stage.prefix_tokens
-        clusters = self.stage.tokens_out - prefix
-        ranking, cluster = density_peaks(x[:, prefix:].float(), clusters, self.earlier)
+        centres, others, cluster = density_peaks(x[:, prefix:].float(), self.stage.tokens_out - prefix, self.earlier)
         start = torch.arange(prefix, device=x.device).expand(len(x), -1)
-        places = torch.cat([start, prefix + ranking], 1)
-        kept = self.stage.tokens_out
-        return Merge.into(places[:, :kept], places[:, kept:], prefix + cluster, equal=True)
+        return Merge.into(torch.cat([start, prefix + centres], 1), prefix + others, prefix + cluster, equal=True)

@@ -94,7 +94,8 @@ class GTP(Reducer):
         keep, removed = ranking[:, : self.stage.tokens_out], ranking[:, self.stage.tokens_out :]
         if self.graph == "spatial":
             return Propagate(keep, removed, self._spatial_flow(evidence.positions.gather(1, ranking)))
-        return Propagate(keep, removed, self._semantic_flow(gather_tokens(x, keep), gather_tokens(x, removed)))
+        features = gather_tokens(x, keep), gather_tokens(x, removed)
+        return Propagate(keep, removed, self._semantic_flow(*features), features=features)
 
     def _spatial_flow(self, places: Tensor) -> Tensor:
         """Places in the unpruned sequence (B, N), ranked -> (B, kept, removed)."""

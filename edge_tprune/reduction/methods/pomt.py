@@ -51,7 +51,7 @@ class POMT(Reducer):
         assert evidence.attention is not None
         assert evidence.values is not None
         first = self.stage.prefix_tokens
-        received = evidence.attention[:, :, first:].float().amax(1).sum(1)
+        received = evidence.attention.float().amax(1)[:, first:].sum(1)
         largest = received[:, first:].amax(1, keepdim=True)
         content = evidence.values.float().amax(2).sum(-1).softmax(1)
         importance = received / (largest + 1e-6) + content + self.bonus
