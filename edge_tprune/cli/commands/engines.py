@@ -24,6 +24,10 @@ def engines(
         typer.Option(help="Build for these GPUs, which need not be here, into the bundle (tensorrt-rtx only): sm86,sm89."),
     ] = None,
     budgets: BudgetNames = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or mixed; by default what the bundle was built for first.", show_default=False),
+    ] = None,
     workspace_mb: Annotated[
         int | None,
         typer.Option(help="Most scratch memory for a layer, MB (10^6 bytes); no limit by default.", show_default=False),
@@ -60,8 +64,8 @@ def engines(
             raise UserError(
                 "--target is for --runtime tensorrt-rtx: TensorRT itself builds its engines on the GPU that runs them"
             )
-        if budgets or layers:
-            raise UserError("--target builds every budget and runs none: leave --budgets and --layers out")
+        if budgets or precision or layers:
+            raise UserError("--target builds every graph and runs none: leave --budgets, --precision and --layers out")
         targets = parse_list(target.lower(), str, "--target")
         with progress_bar("building engines") as advance:
             built = build_ahead(opened, targets, settings=settings, force=force, progress=advance, warn=warn)
@@ -71,7 +75,7 @@ def engines(
         names = parse_list(budgets, str, "--budgets") if budgets else [budget.name for budget in opened.budgets]
         for name in names:
             with progress_bar(f"budget {name}") as advance:
-                plan = prepare(opened, name, runtime, settings=settings, force=force, progress=advance, warn=warn)
+                plan = prepare(opened, name, runtime, precision, settings=settings, force=force, progress=advance, warn=warn)
             rows.append((name, plan, read_record(plan) or {}))
     document: list[dict[str, Any]] = []
     for name, plan, record in rows:
