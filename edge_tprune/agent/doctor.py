@@ -6,14 +6,12 @@ would be invalid), or `unknown` (could not be looked at, and why).
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from typing import Any, Literal
 
 import edge_tprune
 from edge_tprune.errors import UserError
+from edge_tprune.runtime import tensorrt
+from edge_tprune.runtime.cuda import installed_bindings, open_cuda
 from edge_tprune.runtime.engine import RUNTIMES, runtime_version
 from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.boards import Board
@@ -128,14 +128,12 @@ def _runtimes(board: Board) -> Iterator[Finding]:
             "pip install 'edge-tprune[ort]'",
         )
     if any(runtime.startswith("tensorrt") for runtime, _ in usable):
-        yield from _cuda(board)
+        yield from _cuda(board, [runtime for runtime, _ in usable])
 
 
-def _cuda(board: Board) -> Iterator[Finding]:
-    if importlib.util.find_spec("edge_tprune.runtime.cuda") is None:
-        return
-    api = importlib.import_module("edge_tprune.runtime.cuda")
-    bindings = api.installed_bindings()
+def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
+    """Whether the GPU can be used for engines, and is one that these runtimes serve."""
+    bindings = installed_bindings()
     if not bindings:
         major = {"5": "11", "7": "13"}.get((board.jetpack or "").partition(".")[0], "12")
         yield Finding(
@@ -143,14 +141,16 @@ def _cuda(board: Board) -> Iterator[Finding]:
         )
         return
     try:
-        cuda = api.open_cuda()
+        device = open_cuda().device
     except Exception as error:  # whatever a driver may do, the rest must be looked at
         yield Finding("CUDA", "warning", " ".join(str(error).split()), _driver_mend(board))
         return
-    device = cuda.device
     yield Finding(
         "CUDA", "ok", f"{device.name}, SM {device.sm}, driver for CUDA {device.driver}, through {' and '.join(bindings)}"
     )
+    for runtime in runtimes:
+        if runtime.startswith("tensorrt") and (why := tensorrt.unserved(tensorrt.load(runtime), device.sm)):
+            yield Finding("TensorRT", "note", why)
 
 
 def _driver_mend(board: Board) -> str:

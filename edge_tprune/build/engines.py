@@ -22,7 +22,7 @@ from edge_tprune.build.tensorrt import Progress, Settings
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import sha256_file
 from edge_tprune.runtime.cuda import open_cuda
-from edge_tprune.runtime.tensorrt import MODULES, Library, load, rtx_targets
+from edge_tprune.runtime.tensorrt import MODULES, Library, load, rtx_targets, target_of
 from edge_tprune.telemetry.environment import environment
 from edge_tprune.telemetry.machine import power_mode
 
@@ -65,7 +65,7 @@ def prepare(
     if runtime not in MODULES:
         return bundle.path / graph.file
     here = machine(runtime)
-    if runtime == AHEAD and not force and (plan := chosen.plan(graph.precision, _target(here["sm"]), here["version"])):
+    if runtime == AHEAD and not force and (plan := chosen.plan(graph.precision, target_of(here["sm"]), here["version"])):
         return bundle.path / plan.file
     job = job_for_device(source(bundle, chosen, graph), here, settings, cache)
     find_or_build(job, force=force, progress=progress, warn=warn)
@@ -233,8 +233,3 @@ def _list(bundle: Bundle, library: Library, built: Sequence[Ahead]) -> None:
     bundle.save_manifest()
     for name in gone:
         (bundle.path / name).unlink(missing_ok=True)
-
-
-def _target(sm: str) -> str:
-    """ "8.6" -> "sm86"."""
-    return f"sm{sm.replace('.', '')}"

@@ -27,6 +27,7 @@ _SKIPPED = re.compile(r"insufficient.*tactic|skipping tactic.*(memory|insufficie
 _NO_MEMORY = re.compile(
     r"out ?of ?memory|outofmemory|bad_alloc|memory allocation|cudaErrorMemoryAllocation|insufficient memory", re.IGNORECASE
 )
+_NODE = re.compile(r'name: "([^"]+)" op_type: "([^"]+)"')
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 #: Layers that the parser adds to broadcast, reshape and compute static shapes; they say nothing about the network.
@@ -94,8 +95,9 @@ class Network:
         number = error.node()
         if number < 0:
             return text
-        if not hasattr(error, "node_name"):  # before 10
-            return f"node {number}: {text}"
+        if not hasattr(error, "node_name"):  # before 10: the log holds the node itself
+            named = next((match for line in self.log.errors if (match := _NODE.search(line))), None)
+            return f"node {number}{f' {named[1]} ({named[2]})' if named else ''}: {text}"
         return f"node {error.node_name()} ({error.node_operator()}): {text}"
 
     def layers(self) -> list[Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edge_tprune.errors import UserError, missing_package
-from edge_tprune.runtime.cuda import Cuda, CudaError, installed_bindings, open_cuda
+from edge_tprune.runtime.cuda import Cuda, CudaError, open_cuda
 from edge_tprune.runtime.engine import Engine
 
 #: Runtime -> the modules that may hold it. TensorRT-RTX's is called otherwise when its two wheels are installed without their umbrella.
@@ -316,47 +316,24 @@ def _beside(file: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One fact about this machine, for `doctor`."""
-
-    what: str  #: "tensorrt", "tensorrt-rtx", "cuda-python", "pycuda", "gpu"
-    ok: bool
-    detail: str  #: what was found, or what is wrong and the way out
-
-
-def diagnose() -> list[Finding]:
-    """What of TensorRT, CUDA and the GPU is here and works. Starts CUDA, and never raises."""
-    findings = []
-    libraries = {}
-    for runtime in MODULES:
-        try:
-            libraries[runtime] = load(runtime)
-            findings.append(Finding(runtime, True, f"version {libraries[runtime].version}"))
-        except UserError as error:
-            findings.append(Finding(runtime, False, str(error)))
-    bindings = installed_bindings()
-    for name in bindings:
-        findings.append(Finding(name, True, "can be imported"))
-    try:
-        device = open_cuda().device
-    except (UserError, CudaError) as error:
-        return [*findings, Finding("gpu", False, str(error))]
-    kind = "integrated" if device.integrated else "discrete"
-    findings.append(Finding("gpu", True, f"{device.name}, SM {device.sm}, {kind}, driver for CUDA {device.driver}"))
-    if "tensorrt-rtx" in libraries and (targets := rtx_targets(libraries["tensorrt-rtx"])):
-        wanted = f"sm{device.sm.replace('.', '')}"
-        if wanted not in targets:
-            text = f"TensorRT-RTX serves {', '.join(targets)}, not this GPU's {wanted}: use --runtime tensorrt"
-            findings.append(Finding("tensorrt-rtx", False, text))
-    return findings
-
-
 def rtx_targets(library: Library) -> list[str]:
     """The GPUs that engines can be built for ahead of time: ["sm75", ...]; none where the library builds for the GPU at hand only."""
     known = getattr(library.module, "ComputeCapability", None)
     names = [] if known is None else list(known.__members__)
     return [name.lower() for name in names if name.startswith("SM")]
+
+
+def unserved(library: Library, sm: str) -> str | None:
+    """What is to be said of `library` on a GPU of compute capability `sm` ("8.7") that is not among its targets; None where it is."""
+    targets = rtx_targets(library)
+    if not targets or target_of(sm) in targets:
+        return None
+    return f"{library.runtime} {library.version} is made for {', '.join(targets)}, and this GPU is {target_of(sm)}: use --runtime tensorrt"
+
+
+def target_of(sm: str) -> str:
+    """ "8.6" -> "sm86"."""
+    return f"sm{sm.replace('.', '')}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,9 +17,9 @@ from edge_tprune.build.inspection import describe_engine
 from edge_tprune.build.tensorrt import Network, Settings
 from edge_tprune.errors import UserError
 from edge_tprune.runtime import tensorrt
-from edge_tprune.runtime.cuda import Cuda, Device, installed_bindings, open_cuda
+from edge_tprune.runtime.cuda import Cuda, installed_bindings, open_cuda
 from edge_tprune.runtime.engine import open_engine, runtime_version
-from edge_tprune.runtime.tensorrt import MODULES, Library, Log, TensorRTEngine, diagnose, load, rtx_targets
+from edge_tprune.runtime.tensorrt import MODULES, Library, Log, TensorRTEngine, load, rtx_targets, unserved
 
 SHAPE = (2, 3, 8, 8)
 
@@ -95,21 +95,9 @@ def test_the_log_keeps_errors_and_warnings_on_one_line_each(rtx: Library) -> Non
     assert log.why() == "the cause"
 
 
-def test_diagnose_never_raises_and_says_what_is_missing(no_gpu: None) -> None:
-    findings = {finding.what: finding for finding in diagnose()}
-    assert set(MODULES) <= set(findings)
-    assert not findings["gpu"].ok
-    assert all("\n" not in finding.detail for finding in findings.values())
-
-
-def test_diagnose_knows_that_a_jetson_is_not_for_rtx(rtx: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Orin:
-        device = Device("Orin", "8.7", True, 8 * 10**9, "12.6")
-
-    monkeypatch.setattr(tensorrt, "open_cuda", Orin)
-    findings = diagnose()
-    assert any(f.what == "gpu" and f.ok and "Orin, SM 8.7, integrated" in f.detail for f in findings)
-    assert any(f.what == "tensorrt-rtx" and not f.ok and "use --runtime tensorrt" in f.detail for f in findings)
+def test_a_jetson_is_not_for_rtx(rtx: Library) -> None:
+    assert unserved(rtx, "8.6") is None
+    assert "this GPU is sm87: use --runtime tensorrt" in str(unserved(rtx, "8.7"))
 
 
 def test_every_call_is_one_of_the_real_classes(rtx: Library) -> None:
