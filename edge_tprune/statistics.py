@@ -32,7 +32,10 @@ _BATCH_ELEMENTS = 4_000_000  # memory of one batch of resamples: 8 bytes each fo
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the interval that covers the truth with the stated confidence; ends are None where too little is known."""
+    """A value and the interval that covers the truth with the stated confidence.
+
+    An end is None where too little is known: as far as anyone can tell, the truth may lie anywhere on that side.
+    """
 
     value: float
     low: float | None
@@ -41,18 +44,25 @@ class Interval:
 
     def excludes(self, x: float) -> bool:
         """Whether `x` lies outside the interval. Without ends nothing is excluded."""
-        return self.low is not None and self.high is not None and not self.low <= x <= self.high
+        return (self.low is not None and x < self.low) or (self.high is not None and x > self.high)
 
     def overlaps(self, other: Interval) -> bool:
         """Whether the two have a point in common. An interval without ends reaches everywhere."""
-        if self.low is None or self.high is None or other.low is None or other.high is None:
-            return True
-        return self.low <= other.high and other.low <= self.high
+        apart = [
+            low is not None and high is not None and low > high
+            for low, high in ((self.low, other.high), (other.low, self.high))
+        ]
+        return not any(apart)
 
     def scaled(self, factor: float) -> Interval:
         """The same in another unit: value and ends times a positive `factor`."""
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
         return Interval(self.value * factor, low, high, self.confidence)
+
+    def at(self, value: float) -> Interval:
+        """The same reach around another value."""
+        low, high = (None if end is None else value + end - self.value for end in (self.low, self.high))
+        return Interval(value, low, high, self.confidence)
 
     def to_json(self) -> dict[str, float | None]:
         """{"value", "low", "high", "confidence"}; unknown ends are null."""
@@ -157,10 +167,14 @@ def percentile_intervals(
 ) -> tuple[Interval, ...]:
     """Nearest-rank percentiles of all values together, one per entry of `percents`, each with its interval.
 
-    Woodruff's interval for clustered samples (1952, "Confidence Intervals for Medians and Other Position Measures"): how much
-    the share of values below the percentile differs from round to round says between which two ranks the true percentile
-    lies. It costs no resampling, and holds where a bootstrap of rounds, or the mean of the rounds' own percentiles, does not:
-    a p95 is decided by the slowest rounds. An end beyond the slowest value seen is None: too few rounds to tell.
+    Inferences of one round are not independent, so the number that counts is not how many there are but how many independent
+    ones they are worth: as many as would make the share of values below the percentile vary as much as it does from round to
+    round. With that number, the exact interval of a binomial share says between which two ranks the true percentile lies
+    (Korn & Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts"; ranks for
+    values after Woodruff 1952). It costs no resampling and holds where a bootstrap of rounds, or the mean of the rounds' own
+    percentiles, does not: a p95 is decided by the slowest rounds. Where the rounds are worth too few, an end is None.
+
+    No interval knows of a slow round that never came: after ten rounds, what happens once in twenty may be unseen.
 
     Args:
         rounds: per round (n_r,), the values in any order; every round at least one.
@@ -174,7 +188,7 @@ def percentile_intervals(
     if not rounds or not all(len(values) for values in rounds):
         raise ValueError("percentiles need at least one round, and at least one value in each")
     ordered = np.sort(np.concatenate(rounds)) if ordered is None else ordered
-    ends = [_woodruff_ends(ordered, rounds, percent / 100, confidence) for percent in percents]
+    ends = [_percentile_ends(ordered, rounds, percent / 100, confidence) for percent in percents]
     return tuple(
         Interval(float(ordered[nearest_rank(ordered.size, percent / 100)]), *end, confidence)
         for percent, end in zip(percents, ends)
@@ -210,10 +224,8 @@ def combine_difference(a: Interval, b: Interval) -> Interval:
     about effect measures"), which keeps their asymmetry and assumes nothing about how they were made.
     """
     difference = a.value - b.value
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return Interval(difference, None, None, a.confidence)
-    low = difference - math.hypot(a.value - a.low, b.high - b.value)
-    high = difference + math.hypot(a.high - a.value, b.value - b.low)
+    low = None if a.low is None or b.high is None else difference - math.hypot(a.value - a.low, b.high - b.value)
+    high = None if a.high is None or b.low is None else difference + math.hypot(a.high - a.value, b.value - b.low)
     return Interval(difference, low, high, a.confidence)
 
 
@@ -224,6 +236,17 @@ def combine_ratio(a: Interval, b: Interval) -> Interval | None:
     logs = combine_difference(_log_interval(a), _log_interval(b))
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return Interval(math.exp(logs.value), low, high, a.confidence)
+
+
+def simultaneous(interval: Interval, family: int) -> Interval:
+    """The interval, widened so that `family` such intervals all cover with the stated confidence together (Bonferroni).
+
+    The ends move out by the ratio of the normal quantiles, which keeps the asymmetry.
+    """
+    tail = (1 - interval.confidence) / 2
+    ndtri = _special("ndtri")
+    factor = float(ndtri(tail / max(family, 1)) / ndtri(tail))
+    return interval.at(0.0).scaled(factor).at(interval.value)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -277,21 +300,36 @@ def _small_sample_widening(count: int, tail: float) -> float:
     return _student(count - 1, 1 - tail) / normal * math.sqrt(count / (count - 1))
 
 
-def _woodruff_ends(
+def _percentile_ends(
     ordered: NDArray[Any], rounds: Sequence[NDArray[Any]], share: float, confidence: float
 ) -> tuple[float | None, float | None]:
     """The interval of the percentile at `share` (0 to 1) of `ordered`, all values of `rounds`."""
-    if len(rounds) < 2:
+    if len(rounds) < 2 or not 0 < share < 1:
         return None, None
     value = ordered[nearest_rank(ordered.size, share)]
-    excess = np.array([np.count_nonzero(values <= value) - share * len(values) for values in rounds])
-    error = math.sqrt(float(np.sum((excess - excess.mean()) ** 2)) * len(rounds) / (len(rounds) - 1)) / ordered.size
-    reach = _student(len(rounds) - 1, (1 + confidence) / 2) * error
-    low, high = share - reach, share + reach
-    return (
-        float(ordered[nearest_rank(ordered.size, low)]) if low > 0 else None,
-        float(ordered[nearest_rank(ordered.size, high)]) if high <= 1 else None,
+    # Just below the value too: where a whole round is one value, all rounds agree on the share up to it.
+    error = max(
+        _cluster_error([int(np.count_nonzero(values <= value)) for values in rounds], rounds, share),
+        _cluster_error([int(np.count_nonzero(values < value)) for values in rounds], rounds, share),
     )
+    tail = (1 - confidence) / 2
+    worth = min(float(ordered.size), share * (1 - share) / error**2) if error else float(ordered.size)
+    worth *= (float(_special("ndtri")(1 - tail)) / _student(len(rounds) - 1, 1 - tail)) ** 2
+    inverse = _special("betaincinv")
+    low = float(inverse(worth * share, worth * (1 - share) + 1, tail))
+    high = float(inverse(worth * share + 1, worth * (1 - share), 1 - tail))
+    return (
+        # None where that many independent values may well all lie on one side of the percentile.
+        None if (1 - share) ** worth > tail else float(ordered[nearest_rank(ordered.size, low)]),
+        None if share**worth > tail else float(ordered[nearest_rank(ordered.size, high)]),
+    )
+
+
+def _cluster_error(counts: Sequence[int], rounds: Sequence[NDArray[Any]], share: float) -> float:
+    """Standard error of the share of all values that `counts` of each round's make up."""
+    excess = np.array([count - share * len(values) for count, values in zip(counts, rounds)])
+    squares = float(np.sum((excess - excess.mean()) ** 2))
+    return math.sqrt(squares * len(rounds) / (len(rounds) - 1)) / sum(map(len, rounds))
 
 
 def _student(degrees: int, share: float) -> float:

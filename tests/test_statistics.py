@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_tprune.statistics import Interval, mean_interval, paired_difference, paired_speedup
+from edge_tprune.statistics import (
+    Interval,
+    combine_difference,
+    combine_ratio,
+    mcnemar,
+    mean_interval,
+    nearest_rank,
+    paired_difference,
+    paired_speedup,
+    percentile_intervals,
+    ratio_interval,
+    simultaneous,
+)
 
 
 def test_interval_excludes_only_what_lies_outside():
@@ -178,3 +190,116 @@ def test_without_scipy_the_error_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "scipy" in done.stdout
     assert "edge-tprune[host]" in done.stdout
+
+
+def test_an_end_that_is_unknown_reaches_everywhere_on_its_side():
+    from_below = Interval(10.0, 9.0, None)
+    assert from_below.excludes(8.9)
+    assert not from_below.excludes(1e9)
+    assert not from_below.overlaps(Interval(8.0, 7.0, 8.5))
+    assert from_below.overlaps(Interval(99.0, 98.0, 100.0))
+    assert from_below.scaled(2) == Interval(20.0, 18.0, None)
+    assert from_below.at(3) == Interval(3.0, 2.0, None)
+
+
+@given(st.integers(1, 500), st.floats(0, 100))
+def test_nearest_rank_is_the_definition(count, percent):
+    values = list(range(count))
+    expected = next(value for value in values if 100 * (value + 1) >= percent * count - 1e-7)
+    assert nearest_rank(count, percent / 100) == expected
+
+
+def _rounds(rng, rounds, drift, inferences=60):
+    """Latencies whose rounds drift as a warm machine does, each round with a tail of its own."""
+    return [10 * np.exp(rng.normal(0, drift)) * (1 + rng.exponential(0.03, inferences)) for _ in range(rounds)]
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.02])
+@pytest.mark.parametrize("percent", [50, 95])
+def test_percentile_intervals_cover(percent, drift):
+    rng = np.random.default_rng(5)
+    truth = float(np.quantile(np.concatenate(_rounds(rng, 20_000, drift, 50)), percent / 100))
+    found = [percentile_intervals(_rounds(rng, 15, drift), [percent])[0] for _ in range(200)]
+    covered = sum(not interval.excludes(truth) for interval in found)
+    assert covered >= 0.93 * 200
+    known = [interval for interval in found if interval.low is not None and interval.high is not None]
+    assert len(known) > 150  # or covering would be no achievement
+    assert np.median([interval.high - interval.low for interval in known]) < 0.1 * truth
+
+
+def test_percentiles_are_those_of_all_values_together():
+    rng = np.random.default_rng(0)
+    rounds = [rng.integers(0, 1000, count) for count in (7, 30, 11)]
+    together = np.concatenate(rounds)
+    for percent, interval in zip((5, 50, 95, 99), percentile_intervals(rounds, (5, 50, 95, 99))):
+        assert interval.value == np.percentile(together, percent, method="inverted_cdf")
+        assert interval.low is None or interval.low <= interval.value
+        assert interval.high is None or interval.value <= interval.high
+
+
+def test_percentiles_of_one_round_and_of_none():
+    assert percentile_intervals([np.arange(100)], [50]) == (Interval(49.0, None, None),)
+    with pytest.raises(ValueError, match="at least one"):
+        percentile_intervals([], [50])
+    with pytest.raises(ValueError, match="at least one"):
+        percentile_intervals([np.arange(3), np.arange(0)], [50])
+
+
+def test_too_few_rounds_for_a_percentile_leave_its_upper_end_open():
+    rounds = [np.full(100, float(value)) for value in (1, 1, 1, 9)]  # is one round in four slow, or one in a hundred?
+    (interval,) = percentile_intervals(rounds, [95])
+    assert interval.value == 9
+    assert interval.high is None
+
+
+def test_ratio_interval_covers_the_ratio_of_totals():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(300):
+        counts = rng.integers(20, 60, 12)
+        totals = counts * 8.0 * np.exp(rng.normal(0, 0.05, 12))
+        interval = ratio_interval(totals, counts)
+        assert interval.value == pytest.approx(totals.sum() / counts.sum())
+        covered += not interval.excludes(8.0 * np.exp(0.05**2 / 2))
+    assert covered >= 0.93 * 300
+    assert ratio_interval([8.0], [2]) == Interval(4.0, None, None)
+    with pytest.raises(ValueError, match="positive denominators"):
+        ratio_interval([1.0, 2.0], [1.0, 0.0])
+
+
+def test_combined_intervals_of_independent_means_cover():
+    rng = np.random.default_rng(3)
+    differences = ratios = 0
+    for _ in range(300):
+        a, b = mean_interval(rng.normal(12, 1, 10), seed=1), mean_interval(rng.normal(10, 2, 15), seed=2)
+        differences += not combine_difference(a, b).excludes(2)
+        ratio = combine_ratio(a, b)
+        assert ratio is not None
+        ratios += not ratio.excludes(1.2)
+    assert differences >= 0.93 * 300
+    assert ratios >= 0.93 * 300
+
+
+def test_combining_what_is_not_known():
+    half = Interval(10.0, 9.0, None)
+    assert combine_difference(half, Interval(5.0, 4.0, 6.0)) == Interval(5.0, 5 - math.hypot(1, 1), None)
+    assert combine_ratio(Interval(0.0, 0.0, 0.0), half) is None
+
+
+def test_simultaneous_intervals_are_wider_and_hold_together():
+    one = Interval(1.0, 0.9, 1.2)
+    assert simultaneous(one, 1) == Interval(1.0, pytest.approx(0.9), pytest.approx(1.2))
+    wide = simultaneous(one, 20)
+    assert wide.low < 0.9
+    assert wide.high > 1.2
+    assert (1 - wide.low) / 0.1 == pytest.approx((wide.high - 1) / 0.2)
+
+
+@given(st.integers(0, 14), st.integers(0, 14))
+def test_mcnemar_counts_every_way_the_split_could_have_gone(first, second):
+    discordant = first + second
+    ways = [math.comb(discordant, k) for k in range(discordant + 1)]
+    as_uneven = sum(way for k, way in enumerate(ways) if abs(2 * k - discordant) >= abs(first - second))
+    assert mcnemar(first, second) == pytest.approx(as_uneven / 2**discordant)
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar(-1, 2)

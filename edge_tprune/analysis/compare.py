@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edge_tprune.analysis.equality import equal_within_noise
 from edge_tprune.analysis.metrics import METRICS, MISSING, Metric
 from edge_tprune.analysis.table import NOT_EVALUATED, UNKNOWN, Group, Profile, Row, Rows, differences
 
@@ -21,10 +22,16 @@ _CONFIDENCE_NOTE = "± is a 95 % interval: speed-ups are paired by round, change
 _ASCII = str.maketrans({"×": "x", "±": "+-", "→": ">", "Δ": "d", "–": "-", "·": "-", "—": "-", "�": "?"})
 #: Lesser columns, in the order in which a narrow terminal loses them. "tokens" gives way to the last count alone.
 _GIVE_WAY = (
-    "p99_ms", "macs_g", "tokens", "throughput_images_per_s", "peak_memory_mb", "run", "macs_share_percent", "top1_percent",
-    "agreement_percent", "final_tokens", "p95_ms",
+    "p99_ms", "macs_g", "energy_above_idle_mj_per_image", "tokens", "throughput_images_per_s", "peak_memory_mb", "top1_percent",
+    "mean_power_w", "run", "macs_share_percent", "agreement_percent", "final_tokens", "p95_ms",
 )  # fmt: skip
-_CONDITIONS_IN_TITLE = ("model", "batch", "runtime", "precision", "threads", "CPU", "board", "host", "eval data")
+#: Columns that show how sure they are only where there is room for it, and those that give it up where it is tight.
+_WITH_ROOM = ("p50_ms", "p95_ms")
+_TIGHT = ("energy_above_idle_mj_per_image", "mean_power_w", "energy_mj_per_image")
+_CONDITIONS_IN_TITLE = (
+    "model", "batch", "runtime", "precision", "threads", "load", "CPU", "device", "board", "power mode", "clocks", "host", "eval data",
+)  # fmt: skip
+_SILENT = (UNKNOWN, NOT_EVALUATED, "saturation")  #: what a title need not say
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,16 @@ class Column:
     metric: Metric | None = None  #: None for names
 
     def best(self, rows: Sequence[Row]) -> set[str]:
-        """The texts that deserve a mark: the best value, and whatever looks the same. None where all are the same."""
+        """The texts that deserve a mark: the best value, and those that are equal to it within the noise. None where all are."""
         metric = self.metric
         if metric is None or metric.better is None:
             return set()
-        known = [row for row in rows if row.value(metric.name) is not None]
+        known = [row for row in rows if row.value(metric.name) is not None and row.unfit is None]
         if len({metric.format(row.value(metric.name)) for row in known}) < 2:
             return set()
-        top = metric.format(min(known, key=lambda row: metric.cost(row.value(metric.name))).value(metric.name))
-        return {self.text(row) for row in known if metric.format(row.value(metric.name)) == top}
+        top = min(known, key=lambda row: metric.cost(row.value(metric.name)))
+        marked = {self.text(row) for row in known if row is top or equal_within_noise(row, top, metric)}
+        return marked if any(self.text(row) not in marked for row in known) else set()
 
 
 def speedup_text(row: Row) -> str:
@@ -64,23 +72,31 @@ def metric_text(row: Row, metric: Metric) -> str:
     if metric.name == "speedup":
         return speedup_text(row)
     interval = row.intervals.get(metric.name)
-    if interval is not None and metric.name in ("top1_change_points", "top5_change_points", "agreement_percent", "kl_nats"):
+    if interval is not None and metric.with_interval:
         return metric.uncertain(interval)
     return metric.format(row.value(metric.name))
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that say something about `rows`: what nobody measured has none."""
+def name_columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that tell `rows` apart."""
     chosen = [Column("method", "method", "", lambda row: row.method)] if len({row.method for row in rows}) > 1 else []
     chosen.append(Column("budget", "budget", "", lambda row: row.budget))
     if len({(row.method, row.budget) for row in rows}) < len(rows):
         chosen.insert(0, Column("run", "run", "", lambda row: row.profile.started_utc[:16].replace("T", " ")))
-    chosen.append(Column("tokens", "tokens", "", lambda row: row.tokens_text))
+    if any(row.verdict is not None and row.verdict.status != "valid" for row in rows):
+        chosen.append(Column("verdict", "verdict", "", lambda row: row.verdict.status if row.verdict else MISSING))
+    return chosen
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that say something about `rows`: what nobody measured has none."""
+    chosen = [*name_columns(rows), Column("tokens", "tokens", "", lambda row: row.tokens_text)]
     accuracy = ["top1_percent", "top1_change_points"]
     if all(row.value("top1_percent") is None for row in rows):
         accuracy = ["agreement_percent", "kl_nats"]
-    latency = ["p50_ms", "p95_ms", "p99_ms", "throughput_images_per_s", "peak_memory_mb", "speedup"]
-    names = ["macs_g", "macs_share_percent", *accuracy, *latency]
+    latency = ["p50_ms", "p95_ms", "p99_ms", "throughput_images_per_s", "missed_deadlines_percent"]
+    cost = ["mean_power_w", "energy_mj_per_image", "energy_above_idle_mj_per_image", "peak_memory_mb", "speedup"]
+    names = ["macs_g", "macs_share_percent", *accuracy, *latency, *cost]
     chosen += [metric_column(METRICS[name]) for name in names if any(row.value(name) is not None for row in rows)]
     return chosen
 
@@ -91,18 +107,23 @@ def metric_column(metric: Metric) -> Column:
 
 
 def missing(rows: Sequence[Row]) -> list[str]:
-    """Labels of the core metrics that no row has."""
-    core = ("top1_percent", "p50_ms", "peak_memory_mb", "speedup")
-    return [METRICS[name].label for name in core if all(row.value(name) is None for row in rows)]
+    """Labels of the core metrics that no row has, those that share a known reason together with it."""
+    core = ("top1_percent", "p50_ms", "mean_power_w", "energy_mj_per_image", "peak_memory_mb", "speedup")
+    found: dict[str, list[str]] = {}
+    for metric in (METRICS[name] for name in core):
+        if all(row.value(metric.name) is None for row in rows):
+            whys = dict.fromkeys(row.why_missing[metric.name] for row in rows if metric.name in row.why_missing)
+            found.setdefault("; ".join(whys), []).append(metric.label)
+    return [", ".join(labels) + (f" ({why})" if why else "") for why, labels in found.items()]
 
 
 def title(group: Group) -> str:
     """What a group shares, in one line: 'deit_tiny · batch 1 · onnxruntime 1.23.0 · fp32 · 2 threads · <CPU>'."""
-    words = {"batch": "batch {}", "threads": "{} threads", "eval data": "accuracy on {}"}
+    words = {"batch": "batch {}", "threads": "{} threads", "clocks": "clocks: {}", "eval data": "accuracy on {}"}
     parts = [
         words.get(label, "{}").format(group.conditions[label])
         for label in _CONDITIONS_IN_TITLE
-        if group.conditions.get(label, UNKNOWN) not in (UNKNOWN, NOT_EVALUATED)
+        if group.conditions.get(label, UNKNOWN) not in _SILENT
     ]
     methods = {row.method for row in group.rows}
     return " · ".join([*(methods if len(methods) == 1 else []), *parts])
@@ -120,17 +141,15 @@ def render(rows: Rows, console: Console) -> None:
         if len(groups) > 1:
             _line(console, f"group {index + 1} of {len(groups)}, not comparable with the others", plain)
         _line(console, title(group), plain, style="bold")
-        if plain:
-            for line in _plain_table(group.rows):
-                _line(console, line, plain)
-        else:
-            console.print(_table(group.rows, console.width))
+        print_table(columns(group.rows), group.rows, console, roomy=True)
         absent = missing(group.rows)
         if absent:
-            _line(console, f"Not measured: {', '.join(absent)}.", plain)
+            _line(console, f"Not measured: {'; '.join(absent)}.", plain)
         for row in group.rows:
             if row.unfit:
-                _line(console, f"Not to be used: {row.name}: {row.unfit}.", plain)
+                _line(console, f"Not to be used: {row.name}: {row.unfit}.", plain, style="red")
+            elif row.suspect:
+                _line(console, f"Suspect: {row.name}: {row.suspect}.", plain, style="yellow")
         _line(console, _CONFIDENCE_NOTE, plain, style="dim")
         _line(console, "", plain)
     if len(groups) > 1:
@@ -152,11 +171,7 @@ def to_document(rows: Rows) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "metrics": {
-            name: {"label": metric.label, "unit": metric.unit, "better": metric.better}
-            for name, metric in METRICS.items()
-            if name in shown
-        },
+        "metrics": {name: metric.to_json() for name, metric in METRICS.items() if name in shown},
         "groups": [
             {"conditions": dict(group.conditions), "rows": [row_document(row) for row in group.rows]} for group in rows.groups
         ],
@@ -171,6 +186,9 @@ def to_document(rows: Rows) -> dict[str, Any]:
                 "environment": profile.info["environment"],
                 "plan": profile.info["plan"],
                 "notes": list(profile.notes),
+                "verdict": profile.summary.get("verdict"),
+                "sensor": profile.summary.get("sensor"),
+                "idle": profile.summary.get("idle"),
             }
             for profile in profiles.values()
         ],
@@ -193,6 +211,8 @@ def row_document(row: Row) -> dict[str, Any]:
         "rounds": row.rounds,
         "metrics": {name: row.value(name) for name in METRICS},
         "intervals": {name: interval.to_json() for name, interval in row.intervals.items()},
+        "why_missing": dict(row.why_missing),
+        "verdict": None if row.verdict is None else {"status": row.verdict.status, "reasons": list(row.verdict.reasons)},
         "unfit": row.unfit,
     }
 
@@ -202,22 +222,41 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     _line(console, text, _plain(console), style)
 
 
-def _table(rows: Sequence[Row], width: int) -> Table:
-    shown = _fit(columns(rows), rows, width)
+def print_table(
+    shown: Sequence[Column], rows: Sequence[Row], console: Console, mark_best: bool = True, roomy: bool = False
+) -> None:
+    """Prints a table: on a terminal as many of the columns as fit, best values bold; elsewhere all of them, in plain ASCII.
+
+    Args:
+        shown: the columns.
+        rows: the rows.
+        console: where to.
+        mark_best: whether to mark best values.
+        roomy: show how sure latencies are where the terminal is wide enough.
+    """
+    if _plain(console):
+        for line in _plain_table(shown, rows):
+            _line(console, line, True)
+        return
+    if roomy and _needed(wide := [_wider(column) for column in shown], rows) <= console.width:
+        shown = wide
+    console.print(_table(_fit(shown, rows, console.width), rows, mark_best))
+
+
+def _table(shown: Sequence[Column], rows: Sequence[Row], mark_best: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for column in shown:
-        heading = Text(f"{column.label}\n{column.unit}")
+        heading = Text(f"{column.label}\n{column.unit}" if any(each.unit for each in shown) else column.label)
         table.add_column(heading, justify="left" if column.metric is None else "right", no_wrap=True)
-    best = {column.name: column.best(rows) for column in shown}
+    best = {column.name: column.best(rows) if mark_best else set() for column in shown}
     for row in rows:
         cells = [(column.text(row), column.text(row) in best[column.name]) for column in shown]
         table.add_row(*(Text(text, style="bold" if mark else "") for text, mark in cells))
     return table
 
 
-def _plain_table(rows: Sequence[Row]) -> list[str]:
+def _plain_table(shown: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """All columns, as wide as they need to be: who reads a pipe is a file or a program."""
-    shown = columns(rows)
     cells = [[column.label for column in shown], [column.unit for column in shown]]
     cells += [[column.text(row) for column in shown] for row in rows]
     cells = [[text.translate(_ASCII) for text in line] for line in cells]
@@ -229,22 +268,44 @@ def _plain_table(rows: Sequence[Row]) -> list[str]:
     return ["  ".join(line).rstrip() for line in aligned]
 
 
-def _fit(shown: list[Column], rows: Sequence[Row], width: int) -> list[Column]:
-    """As many of the columns as fit into `width` characters, the lesser ones going first."""
-
-    def needed() -> int:
-        longest = (max(len(column.label), len(column.unit), *(len(column.text(row)) for row in rows)) for column in shown)
-        return sum(length + 2 for length in longest) - 1  # a space and the box's own space between columns
-
+def _fit(shown: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+    """As many of the columns as fit into `width` characters: intervals of power and energy go first, then the lesser columns."""
+    if _needed(shown, rows) > width:
+        shown = [_narrower(column) if column.name in _TIGHT else column for column in shown]
     shown = list(shown)
     for name in _GIVE_WAY:
-        if needed() <= width:
+        if _needed(shown, rows) <= width:
             break
         at = next((index for index, column in enumerate(shown) if column.name == name), None)
         if at is None:
             continue
         shown[at : at + 1] = [metric_column(METRICS["final_tokens"])] if name == "tokens" else []
     return shown
+
+
+def _needed(shown: Sequence[Column], rows: Sequence[Row]) -> int:
+    """How many characters a row takes: a space and the box's own space between columns."""
+    longest = (max(len(column.label), len(column.unit), *(len(column.text(row)) for row in rows)) for column in shown)
+    return sum(length + 2 for length in longest) - 1
+
+
+def _wider(column: Column) -> Column:
+    """The column with the uncertainty that it shows only where there is room."""
+    metric = column.metric
+    if metric is None or metric.name not in _WITH_ROOM:
+        return column
+
+    def text(row: Row) -> str:
+        interval = row.intervals.get(metric.name)
+        return column.text(row) if interval is None else metric.uncertain(interval)
+
+    return replace(column, text=text)
+
+
+def _narrower(column: Column) -> Column:
+    """The column without its uncertainty."""
+    metric = column.metric
+    return column if metric is None else replace(column, text=lambda row: metric.format(row.value(metric.name)))
 
 
 def _plain(console: Console) -> bool:

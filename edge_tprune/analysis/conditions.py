@@ -8,10 +8,9 @@ from typing import Any
 UNKNOWN = "unknown"
 NOT_EVALUATED = "not evaluated"
 
-#: Conditions of the place and the question. Two points in time must share these; the others may be the very change that is judged.
+#: What two points in time of one thing must share. The other conditions may be the very change that is judged.
 FIXED = (
-    "host", "board", "CPU", "CPUs", "device", "power mode", "clocks", "CPU governor", "load", "input", "power sensor",
-    "batch", "model", "eval data", "eval data hash",
+    "host", "board", "CPU", "CPUs", "device", "power mode", "clocks", "CPU governor", "load", "input", "batch", "model",
 )  # fmt: skip
 
 

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 
 from edge_tprune.analysis.compare import describe_differences, metric_text, row_document, say
+from edge_tprune.analysis.equality import equal_within_noise
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Group, Row, Rows, group
 from edge_tprune.errors import HonestNo, UserError, did_you_mean
-from edge_tprune.statistics import Interval, paired_speedup
+from edge_tprune.statistics import Interval
 
 FORMAT = "edge-tprune-choice"
-VERSION = 1
+VERSION = 2
 
 #: How many points of top-1 a budget may lose where the user states no constraint.
 DEFAULT_MAX_TOP1_DROP = 1.0
@@ -25,10 +27,13 @@ DEFAULT_MAX_TOP1_DROP = 1.0
 LIMITS: dict[str, tuple[str, Literal["max", "min"]]] = {
     "max_p50_ms": ("p50_ms", "max"),
     "max_p95_ms": ("p95_ms", "max"),
+    "max_mean_power_w": ("mean_power_w", "max"),
+    "max_energy_mj": ("energy_mj_per_image", "max"),
     "max_top1_drop": ("top1_drop_points", "max"),
     "min_agreement": ("agreement_percent", "min"),
     "min_fps": ("throughput_images_per_s", "min"),
     "max_peak_memory_mb": ("peak_memory_mb", "max"),
+    "max_missed_percent": ("missed_deadlines_percent", "max"),
 }
 _ACCURACY_LIMITS = ("max_top1_drop", "min_agreement")
 
@@ -36,6 +41,8 @@ _ACCURACY_LIMITS = ("max_top1_drop", "min_agreement")
 OBJECTIVES: dict[str, tuple[str, ...]] = {
     "latency": ("p50_ms",),
     "p95": ("p95_ms",),
+    "energy": ("energy_mj_per_image",),
+    "power": ("mean_power_w",),
     "throughput": ("throughput_images_per_s",),
     "accuracy": ("top1_percent", "agreement_percent"),
     "memory": ("peak_memory_mb",),
@@ -44,15 +51,20 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
 _SUPERLATIVE = {
     "latency": "fastest",
     "p95": "fastest at p95",
+    "energy": "most frugal per image",
+    "power": "lowest in power",
     "throughput": "highest-throughput",
     "accuracy": "most accurate",
     "memory": "smallest in memory",
     "macs": "cheapest in MACs",
 }
-#: How sure a value is may be recorded under another name: accuracy is paired with the unpruned model's, image by image.
-_INTERVAL_OF = {"top1_percent": "top1_change_points"}
+_MASS_NOUNS = ("throughput", "agreement", "mean power", "missed", "energy", "peak memory")  #: labels that take no article
 _NO_OTHER = "There is no runner-up: no other budget can be chosen."
-_HOW_TO_MEASURE = dict.fromkeys(("top1_drop_points", "agreement_percent", "top1_percent"), "edge-tprune eval")
+_HOW_TO_MEASURE = {
+    **dict.fromkeys(("top1_drop_points", "agreement_percent", "top1_percent"), "edge-tprune eval"),
+    **dict.fromkeys(("mean_power_w", "energy_mj_per_image"), "edge-tprune doctor, which lists the power sensors of a machine"),
+    "missed_deadlines_percent": "edge-tprune profile --fps",
+}
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,11 @@ class Margin:
 
     @property
     def sure(self) -> bool | None:
-        """Whether the whole interval keeps the bound; None where nothing is known about the uncertainty."""
-        if self.interval is None or self.interval.low is None or self.interval.high is None:
+        """Whether the whole interval keeps the bound, not the value alone; None where that end of the interval is unknown."""
+        if self.interval is None:
             return None
-        return min(self.limit.margin(self.interval.low), self.limit.margin(self.interval.high)) >= 0
+        end = self.interval.high if LIMITS[self.limit.name][1] == "max" else self.interval.low
+        return None if end is None else self.limit.margin(end) >= 0
 
     def to_json(self) -> dict[str, Any]:
         """The margin as JSON."""
@@ -123,7 +136,8 @@ class Choice:
     equals: tuple[Row, ...]  #: rows that also fit and whose objective cannot be told from the chosen row's
     runner_up: Row | None
     trade: str  #: what the runner-up would cost and gain, or why there is none
-    pareto: tuple[Row, ...]  #: the rows that no other beats in both p50 latency and accuracy, fastest first
+    pareto: tuple[Row, ...]  #: the rows that no other beats in both of `pareto_metrics`, best in the first one first
+    pareto_metrics: tuple[Metric, ...]  #: a cost and accuracy; empty where accuracy is not known
     left_out: tuple[tuple[Row, str], ...]  #: rows that could not be considered, and why
     caveats: tuple[str, ...]  #: what a person should know before acting on this
 
@@ -139,6 +153,7 @@ class Choice:
             "equal": [row_document(row) for row in self.equals],
             "runner_up": None if self.runner_up is None else {**row_document(self.runner_up), "trade": self.trade},
             "pareto_front": [row_document(row) for row in self.pareto],
+            "pareto_metrics": [metric.name for metric in self.pareto_metrics],
             "left_out": [{"method": row.method, "budget": row.budget, "why": why} for row, why in self.left_out],
             "conditions": dict(self.row.conditions),
             "caveats": list(self.caveats),
@@ -237,7 +252,7 @@ def choose(
     others = [other for other in fits if other is not row]
     runner_up = _best(others, metric)[0] if others else None
     margins = margins_of(row, limits)
-    accuracy = accuracy_metric(rows)
+    axes = _pareto_metrics(rows, metric, limits)
     return Choice(
         row=row,
         objective=objective,
@@ -247,9 +262,10 @@ def choose(
         equals=equals,
         runner_up=runner_up,
         trade=_trade(row, runner_up, rows, [metric, *(limit.metric for limit in limits)]) if runner_up else _NO_OTHER,
-        pareto=pareto_front(rows, METRICS["p50_ms"], accuracy) if accuracy else (),
+        pareto=pareto_front(rows, *axes) if axes else (),
+        pareto_metrics=axes,
         left_out=left_out,
-        caveats=(*caveats, *_caveats(row, margins, left_out)),
+        caveats=(*caveats, *_caveats(row, margins, left_out, rows)),
     )
 
 
@@ -266,46 +282,36 @@ def choose_each(
     return answers
 
 
-def pareto_front(rows: Iterable[Row], x: Metric, y: Metric) -> tuple[Row, ...]:
-    """The rows that no other beats: none is as good in both metrics and better in one. Best `x` first.
+def pareto_front(rows: Iterable[Row], *metrics: Metric) -> tuple[Row, ...]:
+    """The rows that no other beats: none is as good in all metrics and better in one. Best in the first metric first.
 
-    Rows that miss either metric, or must not be used, are not on the front; equal rows are all on it.
+    Rows that miss a metric, or must not be used, are not on the front; equal rows are all on it.
     """
-    known = [row for row in rows if row.unfit is None and row.value(x.name) is not None and row.value(y.name) is not None]
-    known.sort(key=lambda row: (x.cost(row.value(x.name)), y.cost(row.value(y.name))))
-    front: list[Row] = []
-    for row in known:
-        if front:
-            last_x, last_y = x.cost(front[-1].value(x.name)), y.cost(front[-1].value(y.name))
-            own_x, own_y = x.cost(row.value(x.name)), y.cost(row.value(y.name))
-            if own_y > last_y or (own_y == last_y and own_x > last_x):
-                continue
-        front.append(row)
+    known = [row for row in rows if row.unfit is None and all(row.value(metric.name) is not None for metric in metrics)]
+    costs = np.array([[metric.cost(row.value(metric.name)) for metric in metrics] for row in known])
+    order = np.lexsort(costs.T[::-1]) if known else ()
+    front = []
+    for index in order:
+        beats = (costs <= costs[index]).all(axis=1) & (costs < costs[index]).any(axis=1)
+        if not beats.any():
+            front.append(known[index])
     return tuple(front)
+
+
+def _pareto_metrics(rows: Sequence[Row], objective: Metric, limits: Sequence[Limit]) -> tuple[Metric, ...]:
+    """What is traded for accuracy: what was asked to be best, else what was bounded, else latency."""
+    accuracy = accuracy_metric(rows)
+    if accuracy is None:
+        return ()
+    loss = {metric for name in _ACCURACY_LIMITS for metric in LIMITS[name][:1]} | {accuracy.name, "top1_percent"}
+    asked = [metric for metric in (objective, *(limit.metric for limit in limits)) if metric.name not in loss]
+    return (asked[0] if asked else METRICS["p50_ms"], accuracy)
 
 
 def accuracy_metric(rows: Iterable[Row]) -> Metric | None:
     """What stands for accuracy in `rows`: top-1, else agreement with the unpruned model, else nothing."""
     rows = list(rows)
     return next((METRICS[n] for n in OBJECTIVES["accuracy"] if any(row.value(n) is not None for row in rows)), None)
-
-
-def equal_within_noise(a: Row, b: Row, metric: Metric) -> bool:
-    """Whether the measurements cannot tell which of two rows has the better `metric`.
-
-    Rows of one profile are paired by round, which sees finer differences than two intervals. Values nobody knows the
-    uncertainty of are equal where they read the same.
-    """
-    first, second = a.by_round.get(metric.name), b.by_round.get(metric.name)
-    if a.profile.path == b.profile.path and first and second:
-        ratio = paired_speedup(first, second)
-        if ratio is not None and ratio.low is not None:
-            return not ratio.excludes(1)
-    name = _INTERVAL_OF.get(metric.name, metric.name)
-    one, two = a.intervals.get(name), b.intervals.get(name)
-    if one is not None and two is not None and one.low is not None and two.low is not None:
-        return one.overlaps(two)
-    return metric.format(a.value(metric.name)) == metric.format(b.value(metric.name))
 
 
 def margins_of(row: Row, limits: Iterable[Limit]) -> tuple[Margin, ...]:
@@ -337,7 +343,8 @@ def render_choice(choice: Choice, console: Console) -> None:
         say(console, choice.trade)
     if choice.pareto:
         names = ", ".join(label(row, choice.pareto).removeprefix("budget ") for row in choice.pareto)
-        say(console, f"No other budget beats these in both latency and accuracy: {names}.", "dim")
+        what = " and ".join(metric.label for metric in choice.pareto_metrics)
+        say(console, f"Pareto front: no other budget beats these in both {what}: {names}.", "dim")
     for caveat in choice.caveats:
         say(console, f"warning: {caveat}", "yellow")
 
@@ -367,11 +374,11 @@ def _able(rows: Sequence[Row], limits: Sequence[Limit], metric: Metric) -> tuple
     able, left_out = [], []
     for row in rows:
         needed = dict.fromkeys([limit.metric for limit in limits] + [metric])
-        absent = [each.label for each in needed if row.value(each.name) is None]
+        absent = [each for each in needed if row.value(each.name) is None]
         if row.unfit is not None:
             left_out.append((row, row.unfit))
         elif absent:
-            left_out.append((row, f"{' and '.join(absent)} not measured"))
+            left_out.append((row, " and ".join(_why_absent(row, metric) for metric in absent)))
         else:
             able.append(row)
     return able, tuple(left_out)
@@ -383,7 +390,7 @@ def _best(rows: Sequence[Row], metric: Metric) -> tuple[Row, tuple[Row, ...]]:
     tied = [row for row in rows if row is leader or equal_within_noise(row, leader, metric)]
     accuracy = [METRICS[name] for name in OBJECTIVES["accuracy"]]
     order = [*accuracy, metric, METRICS["p50_ms"]]
-    best = min(tied, key=lambda row: [each.cost(row.value(each.name)) for each in order])
+    best = min(tied, key=lambda row: [row.suspect is not None, *(each.cost(row.value(each.name)) for each in order)])
     return best, tuple(row for row in tied if row is not best)
 
 
@@ -399,8 +406,7 @@ def _nothing_fits(
             return NothingFits(
                 f"no budget can be chosen: {' and '.join(each.label for each in absent)} was not measured.{hint}", (), left_out
             )
-        whys = "; ".join(f"{label(row, rows)}: {why}" for row, why in left_out)
-        return NothingFits(f"no budget can be chosen: {whys}", (), left_out)
+        return NothingFits(f"no budget can be chosen: {_whys(left_out, rows)}", (), left_out)
     misses = []
     for limit in limits:
         others = [other for other in limits if other is not limit]
@@ -414,15 +420,14 @@ def _nothing_fits(
         f"with {_exact(miss.value, miss.limit)} ({_exact(miss.short, miss.limit)} beyond)"
         for miss in misses
     ]
-    left = f" Not considered: {'; '.join(f'{label(row, rows)}: {why}' for row, why in left_out)}." if left_out else ""
+    left = f" Not considered: {_whys(left_out, rows)}." if left_out else ""
     return NothingFits(f"no budget fits ({what}): {'; '.join(parts)}.{left}", tuple(misses), left_out)
 
 
 def _reason(
     row: Row, rows: Sequence[Row], objective: str, metric: Metric, margins: Sequence[Margin], equals: Sequence[Row]
 ) -> str:
-    limits = [f"{'an' if margin.limit.text.startswith('a') else 'a'} {margin.limit.text}" for margin in margins]
-    condition = f" with {' and '.join(limits)}" if limits else ""
+    condition = f" with {join_limits([margin.limit for margin in margins])}" if margins else ""
     facts = [f"{METRICS['p50_ms'].label} {METRICS['p50_ms'].quantity(row.value('p50_ms'))}"] if row.value("p50_ms") else []
     if metric.name != "p50_ms":
         facts.insert(0, f"{metric.label} {metric.quantity(row.value(metric.name))}")
@@ -475,24 +480,49 @@ def _trade(row: Row, runner_up: Row, rows: Sequence[Row], asked: Sequence[Metric
     return f"{label(runner_up, rows)}: {', '.join(parts)}." if parts else f"{label(runner_up, rows)}, which reads the same."
 
 
-def _caveats(row: Row, margins: Sequence[Margin], left_out: Sequence[tuple[Row, str]]) -> list[str]:
+def _why_absent(row: Row, metric: Metric) -> str:
+    why = row.why_missing.get(metric.name)
+    return f"{metric.label} not measured" + (f" ({why})" if why else "")
+
+
+def _whys(left_out: Sequence[tuple[Row, str]], rows: Sequence[Row]) -> str:
+    """Rows that share a reason, named together."""
+    reasons: dict[str, list[str]] = {}
+    for row, why in left_out:
+        reasons.setdefault(why, []).append(label(row, rows))
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+
+
+def _caveats(row: Row, margins: Sequence[Margin], left_out: Sequence[tuple[Row, str]], rows: Sequence[Row]) -> list[str]:
     caveats = []
+    if row.suspect is not None:
+        caveats.append(f"the measurement of {label(row, rows)} is suspect: {row.suspect}")
     for margin in margins:
         if margin.sure is False and margin.interval is not None:
             reach = margin.limit.metric.range(margin.interval)
-            caveats.append(f"a {margin.limit.text} is kept, but not for sure: the 95 % interval is {reach}")
+            caveats.append(
+                f"{join_limits([margin.limit])} is kept, but not for sure"
+                + (f": the 95 % interval is {reach}" if reach else "")
+            )
     if row.rounds == 1:
         caveats.append("only one round was measured: how sure the speed-up is cannot be told")
     if left_out:
-        caveats.append(f"not considered: {'; '.join(f'{other.name}: {why}' for other, why in left_out)}")
+        caveats.append(f"not considered: {_whys(left_out, rows)}")
     return [*caveats, *row.profile.warnings]
+
+
+def join_limits(limits: Iterable[Limit]) -> str:
+    """'a p95 latency of at most 8 ms and a top-1 drop of at most 1 point'."""
+    texts = [limit.text for limit in limits]
+    return " and ".join(text if text.startswith(_MASS_NOUNS) else f"a {text}" for text in texts)
 
 
 def margin_text(margin: Margin) -> str:
     """One constraint, its value and the room it leaves, in words."""
-    sure = {True: "", False: ", not for sure", None: ", uncertainty unknown"}[margin.sure]
+    unknown = "uncertainty unknown" if margin.interval is None else "too few rounds to say how sure"
+    sure = {True: "for sure", False: "not for sure", None: unknown}[margin.sure]
     metric = margin.limit.metric
-    return f"{margin.limit.text}: {metric.quantity(margin.value)}, {metric.quantity(margin.room)} to spare{sure}"
+    return f"{margin.limit.text}: {metric.quantity(margin.value)}, {metric.quantity(margin.room)} to spare, {sure}"
 
 
 def _quantity(bound: float, metric: Metric) -> str:

@@ -6,6 +6,7 @@ carries a bootstrap interval, because a few hundred images do not resolve differ
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 from collections.abc import Callable, Sequence
@@ -74,7 +75,8 @@ def evaluate(
         progress: called as (images done, of).
 
     Returns:
-        Per budget name, the record that the manifest now holds for this precision.
+        Per budget name, the record that the manifest now holds for this precision. Its `per_image` has a bit per image (base64, first image
+        first): `agrees` with the unpruned model, and with labels `top1_right`.
 
     Raises:
         UserError: no unpruned budget, an unknown budget name, no graph in that precision, an unreadable image.
@@ -234,6 +236,7 @@ def _compare(
         "top5_change_points": None,
         "agreement_percent": interval(100.0 * (top5[:, 0] == base[:, 0])).to_json(),
         "kl_nats": interval(kl).to_json(),
+        "per_image": {"agrees": _bits(top5[:, 0] == base[:, 0])},
     }
     if truth is not None:
         for key, width in (("top1", 1), ("top5", 5)):
@@ -241,9 +244,16 @@ def _compare(
                 continue  # always right: says nothing
             right = 100.0 * (top5[:, :width] == truth[:, None]).any(1)
             right_base = 100.0 * (base[:, :width] == truth[:, None]).any(1)
+            if key == "top1":
+                record["per_image"]["top1_right"] = _bits(right > 0)
             record[f"{key}_percent"] = float(right.mean())
             record[f"{key}_change_points"] = interval(right - right_base).to_json()
     return record
+
+
+def _bits(flags: np.ndarray) -> str:
+    """One bit per image, first image first, as base64: profiles carry it, so that any two budgets can be paired image by image."""
+    return base64.b64encode(np.packbits(flags).tobytes()).decode()
 
 
 def _store(bundle: Bundle, found: Judged) -> None:

@@ -19,11 +19,18 @@ BudgetNames = Annotated[str | None, typer.Option("--budgets", help="Only these b
 
 MaxP50 = Annotated[float | None, typer.Option(help="Median latency, ms.")]
 MaxP95 = Annotated[float | None, typer.Option(help="95th percentile of latency, ms.")]
+MaxPower = Annotated[float | None, typer.Option("--max-mean-power-w", help="Mean power while it runs, W.")]
+MaxEnergy = Annotated[float | None, typer.Option("--max-energy-mj", help="Energy per image, idle included, mJ.")]
+MaxMissed = Annotated[
+    float | None, typer.Option("--max-missed-percent", help="Missed deadlines at a fixed rate, per cent of the images.")
+]
 MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 it may lose against the unpruned model.")]
 MinAgreement = Annotated[float | None, typer.Option(help="Per cent of images on which it agrees with the unpruned model.")]
 MinFps = Annotated[float | None, typer.Option(help="Images per second.")]
 MaxMemory = Annotated[float | None, typer.Option(help="Peak memory, MB (10^6 bytes).")]
 Minimize = Annotated[
     str | None,
-    typer.Option("--optimize", "--minimize", "--maximize", help="latency, p95, throughput, accuracy, memory or macs."),
+    typer.Option(
+        "--optimize", "--minimize", "--maximize", help="latency, p95, energy, power, throughput, accuracy, memory or macs."
+    ),
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_tprune.analysis.recorded import Verdict
 from edge_tprune.analysis.table import Profile, Row
 from edge_tprune.statistics import Interval
 
@@ -134,15 +135,72 @@ def sample_lines(
     return lines
 
 
+#: budget -> mean power W, energy per image mJ, each +- 1 %
+POWER = {"1.0": (9.8, 98.0), "0.9": (9.6, 88.0), "0.8": (9.3, 77.0), "0.65": (8.9, 62.0), "0.5": (8.4, 47.0)}
+
+
+def summary_document(info: dict[str, Any], scale: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """A summary.json of version 2 with what only the agent derives. Change what a test needs changed before it is written.
+
+    Args:
+        info: the run.json it belongs to.
+        scale: of power and energy.
+        changes: keys of the document itself.
+    """
+
+    def around(value: float) -> dict[str, float]:
+        return interval(scale * value, scale * value * 0.99, scale * value * 1.01)
+
+    budgets = {}
+    for name in [budget["name"] for budget in info["budgets"]]:
+        watts, millijoules = POWER.get(name, (9.0, 90.0))
+        budgets[name] = {
+            "inferences": 240,
+            "rounds": info["plan"]["rounds"],
+            "load_ms": 50.0,
+            "stages_ms": {
+                "h2d": {"p50": 0.2, "p95": 0.3},
+                "compute": {"p50": 6.0, "p95": 6.5},
+                "d2h": {"p50": 0.1, "p95": 0.1},
+            },
+            "fixed_rate": None,
+            "min_memory_available_mb": 2100.0,
+            "power": {"mean_w": around(watts), "above_idle_w": around(watts - 4)},
+            "energy": {
+                "gross_mj_per_image": around(millijoules),
+                "above_idle_mj_per_image": around(millijoules / 2),
+                "status": "resolved",
+                "reason": None,
+            },
+            "verdict": {"status": "valid", "reasons": []},
+        }
+    return {
+        "format": "edge-tprune-summary",
+        "version": 2,
+        "verdict": {"status": "valid", "reasons": []},
+        "sensor": {"metric": "total_power_mw", "source": "rails", "made_of": "VDD_IN", "interval_s": 0.1},
+        "idle": {"power_w": around(4.0), "drift_w": 0.1},
+        "observer": {"cpu_percent": 1.0},
+        "budgets": budgets,
+        **changes,
+    }
+
+
 def write_profile(
-    path: Path, info: dict[str, Any] | None = None, lines: list[dict[str, Any]] | None = None, **samples: Any
+    path: Path,
+    info: dict[str, Any] | None = None,
+    lines: list[dict[str, Any]] | None = None,
+    summary: dict[str, Any] | None = None,
+    **samples: Any,
 ) -> Path:
-    """A profile directory as the agent leaves it."""
+    """A profile directory as the agent leaves it; without summary.json unless one is given."""
     info = run_info() if info is None else info
     path.mkdir(parents=True)
     (path / "run.json").write_text(json.dumps(info))
     lines = sample_lines(info, **samples) if lines is None else lines
     (path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if summary is not None:
+        (path / "summary.json").write_text(json.dumps(summary))
     return path
 
 
@@ -151,6 +209,7 @@ class Profiles:
 
     info = staticmethod(run_info)
     lines = staticmethod(sample_lines)
+    summary = staticmethod(summary_document)
     write = staticmethod(write_profile)
     copy = staticmethod(copy.deepcopy)
 
@@ -165,14 +224,20 @@ class Profiles:
         intervals: dict[str, Interval] | None = None,
         by_round: dict[str, dict[int, float]] | None = None,
         profile: str = "run",
+        verdict: Verdict | None = None,
+        why_missing: dict[str, str] | None = None,
+        per_image: dict[str, np.ndarray] | None = None,
+        started_utc: str | None = None,
         **values: float | None,
     ) -> Row:
         """A row made by hand: metrics as keywords."""
         if "top1_drop_points" in values and "top1_change_points" not in values:
             drop = values["top1_drop_points"]
             values["top1_change_points"] = None if drop is None else -drop
+        info = run_info()
+        info["started_utc"] = started_utc or info["started_utc"]
         return Row(
-            profile=Profile(Path(profile), run_info(), (), ()),
+            profile=Profile(Path(profile), info, (), ()),
             model="deit_tiny_patch16_224",
             method=method,
             budget=budget,
@@ -187,6 +252,9 @@ class Profiles:
             rounds=5,
             conditions=conditions or {"host": "a"},
             unfit=unfit,
+            verdict=verdict,
+            why_missing=why_missing or {},
+            per_image=per_image or {},
         )
 
 

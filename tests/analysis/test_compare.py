@@ -86,7 +86,7 @@ def test_missing_values_are_dashes_and_missing_columns_are_named(profiles, tmp_p
     rows = load_rows(profiles.write(tmp_path / "run", info, lines))
     text = _printed(rows)
     assert next(line for line in text.splitlines() if line.startswith("0.9 ")).split()[4:6] == ["-", "-"]
-    assert "Not measured: peak memory." in text
+    assert "Not measured: mean power, energy per image (no power sensor); peak memory." in text
     assert "memory" not in next(line for line in text.splitlines() if line.startswith("budget"))
 
 
@@ -137,7 +137,12 @@ def test_the_document_is_complete(profile_dir):
     document = json.loads(json.dumps(to_document(rows), allow_nan=False))
     assert document["format"] == "edge-tprune-comparison"
     assert document["version"] == 1
-    assert document["metrics"]["p50_ms"] == {"label": "p50 latency", "unit": "ms", "better": "lower"}
+    assert document["metrics"]["p50_ms"] == {
+        "label": "p50 latency",
+        "unit": "ms",
+        "better": "lower",
+        "aggregation": "nearest-rank percentile of all inferences",
+    }
     (group,) = document["groups"]
     assert group["conditions"]["host"] == "bench-1"
     row = group["rows"][3]
@@ -161,3 +166,45 @@ def test_differences_in_words(profiles):
 
 def test_nothing_to_show_prints_nothing():
     assert _printed(Rows(())) == ""
+
+
+def test_power_and_energy_are_columns_with_their_interval_where_there_is_room(profiles, tmp_path):
+    info = profiles.info()
+    rows = load_rows(profiles.write(tmp_path / "run", info, summary=profiles.summary(info)))
+    wide, narrow = (_terminal(rows, width) for width in (180, 80))
+    row = next(line for line in wide.splitlines() if line.startswith("0.65"))
+    assert "8.90 ±0.09" in row
+    assert "62.0 ±0.7" in row
+    assert row.split()[row.split().index("95.6") + 3].startswith("7.")  # p50, then its own interval
+    row = next(line for line in narrow.splitlines() if line.startswith("0.65"))
+    assert "8.90" in row.split()
+    assert "62.0" in row.split()
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+def _terminal(rows, width):
+    stream = io.StringIO()
+    render(rows, Console(file=stream, width=width, force_terminal=True, color_system=None))
+    return stream.getvalue()
+
+
+def test_a_verdict_that_is_not_valid_is_a_column_and_its_reason_a_line(profiles, tmp_path):
+    info = profiles.info()
+    summary = profiles.summary(info)
+    summary["budgets"]["0.8"]["verdict"] = {"status": "suspect", "reasons": [{"code": "x", "text": "the GPU was throttled"}]}
+    summary["budgets"]["0.5"]["verdict"] = {"status": "invalid", "reasons": [{"code": "y", "text": "over-current"}]}
+    text = _printed(load_rows(profiles.write(tmp_path / "run", info, summary=summary)))
+    assert [line.split()[1] for line in text.splitlines() if line.startswith(("0.", "1.0"))] == [
+        "valid", "valid", "suspect", "valid", "invalid",
+    ]  # fmt: skip
+    assert "Suspect: zero_tprune 0.8: the GPU was throttled." in text
+    assert "Not to be used: zero_tprune 0.5: its run is invalid: over-current." in text
+
+
+def test_what_equals_the_best_within_the_noise_is_marked_like_it(profiles):
+    def row(name, ms):
+        return profiles.row(name, profile=name, p50_ms=ms, intervals={"p50_ms": Interval(ms, ms - 0.2, ms + 0.2)})
+
+    column = next(each for each in columns([row("a", 5.0), row("b", 7.0)]) if each.name == "p50_ms")
+    assert column.best([row("a", 5.0), row("b", 5.1), row("c", 7.0)]) == {"5.00", "5.10"}
+    assert column.best([row("a", 5.0), row("b", 5.1)]) == set()  # a mark on everything says nothing

@@ -1,0 +1,105 @@
+"""The table as a file for other programs: one flat record per budget, as CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_tprune.analysis.metrics import METRICS
+from edge_tprune.analysis.table import Row
+from edge_tprune.errors import UserError, missing_package
+from edge_tprune.files import write_bytes
+
+Record = dict[str, Any]
+
+_KINDS = {"unpruned": bool, "inferences": int, "rounds": int}  #: columns that are neither measures nor text
+
+
+def write_export(rows: Sequence[Row], file: Path) -> Path:
+    """Writes `rows` to `file`, atomically, in the format that its name ends in, and returns `file`.
+
+    Columns: what tells a row apart, then every metric (its unit is in its name) with `_low` and `_high` where its interval is known,
+    then the conditions. Missing is empty in CSV and null elsewhere.
+
+    Raises:
+        UserError: another ending than .csv, .json or .parquet, a package that is missing, a place that cannot be written.
+    """
+    writer = _WRITERS.get(file.suffix.lower())
+    if writer is None:
+        raise UserError(f"cannot export {file.name}: the name must end in {', '.join(_WRITERS)}")
+    write_bytes(file, writer(records(rows)))
+    return file
+
+
+def records(rows: Sequence[Row]) -> list[Record]:
+    """One flat record per row, all with the same keys in the same order."""
+    conditions = dict.fromkeys(label for row in rows for label in row.conditions)
+    return [
+        {
+            "profile": row.profile.name,
+            "run_id": row.profile.info["run_id"],
+            "started_utc": row.profile.started_utc,
+            "method": row.method,
+            "budget": row.budget,
+            "unpruned": row.unpruned,
+            "schedule": " ".join(map(str, row.schedule)),
+            "inferences": row.inferences,
+            "rounds": row.rounds,
+            "verdict": None if row.verdict is None else row.verdict.status,
+            "verdict_reasons": None if row.verdict is None else "; ".join(row.verdict.reasons),
+            "unfit": row.unfit,
+            **_measures(row),
+            **{_key(label): row.conditions.get(label) for label in conditions},
+        }
+        for row in rows
+    ]
+
+
+def _measures(row: Row) -> Record:
+    found: Record = {}
+    for name in METRICS:
+        interval = row.intervals.get(name)
+        value = row.value(name)
+        found[name] = None if value is None else float(value)
+        found[f"{name}_low"] = None if interval is None else interval.low
+        found[f"{name}_high"] = None if interval is None else interval.high
+    return found
+
+
+def _key(label: str) -> str:
+    """The name of a condition's column: 'eval data hash' -> 'condition_eval_data_hash'."""
+    return "condition_" + label.lower().replace(" ", "_").replace("-", "_")
+
+
+def _csv(table: list[Record]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(table[0]) if table else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return stream.getvalue().encode()
+
+
+def _json(table: list[Record]) -> bytes:
+    return (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _parquet(table: list[Record]) -> bytes:
+    try:
+        import polars as pl
+    except ImportError as error:
+        raise missing_package("polars", "host") from error
+    schema = {name: float if _is_measure(name) else _KINDS.get(name, str) for name in table[0]} if table else {}
+    stream = io.BytesIO()
+    pl.DataFrame(table, schema=schema).write_parquet(stream)
+    return stream.getvalue()
+
+
+def _is_measure(name: str) -> bool:
+    return name.removesuffix("_low").removesuffix("_high") in METRICS
+
+
+_WRITERS: Mapping[str, Callable[[list[Record]], bytes]] = {".csv": _csv, ".json": _json, ".parquet": _parquet}

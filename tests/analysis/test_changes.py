@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from edge_tprune.analysis.changes import find_changes, render_changes
+from edge_tprune.analysis.table import load_rows
+from edge_tprune.errors import UserError
+from edge_tprune.statistics import Interval
+
+
+def _around(value, percent=1.0):
+    return Interval(value, value * (1 - percent / 100), value * (1 + percent / 100))
+
+
+def _row(profiles, budget="0.65", started="2025-11-21T00:00:00+00:00", **values):
+    conditions = values.pop("conditions", {"host": "a", "eval data hash": "d", "power sensor": "VDD_IN"})
+    intervals = {name: _around(value) for name, value in values.items() if name not in ("per_image", "unfit", "top1_percent")}
+    return profiles.row(budget, profile=started, started_utc=started, conditions=conditions, intervals=intervals, **values)
+
+
+def _verdicts(changes):
+    return {change.metric.name: change.verdict for pair in changes.pairs for change in pair.changes}
+
+
+def test_what_is_beyond_the_noise_and_the_tolerance_counts(profiles):
+    old = _row(profiles, p50_ms=10.0, p95_ms=12.0, mean_power_w=8.0, energy_mj_per_image=80.0)
+    new = _row(profiles, p50_ms=11.0, p95_ms=12.1, mean_power_w=8.2, energy_mj_per_image=70.0)
+    changes = find_changes([old], [new])
+    assert _verdicts(changes) == {
+        "p50_ms": "worse", "p95_ms": "equal", "mean_power_w": "equal", "energy_mj_per_image": "better",
+    }  # fmt: skip
+    (failure,) = changes.failures
+    assert failure.startswith("zero_tprune 0.65: p50 latency 11.00 ms instead of 10.00 ms (+10.0 %, 95 % interval +8.")
+    assert _verdicts(find_changes([old], [new], tolerance_percent=15))["p50_ms"] == "equal"
+
+
+def test_a_change_within_its_interval_is_equal_however_large(profiles):
+    noisy = {"intervals": {"p50_ms": _around(10, 30)}}
+    changes = find_changes([profiles.row(p50_ms=10.0, **noisy)], [profiles.row(p50_ms=12.0, **noisy)])
+    assert _verdicts(changes) == {"p50_ms": "equal"}
+    assert changes.failures == []
+
+
+def test_one_round_cannot_tell_and_that_is_said(profiles):
+    once = {"intervals": {"p50_ms": Interval(10, None, None)}}
+    changes = find_changes([profiles.row(p50_ms=10.0, **once)], [profiles.row(p50_ms=15.0, **once)])
+    assert _verdicts(changes) == {"p50_ms": "unknown"}
+    assert "too few rounds to tell" in _printed(changes)
+
+
+def test_memory_is_measured_once_so_the_tolerance_alone_decides(profiles):
+    changes = find_changes([profiles.row(peak_memory_mb=100.0)], [profiles.row(peak_memory_mb=102.0)])
+    assert _verdicts(changes) == {"peak_memory_mb": "equal"}
+    changes = find_changes([profiles.row(peak_memory_mb=100.0)], [profiles.row(peak_memory_mb=120.0)])
+    assert _verdicts(changes) == {"peak_memory_mb": "worse"}
+
+
+def test_accuracy_is_paired_by_image(profiles):
+    rng = np.random.default_rng(0)
+    right = rng.random(1000) < 0.75
+    worse, jittered = right.copy(), right.copy()
+    worse[np.flatnonzero(right)[:20]] = False  # twenty images lost and none won: far beyond chance
+    for flips in (np.flatnonzero(right)[:20], np.flatnonzero(~right)[:20]):  # as many won as lost
+        jittered[flips] = ~jittered[flips]
+
+    def row(bits):
+        return _row(profiles, top1_percent=100 * float(bits.mean()), per_image={"top1_percent": bits})
+
+    assert _verdicts(find_changes([row(right)], [row(worse)])) == {"top1_percent": "worse"}
+    assert _verdicts(find_changes([row(worse)], [row(right)])) == {"top1_percent": "better"}
+    assert _verdicts(find_changes([row(right)], [row(jittered)])) == {"top1_percent": "equal"}
+
+
+def test_accuracy_on_other_images_and_power_from_another_sensor_are_not_compared(profiles):
+    old = _row(profiles, p50_ms=10.0, top1_percent=80.0, mean_power_w=8.0)
+    new = _row(
+        profiles, p50_ms=10.0, top1_percent=70.0, mean_power_w=16.0,
+        conditions={"host": "a", "eval data hash": "e", "power sensor": "VDD_GPU"},
+    )  # fmt: skip
+    changes = find_changes([old], [new])
+    assert set(_verdicts(changes)) == {"p50_ms"}
+    assert any("other images" in remark for remark in changes.remarks)
+    assert any("other sensors (VDD_IN, VDD_GPU)" in remark for remark in changes.remarks)
+
+
+def test_another_machine_is_not_another_time(profiles):
+    old, new = _row(profiles, p50_ms=10.0), _row(profiles, p50_ms=20.0, conditions={"host": "b"})
+    with pytest.raises(UserError, match=r"not two points in time.*host \(a, b\).*--force"):
+        find_changes([old], [new])
+    forced = find_changes([old], [new], force=True)
+    assert "forced: they differ in host" in forced.remarks
+    assert _verdicts(forced) == {"p50_ms": "worse"}
+
+
+def test_new_software_is_what_is_judged_and_named(profiles):
+    old = _row(profiles, p50_ms=10.0, conditions={"host": "a", "runtime": "onnxruntime 1.23"})
+    new = _row(profiles, p50_ms=10.0, conditions={"host": "a", "runtime": "onnxruntime 1.24"})
+    changes = find_changes([old], [new])
+    assert changes.failures == []
+    assert changes.differs == {"runtime": ("onnxruntime 1.23", "onnxruntime 1.24")}
+    assert "runtime (onnxruntime 1.23 -> onnxruntime 1.24)" in _printed(changes).replace(">", "->").replace("-->", "->")
+
+
+def test_an_invalid_or_missing_new_measurement_is_no_pass(profiles):
+    old = [_row(profiles, "0.65", p50_ms=10.0), _row(profiles, "0.5", p50_ms=8.0)]
+    new = [_row(profiles, "0.65", p50_ms=10.0, unfit="its run is invalid: throttled")]
+    changes = find_changes(old, new)
+    assert changes.failures == [
+        "zero_tprune 0.65 cannot be judged: now: its run is invalid: throttled",
+        "zero_tprune 0.5 was not measured again",
+    ]
+    assert find_changes(new, new[:1]).pairs[0].changes == ()
+
+
+def test_of_several_runs_the_newest_counts(profiles):
+    runs = [_row(profiles, started=f"2025-11-{day}T00:00:00+00:00", p50_ms=float(day)) for day in (21, 23, 22)]
+    (pair,) = find_changes(runs, runs).pairs
+    assert pair.old.value("p50_ms") == pair.new.value("p50_ms") == 23
+
+
+def test_nothing_in_common(profiles):
+    with pytest.raises(UserError, match="no budget of the same model and method in common"):
+        find_changes([_row(profiles, "0.5", p50_ms=1.0)], [_row(profiles, "0.65", p50_ms=1.0)])
+
+
+def test_equal_runs_are_hardly_ever_called_changed(profiles, tmp_path):
+    """The noise of rounds that drift by 5 %, all budgets and metrics judged together: at most 5 in 100, here of 40 pairs."""
+    found = []
+    for seed in range(20):
+        path = profiles.write(tmp_path / str(seed), seed=seed)
+        found.append(list(load_rows(path)))
+    alarms = sum(
+        bool(find_changes(one, other, tolerance_percent=0).of("worse")) for one, other in zip(found, [*found[1:], found[0]])
+    )
+    alarms += sum(
+        bool(find_changes(one, other, tolerance_percent=0).of("worse")) for one, other in zip(found, [*found[7:], *found[:7]])
+    )
+    assert alarms <= 4
+
+
+def test_a_slower_budget_of_a_real_profile_is_found(profiles, tmp_path):
+    old = load_rows(profiles.write(tmp_path / "old"))
+    slower = {"1.0": 10.0, "0.9": 9.2, "0.8": 8.3, "0.65": 9.1, "0.5": 5.6}
+    new = load_rows(profiles.write(tmp_path / "new", latencies=slower, seed=3))
+    changes = find_changes(list(old), list(new))
+    assert {(pair.new.budget, change.metric.name) for pair, change in changes.of("worse")} >= {
+        ("0.65", "p50_ms"),
+        ("0.65", "speedup"),
+    }
+    assert {pair.new.budget for pair, _ in changes.of("worse")} == {"0.65"}
+
+
+def _printed(changes):
+    stream = io.StringIO()
+    render_changes(changes, Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+def test_it_is_printed_plain_and_documented(profiles):
+    old, new = _row(profiles, p50_ms=10.0), _row(profiles, p50_ms=12.0)
+    changes = find_changes([old], [new])
+    text = _printed(changes)
+    assert text.isascii()
+    assert "worse: zero_tprune 0.65: p50 latency 12.00 ms instead of 10.00 ms" in text
+    assert "1 of 1 measures got worse" in text
+    document = json.loads(json.dumps(changes.to_document(), allow_nan=False))
+    assert document["regression"] is True
+    assert document["budgets"][0]["changes"][0]["change"]["value"] == pytest.approx(1.2)

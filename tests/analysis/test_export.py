@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from edge_tprune.analysis.export import records, write_export
+from edge_tprune.analysis.table import load_rows
+from edge_tprune.errors import UserError
+
+
+@pytest.fixture
+def rows(profiles, tmp_path):
+    info = profiles.info()
+    info["budgets"][1]["accuracy"] = None
+    summary = profiles.summary(info)
+    summary["budgets"]["0.5"]["verdict"] = {"status": "suspect", "reasons": [{"code": "x", "text": "throttled"}]}
+    return load_rows(profiles.write(tmp_path / "run", info, summary=summary))
+
+
+def test_all_three_formats_hold_the_same(rows, tmp_path):
+    import polars as pl
+
+    expected = records(rows)
+    table = json.loads(write_export(rows, tmp_path / "rows.json").read_text())
+    assert table == expected
+    assert pl.read_parquet(write_export(rows, tmp_path / "rows.parquet")).to_dicts() == expected
+    with write_export(rows, tmp_path / "rows.csv").open(newline="") as stream:
+        read = list(csv.DictReader(stream))
+    assert [list(record) for record in read] == [list(record) for record in expected]
+    assert float(read[3]["p95_ms"]) == rows[3].value("p95_ms")
+    assert read[1]["top1_percent"] == ""  # missing, not zero
+
+
+def test_a_record_is_flat_and_says_what_it_is(rows):
+    record = records(rows)[4]
+    assert (record["method"], record["budget"], record["verdict"], record["verdict_reasons"]) == (
+        "zero_tprune", "0.5", "suspect", "throttled",
+    )  # fmt: skip
+    assert record["energy_mj_per_image_low"] < record["energy_mj_per_image"] < record["energy_mj_per_image_high"]
+    assert record["condition_eval_data"] == "digits in clutter, test split, 1000 images"
+    assert all(value is None or isinstance(value, (str, int, float, bool)) for value in record.values())
+
+
+def test_columns_keep_their_type_where_everything_is_missing(profiles, tmp_path):
+    import polars as pl
+
+    rows = load_rows(profiles.write(tmp_path / "run"))
+    frame = pl.read_parquet(write_export(rows, tmp_path / "rows.parquet"))
+    assert frame.schema["mean_power_w"] == pl.Float64
+    assert frame.schema["verdict"] == pl.String
+    assert frame.schema["inferences"] == pl.Int64
+
+
+def test_another_ending_is_refused_and_nothing_written(rows, tmp_path):
+    with pytest.raises(UserError, match=r"rows\.xlsx: the name must end in \.csv, \.json, \.parquet"):
+        write_export(rows, tmp_path / "rows.xlsx")
+    assert not (tmp_path / "rows.xlsx").exists()

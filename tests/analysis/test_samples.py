@@ -1,0 +1,149 @@
+"""Polars' way through the samples against the agent's own reader, which is the reference."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_tprune.agent.record import KIND
+from edge_tprune.analysis import samples
+from edge_tprune.analysis.samples import read_samples
+from edge_tprune.errors import UserError
+
+
+def _same(one, other):
+    assert one.info == other.info
+    assert dict(one.checks) == dict(other.checks)
+    assert list(one.turns) == list(other.turns)
+    for name, turns in one.turns.items():
+        assert [turn.round for turn in turns] == [turn.round for turn in other.turns[name]]
+        for ours, theirs in zip(turns, other.turns[name]):
+            assert np.array_equal(ours.latency_ns, theirs.latency_ns)
+    assert (one.unsteady, one.notes, one.warnings) == (other.unsteady, other.notes, other.warnings)
+    assert one.state == other.state
+    assert one.summary == other.summary
+
+
+def _both(path):
+    """What either way reads; the Polars one must not have given up."""
+    columns = samples._Columns(path).read()
+    _same(columns, read_samples(path, large_bytes=sys.maxsize))
+    return columns
+
+
+def _version_2(profiles, rounds=3):
+    """Lines of version 2: turns in parts, two sessions, accuracy judged on the device, states, notes."""
+    info = profiles.info(rounds=rounds)
+    info["version"] = min(2, KIND.version)
+    lines, found = profiles.lines(info, inferences=30), []
+    for line in lines:
+        if line["kind"] != "round":
+            found.append(line)
+            continue
+        line["t_ns"] = 1_000_000 * (line["round"] * 10 + line["position"])
+        line["warmup_steady"] = line["position"] != 2
+        for part, kind in ((slice(0, 10), "part"), (slice(10, 20), "part"), (slice(20, 30), "round")):
+            cut = {key: line[key][part] for key in ("start_ns", "latency_ns")}
+            found.append({**line, **cut, "kind": kind, **({"end_ns": line["t_ns"] + 999} if kind == "round" else {})})
+    begin = [index for index, line in enumerate(found) if line["kind"] == "part"]
+    accuracy = {**info["budgets"][1]["accuracy"], "top1_percent": 77.0}
+    resume = {"kind": "resume", "t_ns": 7, "utc": "2025-11-22T00:00:00+00:00"}
+    found[begin[5] : begin[5] + 2] = [resume]  # the third turn was cut off after its first part, which does not count
+    found.insert(1, {"kind": "state", "t_ns": 1, "which": "begin", "values": {"power_mode": {"id": 0, "name": "15W"}}})
+    found.insert(2, {"kind": "accuracy", "t_ns": 1, "budget": "0.9", "accuracy": accuracy})
+    found.insert(3, {"kind": "note", "t_ns": 1, "text": "a window was open"})
+    found.insert(4, {"kind": "unheard of", "t_ns": 1})
+    return info, found
+
+
+def test_a_whole_profile(profile_dir):
+    read = _both(profile_dir)
+    assert read.count == 30
+
+
+def test_parts_sessions_and_what_was_judged_on_the_device(profiles, tmp_path):
+    info, lines = _version_2(profiles)
+    path = profiles.write(tmp_path / "run", info, lines, summary=profiles.summary(info))
+    read = _both(path)
+    assert read.count == 14  # of 15: the one that the resumption cut off was not measured again here
+    assert all(turn.latency_ns.size == 30 for turns in read.turns.values() for turn in turns)
+    assert read.unsteady == 2
+    assert read.info["budgets"][1]["accuracy"]["top1_percent"] == 77.0
+    assert read.state["power_mode"]["name"] == "15W"
+    assert read.notes == ("a window was open",)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 100_000))
+def test_a_file_cut_anywhere(profiles, tmp_path_factory, cut):
+    info, lines = _version_2(profiles)
+    path = profiles.write(tmp_path_factory.mktemp("cut") / "run", info, lines, summary=profiles.summary(info))
+    file = path / "samples.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: 500 + cut % (len(whole) - 500)])
+    _both(path)
+
+
+def test_pieces_may_end_anywhere(profiles, tmp_path, monkeypatch):
+    info, lines = _version_2(profiles)
+    path = profiles.write(tmp_path / "run", info, lines, summary=profiles.summary(info))
+    for size in (100, 333, 5000):
+        monkeypatch.setattr(samples, "_PIECE_BYTES", size)
+        _both(path)
+
+
+def _damaged(lines):
+    lines[20] = "{damaged"
+
+
+def _foreign_budget(lines):
+    lines[20] = lines[20].replace('"budget": "', '"budget": "x')
+
+
+def _no_number(lines):
+    lines[20] = lines[20].replace('"latency_ns": [', '"latency_ns": [null, ')
+
+
+def _empty_turn(lines):
+    entry = json.loads(lines[20])
+    lines[20] = json.dumps({**entry, "latency_ns": [], "start_ns": []})
+
+
+@pytest.mark.parametrize("harm", [_damaged, _foreign_budget, _no_number, _empty_turn])
+def test_a_damaged_line_is_named_by_the_agents_reader(harm, profiles, tmp_path):
+    path = profiles.write(tmp_path / "run", summary=profiles.summary(profiles.info()))
+    file = path / "samples.jsonl"
+    lines = file.read_text().splitlines()
+    harm(lines)
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(samples._NotAsExpected):
+        samples._Columns(path).read()
+    with pytest.raises(UserError, match=r"line 21 of samples\.jsonl is damaged"):
+        read_samples(path, large_bytes=0)
+
+
+def test_lines_written_by_another_program_are_read_all_the_same(profiles, tmp_path):
+    path = profiles.write(tmp_path / "run", summary=profiles.summary(profiles.info()))
+    file = path / "samples.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(dict(sorted(line.items()))) + "\n" for line in lines))  # "kind" is not the first key
+    assert read_samples(path, large_bytes=0).count == 30
+
+
+def test_without_polars_the_agents_reader_serves(profile_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "polars", None)
+    assert read_samples(profile_dir, large_bytes=0).count == 30
+
+
+def test_a_missing_summary_is_derived_again_and_an_unreadable_one_is_said(profiles, tmp_path):
+    path = profiles.write(tmp_path / "run")
+    assert read_samples(path).summary["budgets"]["0.65"]["inferences"] == 240
+    (path / "summary.json").write_text("{")
+    read = _both(path)
+    assert read.summary["budgets"]["0.65"]["inferences"] == 240
+    assert any("summary.json is not readable JSON" in text or "not readable JSON" in text for text in read.warnings)
