@@ -57,7 +57,6 @@ _BASELINE_VALUES = 20  #: new values of a power sensor that a baseline should ho
 _MOST_IMAGES = 64  #: of `images`, kept decoded in memory
 _RESERVE_BYTES = 8 << 20  #: of free space that a run leaves alone
 _BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten readings a second
-_VOLATILE = ("state",)  #: keys of the environment that may differ when a run is resumed
 
 
 class Interrupted(KeyboardInterrupt):
@@ -203,14 +202,12 @@ def resume(
         {
             "bundle fingerprint": (before.info["bundle"]["fingerprint"], bundle.manifest["fingerprint"]),
             "images": (plan["input"], described),
-            **{f"--{key}": (plan.get(key), value) for key, value in (asked or {}).items()},
+            **{key: (({**plan, "budgets": before.budgets}).get(key), value) for key, value in (asked or {}).items()},
         }
     )
     now = _environment(root)
     was = before.info["environment"]
-    differing += _differences(
-        {key: (was.get(key), now.get(key)) for key in sorted(was.keys() | now.keys()) if key not in _VOLATILE}
-    )
+    differing += _differences({key: (was.get(key), now.get(key)) for key in sorted(was.keys() | now.keys())})
     if differing:
         raise UserError(f"profile {path} cannot be resumed, because not everything is as it was: {'; '.join(differing)}")
     chosen = [bundle.budget(name) for name in before.budgets]

@@ -43,6 +43,7 @@ _CPU_SHARE = 0.005  #: of one core that reading one source may take: where it wo
 _SYNC_S = 1.0
 _COST_S = 10.0  #: between two records of what sampling costs
 _STALLED_S = 1.0  #: a source that is silent for this long, and for two periods, is recorded as a gap
+_GOLDEN = (5**0.5 - 1) / 2
 _FIRST_READ_S = 3.0  #: how long the first reads of all sources may take together
 
 
@@ -53,6 +54,7 @@ class _Watched:
         self.source = source
         self.metrics: tuple[Metric, ...] = tuple(source.metrics)
         self.period_s = period_s(self.metrics)
+        self.undersampled = any(metric.unit == "mW" and (metric.interval_s or 0.0) < self.period_s for metric in self.metrics)
         self.last_ns = 0  #: when it last answered, or was last recorded as silent
 
     def try_out(self) -> None:
@@ -65,9 +67,19 @@ class _Watched:
 
     def sample(self, begin_ns: int, stop: threading.Event, out: queue.SimpleQueue[tuple[_Watched, Reading]]) -> None:
         period_ns, tick = round(self.period_s * 1e9), 0
-        while not stop.wait(max(0.0, (begin_ns + tick * period_ns - clock_ns()) / 1e9)):
+        while not stop.wait(max(0.0, (begin_ns + self.deadline_ns(tick) - clock_ns()) / 1e9)):
             out.put((self, self.source.read()))
-            tick = max(tick + 1, -((begin_ns - clock_ns()) // period_ns))  # the next deadline that is still to come
+            tick = max(tick + 1, -((begin_ns - clock_ns()) // period_ns))  # the next that is still to come
+
+    def deadline_ns(self, tick: int) -> int:
+        """When a tick is due, from the begin.
+
+        A sensor that is read more seldom than it has new values sees moments only, and at a fixed distance they would be the same
+        moment of every frame (ten reads a second, thirty frames). Its ticks lie anywhere in their period, evenly (multiples
+        of the golden ratio).
+        """
+        within = tick * _GOLDEN % 1 if self.undersampled else 0.0
+        return round((tick + within) * self.period_s * 1e9)
 
     def gap(self, now_ns: int) -> Reading | None:
         """What to record where it is silent for too long."""
