@@ -19,7 +19,6 @@ import json
 import math
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -29,6 +28,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from edge_tprune.files import cut_last_line
 from edge_tprune.telemetry.machine import open_sources
@@ -143,8 +144,8 @@ def _sample(watched: Sequence[_Watched], log: _Log, session: int, stop: threadin
 
     def write_cost() -> None:
         elapsed_s, cpu_s = (clock_ns() - begin_ns) / 1e9, time.process_time() - begin_cpu_s
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        log.write({"kind": "cost", "t_ns": clock_ns(), "cpu_s": cpu_s, "elapsed_s": elapsed_s, "memory_bytes": peak_kib * 1024})
+        memory = psutil.Process().memory_info().rss
+        log.write({"kind": "cost", "t_ns": clock_ns(), "cpu_s": cpu_s, "elapsed_s": elapsed_s, "memory_bytes": memory})
 
     synced = cost = time.monotonic()
     while not stop.is_set():

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from edge_tprune.agent.energy import Energy, Idle, PowerWindow, Sensor, Turn, budget_energy, choose_sensor, idle_power
+from edge_tprune.agent.record import SENSORS, Recorder
 from edge_tprune.agent.sampler import period_s
 from edge_tprune.telemetry.metric import Metric
 from edge_tprune.telemetry.simulator.law import StepLoad
-from edge_tprune.telemetry.simulator.virtual import VirtualMachine
+from edge_tprune.telemetry.simulator.virtual import Fault, VirtualMachine
 from edge_tprune.telemetry.source import NoReading, SensorSource, Source
+
+from .tiny_run import info
 
 IMAGES_PER_SECOND = 50
 
@@ -62,33 +68,29 @@ class _Counter:
         values["total_energy_mj"] = 5e6 + int(self._machine.energy_mj(0, shown_ns))
 
 
-def run(settings: Settings, seed: int) -> Outcome:
-    """Idle, `rounds` turns with idle time between them, idle; the load of each turn differs a little and creeps."""
-    chance = random.Random(seed)
-    load = StepLoad()
-    machine = VirtualMachine(
-        settings.board, load=load, seed=seed, noise_steps=settings.noise_steps, idle_drift_per_s=settings.drift_per_s
-    )
-    source: Source = machine.sources()[0]
-    if settings.counter:
-        source = SensorSource("counter", [_Counter(machine, chance.randrange(100_000_000))], machine.clock)
-    described = {
-        "name": source.name,
-        "period_s": period_s(source.metrics),
-        "metrics": [asdict(metric) for metric in source.metrics],
-    }
-    sensor = choose_sensor([described], "onnxruntime")
-    assert sensor is not None
-    # The time line first: what the machine does when. Then the sampler goes along it.
+@dataclass
+class _Timeline:
+    """What the machine does when: (load begin, begin, end) in ns of both idle times and of every turn."""
+
+    before: tuple[int, int, int]
+    turns: list[tuple[int, int, int]]
+    after: tuple[int, int, int]
+
+    @property
+    def all(self) -> list[tuple[int, int, int]]:
+        return [self.before, *self.turns, self.after]
+
+
+def _plan(settings: Settings, chance: random.Random, load: StepLoad) -> _Timeline:
+    """Idle, turns with idle time between them, idle; the load of each turn differs a little and creeps."""
     now_ns = 0
-    spans: list[tuple[int, int, int]] = []  # load begin, begin, end
 
     def idle(seconds: float) -> tuple[int, int, int]:
         nonlocal now_ns
         begin_ns, now_ns = now_ns, now_ns + round(seconds * 1e9)
         return begin_ns, begin_ns, now_ns
 
-    before = idle(settings.baseline_s)
+    before, turns = idle(settings.baseline_s), []
     for _ in range(settings.rounds):
         idle(chance.uniform(0.2, 0.6))
         begin_ns = now_ns
@@ -99,17 +101,43 @@ def run(settings: Settings, seed: int) -> Outcome:
             load.set(begin_ns + round(step / 20 * total_s * 1e9), share * (1 + settings.creep * (step / 20 - 0.5)))
         now_ns = begin_ns + round(total_s * 1e9)
         load.set(now_ns, 0.0)
-        spans.append((begin_ns, begin_ns + round(warmup_s * 1e9), now_ns))
+        turns.append((begin_ns, begin_ns + round(warmup_s * 1e9), now_ns))
     idle(0.3)
-    after = idle(settings.baseline_s)
-    everything = [before, *spans, after]
-    windows = [PowerWindow(sensor, *span) for span in everything]
-    tick_ns = chance.randrange(round(sensor.period_s * 1e9))
-    index = 0
-    while tick_ns < now_ns:
+    return _Timeline(before, turns, idle(settings.baseline_s))
+
+
+def _machine(settings: Settings, seed: int, load: StepLoad, faults: Sequence[Fault] = ()) -> VirtualMachine:
+    return VirtualMachine(
+        settings.board,
+        load=load,
+        seed=seed,
+        noise_steps=settings.noise_steps,
+        idle_drift_per_s=settings.drift_per_s,
+        faults=faults,
+    )
+
+
+def _described(source: Source) -> dict[str, Any]:
+    metrics = [asdict(metric) for metric in source.metrics]
+    return {"name": source.name, "period_s": period_s(source.metrics), "metrics": metrics}
+
+
+def run(settings: Settings, seed: int) -> Outcome:
+    """The estimate of a run, without a file."""
+    chance, load = random.Random(seed), StepLoad()
+    machine = _machine(settings, seed, load)
+    source: Source = machine.sources()[0]
+    if settings.counter:
+        source = SensorSource("counter", [_Counter(machine, chance.randrange(100_000_000))], machine.clock)
+    sensor = choose_sensor([_described(source)], "onnxruntime")
+    assert sensor is not None
+    line = _plan(settings, chance, load)
+    windows = [PowerWindow(sensor, *span) for span in line.all]
+    tick_ns, index = chance.randrange(round(sensor.period_s * 1e9)), 0
+    while tick_ns < line.after[2]:
         machine.clock.sleep_until(tick_ns)
         reading = source.read()
-        while index < len(windows) - 1 and tick_ns > everything[index][2]:
+        while index < len(windows) - 1 and tick_ns > line.all[index][2]:
             index += 1
         if sensor.metric in reading.values:
             windows[index].add(reading.t_ns, reading.read_ns, reading.values[sensor.metric])
@@ -124,19 +152,63 @@ def run(settings: Settings, seed: int) -> Outcome:
             session=0,
             power=power,
         )
-        for (load_ns, begin_ns, end_ns), power in zip(spans, powers[1:-1])
+        for (load_ns, begin_ns, end_ns), power in zip(line.turns, powers[1:-1])
     ]
-    found_idle = idle_power(sensor, [(0, powers[0]), (0, powers[-1])])
+    idle = idle_power(sensor, [(0, powers[0]), (0, powers[-1])])
     images = sum(turn.images for turn in turns)
     active_mw = sum(rail.active_mw for rail in machine.law.rails if rail.label in machine.board.total)
     return Outcome(
         sensor,
-        budget_energy(sensor, turns, found_idle),
-        found_idle,
-        sum(machine.energy_mj(begin_ns, end_ns) for _, begin_ns, end_ns in spans) / images,
-        active_mw * sum(load.busy_s(begin_ns, end_ns) for _, begin_ns, end_ns in spans) / images,
+        budget_energy(sensor, turns, idle),
+        idle,
+        sum(machine.energy_mj(begin_ns, end_ns) for _, begin_ns, end_ns in line.turns) / images,
+        active_mw * sum(load.busy_s(begin_ns, end_ns) for _, begin_ns, end_ns in line.turns) / images,
         turns,
     )
+
+
+def write_profile(
+    out: Path, settings: Settings, seed: int = 0, faults: Callable[[int, int], Sequence[Fault]] | None = None
+) -> tuple[Path, float]:
+    """A profile directory as the agent writes it, of one budget "a" on a virtual board, and its true energy in mJ per image.
+
+    `faults` is given begin and end of the third turn and says what goes wrong.
+    """
+    chance, load = random.Random(seed), StepLoad()
+    line = _plan(settings, chance, load)
+    machine = _machine(settings, seed, load, faults(*line.turns[2][1:]) if faults else ())
+    sources = machine.sources()
+    described = [_described(source) for source in sources]
+    run_info = info(version=2)
+    run_info["budgets"] = run_info["budgets"][:1]
+    run_info["plan"] |= {"rounds": settings.rounds, "order": [["a"]] * settings.rounds, "mode": "saturation", "fps": None}
+    run_info["plan"] |= {"sources": described, "seconds_per_round": settings.seconds}
+    sensors: list[dict[str, Any]] = [{"kind": "sampler", "t_ns": 0, "session": 0, "pid": 1}]
+    due = {source.name: 0 for source in sources}
+    while (now_ns := min(due.values())) < line.after[2]:
+        for source, about in zip(sources, described):
+            if due[source.name] == now_ns:
+                machine.clock.sleep_until(now_ns)
+                sensors.append({"kind": "sensors", "source": source.name, **asdict(source.read())})
+                period_ns = round(about["period_s"] * 1e9)
+                due[source.name] = max(now_ns // period_ns + 1, -(-machine.clock() // period_ns)) * period_ns
+    images = 0
+    with Recorder.create(out, "virtual", run_info) as recorder:
+        recorder.append("check", budget="a", golden_ok=True, golden_max_abs_diff=0.0, load_ms=1.0, peak_memory_bytes=1)
+        recorder.append("baseline", line.before[0], end_ns=line.before[2], which="before")
+        for number, (load_ns, begin_ns, end_ns) in enumerate(line.turns):
+            starts = list(range(0, end_ns - begin_ns - 10**9 // IMAGES_PER_SECOND, 10**9 // IMAGES_PER_SECOND))
+            images += len(starts)
+            recorder.append(
+                "round", begin_ns, round=number, position=0, budget="a", load_ms=1.0, warmup_begin_ns=load_ns, warmup_inferences=9,
+                warmup_steady=True, end_ns=end_ns, start_ns=starts, latency_ns=[19_000_000] * len(starts),
+            )  # fmt: skip
+        recorder.append("baseline", line.after[0], end_ns=line.after[2], which="after")
+        recorder.append("end", reason="complete")
+    sensors.append({"kind": "cost", "t_ns": line.after[2], "cpu_s": 0.1, "elapsed_s": 10.0, "memory_bytes": 1})
+    text = "".join(json.dumps(entry) + "\n" for entry in sensors)
+    (recorder.path / SENSORS).write_text(text)
+    return recorder.path, sum(machine.energy_mj(begin_ns, end_ns) for _, begin_ns, end_ns in line.turns) / images
 
 
 def covered(outcomes: Sequence[Outcome]) -> tuple[int, int]:
