@@ -154,7 +154,10 @@ def test_without_the_package_or_the_service_there_is_no_source(tmp_path: Path) -
 
 @pytest.mark.board
 def test_the_real_service_of_jetson_stats() -> None:
-    """Needs jetson-stats installed and its service running: on a board, or on the emulated one with the simulator's tree."""
+    """Needs jetson-stats and its running service: on a board, or in an arm64 root under emulation, where the service runs with
+    JTOP_TESTING=True once the group jtop exists, `/fake_sys` is the `sys` of a simulated board, and `/fake_sys/stat` is a copy of
+    its `proc/stat`: python3 -c "from jtop.service import JtopServer; JtopServer(force=True).start()"
+    """
     if importlib.util.find_spec("jtop") is None:
         pytest.skip("jetson-stats is not installed")
     if service_socket() is None:

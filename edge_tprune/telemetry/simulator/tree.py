@@ -214,6 +214,8 @@ class Tree:
         self._put(f"{cpu}/cpufreq/policy0/affected_cpus", " ".join(map(str, range(law.cores))) + "\n")
         self._put(f"{cpu}/cpufreq/policy0/scaling_min_freq", f"{high if self._locked else low}\n")
         self._put(f"{cpu}/cpufreq/policy0/scaling_max_freq", f"{high}\n")
+        self._put(f"{cpu}/cpufreq/policy0/cpuinfo_min_freq", f"{low}\n")
+        self._put(f"{cpu}/cpufreq/policy0/cpuinfo_max_freq", f"{high}\n")
         self._put(f"{cpu}/cpufreq/policy0/scaling_governor", "schedutil\n")
         for number in range(law.cores):
             self._put(f"{cpu}/cpu{number}/online", "1\n")
@@ -299,7 +301,8 @@ class Tree:
             self._put(law.gpu_load_file, f"{round(load * 1000)}\n")
         fast = self._locked or load > 0.1
         self._put(f"{self._gpu_clock}/cur_freq", f"{law.gpu_hz[fast]}\n")
-        self._put("sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq", f"{law.cpu_khz[fast]}\n")
+        for name in ("scaling_cur_freq", "cpuinfo_cur_freq"):
+            self._put(f"sys/devices/system/cpu/cpufreq/policy0/{name}", f"{law.cpu_khz[fast]}\n")
         pwm = round(min(255.0, max(0.0, (self._heat.celsius - 35) * 6)))
         if not law.jetpack_4:
             self._put("sys/devices/platform/pwm-fan/hwmon/hwmon9/name", "pwmfan\n")
