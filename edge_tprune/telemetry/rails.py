@@ -74,7 +74,7 @@ def power_metric(label: str, chip: str, interval_s: float | None, step_mw: float
 
 
 def find_rails(root: Path = Path("/")) -> tuple[Rail, ...]:
-    """The connected rails of this machine, in the order of chips and channels, each label once."""
+    """The connected rails of this machine, in the order of chips and channels, each name once."""
     found: dict[str, Rail] = {}
     for directory, address in _hwmon_directories(root):
         name = sysfs.text_or_none(directory / "name") or ""
@@ -85,18 +85,18 @@ def find_rails(root: Path = Path("/")) -> tuple[Rail, ...]:
         else:
             continue
         for rail in rails:
-            found.setdefault(rail.label, rail)
+            found.setdefault(rail.metric.name, rail)
     for directory, address in _iio_directories(root):
         for rail in _iio(directory, address):
-            found.setdefault(rail.label, rail)
+            found.setdefault(rail.metric.name, rail)
     return tuple(found.values())
 
 
 def rails_source(root: Path, board: Board, clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
     """The source "rails": every rail, and the board's total where it is known which rails make it."""
     rails = find_rails(root)
-    directory = _Directory(root, rails, clock_ns)
-    sensors: list[Sensor] = [_RailSensor(rail, directory) for rail in rails]
+    places = _Places(root, rails, clock_ns)
+    sensors: list[Sensor] = [_RailSensor(rail, places) for rail in rails]
     if total := total_sensor(board, {rail.label: rail.metric for rail in rails}):
         sensors.append(total)
     return SensorSource("rails", sensors, clock_ns)
@@ -135,7 +135,7 @@ class _Total:
         values["total_power_mw"] = sum(values[part] for part in self._parts)
 
 
-class _Directory:
+class _Places:
     """Where each rail is at the moment; looked up anew, at most once a second, when one is not where it was."""
 
     def __init__(self, root: Path, rails: tuple[Rail, ...], clock_ns: Clock) -> None:
@@ -158,19 +158,19 @@ class _Directory:
 
 
 class _RailSensor:
-    def __init__(self, rail: Rail, directory: _Directory) -> None:
+    def __init__(self, rail: Rail, places: _Places) -> None:
         self.metrics = (rail.metric,)
         self._label = rail.label
-        self._directory = directory
+        self._places = places
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
-        rail = self._directory[self._label]
+        rail = self._places[self._label]
         try:
             power = rail.power_mw()
         except NoReading:
-            if rail.directory.exists() or not self._directory.search_again():
+            if rail.directory.exists() or not self._places.search_again():
                 raise
-            power = self._directory[self._label].power_mw()
+            power = self._places[self._label].power_mw()
         values[self.metrics[0].name] = power
 
 

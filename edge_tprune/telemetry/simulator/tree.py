@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -43,7 +44,7 @@ from edge_tprune.telemetry.simulator.law import Heat, Physics, RailLaw, StepLoad
 from edge_tprune.telemetry.source import Clock, NoReading
 from edge_tprune.telemetry.sysfs import text_or_none
 
-STATE = "simulator/state.json"  #: appears when the tree is complete: {board, pid, began_ns, seed}
+STATE = "simulator/state.json"  #: there while the simulation runs: {board, pid, began_ns, seed}
 TRUTH = "simulator/truth.jsonl"
 FAULTS = "simulator/faults.json"
 FAULT_LOG = "simulator/faults.jsonl"
@@ -68,6 +69,10 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"no fault is called {self.kind!r}; there are: {', '.join(KINDS)}")
+        if not isinstance(self.file, str) or not isinstance(self.value, str | None):
+            raise UserError("the file and the value of a fault must be texts")
+        if not isinstance(self.seconds, int | float | None) or (self.seconds is not None and not 0 <= self.seconds < 1e9):
+            raise UserError(f"the seconds of a fault must be a number from 0, not {self.seconds!r}")
         if self.kind in ("set", "jump") and self.value is None:
             raise UserError(f"the fault {self.kind} needs a value")
         if self.kind == "jump":
@@ -126,13 +131,13 @@ class Tree:
         write_json(directory / STATE, {"board": board, "pid": os.getpid(), "began_ns": now_ns, "seed": seed})
 
     def close(self) -> None:
-        """Ends every fault and closes the logs; the files stay as they are."""
+        """Ends every fault and the simulation; the files stay as they are."""
         for fault in list(self._faults):
             self._end(fault)
         self._close_ended()
-        os.close(self._truth)
-        os.close(self._fault_log)
-        self._truth = self._fault_log = -1
+        (self.directory / STATE).unlink(missing_ok=True)
+        for handle in (self._truth, self._fault_log, self._lock):
+            os.close(handle)
 
     def step(self, now_ns: int, load: float) -> None:
         """Time has gone on to `now_ns`, and since the last step the machine's load was `load`."""
@@ -185,9 +190,15 @@ class Tree:
 
     def _clear(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        present = {path.name for path in self.directory.iterdir()}
-        if present and not (self.directory / STATE).exists():
+        if any(self.directory.iterdir()) and not (self.directory / TRUTH).exists():
             raise UserError(f"{self.directory} is not empty: choose a new directory for the simulated board")
+        self._lock = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UserError(f"a simulated board runs in {self.directory} already: choose another directory") from None
+        (self.directory / STATE).unlink(missing_ok=True)
         for part in _PARTS:
             shutil.rmtree(self.directory / part, ignore_errors=True)
         (self.directory / "simulator").mkdir()

@@ -261,10 +261,21 @@ def test_faults_asked_for_in_the_file_begin_and_end(nano: Tree, clock: VirtualCl
     os.utime(nano.directory / FAULTS, ns=(1, 1))
     go(nano, clock, 0.1)
     assert reader.read().gaps == {}
-    (nano.directory / FAULTS).write_text('[{"kind": "boom", "file": "*"}]')
-    os.utime(nano.directory / FAULTS, ns=(2, 2))
-    go(nano, clock, 0.1)
-    assert json.loads((nano.directory / FAULT_LOG).read_text().splitlines()[-1])["event"] == "refused"
+    mistakes = (
+        '[{"kind": "boom", "file": "*"}]',
+        '[{"kind": "eio", "file": "*", "seconds": "1"}]',
+        '[{"kind": "eio"}]',
+        "[3]",
+        "{",
+        "7",
+    )
+    for number, mistake in enumerate((*mistakes, '[{"kind": "eio", "file": "nonsense"}]'), start=2):
+        (nano.directory / FAULTS).write_text(mistake)
+        os.utime(nano.directory / FAULTS, ns=(number, number))
+        go(nano, clock, 0.1)
+        log = (nano.directory / FAULT_LOG).read_text().splitlines()
+        assert len(log) == number + 1
+        assert json.loads(log[-1])["event"] == "refused"
 
 
 def test_mistakes_are_one_clear_line(
@@ -283,6 +294,10 @@ def test_mistakes_are_one_clear_line(
     assert main(["orin-nono", str(tmp_path / "other")]) == 2
     assert "Did you mean orin-nano" in capsys.readouterr().err
     assert (tmp_path / "mine/thesis.tex").exists()
+    assert main(["orin-nano", str(nano.directory)]) == 2
+    assert "runs in" in capsys.readouterr().err
+    nano.close()
+    assert main(["fault", str(nano.directory), "vanish", "*"]) == 2
     Tree(nano.directory, "thor", clock())  # its own leftovers are no mistake
     assert identify(nano.directory).key == "thor"
 
