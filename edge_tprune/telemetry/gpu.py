@@ -19,7 +19,7 @@ _LOAD_FILES = (
     "sys/devices/platform/bus@0/17000000.gpu/load",
     "sys/devices/platform/17000000.gv11b/load",
 )
-_EMC_FILE = "sys/kernel/debug/bpmp/debug/clk/emc/rate"  # root only
+_EMC_FILES = ("sys/kernel/debug/bpmp/debug/clk/emc/rate", "sys/kernel/debug/clk/emc/clk_rate")  # root only; JetPack 4
 
 LOAD = Metric("gpu_load_percent", "percent", None, "mean", "busy share of the GPU", step=0.1)
 CLOCK = Metric("gpu_frequency_mhz", "MHz", None, "mean", "clock of the GPU")
@@ -34,8 +34,8 @@ def gpu_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -
         sensors.append(_Load(load))
     if devfreq is not None and (devfreq / "cur_freq").exists():
         sensors.append(_Clock(CLOCK, devfreq / "cur_freq"))
-    if sysfs.number_or_none(root / _EMC_FILE):
-        sensors.append(_Clock(EMC_CLOCK, root / _EMC_FILE))
+    if (emc := _emc_file(root)) is not None:
+        sensors.append(_Clock(EMC_CLOCK, emc))
     return SensorSource("gpu", sensors, clock_ns)
 
 
@@ -46,8 +46,13 @@ def gpu_devfreq(root: Path = Path("/")) -> Path | None:
 
 def emc_mhz(root: Path = Path("/")) -> float | None:
     """The memory's clock; None without root or on another board."""
-    rate = sysfs.number_or_none(root / _EMC_FILE)
+    file = _emc_file(root)
+    rate = sysfs.number_or_none(file) if file else None
     return rate / 1e6 if rate else None
+
+
+def _emc_file(root: Path) -> Path | None:
+    return next((root / file for file in _EMC_FILES if sysfs.number_or_none(root / file)), None)
 
 
 def _load_file(root: Path, devfreq: Path | None) -> Path | None:

@@ -3,9 +3,9 @@
 The order of words is free and new ones appear: what is known is taken, the rest is left alone. Known shapes:
 
     RAM 6185/7620MB (lfb 8x2MB)   SWAP 851/3810MB (cached 1MB)   IRAM 0/252kB(lfb 252kB)
-    CPU [15%@729,off,11%@729]     CPU [15%,11%]@1479
+    CPU [15%@729,off,11%@729]     CPU [15%,11%]@1479             cpu [0%,off]@-1
     EMC_FREQ 43%@2133             GR3D_FREQ 62%  62%@306  63%@[621]  12%@[1300,1300]  @[1574,1574,1574]
-    NVDEC off   VIC_FREQ 729   NVENC 716   APE 174   MTS fg 0% bg 0%   PVA0_FREQ off
+    NVDEC off   VIC_FREQ 729   NVENC 716   APE 174   MTS fg 0% bg 0%   PVA0_FREQ off   EDP limit 0
     gpu@43C   CPU@-256C   cpu@52.968C/52.968C
     VDD_IN 4067/4067   VDD_IN 12479mW/12479mW   VIN 21000mW/21000mW/21000mW      (now, mean, and in JetPack 7 a third)
 """
@@ -39,9 +39,10 @@ _TOKEN = re.compile(
     rf"""
       (?P<time>\d\d-\d\d-\d{{4}}\s+\d\d:\d\d:\d\d)
     | (?P<memory>RAM|SWAP|IRAM)\s+(?P<used>{_NUMBER})/{_NUMBER}(?P<prefix>[kMG])B(?:\s*\([^()]*\))?
-    | CPU\s+\[(?P<cores>[^\[\]]*)\](?:@(?P<cores_mhz>{_NUMBER}))?
-    | EMC_FREQ\s+(?:(?P<emc_load>{_NUMBER})%)?(?:@(?P<emc_mhz>{_NUMBER}))?
-    | GR3D_FREQ\s+(?:(?P<gpu_load>{_NUMBER})%)?(?:@(?P<gpu_mhz>{_CLOCKS}))?
+    | (?:CPU|cpu)\s+\[(?P<cores>[^\[\]]*)\](?:@(?P<cores_mhz>-?{_NUMBER}))?
+    | (?P<emc>EMC(?:_FREQ)?)\s+(?:(?P<emc_load>{_NUMBER})%)?(?:@(?P<emc_mhz>{_NUMBER}))?
+    | (?P<gpu>GR3D(?:_FREQ)?)\s+(?:(?P<gpu_load>{_NUMBER})%)?(?:@(?P<gpu_mhz>{_CLOCKS}))?
+    | EDP\s+limit\s+{_NUMBER}
     | MTS\s+fg\s+{_NUMBER}%\s+bg\s+{_NUMBER}%
     | (?P<zone>[A-Za-z][\w.-]*)@(?P<celsius>-?{_NUMBER})C(?:/-?{_NUMBER}C)?
     | (?P<rail>[A-Za-z][\w.]*)\s+(?P<power>-?{_NUMBER})(?:mW)?/-?{_NUMBER}(?:mW)?(?:/-?{_NUMBER}(?:mW)?)?
@@ -102,10 +103,10 @@ def _take(token: re.Match[str], report: Report) -> None:
             report.add(metric, float(found["used"]) * _BYTES[found["prefix"]])
     elif found["cores"] is not None:
         _take_cores(found["cores"], found["cores_mhz"], report)
-    elif token[0].startswith("EMC_FREQ"):
+    elif found["emc"]:
         report.add(EMC_LOAD, _float(found["emc_load"]), high=100)
         report.add(EMC_CLOCK, _float(found["emc_mhz"]))
-    elif token[0].startswith("GR3D_FREQ"):
+    elif found["gpu"]:
         report.add(GPU_LOAD, _float(found["gpu_load"]), high=100)
         report.add(GPU_CLOCK, _mean([float(mhz) for mhz in re.findall(_NUMBER, found["gpu_mhz"] or "") if float(mhz) > 0]))
     elif found["zone"]:
@@ -124,8 +125,9 @@ def _take_cores(text: str, common_mhz: str | None, report: Report) -> None:
     for core in text.split(","):
         if match := re.fullmatch(rf"\s*({_NUMBER})%(?:@({_NUMBER}))?\s*", core):
             loads.append(float(match[1]))
-            if clock := match[2] or common_mhz:
-                clocks.append(float(clock))
+            clock = float(match[2] or common_mhz or -1)
+            if clock > 0:  # releases before 28 say -1 where they do not know
+                clocks.append(clock)
     report.add(CPU_LOAD, _mean(loads), high=100)
     report.add(CPU_CLOCK, _mean(clocks))
 

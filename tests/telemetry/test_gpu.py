@@ -37,6 +37,11 @@ def test_load_and_clock(tmp_path: Path, name: str, load: str) -> None:
     assert emc_mhz(tmp_path) == 2133
 
 
+def test_the_memory_clock_of_jetpack_4(tmp_path: Path) -> None:
+    write(tmp_path, {"sys/kernel/debug/clk/emc/clk_rate": "1600000000\n"})
+    assert gpu_source(tmp_path).read().values == {"emc_frequency_mhz": 1600}
+
+
 def test_thor_has_no_load_and_zero_hertz_is_off(tmp_path: Path) -> None:
     write(tmp_path, {"sys/class/devfreq/gpu-gpc-0/cur_freq": "0\n", "sys/class/devfreq/gpu-nvd-0/cur_freq": "5\n"})
     source = gpu_source(tmp_path)

@@ -116,6 +116,10 @@ def test_every_shape_of_gpu(token: str, load: float | None, mhz: float | None) -
         ("CPU [15%,off,25%]@1479", "cpu_frequency_mhz", 1479),
         ("RAM 2/4GB (lfb 1x4MB)", "memory_used_bytes", 2 << 30),
         ("EMC_FREQ 7%", "emc_load_percent", 7),
+        ("cpu [0%,30%,off,off]@-1", "cpu_load_percent", 15),
+        ("EMC 12%@300", "emc_frequency_mhz", 300),
+        ("GR3D 9%@72", "gpu_load_percent", 9),
+        ("VDD_SYS_DDR 1014/1033", "vdd_sys_ddr_power_mw", 1014),
     ],
 )
 def test_other_shapes(text: str, name: str, value: float) -> None:
@@ -134,6 +138,21 @@ def test_what_is_off_or_offline_is_missing() -> None:
     }
     assert report.values == {"emc_frequency_mhz": 2133}
     assert report.unknown == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "IRAM 0/252kB(lfb 252kB)",
+        "SWAP 0/1024MB (cached 0MB)",
+        "VIC_FREQ 0%@115 MSENC 268 NVENC 716 NVDEC 13%@998 SE off",
+        "NVDLA0_FREQ @844 PVA0_FREQ off NVENC0_FREQ @[716,716]",
+        "MTS fg 0% bg 1% EDP limit 0 AVP 1%@12 VDE 0",
+        "BCPU@41C MCPU@41C PLL@39.5C iwlwifi@43C Tboard@37C",
+    ],
+)
+def test_known_words_that_say_nothing_measured_here(words: str) -> None:
+    assert parse(words).unknown == []
 
 
 def test_unknown_words_are_listed_and_harm_nobody() -> None:
