@@ -51,13 +51,7 @@ def thermal_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_n
 
 def events_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
     """The source "events": over-current throttling since boot, and current limits that are exceeded now."""
-    sensors: list[Sensor] = [
-        _Scaled(
-            over_current_metric(number),
-            file,
-        )
-        for number, file in over_current_files(root).items()
-    ]
+    sensors: list[Sensor] = [_Scaled(over_current_metric(number), file) for number, file in over_current_files(root).items()]
     if alarms := alarm_files(find_rails(root)):
         sensors.append(_Alarms(alarms))
     return SensorSource("events", sensors, clock_ns)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge_tprune.errors import UserError
-from edge_tprune.files import write_json
+from edge_tprune.files import clear_write_errors, write_json
 from edge_tprune.telemetry.simulator.law import BOARDS
 from edge_tprune.telemetry.simulator.tree import FAULTS, KINDS, STATE, Fault, Tree, run, true_energy_mj
 
@@ -53,7 +53,8 @@ def _simulate(arguments: list[str]) -> int:
     )
     try:
         print(f"{tree.law.model} in {options.directory}. Try: edge-tprune doctor --sysroot {options.directory}", flush=True)
-        run(tree, seconds=options.seconds)
+        with clear_write_errors(options.directory):
+            run(tree, seconds=options.seconds)
     finally:
         tree.close()
     return 0
@@ -71,8 +72,11 @@ def _fault(arguments: list[str]) -> int:
         raise UserError(f"no simulated board in {options.directory}")
     fault = Fault(options.kind, options.file, options.seconds, options.value)
     file = options.directory / FAULTS
-    asked = json.loads(file.read_bytes()) if file.exists() else []
-    write_json(file, [*asked, asdict(fault)])
+    try:
+        asked = json.loads(file.read_bytes()) if file.exists() else []
+    except ValueError as error:
+        raise UserError(f"{file} is not readable JSON ({error}): delete it") from None
+    write_json(file, [*(asked if isinstance(asked, list) else []), asdict(fault)])
     return 0
 
 

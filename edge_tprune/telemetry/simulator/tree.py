@@ -28,6 +28,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -112,7 +113,7 @@ class Tree:
         self._texts: dict[str, str] = {}  # what each file says when nothing is wrong with it
         self._faults: list[_ActiveFault] = []
         self._ended: list[_ActiveFault] = []
-        self._asked: tuple[int, list[Fault]] = (0, [])
+        self._asked: tuple[tuple[int, int, int], list[Fault]] = ((0, 0, 0), [])  # the file's version, and what it asks for
         chips = {(rail.chip, rail.address): rail for rail in self.law.rails}
         self._chips = {key: _Chip(rail, number) for number, (key, rail) in enumerate(chips.items(), start=1)}
         self._sensors = rail_sensors(self.law, self.physics, seed=seed, noise_steps=noise_steps)
@@ -340,7 +341,7 @@ class Tree:
             self._put(
                 "proc/meminfo",
                 f"MemTotal:       {law.memory_kib} kB\nMemFree:        {free_kib // 2} kB\nMemAvailable:   {free_kib} kB\n"
-                f"SwapTotal:      {law.memory_kib // 2} kB\nSwapFree:       {law.memory_kib // 2} kB\nNvMapMemUsed:   {204800} kB\n",
+                f"SwapTotal:      {law.memory_kib // 2} kB\nSwapFree:       {law.memory_kib // 2} kB\nNvMapMemUsed:   204800 kB\n",
             )
 
     def _show_rails(self) -> None:
@@ -378,26 +379,27 @@ class Tree:
         for active in [fault for fault in self._faults if fault.end_ns is not None and fault.end_ns <= self._now_ns]:
             self._end(active)
         try:
-            changed_ns = (self.directory / FAULTS).stat().st_mtime_ns
+            found = (self.directory / FAULTS).stat()
         except OSError:
             return
-        if changed_ns == self._asked[0]:
+        version = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if version == self._asked[0]:
             return
         try:
             asked = [Fault(**entry) for entry in json.loads((self.directory / FAULTS).read_bytes())]
         except (OSError, ValueError, TypeError, UserError) as error:
             self._log("refused", error=str(error))
-            self._asked = changed_ns, self._asked[1]
+            self._asked = version, self._asked[1]
             return
-        known, self._asked = self._asked[1], (changed_ns, asked)
-        for active in [active for active in self._faults if active.fault in known and active.fault not in asked]:
-            self._end(active)
-        for fault in asked:
-            if fault not in known:
-                try:
-                    self.inject(fault)
-                except UserError as error:
-                    self._log("refused", fault, error=str(error))
+        known, self._asked = self._asked[1], (version, asked)
+        for gone in (Counter(known) - Counter(asked)).elements():  # the same fault may be asked for twice
+            for active in [active for active in self._faults if active.fault == gone][:1]:
+                self._end(active)
+        for fault in (Counter(asked) - Counter(known)).elements():
+            try:
+                self.inject(fault)
+            except UserError as error:
+                self._log("refused", fault, error=str(error))
 
     def _end(self, active: _ActiveFault) -> None:
         self._faults.remove(active)

@@ -257,6 +257,15 @@ def test_faults_asked_for_in_the_file_begin_and_end(nano: Tree, clock: VirtualCl
     assert main(["fault", str(nano.directory), "vanish", FAULTY_FILES["curr1"]]) == 0
     go(nano, clock, 0.1)
     assert "vdd_in_power_mw" in reader.read().gaps
+    counter = "*/oc1_event_cnt"
+    for _ in range(2):
+        assert main(["fault", str(nano.directory), "jump", counter, "--value", "3", "--seconds", "0.2"]) == 0
+    go(nano, clock, 0.1)
+    assert source(nano, clock, "events").read().values["over_current_1_count"] == 3
+    began = [json.loads(line)["kind"] for line in (nano.directory / FAULT_LOG).read_text().splitlines()]
+    assert began == ["vanish", "jump", "jump"]
+    go(nano, clock, 0.5)
+    assert source(nano, clock, "events").read().values["over_current_1_count"] == 0
     (nano.directory / FAULTS).write_text("[]")
     os.utime(nano.directory / FAULTS, ns=(1, 1))
     go(nano, clock, 0.1)
@@ -274,7 +283,7 @@ def test_faults_asked_for_in_the_file_begin_and_end(nano: Tree, clock: VirtualCl
         os.utime(nano.directory / FAULTS, ns=(number, number))
         go(nano, clock, 0.1)
         log = (nano.directory / FAULT_LOG).read_text().splitlines()
-        assert len(log) == number + 1
+        assert len(log) == number + 5
         assert json.loads(log[-1])["event"] == "refused"
 
 
