@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import edge_tprune
 from edge_tprune.build.bundle import Bundle
+from edge_tprune.models import reference
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -100,6 +102,39 @@ def test_report_and_picture(command: Command, journey: tuple[Path, Path], tmp_pa
     assert json.loads(outcome.out) == {"report": str(tmp_path / "r.html"), "pictures": {"p95": str(tmp_path / "r.svg")}}
     assert (tmp_path / "r.svg").read_text().startswith("<?xml")
     assert "<svg" in (tmp_path / "r.html").read_text()
+
+
+def test_report_with_sample_images(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle, profile = journey
+    outcome = command("report", profile, "--out", tmp_path / "r.html", "--bundle", bundle, "--images", "reference")
+    assert outcome.code == 0, outcome.err
+    page = (tmp_path / "r.html").read_text()
+    assert "<h2>Sample images</h2>" in page
+    schedule = json.loads((bundle / "manifest.json").read_text())["budgets"][1]["schedule"]
+    stages = [block for block, (before, after) in enumerate(pairwise([197, *schedule]), 1) if after < before]
+    assert page.count('src="data:image/jpeg;base64,') == 4 * (1 + len(stages))
+    for block in stages:
+        assert page.count(f"block {block}: {schedule[block - 1] - 1} tokens") == 4
+    assert len(page) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--images", "reference"), "go together"),
+        (("--weights", "random"), "--weights is for --bundle"),
+        (("--bundle", "BUNDLE", "--images", "nowhere"), "nowhere does not exist"),
+        (("--bundle", "BUNDLE", "--images", "reference", "--weights", "SHIPPED"), "not those that bundle"),
+    ],
+)
+def test_sample_images_that_cannot_be_shown(
+    command: Command, journey: tuple[Path, Path], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    named = {"BUNDLE": str(journey[0]), "SHIPPED": str(reference.WEIGHTS)}
+    outcome = command("report", journey[1], "--out", tmp_path / "r.html", *(named.get(word, word) for word in arguments))
+    assert outcome.code == 2
+    assert message in outcome.err.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_explain(command: Command, tmp_path: Path) -> None:
