@@ -4,6 +4,7 @@
     board.py build              the root file system, once (`make board`); a later call finds it and does nothing
     board.py run [--fresh]      runs it until stdin closes or Ctrl-C; prints "ready" once SSH answers
     board.py exec -- COMMAND    as root inside the running board
+    board.py jtop               the real service of jetson-stats inside the running board
     board.py check              can it run here? exit 0 yes, 3 no (the reason is printed)
 
 Needs root (chroot, mounts), Debian or Ubuntu, and the packages qemu-user-static, debootstrap and openssh-client, which `build`
@@ -34,13 +35,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = ("openssh-server", "python3", "python3-venv")
 PYTHON = "3.11"  #: what the suite ships; wheels are chosen for it
 #: What JetPack's system Python has on a real board, as wheels for aarch64 in the system's dist-packages.
 SYSTEM_WHEELS = ("numpy<2.3", "onnxruntime>=1.23,<2")
+#: jtop and what it imports; pure Python, built here from their sources. Its service is started by whoever wants it (JTOP_SERVICE).
+JTOP_WHEELS = ("jetson-stats>=7.2,<8", "distro", "smbus2", "nvidia-ml-py")
 WHEEL_PLATFORMS = ("manylinux_2_17_aarch64", "manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 HOST_PACKAGES = {"debootstrap": "debootstrap", "qemu-aarch64-static": "qemu-user-static", "ssh": "openssh-client"}
+#: The real service of jetson-stats, reading the simulated board's files: run it on the board as root, with JTOP_TESTING=True.
+JTOP_SERVICE = "import time; from jtop.service import JtopServer; JtopServer(force=True).start(); time.sleep(1e9)"
 USER = "jetson"
 BOARD = "orin-nano"
 READY_SECONDS = 120
@@ -94,6 +98,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="build the root file system")
     commands.add_parser("check", help="say whether the board can run here")
+    commands.add_parser("jtop", help="the service of jetson-stats on the running board, until it is ended")
     run = commands.add_parser("run", help="run the board until stdin closes")
     run.add_argument("--fresh", action="store_true", help="forget what earlier runs changed on the board")
     run.add_argument("--simulate", default=BOARD, help="which board the sensors are of")
@@ -108,6 +113,8 @@ def main() -> int:
             check(directory)
         elif options.command == "build":
             build(directory)
+        elif options.command == "jtop":
+            return execute(directory, ["env", "JTOP_TESTING=True", "python3", "-c", JTOP_SERVICE])
         elif options.command == "_build":
             build_inside(directory)
         elif options.command == "run":
@@ -184,7 +191,7 @@ def install_missing() -> None:
 
 def recipe() -> str:
     """Changes when the root must be built anew."""
-    parts = [SUITE, MIRROR, *PACKAGES, PYTHON, *SYSTEM_WHEELS, *WHEEL_PLATFORMS, USER, SSHD_CONFIG]
+    parts = [SUITE, *PACKAGES, PYTHON, *SYSTEM_WHEELS, *JTOP_WHEELS, *WHEEL_PLATFORMS, USER, SSHD_CONFIG]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -227,15 +234,13 @@ def build_inside(directory: Path) -> None:
     log = directory / "debootstrap.log"
     with log.open("wb") as stream:
         first = ["debootstrap", "--foreign", "--arch=arm64", "--variant=minbase", f"--cache-dir={debs}"]
-        subprocess.run(
-            [*first, f"--include={','.join(PACKAGES)}", SUITE, root, MIRROR], stdout=stream, stderr=stream, check=True
-        )
+        subprocess.run([*first, f"--include={','.join(PACKAGES)}", SUITE, root], stdout=stream, stderr=stream, check=True)
         dpkg = root / "etc/dpkg/dpkg.cfg.d"
         dpkg.mkdir(parents=True, exist_ok=True)
         (dpkg / "board").write_text("force-unsafe-io\npath-exclude=/usr/share/man/*\npath-exclude=/usr/share/locale/*\n")
         say("configuring it under emulation (second stage; two to five minutes)")
         subprocess.run(["chroot", root, "/debootstrap/debootstrap", "--second-stage"], stdout=stream, stderr=stream, check=True)
-    say("adding what JetPack's Python has: " + ", ".join(SYSTEM_WHEELS))
+    say("adding what JetPack's Python has")
     target = root / f"usr/local/lib/python{PYTHON}/dist-packages"
     pip(
         "install",
@@ -284,21 +289,19 @@ def download_wheels(directory: Path) -> None:
     say("downloading wheels for aarch64")
     wheels = directory / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
+    pip("download", "--no-deps", "--dest", str(wheels), *foreign(), *SYSTEM_WHEELS)
+    pip("wheel", "--no-deps", "--wheel-dir", str(wheels), *JTOP_WHEELS)
+
+
+def foreign() -> list[str]:
+    """pip's options for wheels of the board instead of this machine."""
     platforms = [word for name in WHEEL_PLATFORMS for word in ("--platform", name)]
-    version = ["--python-version", PYTHON, "--implementation", "cp", "--only-binary=:all:", "--no-deps"]
-    pip("download", "--dest", str(wheels), *platforms, *version, *SYSTEM_WHEELS)
+    return [*platforms, "--python-version", PYTHON, "--implementation", "cp", "--only-binary=:all:"]
 
 
 def pip(command: str, *words: str) -> None:
-    """This Python's pip; its wheels' platform is checked by `download` alone."""
-    foreign = ["--platform", WHEEL_PLATFORMS[0], "--python-version", PYTHON, "--only-binary=:all:"]
-    if command == "install":
-        foreign += [word for name in WHEEL_PLATFORMS[1:] for word in ("--platform", name)]
-    else:
-        foreign = []
-    subprocess.run(
-        [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *foreign, *words], check=True
-    )
+    """This Python's pip."""
+    subprocess.run([sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *words], check=True)
 
 
 # --- running
@@ -366,7 +369,10 @@ def attach_sensors(tree: Path, merged: Path, simulate: str) -> None:
     shutil.copytree(tree / "proc/device-tree", tree / "sys/firmware/devicetree/base", dirs_exist_ok=True)
     for name in ("possible", "present"):
         shutil.copy(tree / "sys/devices/system/cpu/online", tree / "sys/devices/system/cpu" / name)
-    mount("--bind", tree / "sys", merged / "sys")
+    shutil.copy(tree / "proc/stat", tree / "sys/stat")  # where jtop looks for it while it is tested
+    for place in (merged / "sys", merged / "fake_sys"):
+        place.mkdir(exist_ok=True)
+        mount("--bind", tree / "sys", place)
     for name in ("nv_tegra_release", "nvpmodel.conf"):
         if (tree / "etc" / name).exists():
             shutil.copy(tree / "etc" / name, merged / "etc" / name)

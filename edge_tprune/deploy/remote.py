@@ -31,7 +31,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,7 +153,7 @@ def wanted(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
     """
     files = _checked_sizes(request["files"])
     incoming = _directory(home, "incoming")
-    held = _contents(home / "bundles" / _name(request["reuse"]), files.values()) if "reuse" in request else {}
+    held = set(_hashes(home / "bundles" / _name(request["reuse"])).values()) if "reuse" in request else set()
     offsets: dict[str, int] = {}
     for digest, size in files.items():
         partial = incoming / digest
@@ -223,10 +223,9 @@ def _checked_sizes(files: dict[str, int]) -> dict[str, int]:
     return files
 
 
-def _contents(directory: Path, sizes: Iterable[int]) -> dict[str, Path]:
-    """sha256 -> path of the regular files below `directory` that have one of `sizes` (bytes)."""
-    sizes = set(sizes)
-    return {sha256(file): file for file in _regular_files(directory) if _size(file) in sizes}
+def _hashes(directory: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of the regular files below `directory`."""
+    return {file.relative_to(directory).as_posix(): sha256(file) for file in _regular_files(directory)}
 
 
 # --- bundles
@@ -239,7 +238,10 @@ def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
     target, fresh, old = bundles / name, bundles / f".{name}.new", bundles / f".{name}.old"
     if old.is_dir() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)
-    held = _contents(target, (entry["bytes"] for entry in files.values()))
+    there = _hashes(target)
+    if there == {path: entry["sha256"] for path, entry in files.items()}:
+        return {"path": str(target)}
+    held = {digest: target / path for path, digest in there.items()}
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     for path, entry in files.items():
@@ -247,11 +249,13 @@ def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
         place = fresh.joinpath(*_inside(path))
         place.parent.mkdir(parents=True, exist_ok=True)
         os.link(source, place)
-    os.sync()
+    for directory in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
+        _sync(directory)
     if target.is_dir():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     fresh.rename(target)
+    _sync(bundles)
     shutil.rmtree(old, ignore_errors=True)
     for entry in files.values():
         (incoming / entry["sha256"]).unlink(missing_ok=True)
@@ -477,6 +481,15 @@ def _regular_files(directory: Path) -> list[Path]:
 def _size(file: Path) -> int:
     """Bytes of a file; 0 where there is none."""
     return file.lstat().st_size if file.is_file() and not file.is_symlink() else 0
+
+
+def _sync(directory: Path) -> None:
+    """Makes what was renamed or linked in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256(file: Path, size: int | None = None) -> str:

@@ -30,8 +30,9 @@ _NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on 
 #: Runs on whatever Python is there, old ones too, and says which ones are new enough.
 _PROBE = f"""
 import json, sys, subprocess
-found = []
-for name in ["python3"] + ["python3.%d" % minor for minor in range({_NEWEST}, {_OLDEST - 1}, -1)]:
+found = [[sys.executable, sys.version_info[0], sys.version_info[1]]]
+names = ["python3.%d" % minor for minor in range({_NEWEST}, {_OLDEST - 1}, -1)]
+for name in names if sys.version_info < (3, {_OLDEST}) else []:
     try:
         out = subprocess.check_output([name, "-c", "import sys; print(sys.executable, sys.version_info[0], sys.version_info[1])"])
         path, major, minor = out.decode().rsplit(None, 2)

@@ -1,0 +1,137 @@
+"""What a person runs on a board without a host: install.sh, the campaign, the container's starter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_tprune.agent.record import read_run
+from tests.agent.tiny_bundle import write_bundle
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+SCRIPTS = ["install.sh", "systemd/campaign", "docker/run.sh"]
+RELEASES = {
+    "5": "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64, DATE: Tue Aug  1 19:57:35 UTC 2023\n",
+    "6": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n",
+    "7": "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22 00:55:42 UTC 2025\n",
+}
+
+
+def install(tmp_path: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "home").mkdir(exist_ok=True)
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), **({} if path is None else {"PATH": path})}
+    command = [shutil.which("bash") or "bash", str(DEPLOY / "install.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment, check=False)
+
+
+def board(tmp_path: Path, jetpack: str) -> str:
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/nv_tegra_release").write_text(RELEASES[jetpack])
+    return str(tmp_path / "root")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_is_content(script: str) -> None:
+    subprocess.run(["shellcheck", DEPLOY / script], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_can_be_run(script: str) -> None:
+    assert os.access(DEPLOY / script, os.X_OK)
+
+
+@pytest.mark.parametrize("jetpack", RELEASES)
+def test_it_says_what_it_will_do_and_does_nothing(tmp_path: Path, jetpack: str) -> None:
+    done = install(tmp_path, "--dry-run", "--root", board(tmp_path, jetpack))
+    assert done.returncode == 0, done.stderr
+    assert f"JetPack {jetpack}" in done.stdout
+    assert "This will:\n  - make a virtual environment in " in done.stdout
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_the_systems_part_asks_for_jetpacks_bindings(tmp_path: Path) -> None:
+    if shutil.which("dpkg-query") is None:
+        pytest.skip("no dpkg here")
+    done = install(tmp_path, "--system", "--dry-run", "--root", board(tmp_path, "6"))
+    assert "python3-libnvinfer" in done.stdout
+
+
+def test_an_old_python_is_explained(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sed", "uname", "cat", "id", "dirname"):
+        (programs / name).symlink_to(shutil.which(name) or "")
+    (programs / "python3").write_text("#!/bin/sh\nexit 1\n")  # "is it 3.10?" no
+    (programs / "python3").chmod(0o755)
+    done = install(tmp_path, "--dry-run", "--root", board(tmp_path, "5"), path=str(programs))
+    assert done.returncode == 1
+    assert "JetPack 5 has Python 3.8" in done.stderr
+    assert "python3.10-venv" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--nonsense",), ("--wheel",), ("--wheel", "/no/such.whl", "--dry-run")])
+def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = install(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_campaign_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    """The script of the service: begun, killed without warning, begun again, and over."""
+    agent = tmp_path / ".edge-tprune"
+    write_bundle(agent / "bundles" / "net", {"big": (3, 128), "small": (1, 64)})
+    program = agent / "venv" / "bin" / "edge-tprune"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m edge_tprune "$@"\n')
+    program.chmod(0o755)
+    command = [str(DEPLOY / "systemd" / "campaign"), "net", "--rounds", "4", "--seconds", "0.05", "--warmup", "0.01"]
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(DEPLOY.parent)}
+    log = (tmp_path / "log").open("w")
+    first = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    campaigns = agent / "campaigns" / "net"
+    deadline = time.monotonic() + 120
+    while not any('"kind":"round"' in file.read_text() for file in campaigns.glob("[!.]*/samples.jsonl")):
+        assert first.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    (profile,) = campaigns.iterdir()
+    before = len(read_run(profile).rounds)
+    assert subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode == 0
+    assert list(campaigns.iterdir()) == [profile]
+    run = read_run(profile)
+    assert run.end == "complete"
+    assert len(run.rounds) == 8 > before
+    over = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "is over" in over.stdout
+    log.close()
+
+
+def test_the_unit_is_the_users_and_names_what_is_installed() -> None:
+    text = (DEPLOY / "systemd" / "edge-tprune-campaign@.service").read_text()
+    settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    assert settings["ExecStart"] == "%h/.edge-tprune/campaign %i $OPTIONS"
+    assert "User" not in settings
+    assert settings["WantedBy"] == "default.target"
+
+
+def test_the_container_mounts_what_is_read(tmp_path: Path) -> None:
+    environment = {**os.environ, "PRINT": "1"}
+    done = subprocess.run(
+        [DEPLOY / "docker" / "run.sh", "doctor"], capture_output=True, text=True, env=environment, cwd=tmp_path, check=True
+    )
+    words = done.stdout.split()
+    assert words[:2] == ["docker", "run"]
+    assert words[-2:] == ["edge-tprune", "doctor"]
+    assert f"{tmp_path}:/work" in words
+    assert "/sys:/sys:ro" in words
+    assert "--privileged" not in words
