@@ -38,7 +38,8 @@ SOURCE = Path(__file__).resolve().parents[2]
 PROGRAM = SOURCE / "deploy" / "emulated-board" / "board.py"
 DIRECTORY = SOURCE / ".board"
 LIMIT_S = 600
-QUICK = ("--rounds", "2", "--seconds", "0.2", "--warmup", "0.1")
+QUICK = ("--rounds", "2", "--seconds", "0.2", "--warmup", "0.1", "--baseline", "0.5")
+LONG = ("--rounds", "500", *QUICK[2:])
 TARGET = Target("board")
 OPTIONS = Options(offline=True, ssh_config=DIRECTORY / "ssh_config")
 
@@ -294,7 +295,7 @@ def test_a_connection_that_breaks_while_profiling_ends_the_profile_in_order(
     installed: Emulated, bundle: Bundle, tmp_path: Path
 ) -> None:
     known = profiles(installed)
-    long = replace(OPTIONS, profile=("--rounds", "500", "--seconds", "0.2", "--warmup", "0.1"))
+    long = replace(OPTIONS, profile=LONG)
     with wait_for(has_round(installed, known), installed.break_connections):
         outcome = deploy(bundle, TARGET, long, Watcher())
     assert isinstance(outcome.error, ConnectionLost), outcome.error
@@ -307,7 +308,7 @@ def test_a_connection_that_breaks_while_profiling_ends_the_profile_in_order(
 
 def test_an_agent_that_is_killed_leaves_a_readable_profile(installed: Emulated, bundle: Bundle, tmp_path: Path) -> None:
     known = profiles(installed)
-    long = replace(OPTIONS, profile=("--rounds", "500", "--seconds", "0.2", "--warmup", "0.1"), collect=tmp_path)
+    long = replace(OPTIONS, profile=LONG, collect=tmp_path)
     with wait_for(has_round(installed, known), installed.kill_agent):
         outcome = deploy(bundle, TARGET, long, Watcher())
     assert outcome.error is not None
