@@ -39,6 +39,7 @@ from edge_tprune.agent.summary import write_summary
 from edge_tprune.agent.trace import write_trace
 from edge_tprune.build.bundle import Budget, Bundle
 from edge_tprune.build.engines import prepare
+from edge_tprune.build.tensorrt import BuildError
 from edge_tprune.errors import HonestNo, UserError
 from edge_tprune.models.data import Dataset, batches, open_dataset, open_images
 from edge_tprune.models.preprocess import Preprocess
@@ -116,7 +117,7 @@ def profile(
         budgets: names of the budgets to run; all by default.
         images: a folder of images to run on instead of the bundle's golden inputs.
         data: a folder of images by class: accuracy is judged on them first, through the engines that are timed.
-        tolerance: how far logits may be from the golden ones, absolute; a budget beyond it is not timed.
+        tolerance: how far logits of a float32 graph may be from the golden ones, absolute; a budget beyond it is not timed.
         root: the directory that holds the system's `proc`, `sys` and `etc`.
         trace: also write `trace.json`.
         progress: shown to the person who waits.
@@ -131,6 +132,7 @@ def profile(
     progress = progress or Progress()
     _check_settings(chosen, threads, rounds, seconds_per_round, warmup_seconds, baseline_seconds, fps, tolerance)
     runtime_version(runtime)
+    _build_engines(bundle, chosen, runtime, progress)
     inputs, described = _inputs(bundle, images)
     dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
     _check_space(out)
@@ -212,6 +214,7 @@ def resume(
         raise UserError(f"profile {path} cannot be resumed, because not everything is as it was: {'; '.join(differing)}")
     chosen = [bundle.budget(name) for name in before.budgets]
     runtime_version(plan["runtime"])
+    _build_engines(bundle, chosen, plan["runtime"], progress or Progress())
     dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
     _check_space(path)
     done = {(turn.round, turn.budget) for turn in before.rounds if turn.complete}
@@ -230,6 +233,25 @@ def resume(
             done=frozenset(done),
         )
         return _see_through(job, trace)
+
+
+def _build_engines(bundle: Bundle, chosen: Sequence[Budget], runtime: str, progress: Progress) -> None:
+    """Builds the engines that are missing now, in sight of the person: it may take minutes, and nothing is recorded yet.
+
+    A budget whose engine cannot be built is left to its check, which says so in the record.
+    """
+    for number, budget in enumerate(chosen):
+
+        def tell(text: str, done: int, of: int, number: int = number, name: str = budget.name) -> None:
+            progress.step(number, len(chosen), f"engine of budget {name}: {text.lower()}, {done} of {of}")
+
+        def warn(text: str, name: str = budget.name) -> None:
+            progress.warn(f"budget {name}: {text}")
+
+        try:
+            prepare(bundle, budget.name, runtime, progress=tell, warn=warn)
+        except BuildError as error:
+            warn(str(error))
 
 
 def default_threads() -> int:
@@ -292,9 +314,8 @@ def _measure(job: _Job) -> dict[str, str]:
     total = len(job.chosen) * (1 + len(plan["order"]))
     for number, budget in enumerate(job.chosen):
         progress.step(number, total, f"checking budget {budget.name}")
-        check = check_budget(
-            job.bundle, budget.name, runtime=plan["runtime"], threads=plan["threads"], tolerance=plan["golden_tolerance"]
-        )
+        tolerance = budget.tolerance(budget.artifact(plan["runtime"]), plan["golden_tolerance"])
+        check = check_budget(job.bundle, budget.name, runtime=plan["runtime"], threads=plan["threads"], tolerance=tolerance)
         recorder.append("check", **asdict(check))
         if not check.golden_ok:
             failures[budget.name] = describe_failure(check)
