@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from edge_tprune.agent import rounds
 from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import CheckFailed, default_threads, profile
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.record import SAMPLES, Run, read_run
+from edge_tprune.agent.record import Run, read_run
 from edge_tprune.agent.summary import round_medians, summarize
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
@@ -28,6 +26,7 @@ from edge_tprune.runtime.engine import open_engine as open_real_engine
 from edge_tprune.telemetry.host import HostSource
 
 from .conftest import MakeBundle
+from .killed import start, wait_for_turns
 from .tiny_bundle import change_golden
 from .tiny_run import in_full_disk
 
@@ -202,34 +201,6 @@ def test_default_threads_respect_the_affinity() -> None:
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
-ENDLESS = """
-import signal, sys
-from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from edge_tprune.agent.profile import Interrupted, profile
-from edge_tprune.build.bundle import Bundle
-settings = dict(threads=1, rounds=10_000, seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.0, budgets=["middle", "small"])
-try:
-    profile(Bundle.open(sys.argv[1]), Path(sys.argv[2]), **settings)
-except Interrupted as interrupted:
-    print(interrupted)
-    sys.exit(130)
-"""
-
-
-def start(bundle_path: Path, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", ENDLESS, str(bundle_path), str(out)], stdout=subprocess.PIPE, text=True)
-
-
-def wait_for_turns(child: subprocess.Popen[str], out: Path, count: int) -> Path:
-    while child.poll() is None:
-        for file in out.glob(f"[0-9]*/{SAMPLES}"):
-            if file.read_bytes().count(b'"kind":"round"') >= count:
-                return file.parent
-        time.sleep(0.005)
-    raise AssertionError(f"ended with {child.returncode} before it measured")
-
-
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_it_measured(bundle_path: Path, tmp_path: Path, signal_number: int) -> None:
     child = start(bundle_path, tmp_path)
@@ -243,21 +214,6 @@ def test_an_interrupted_run_keeps_what_it_measured(bundle_path: Path, tmp_path: 
     assert any("was interrupted" in warning for warning in run.warnings)
     assert len(run.rounds) >= 3
     assert sorted(file.name for file in path.iterdir()) == ["run.json", "samples.jsonl", "sensors.jsonl", "summary.json"]
-
-
-def test_kill_9_at_any_moment_leaves_only_readable_runs(bundle_path: Path, tmp_path: Path) -> None:
-    moments = random.Random(1)
-    children = [start(bundle_path, tmp_path / str(index)) for index in range(3)]
-    wait_for_turns(children[0], tmp_path / "0", 1)
-    for index, child in enumerate(children):
-        time.sleep(moments.uniform(0, 0.3))
-        child.kill()
-        child.communicate()
-        for path in (tmp_path / str(index)).glob("[0-9]*"):
-            run = read_run(path)
-            assert run.end is None
-            assert all(len(turn.latency_ns) >= 10 for turn in run.rounds)
-    assert read_run(next((tmp_path / "0").glob("[0-9]*"))).rounds
 
 
 FULL = """

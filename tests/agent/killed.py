@@ -1,0 +1,107 @@
+"""Runs that are killed at random moments and resumed. More of them: python -m tests.agent.killed --kills 50"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from edge_tprune.agent.profile import resume
+from edge_tprune.agent.record import RUN, SAMPLES, Run, read_run
+from edge_tprune.agent.summary import summarize
+from edge_tprune.build.bundle import Bundle
+
+KILLS = 8  #: in the test suite
+_ROUNDS = 40
+
+MEASURE = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from edge_tprune.agent.profile import Interrupted, profile, resume
+from edge_tprune.build.bundle import Bundle
+bundle, out = Bundle.open(sys.argv[1]), Path(sys.argv[2])
+settings = dict(threads=1, rounds=int(sys.argv[3]), seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.05)
+runs = list(out.glob("[0-9]*"))
+try:
+    resume(bundle, runs[0]) if runs else profile(bundle, out, **settings, budgets=["small"])
+except Interrupted as interrupted:
+    print(interrupted)
+    sys.exit(130)
+"""
+
+
+def start(bundle_path: Path, out: Path, rounds: int = 10_000) -> subprocess.Popen[str]:
+    """Measures into `out`, or goes on with the run that is there."""
+    command = [sys.executable, "-c", MEASURE, str(bundle_path), str(out), str(rounds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_turns(child: subprocess.Popen[str], out: Path, count: int) -> Path:
+    """The profile in `out`, once it holds so many turns."""
+    while child.poll() is None:
+        for file in out.glob(f"[0-9]*/{SAMPLES}"):
+            if file.read_bytes().count(b'"kind":"round"') >= count:
+                return file.parent
+        time.sleep(0.005)
+    raise AssertionError(f"ended with {child.returncode} before it measured")
+
+
+def kill_and_resume(bundle_path: Path, out: Path, moments: random.Random, kills: int) -> Run:
+    """Kills one and the same run again and again, reads it after each, and resumes it to its end."""
+    done: list[tuple[int, str]] = []
+    for _ in range(kills):
+        child = start(bundle_path, out, _ROUNDS)
+        _wait_for_any(child, out, len(done) + moments.randrange(3))
+        time.sleep(moments.uniform(0, 0.05))
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        for path in out.glob("[0-9]*"):
+            run = read_run(path)
+            turns = [(turn.round, turn.budget) for turn in run.rounds if turn.complete]
+            assert turns[: len(done)] == done, "a turn was lost"
+            assert len(set(turns)) == len(turns), "a turn was measured twice"
+            summarize(run)
+            done = turns
+    resume(Bundle.open(bundle_path), next(out.glob("[0-9]*")))
+    run = read_run(next(out.glob("[0-9]*")))
+    assert run.end == "complete"
+    assert [(turn.round, turn.budget) for turn in run.rounds] == [
+        (number, name) for number, names in enumerate(run.info["plan"]["order"]) for name in names
+    ]
+    assert list(run.readings), "the sampler wrote nothing"
+    assert not list(out.glob(f"*/*{RUN}.tmp"))
+    return run
+
+
+def _wait_for_any(child: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Until so many turns are there, or the run has ended by itself."""
+    while (
+        child.poll() is None
+        and sum(file.read_bytes().count(b'"kind":"round"') for file in out.glob(f"[0-9]*/{SAMPLES}")) < count
+    ):
+        time.sleep(0.002)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    from .tiny_bundle import SIZES, write_bundle
+
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = write_bundle(Path(directory) / "bundle", SIZES)
+        run = kill_and_resume(bundle, Path(directory) / "out", random.Random(options.seed), options.kills)
+        print(
+            f"killed {options.kills} times: readable each time, {run.sessions} sessions, complete with {len(run.rounds)} turns"
+        )
+
+
+if __name__ == "__main__":
+    main()

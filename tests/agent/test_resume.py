@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_tprune.agent.profile import profile, resume
+from edge_tprune.agent.record import RUN, SAMPLES, SENSORS, Recorder, read_run
+from edge_tprune.agent.summary import summarize
+from edge_tprune.build.bundle import Bundle
+from edge_tprune.errors import UserError
+
+from .conftest import MakeBundle
+from .killed import KILLS, kill_and_resume, start, wait_for_turns
+from .tiny_run import info
+from .virtual_run import Settings, write_profile
+
+QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0, "baseline_seconds": 0.0}
+
+
+def test_kill_9_at_random_moments_always_leaves_a_profile_that_resumes(bundle_path: Path, tmp_path: Path) -> None:
+    kill_and_resume(bundle_path, tmp_path, random.Random(2), kills=KILLS)
+
+
+def cut(path: Path, lines: int, junk: bytes = b'{"kind":"round","t_') -> None:
+    """Leaves the first lines, as a process that was killed would have, and a part of the next."""
+    whole = (path / SAMPLES).read_bytes().splitlines(keepends=True)
+    (path / SAMPLES).write_bytes(b"".join(whole[:lines]) + junk)
+    (path / "summary.json").unlink(missing_ok=True)
+
+
+def test_only_what_is_missing_is_measured_again(bundle: Bundle, tmp_path: Path) -> None:
+    path = profile(bundle, tmp_path, **{**QUICK, "rounds": 3}, budgets=["middle", "small"])
+    before = read_run(path)
+    kept = (
+        (path / SAMPLES)
+        .read_bytes()
+        .splitlines()
+        .index(next(line for line in (path / SAMPLES).read_bytes().splitlines() if b'"round":1,"position":1' in line))
+    )
+    cut(path, kept)
+    with (path / SENSORS).open("ab") as stream:
+        stream.write(b'{"kind":"sens')
+    assert resume(bundle, path) == path
+    run = read_run(path)
+    assert (run.end, run.warnings, run.sessions) == ("complete", (), 2)
+    assert [(turn.round, turn.budget) for turn in run.rounds] == [(turn.round, turn.budget) for turn in before.rounds]
+    assert [turn.session for turn in run.rounds] == [0] * 3 + [1] * 3
+    for old, new in zip(before.rounds[:3], run.rounds):
+        np.testing.assert_array_equal(old.latency_ns, new.latency_ns)
+    assert {reading.session for reading in run.readings} == {0, 1}
+    assert [state.which for state in run.states][-1] == "end"
+    assert all(budget["rounds"] == 3 for budget in json.loads((path / "summary.json").read_text())["budgets"].values())
+    with pytest.raises(UserError, match="is complete: there is nothing to resume"):
+        resume(bundle, path)
+
+
+def test_what_is_not_as_it_was_is_refused_by_name(bundle: Bundle, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    path = profile(bundle, tmp_path / "out", **QUICK, budgets=["small"])
+    cut(path, 4)
+    before = (path / SAMPLES).read_bytes()
+    with pytest.raises(UserError, match=r"cannot be resumed.*rounds was 2 and is 5; fps was None and is 30"):
+        resume(bundle, path, asked={"rounds": 5, "fps": 30.0, "seed": 0})
+    other = make_bundle({"a": (1, 16)})
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "1" * 64}))
+    with pytest.raises(UserError, match=r"bundle fingerprint was 'e3b0c4.*' and is '1111"):
+        resume(Bundle.open(other), path)
+    run = json.loads((path / RUN).read_text())
+    run["environment"]["power_mode"] = {"id": 2, "name": "MAXN"}
+    (path / RUN).write_text(json.dumps(run))
+    with pytest.raises(UserError, match=r"power_mode was .*MAXN.* and is None"):
+        resume(bundle, path)
+    assert (path / SAMPLES).read_bytes() == before
+    run["version"] = 1
+    (path / RUN).write_text(json.dumps(run))
+    with pytest.raises(UserError, match="version 1, which cannot be resumed"):
+        resume(bundle, path)
+
+
+def test_a_run_that_is_going_on_is_left_alone(tmp_path: Path) -> None:
+    with Recorder.create(tmp_path, "run", info(version=2)) as recorder:
+        with pytest.raises(UserError, match="is being written"):
+            Recorder.reopen(recorder.path)
+        recorder.append("note", text="still here")
+    Recorder.reopen(recorder.path).close()
+    assert read_run(recorder.path).notes == ("still here",)
+
+
+def test_long_turns_are_kept_in_parts(bundle: Bundle, tmp_path: Path) -> None:
+    settings = {**QUICK, "rounds": 1, "seconds_per_round": 2.3, "budgets": ["small"]}
+    path = profile(bundle, tmp_path, **settings)
+    lines = [json.loads(line) for line in (path / SAMPLES).read_text().splitlines()]
+    parts = [line for line in lines if line["kind"] == "part"]
+    assert len(parts) == 2
+    (turn,) = read_run(path).rounds
+    assert turn.complete
+    assert len(turn.latency_ns) == sum(len(line["latency_ns"]) for line in lines if line["kind"] in ("part", "round"))
+    assert (np.diff(turn.start_ns) >= turn.latency_ns[:-1]).all()
+    cut(path, [line["kind"] for line in lines].index("round"))
+    (unfinished,) = read_run(path).rounds
+    assert not unfinished.complete
+    np.testing.assert_array_equal(unfinished.latency_ns, turn.latency_ns[: len(unfinished.latency_ns)])
+    assert summarize(read_run(path))["budgets"]["small"]["rounds"] == 1
+    resume(bundle, path)
+    (again,) = read_run(path).rounds
+    assert (again.complete, again.session) == (True, 1)
+
+
+def test_streaming_and_keeping_give_the_same_summary(tmp_path: Path) -> None:
+    path, _ = write_profile(tmp_path, Settings(rounds=3, seconds=2.0, baseline_s=2.0))
+    kept, streamed = read_run(path), read_run(path, keep=False)
+    assert summarize(kept) == summarize(streamed)
+    assert len(streamed.rounds) == 3
+    assert streamed.rounds[-1].round == 2
+    assert [turn.round for turn in streamed.rounds[:2]] == [0, 1]
+    with pytest.raises(IndexError):
+        streamed.rounds[3]
+    assert list(streamed.rounds[0].latency_ns) == list(kept.rounds[0].latency_ns)
+
+
+def write_images(folder: Path, classes: int, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"c{label}").mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 255, (9, 11, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"c{label}" / f"{number}.png")
+    return folder
+
+
+def test_real_images_and_accuracy_on_the_device(bundle: Bundle, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", classes=10, count=3)
+    path = profile(bundle, tmp_path / "out", **QUICK, images=folder, data=folder, trace=True, budgets=["small", "middle"])
+    run = read_run(path)
+    plan = run.info["plan"]
+    assert (plan["input"]["kind"], plan["input"]["images"], plan["input"]["name"]) == ("images", 30, "images")
+    accuracy = {budget["name"]: budget["accuracy"] for budget in run.info["budgets"]}
+    assert accuracy["small"]["top1_change_points"]["value"] == 0
+    assert accuracy["middle"]["images"] == 30
+    assert accuracy["middle"]["kl_nats"]["low"] < accuracy["middle"]["kl_nats"]["value"]
+    with np.load(path / "accuracy.npz") as stored:
+        assert stored["top5/middle"].shape == (30, 5)
+        right = 100 * np.mean(stored["top5/middle"][:, 0] == stored["labels"])
+    assert accuracy["middle"]["top1_percent"] == pytest.approx(right)
+    assert json.loads((path / "trace.json").read_text())["traceEvents"]
+    cut(path, 9)
+    with pytest.raises(UserError, match="images was"):
+        resume(bundle, path)
+    resume(bundle, path, images=folder)
+    assert read_run(path).end == "complete"
+
+
+def test_a_fixed_rate_is_recorded_with_its_misses(bundle: Bundle, tmp_path: Path) -> None:
+    path = profile(bundle, tmp_path, **{**QUICK, "seconds_per_round": 0.3}, fps=50.0, budgets=["small"])
+    run = read_run(path)
+    for turn in run.rounds:
+        assert turn.due_ns is not None
+        assert turn.missed is not None
+        assert (turn.start_ns >= turn.due_ns).all()
+        assert turn.end_ns - turn.t_ns >= 0.3e9
+        assert len(turn.due_ns) <= 15
+    fixed = summarize(run)["budgets"]["small"]["fixed_rate"]
+    assert fixed["fps"] == 50.0
+    assert fixed["missed_deadlines"] == sum(turn.missed or 0 for turn in run.rounds)
+    assert 0 < fixed["duty_cycle_percent"] < 100
+
+
+def test_sigterm_to_the_whole_group_still_ends_cleanly(bundle_path: Path, tmp_path: Path) -> None:
+    """systemd signals every process of a unit at once: the sampler must outlive the signal to write its last readings."""
+    child = start(bundle_path, tmp_path)
+    path = wait_for_turns(child, tmp_path, 1)
+    (sampler,) = [int(json.loads(line)["pid"]) for line in (path / SENSORS).read_text().splitlines() if '"sampler"' in line]
+    os.kill(sampler, signal.SIGTERM)
+    time.sleep(0.05)
+    child.terminate()
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    last = json.loads((path / SENSORS).read_text().splitlines()[-1])
+    assert last["kind"] == "cost"
