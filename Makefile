@@ -29,7 +29,7 @@ ENGINES    = $(patsubst onnxruntime,tensorrt,$(RUNTIME))
 EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench eval-methods eval-published engines build eval profile compare select report deploy test-gpu board test-board train-reference clean
+.PHONY: help setup run test lint bench soak eval-methods eval-published engines build eval profile compare select report deploy test-gpu board test-board train-reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -90,8 +90,12 @@ eval-methods: $(READY)  ## every method at every budget: accuracy, latency, cost
 eval-published: $(READY)  ## our methods beside what their authors' codes gave (WEIGHTS of DeiT-Tiny, DATA with labels)
 	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' $(ARGS)
 
-bench: $(READY)  ## reductions against the slice oracle, one interleaved run
+bench: $(READY)  ## what sampling costs, and reductions against the slice oracle, each in one interleaved run
+	$(BIN)/python -m tests.benchmarks.observer
 	$(BIN)/python -m tests.benchmarks.reduction $(ARGS)
+
+soak: $(READY)  ## whether a long measurement takes more and more memory (ARGS='--minutes 30')
+	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 train-reference: $(READY)  ## train the reference model's shipped weights again, from seeds
 	$(BIN)/python -m edge_tprune.models.train_reference $(ARGS)

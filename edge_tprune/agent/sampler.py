@@ -56,7 +56,7 @@ class _Watched:
         self.metrics: tuple[Metric, ...] = tuple(source.metrics)
         self.period_s = period_s(self.metrics)
         self.undersampled = any(metric.unit == "mW" and (metric.interval_s or 0.0) < self.period_s for metric in self.metrics)
-        self.last_ns = 0  #: when it last answered, or was last recorded as silent
+        self.last_ns = 0  #: when it last answered
 
     def try_out(self) -> None:
         """Two reads, the second of which tells what a read costs."""

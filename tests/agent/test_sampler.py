@@ -137,6 +137,7 @@ def test_a_source_that_stalls_is_a_gap_and_holds_up_nobody(chip: Path, directory
         (chip / "pipe").replace(chip / "curr1_input")
         before = wait_for(log, "no answer: the source stalls").count('"source":"host"')
         wait_for(log, '"source":"host"', before + 2)
+        wait_for(log, "no answer: the source stalls", 3)  # it is told again every second
         (chip / "file").write_text("2000\n")
         with (chip / "curr1_input").open("w") as pipe:
             (chip / "file").replace(chip / "curr1_input")
@@ -148,7 +149,7 @@ def test_a_source_that_stalls_is_a_gap_and_holds_up_nobody(chip: Path, directory
     stalled = [line for line in rails if "no answer: the source stalls" in line["gaps"].values()]
     assert all(line["values"] == {} for line in stalled)
     late = max(line["read_ns"] for line in rails)
-    assert late > 1e9  # the read that was waiting says how long it took
+    assert late > 0.5e9  # the read that was waiting says how long it took
     assert {line["values"]["vdd_in_power_mw"] for line in rails if line not in stalled} == {6000.0, 10000.0}
 
 
