@@ -45,7 +45,7 @@ def run_conditions(
         "device": engine.get("device"),
         "driver": engine.get("driver"),
         "power mode": _name(environment.get("power_mode")),
-        "clocks": _locks(environment.get("clocks")),
+        "clocks": _locks(environment),
         "runtime": f"{runtime} {version}",
         "edge-tprune": info.get("tool_version"),
         "threads": plan["threads"],
@@ -96,12 +96,16 @@ def _sensor(sensor: Any) -> str | None:
     return sensor.get("made_of") or sensor.get("metric") if isinstance(sensor, Mapping) else None
 
 
-def _locks(clocks: Any) -> str | None:
+def _locks(environment: Mapping[str, Any]) -> str | None:
     """Which clocks were locked, and where: what they read at that moment is no condition."""
-    if not isinstance(clocks, Mapping):
-        return _name(clocks)
-    gpu, cpu = clocks.get("gpu"), clocks.get("cpu")
-    parts = [f"{what} {_lock(clock)}" for what, clock in (("GPU", gpu), *(("CPU", each) for each in cpu or ())) if clock]
+    clocks = environment.get("clocks")
+    if isinstance(clocks, Mapping):
+        cores = [("CPU", each) for each in clocks.get("cpu") or ()]
+        parts = [f"{what} {_lock(clock)}" for what, clock in (("GPU", clocks.get("gpu")), *cores) if clock]
+    else:
+        locks = environment.get("clock_locks") or {}
+        flags = [("GPU", locks.get("gpu")), *(("CPU", each) for each in locks.get("cpu") or ())]
+        parts = [f"{what} {'locked' if locked else 'free'}" for what, locked in flags if locked is not None]
     return ", ".join(dict.fromkeys(parts)) or None
 
 

@@ -13,6 +13,7 @@ from edge_tprune.analysis.conditions import clean
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
 
+_OF_A_BUDGET = "budget"  #: code of the run's reasons that only repeat a budget's verdict
 _RANK = {"valid": 0, "suspect": 1, "invalid": 2}
 #: How the unit at the end of a sensor's name is written where the sensor declares it.
 _UNITS = {"mw": "mW", "w": "W", "mj": "mJ", "j": "J"}
@@ -119,13 +120,18 @@ def _declared(sources: Any) -> Iterator[tuple[str, str]]:
                 yield metric["name"], metric["unit"]
 
 
-def _worst(*verdicts: Any) -> Verdict | None:
-    """The worst of several verdicts, with everybody's reasons; a status that is not known here counts as suspect."""
-    known = [verdict for verdict in verdicts if isinstance(verdict, Mapping)]
+def _worst(run: Any, own: Any) -> Verdict | None:
+    """The worse of the run's verdict and a budget's own, with the reasons of both; an unknown status counts as suspect.
+
+    That some budget is in doubt is a reason about the run, but not about its other budgets.
+    """
+    known = [verdict for verdict in (run, own) if isinstance(verdict, Mapping)]
     if not known:
         return None
+    if own is not None and isinstance(run, Mapping) and (reasons := run.get("reasons")):
+        others = [reason for reason in reasons if not (isinstance(reason, Mapping) and reason.get("code") == _OF_A_BUDGET)]
+        known[0] = {**run, "reasons": others} if others else {"status": "valid", "reasons": []}
     status = max((str(verdict.get("status")) for verdict in known), key=lambda status: _RANK.get(status, 1))
-    reasons = [
-        clean(reason["text"] if isinstance(reason, Mapping) else reason) for v in known for reason in v.get("reasons") or ()
-    ]
-    return Verdict(status if status in _RANK else "suspect", tuple(dict.fromkeys(reasons)))
+    reasons = [reason for verdict in known for reason in verdict.get("reasons") or ()]
+    texts = [clean(reason["text"] if isinstance(reason, Mapping) else reason) for reason in reasons]
+    return Verdict(status if status in _RANK else "suspect", tuple(dict.fromkeys(texts)))

@@ -119,7 +119,7 @@ def sample_lines(
             }
         )  # fmt: skip
     for index in range(info["plan"]["rounds"]):
-        drift = float(np.exp(rng.normal(0, 0.05)))
+        drift = float(np.exp(rng.normal(0, 0.02)))
         for position, name in enumerate(names):
             own = float(np.exp(rng.normal(0, noise)))
             ms = latencies.get(name, 10.0) * drift * own * (1 + rng.exponential(0.03, inferences))

@@ -86,7 +86,7 @@ def test_missing_values_are_dashes_and_missing_columns_are_named(profiles, tmp_p
     rows = load_rows(profiles.write(tmp_path / "run", info, lines))
     text = _printed(rows)
     assert next(line for line in text.splitlines() if line.startswith("0.9 ")).split()[4:6] == ["-", "-"]
-    assert "Not measured: mean power, energy per image (no power sensor); peak memory." in text
+    assert "Not measured: mean power, energy per image (nothing on this machine measures its whole power); peak memory." in text
     assert "memory" not in next(line for line in text.splitlines() if line.startswith("budget"))
 
 
