@@ -92,7 +92,18 @@ def test_a_campaign_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     program.parent.mkdir(parents=True)
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m edge_tprune "$@"\n')
     program.chmod(0o755)
-    command = [str(DEPLOY / "systemd" / "campaign"), "net", "--rounds", "4", "--seconds", "0.05", "--warmup", "0.01", "--baseline", "0"]
+    command = [
+        str(DEPLOY / "systemd" / "campaign"),
+        "net",
+        "--rounds",
+        "4",
+        "--seconds",
+        "0.05",
+        "--warmup",
+        "0.01",
+        "--baseline",
+        "0",
+    ]
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(DEPLOY.parent)}
     log = (tmp_path / "log").open("w")
     first = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
