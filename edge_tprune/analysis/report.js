@@ -95,7 +95,7 @@
     names.forEach((name, index) => {
       const own = chart.points.filter((point, place) => (chart.methods.length ? point.style === index : place === index));
       series.push({
-        type: "scatter", name, z: 4, symbolSize: 14, labelLayout: { hideOverlap: true },
+        type: "scatter", name, z: 4, symbolSize: 14, labelLayout: { moveOverlap: "shiftY", hideOverlap: true },
         data: own.map((point) => ({
           value: [point.x, point.y], point, symbol: shape(point.style),
           itemStyle: { color: point.hollow ? look.card : look.line(point.style), borderColor: look.line(point.style), borderWidth: 2 },
@@ -211,7 +211,7 @@
         gridIndex: index, min: 0, max: span, splitLine: { show: false },
         axisLabel: { show: index === lanes.length - 1, color: look.ink, hideOverlap: true, showMaxLabel: false, formatter: (value) => clock(value, span) },
       })),
-      yAxis: lanes.map((_, index) => axis(look, "", { gridIndex: index, splitNumber: 3, axisLabel: { color: look.ink, hideOverlap: true, formatter: short } })),
+      yAxis: lanes.map((_, index) => axis(look, "", { gridIndex: index, splitNumber: 3, ...(lanes[index].unit === "%" ? { min: 0, max: 100 } : {}), axisLabel: { color: look.ink, hideOverlap: true, formatter: short } })),
       dataZoom: [zoom({ xAxisIndex: lanes.map((_, index) => index) })],
       toolbox: { ...common(look).toolbox, feature: { dataZoom: { ...common(look).toolbox.feature.dataZoom, yAxisIndex: "none" } } },
       tooltip: {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from edge_tprune.analysis.chart import COLOURS, DARK_COLOURS, Lines, Scatter
 from edge_tprune.analysis.compare import Column, columns, describe_differences, missing, title
 from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.select import Choice, NothingFits, choose_each, label, margin_text
-from edge_tprune.analysis.table import NOT_EVALUATED, Group, Profile, Row, Rows, clean, load_rows
+from edge_tprune.analysis.table import NOT_EVALUATED, UNKNOWN, Group, Profile, Row, Rows, clean, load_rows
 from edge_tprune.analysis.timeline import MAX_POINTS, Timeline, timeline
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import write_text
+from edge_tprune.statistics import Interval
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _SCRIPT = Path(__file__).with_name("report.js")
@@ -28,6 +29,8 @@ _TIMELINES = 3  # of one group: the recommended run's first
 #: What accuracy is drawn against, by the name of the picture.
 _COSTS = {"p95": "p95_ms", "energy": "energy_mj_per_image", "memory": "peak_memory_mb"}
 _WHY_ABSENT = {"energy_mj_per_image": "the machine has no power sensor, or it was not recorded"}
+#: Conditions that say in which state the machine was.
+_STATE = ("power mode", "clocks", "device", "driver", "runtime", "precision", "input", "transfer", "CUDA graph")
 #: What a verdict means, from good to bad.
 _VERDICTS = {
     "valid": "The measuring program found no sign that anything disturbed this run.",
@@ -159,7 +162,7 @@ def _page(
                 "name": profile.name,
                 "verdict": _verdict([row for row in rows.rows if row.profile is profile]),
                 "measured": _measured(profile, rows),
-                "environment": _environment(profile),
+                "environment": _environment(profile, rows),
             }
             for profile in profiles
         ],
@@ -239,7 +242,7 @@ def _figures(prefix: str, group: Group, chosen: Row | None) -> tuple[list[dict[s
     def add(name: str, data: Scatter | Lines | Timeline, heading: str, caption: str, wide: bool = False) -> None:
         # Marked as safe here and nowhere else: matplotlib escapes the names it draws, inline_svg its own title.
         svg = Markup(plot.inline_svg(plot.figure(data), heading, f"{prefix}-{name}"))
-        place = {"id": f"{prefix}-{name}-live", "heading": heading, "alt": heading, "wide": wide}
+        place = {"id": f"{prefix}-{name}-live", "heading": heading, "alt": heading, "width": "wide" if wide else "half"}
         figures.append({**place, "svg": svg, "chart": data.to_json(), "caption": caption})
 
     for name, cost in _COSTS.items():
@@ -316,10 +319,13 @@ def _verdict(rows: Sequence[Row]) -> dict[str, Any]:
         text = "This run was recorded without a verdict on it: whether something disturbed it was not looked at."
         return {"status": "unjudged", "label": "not judged", "text": text, "reasons": []}
     status = max((verdict.status for _, verdict in given), key=list(_VERDICTS).index)
+    of_run = rows[0].profile.summary.get("verdict") or {}
+    pointers = {clean(reason["text"]) for reason in of_run.get("reasons") or () if reason.get("code") == "budget"}
     reasons: dict[str, list[str]] = {}
     for row, verdict in given:
         for reason in verdict.reasons:
-            reasons.setdefault(reason, []).append(row.budget)
+            if reason not in pointers:  # "budget 0.8 is suspect": its own reasons follow
+                reasons.setdefault(reason, []).append(row.budget)
     told = [
         reason if len(budgets) == len(rows) else f"budget{'s' if len(budgets) > 1 else ''} {', '.join(budgets)}: {reason}"
         for reason, budgets in reasons.items()
@@ -355,17 +361,51 @@ def _measured(profile: Profile, rows: Rows) -> list[tuple[str, str]]:
         ("Model", f"{own[0].model}, {bundle['model'].get('weights', 'unknown')} weights, batch {bundle['batch']}"),
         ("Method", own[0].method),
         ("Rounds", f"{plan['rounds']}, each budget once per round in an order drawn anew (seed {plan['seed']})"),
-        ("Timed", f"{plan['seconds_per_round']:g} s per budget and round after {plan['warmup_seconds']:g} s of warming up"),
+        ("Timed", f"{plan['seconds_per_round']:.3g} s per budget and round after {plan['warmup_seconds']:.3g} s of warming up"),
+        ("Load", _load(plan)),
         ("Inferences", f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} per budget" if counts else "none"),
         ("Isolation", plan["isolation"]),
         ("Latency", "wall-clock time of one synchronous inference, input in host memory to logits in host memory"),
         ("Peak memory", "growth of a fresh process from before the engine is loaded to after its first inferences"),
+        *_power(profile.summary),
         *(("Note", note) for note in profile.notes),
     ]
     return [(name, clean(value)) for name, value in facts]
 
 
-def _environment(profile: Profile) -> list[tuple[str, str]]:
+def _load(plan: Mapping[str, Any]) -> str:
+    if plan.get("mode") != "fixed_rate":
+        return "inferences back to back"
+    return f"{plan['fps']:g} images per second, each due at its own time"
+
+
+def _power(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How power was measured, where it was, and what measuring cost."""
+    watts = METRICS["mean_power_w"]
+    sensor, observer = summary.get("sensor"), summary.get("observer") or {}
+    if sensor:
+        parts = [f"{sensor['metric']} of {sensor['source']}"]
+        for key, words in (
+            ("made_of", "made of {}"),
+            ("interval_s", "a new value every {:g} s"),
+            ("step_w", "in steps of {:g} W"),
+        ):
+            if sensor.get(key) is not None:
+                parts.append(words.format(sensor[key]))
+        if sensor.get("coverage") is not None:
+            parts.append(f"{100 * sensor['coverage']:.0f} % of the expected readings came")
+        yield "Power sensor", ", ".join(parts)
+    idle = summary.get("idle") or {}
+    interval = Interval.from_json(idle.get("power_w"))
+    if interval is not None:
+        reach = watts.range(interval)
+        drift = f", {idle['drift_w']:+.2f} W from before to after" if idle.get("drift_w") is not None else ""
+        yield "Idle power", f"{watts.quantity(interval.value)}{f' ({reach})' if reach else ''}{drift}"
+    if observer.get("cpu_percent") is not None:
+        yield "Cost of measuring", f"{observer['cpu_percent']:.1f} % of one core read the sensors"
+
+
+def _environment(profile: Profile, rows: Rows) -> list[tuple[str, str]]:
     environment, plan = profile.info["environment"], profile.info["plan"]
     memory = environment.get("memory_total_bytes")
     versions = environment.get("versions") or {}
@@ -383,7 +423,10 @@ def _environment(profile: Profile) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version) or None),
         ("Profile", profile.name),
     ]
-    return [(name, clean(value)) for name, value in facts if value is not None]
+    told = [(name, clean(value)) for name, value in facts if value is not None]
+    own = next(row for row in rows.rows if row.profile is profile)
+    known = {label: value for label in _STATE if (value := own.conditions.get(label, UNKNOWN)) != UNKNOWN}
+    return [*told, *((_capital(label), value) for label, value in known.items())]
 
 
 def _commands(profiles: Sequence[Profile]) -> list[str]:
@@ -398,8 +441,15 @@ def _commands(profiles: Sequence[Profile]) -> list[str]:
         if "." in weights:  # a file's name; otherwise a word for where they came from
             build += ["--weights", weights]
         budgets = ",".join(str(budget["name"]) for budget in profile.info["budgets"])
-        build += ["--method", method.get("name", "METHOD"), "--budgets", budgets, "--out", where]
-        settings = [word for name in ("rounds", "threads", "seed") for word in (f"--{name}", plan[name])]
+        build += ["--method", method.get("name", "METHOD"), "--budgets", budgets]
+        build += [word for name, value in (method.get("options") or {}).items() for word in ("--option", f"{name}={value}")]
+        build += ["--out", where]
+        chosen = {
+            "runtime": plan["runtime"] if plan["runtime"] != "onnxruntime" else None,
+            **{name: plan[name] for name in ("rounds", "threads", "seed")},
+            "fps": plan.get("fps"),
+        }
+        settings = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", value)]
         lines += [_shell(build), _shell(["edge-tprune", "profile", where, *settings, "--out", "profiles"])]
     names = [f"profiles/{profile.name}" for profile in profiles]
     return [*lines, _shell(["edge-tprune", "report", *names, "--out", "report.html"])]

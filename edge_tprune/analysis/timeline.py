@@ -22,8 +22,8 @@ _BETWEEN_SESSIONS = 0.02  # of all sessions' time; how long a run lay still befo
 #: title, unit, ending of a metric's name -> factor to that unit. The first ending that fits decides.
 _LANES: tuple[tuple[str, str, Mapping[str, float]], ...] = (
     ("power", "W", {"_power_mw": 1e-3, "_power_w": 1.0}),
-    ("clocks", "MHz", {"_mhz": 1.0, "_khz": 1e-3, "_hz": 1e-6}),
-    ("temperature", "°C", {"_celsius": 1.0, "_c": 1.0}),
+    ("clocks", "MHz", {"_frequency_mhz": 1.0, "_mhz": 1.0, "_khz": 1e-3, "_hz": 1e-6}),
+    ("temperature", "°C", {"_temp_c": 1.0, "_celsius": 1.0, "_c": 1.0}),
     ("load", "%", {"_load_percent": 1.0, "_utilization_percent": 1.0}),
 )
 _COUNTER, _ITS_POWER = "_energy_mj", "_power_mw"

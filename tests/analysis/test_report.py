@@ -195,6 +195,34 @@ def test_wrong_constraints_leave_nothing_behind(profile_dir, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("status", ["valid", "suspect", "invalid"])
+def test_what_the_run_says_of_itself_stands_in_plain_sight(profiles, tmp_path, status):
+    info = profiles.info()
+    summary = profiles.summary(info)
+    summary["verdict"] = {
+        "status": status,
+        "reasons": [{"code": "heat", "text": "the GPU throttled"}] if status != "valid" else [],
+    }
+    text = write_report(profiles.write(tmp_path / "run", info, summary=summary), tmp_path / "r.html").read_text()
+    verdict = text[text.index('class="trust"') : text.index("<h2>Budgets compared")]
+    assert f'<span class="badge {status}">data {status}</span>' in verdict
+    assert ("the GPU throttled" in verdict) == (status != "valid")
+    assert ("No recommendation" in text) == (status == "invalid")
+
+
+def test_power_and_energy_are_told_with_their_sensor(profiles, tmp_path):
+    info = profiles.info()
+    text = write_report(profiles.write(tmp_path / "run", info, summary=profiles.summary(info)), tmp_path / "r.html").read_text()
+    for part in (
+        "<h3>Top-1 against energy per image</h3>",
+        "<dt>Power sensor</dt>",
+        "<dt>Idle power</dt>",
+        "<dt>energy per image</dt>",
+    ):
+        assert part in text, part
+    assert "was not measured" not in text
+
+
 def test_markdown(profile_dir, profiles, tmp_path):
     lines = markdown_table(load_rows(profile_dir)).splitlines()
     assert len(lines) == 7

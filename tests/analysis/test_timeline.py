@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_tprune.agent.record import read_run
-from edge_tprune.analysis.timeline import MAX_POINTS, MAX_TRACES, thinned, timeline
+from edge_tprune.analysis.timeline import MAX_POINTS, MAX_TRACES, MAX_TURNS, thinned, timeline
 
 SECOND = 1_000_000_000
 
@@ -94,3 +96,39 @@ def test_turns_are_those_of_the_run(profile_dir):
         assert turn.end_s - turn.begin_s == pytest.approx((entry.start_ns[-1] + entry.latency_ns[-1]) / SECOND)
     assert data.lanes == ()
     assert data.absent == ("power", "clocks", "temperature", "load")
+
+
+def test_a_day_is_thinned_to_what_a_page_can_hold(profiles, tmp_path):
+    info = profiles.info(rounds=1000)
+    lines = profiles.lines(info, inferences=10)
+    for index, line in enumerate(line for line in lines if line["kind"] == "round"):
+        line["t_ns"] = index * 17 * SECOND
+    values = {"total_power_mw": 5000.0, "cpu_temp_c": 60.0, "gpu_frequency_mhz": 900.0}
+    lines[-1:-1] = [
+        {"kind": "sensors", "t_ns": 10 * index * SECOND, "source": "board", "read_ns": 1, "values": values}
+        for index in range(8640)
+    ]
+    data = timeline(read_run(profiles.write(tmp_path / "run", info, lines), keep=False))
+    assert data.every == 2
+    assert len(data.turns) <= MAX_TURNS
+    assert {turn.round for turn in data.turns} == set(range(0, 1000, 2)), "whole rounds stay"
+    assert data.readings == 8640
+    assert data.thinned
+    assert len(json.dumps(data.to_json())) < 300_000
+
+
+def test_sessions_are_set_one_after_the_other(profiles, tmp_path):
+    """A board that was switched off in between begins its clock anew."""
+    info = profiles.info(rounds=2)
+    lines = profiles.lines(info)
+    rounds = [line for line in lines if line["kind"] == "round"]
+    for index, line in enumerate(rounds):
+        line["t_ns"] = (1000 + index if line["round"] == 0 else index) * SECOND
+    place = lines.index(next(line for line in rounds if line["round"] == 1))
+    lines.insert(place, {"kind": "resume", "t_ns": 0, "utc": info["started_utc"]})
+    data = timeline(read_run(profiles.write(tmp_path / "run", info, lines)))
+    assert data.sessions == 2
+    begins = [turn.begin_s for turn in data.turns]
+    assert begins == sorted(begins)
+    assert begins[0] == 0
+    assert data.seconds < 20

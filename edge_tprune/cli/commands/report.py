@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from edge_tprune.cli.common import print_json, say
-from edge_tprune.cli.options import Json, MaxDrop, MaxMemory, MaxP95, MinFps, Minimize, ProfilesArgument
+from edge_tprune.cli.options import (
+    Json,
+    MaxDrop,
+    MaxEnergy,
+    MaxMemory,
+    MaxMissed,
+    MaxP50,
+    MaxP95,
+    MaxPower,
+    MinAgreement,
+    MinFps,
+    Minimize,
+    ProfilesArgument,
+)
 from edge_tprune.cli.root import app
 
 
@@ -33,10 +46,15 @@ def report(
         Path | None, typer.Option(help="With --bundle: show what each stage keeps of these images (a file or a directory).")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="With --bundle: the model's weights, as for build.")] = None,
+    max_p50_ms: MaxP50 = None,
     max_p95_ms: MaxP95 = None,
+    max_mean_power_w: MaxPower = None,
+    max_energy_mj: MaxEnergy = None,
     max_top1_drop: MaxDrop = None,
+    min_agreement: MinAgreement = None,
     min_fps: MinFps = None,
     max_peak_memory_mb: MaxMemory = None,
+    max_missed_percent: MaxMissed = None,
     objective: Minimize = None,
     json: Json = False,
 ) -> None:
@@ -49,10 +67,15 @@ def report(
     if weights is not None and bundle is None:
         raise UserError("--weights is for --bundle and --images")
     limits = {
+        "max_p50_ms": max_p50_ms,
         "max_p95_ms": max_p95_ms,
+        "max_mean_power_w": max_mean_power_w,
+        "max_energy_mj": max_energy_mj,
         "max_top1_drop": max_top1_drop,
+        "min_agreement": min_agreement,
         "min_fps": min_fps,
         "max_peak_memory_mb": max_peak_memory_mb,
+        "max_missed_percent": max_missed_percent,
     }
     pictures = [_named(text) for text in picture or []]
     samples: list[dict[str, Any]] = []
