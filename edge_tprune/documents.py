@@ -11,6 +11,8 @@ from typing import Any
 
 from edge_tprune.errors import UserError
 
+_LARGEST_BYTES = 64_000_000  #: reading JSON takes many times its size in memory
+
 
 @dataclass(frozen=True)
 class DocumentKind:
@@ -31,8 +33,11 @@ class DocumentKind:
             UserError: it is missing, unreadable, not JSON, of another kind, of a newer version, or does not fit its schema.
         """
         place = self._place(path)
+        file = path / self.file if self.file else path
         try:
-            document = json.loads((path / self.file if self.file else path).read_bytes())
+            if (size := file.stat().st_size) > _LARGEST_BYTES:
+                raise UserError(f"{place} has {size / 1e6:.0f} MB, which no {self.noun} needs. {self.mend}")
+            document = json.loads(file.read_bytes())
         except OSError as error:
             if self.file and isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise UserError(f"{path} is not a {self.noun}: it has no {self.file}. {self.make}") from error

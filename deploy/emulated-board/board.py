@@ -127,7 +127,7 @@ def main() -> int:
         print(f"the emulated board cannot run here: {reason}", file=sys.stderr)
         return CANNOT
     except subprocess.CalledProcessError as error:
-        print(f"{' '.join(map(str, error.cmd))} failed ({error.returncode})", file=sys.stderr)
+        print(f"{' '.join(map(str, error.cmd[:6]))} ... failed ({error.returncode})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -301,7 +301,11 @@ def foreign() -> list[str]:
 
 def pip(command: str, *words: str) -> None:
     """This Python's pip."""
-    subprocess.run([sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *words], check=True)
+    complete = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *words]
+    done = subprocess.run(complete, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        done.check_returncode()
 
 
 # --- running

@@ -13,6 +13,7 @@ Read and verified here without torch or onnx. A bundle refers to its files by re
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -214,8 +215,16 @@ class Bundle:
         return next((b for b in self.budgets if all(count == tokens for count in b.schedule)), None)
 
     def golden(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Golden input (G, B, 3, H, W) and per budget the logits (G, B, classes) PyTorch gave for it, float32."""
+        """Golden input (G, B, 3, H, W) and per budget the logits (G, B, classes) PyTorch gave for it, float32.
+
+        Raises:
+            UserError: the file could become larger than it is.
+        """
         with np.load(self.path / "golden.npz", allow_pickle=False) as data:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in data.zip.infolist()):
+                raise UserError(
+                    f"bundle {self.path}: golden.npz is compressed, so nobody knows how large it becomes. Rebuild the bundle"
+                )
             return data["input"], {b.name: data[f"logits/{b.name}"] for b in self.budgets}
 
     def reload(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_tprune.build.bundle import Bundle
@@ -95,3 +96,18 @@ def test_unknown_budgets_and_runtimes_are_named(bundle: Bundle) -> None:
         bundle.budget("0.81")
     with pytest.raises(UserError, match="build with --runtime openvino"):
         bundle.budgets[0].artifact("openvino")
+
+
+def test_golden_values_that_could_become_larger_than_their_file_are_refused(bundle: Bundle) -> None:
+    with np.load(bundle.path / "golden.npz") as data:
+        arrays: dict[str, Any] = dict(data)
+    np.savez_compressed(bundle.path / "golden.npz", **arrays)
+    with pytest.raises(UserError, match=r"golden\.npz is compressed"):
+        bundle.golden()
+
+
+def test_a_manifest_that_would_fill_the_memory_is_not_read(bundle: Bundle) -> None:
+    with (bundle.path / "manifest.json").open("r+b") as file:
+        file.truncate(10**12)  # sparse: it takes no space
+    with pytest.raises(UserError, match="which no bundle needs"):
+        Bundle.open(bundle.path)

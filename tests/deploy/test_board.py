@@ -259,6 +259,24 @@ def test_only_what_changed_is_copied(installed: Emulated, tmp_path: Path) -> Non
     )
 
 
+def test_the_real_jtop_service_is_found_and_read(installed: Emulated) -> None:
+    """The service of jetson-stats reads the simulated board's files, and the agent reads the service."""
+    service = subprocess.Popen([sys.executable, PROGRAM, "jtop"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        installed.user(f"for i in $(seq {LIMIT_S // 2}); do test -S /run/jtop.sock && exit 0; sleep 1; done; exit 1")
+        python = "~/.edge-tprune/venv/bin/python"
+        document = json.loads(installed.user(f"{python} -m edge_tprune doctor --json"))
+        (finding,) = [entry for entry in document["findings"] if entry["topic"] == "jtop"]
+        assert finding["level"] == "ok", finding
+        line = installed.user(f"timeout {LIMIT_S // 2} {python} -m edge_tprune.telemetry.jtop | head -n 1")
+        assert "VDD_IN" in json.dumps(json.loads(line)["power"])
+    finally:
+        for process in installed._processes("JtopServer"):
+            with suppress(ProcessLookupError):
+                os.kill(process, 9)
+        service.wait(timeout=LIMIT_S)
+
+
 # --- what goes wrong
 
 
