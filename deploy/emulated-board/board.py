@@ -240,17 +240,15 @@ def build_inside(directory: Path) -> None:
         (dpkg / "board").write_text("force-unsafe-io\npath-exclude=/usr/share/man/*\npath-exclude=/usr/share/locale/*\n")
         say("configuring it under emulation (second stage; two to five minutes)")
         subprocess.run(["chroot", root, "/debootstrap/debootstrap", "--second-stage"], stdout=stream, stderr=stream, check=True)
+    furnish(directory, root)
+
+
+def furnish(directory: Path, root: Path) -> None:
+    """Makes a plain Debian root into a board: what JetPack's Python has, a user with a key, sshd."""
     say("adding what JetPack's Python has")
     target = root / f"usr/local/lib/python{PYTHON}/dist-packages"
-    pip(
-        "install",
-        "--no-deps",
-        "--no-compile",
-        "--no-index",
-        "--target",
-        str(target),
-        *map(str, (directory / "wheels").glob("*.whl")),
-    )
+    wheels = map(str, (directory / "wheels").glob("*.whl"))
+    pip("install", "--no-deps", "--no-compile", "--no-index", "--target", str(target), *foreign(), *wheels)
     compile_wheels(root, target)
     subprocess.run(
         ["chroot", root, "/usr/sbin/useradd", "--create-home", "--password", "*", "--shell", "/bin/bash", USER], check=True
