@@ -250,9 +250,9 @@ def furnish(directory: Path, root: Path) -> None:
     wheels = map(str, (directory / "wheels").glob("*.whl"))
     pip("install", "--no-deps", "--no-compile", "--no-index", "--target", str(target), *foreign(), *wheels)
     compile_wheels(root, target)
-    subprocess.run(
-        ["chroot", root, "/usr/sbin/useradd", "--create-home", "--password", "*", "--shell", "/bin/bash", USER], check=True
-    )
+    account = ["/usr/sbin/useradd", "--create-home", "--password", "*", "--groups", "jtop", "--shell", "/bin/bash", USER]
+    for command in (["/usr/sbin/groupadd", "jtop"], account):
+        subprocess.run(["chroot", root, *command], check=True)
     (root / "etc/hostname").write_text("emulated-board\n")
     (root / "etc/ssh/sshd_config").write_text(SSHD_CONFIG.format(user=USER))
     shutil.copy(directory / "keys/host", root / "etc/ssh/board_host_key")
