@@ -1,4 +1,7 @@
-"""What an engine became: precision and fused attention, read from TensorRT's inspector, so that a slow budget explains itself."""
+"""What an engine became: precision and fused attention, so that a slow budget explains itself.
+
+On the GPU that runs it TensorRT's inspector tells. Away from it, the plan of TensorRT-RTX still holds its kernels as source text.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _FUSED = re.compile(r"mha|flash", re.IGNORECASE)
+#: In plans of TensorRT-RTX: of any compiled kernel, and once for every attention that became one kernel (seen in 1.7).
+_ANY_KERNEL, _FUSED_KERNEL = b"__myln_", b"struct _gemm_mha_v2_params_t"
 _HALF, _SINGLE = re.compile(r"half|fp16|float16", re.IGNORECASE), re.compile(r"float|fp32", re.IGNORECASE)
 
 
@@ -31,6 +36,17 @@ def describe_engine(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "fused_attention": len(fused),
         "fused_attention_blocks": sorted({block for index, _ in fused if (block := _block_before(layers, index)) is not None}),
     }
+
+
+def describe_plan(plan: bytes) -> dict[str, Any] | None:
+    """What a plan tells without the GPU it is for: as `describe_engine`, with None for what it does not tell.
+
+    None altogether where the plan holds no source text, as those of TensorRT itself, or text of another kind than known.
+    """
+    if _ANY_KERNEL not in plan:
+        return None
+    fused = plan.count(_FUSED_KERNEL)
+    return {"layers": None, "fp16_layers_percent": None, "fused_attention": fused, "fused_attention_blocks": None}
 
 
 def _precision(layer: Mapping[str, Any]) -> str | None:

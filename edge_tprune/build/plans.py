@@ -31,7 +31,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from edge_tprune.build.inspection import describe_engine
+from edge_tprune.build.inspection import describe_engine, describe_plan
 from edge_tprune.build.tensorrt import MEMORY_WAY_OUT, BuildError, Compiled, Network, Progress, Settings
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, write_bytes, write_json
@@ -307,7 +307,7 @@ def _record(job: Job, compiled: Compiled) -> dict[str, Any]:
         "target": job.target,
         "typing": compiled.typing,
         "network": compiled.network,
-        "engine": None,
+        "engine": describe_plan(compiled.plan),
         "skipped_tactics": compiled.skipped_tactics,
         "warnings": list(compiled.warnings),
     }

@@ -235,13 +235,11 @@ def engines_table(engines: list[tuple[str, dict[str, Any]]]) -> Table:
         result.add_column(heading, justify="right")
     for budget, record in engines:
         became, attention = record["engine"], record["network"]["attention"]
-        if became is None:  # the GPU it is for is elsewhere: what the parsed network allows
-            layers, fp16 = f"{record['network']['layers']} parsed", "–"
-            fused = f"up to {sum(kind != 'map is used' for kind in attention)} of {len(attention)}"
-        else:
-            share = became["fp16_layers_percent"]
-            layers, fp16 = str(became["layers"]), "–" if share is None else f"{share:.0f} %"
+        layers, fp16, fused = f"{record['network']['layers']} parsed", "–", "–"  # what is not known where the GPU is not
+        if became is not None:
             fused = f"{became['fused_attention']} of {len(attention)}"
+            layers = layers if became["layers"] is None else str(became["layers"])
+            fp16 = fp16 if became["fp16_layers_percent"] is None else f"{became['fp16_layers_percent']:.0f} %"
         row = (budget, record["target"] or record["key"]["device"], record["key"]["precision"], f"{record['bytes'] / 1e6:.1f}")
         result.add_row(*row, f"{record['build_seconds']:.1f}", layers, fp16, fused)
     return result

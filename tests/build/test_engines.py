@@ -13,6 +13,7 @@ from edge_tprune.build import engines
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.build.engines import build_ahead, machine, prepare
 from edge_tprune.build.plans import read_record
+from edge_tprune.cli import main
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Device, open_cuda
 from edge_tprune.runtime.engine import open_engine
@@ -155,6 +156,45 @@ def test_without_a_gpu_prepare_says_so_at_once(bundle: Bundle, rtx: Library, no_
     with pytest.raises(UserError, match=r"no CUDA driver|too old|sees no GPU|no Python binding"):
         prepare(bundle, "0.6", "tensorrt-rtx", cache=tmp_path)
     assert list(tmp_path.iterdir()) == [bundle.path]
+
+
+def test_the_command_reports_what_the_engines_are(ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["engines", str(ahead), "--runtime", "tensorrt-rtx", "--target", "sm86,sm120"]
+    assert main([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [entry["budget"] for entry in document["engines"]] == ["1.0", "1.0", "0.6", "0.6"]
+    for entry in document["engines"]:
+        assert Path(entry["plan"]).stat().st_size == entry["bytes"]
+        assert entry["layer_times_ms"] is None
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "sm120" in out
+    assert "0 of 4" in out  # fused attention, in float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runtime", "onnxruntime"], "onnxruntime builds no engines"),
+        (["--target", "sm86"], "--target is for --runtime tensorrt-rtx"),
+        (["--runtime", "tensorrt-rtx", "--target", "sm86", "--layers"], "leave --budgets, --precision and --layers out"),
+        (["--runtime", "tensorrt-rtx", "--target", "gtx1080"], "no engine can be built ahead of time for 'gtx1080'"),
+        (["--workspace-mb", "0"], "a workspace of 0 MB is out of range"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    ahead: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["engines", str(ahead), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_build_refuses_a_target_without_its_runtime_before_it_does_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", "reference", "--target", "sm86", "--out", str(tmp_path / "b")]) == 2
+    assert "--target is for --runtime tensorrt-rtx" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 # With a GPU.

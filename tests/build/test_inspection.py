@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge_tprune.build.inspection import describe_engine, slowest
+from edge_tprune.build.inspection import describe_engine, describe_plan, slowest
 
 
 def layer(name: str, kind: str = "Half", tactic: str = "", metadata: str = "", key: str = "Format/Datatype") -> dict[str, Any]:
@@ -67,6 +67,16 @@ def test_what_the_inspector_does_not_say_is_unknown_not_zero() -> None:
     assert found["fused_attention"] == 1
     assert found["fused_attention_blocks"] == []
     assert describe_engine([])["fp16_layers_percent"] is None
+
+
+def test_a_plan_without_source_text_tells_nothing() -> None:
+    assert describe_plan(b"\x00binary kernels") is None
+    assert describe_plan(b"using __myln_half = __half;") == {
+        "layers": None,
+        "fp16_layers_percent": None,
+        "fused_attention": 0,
+        "fused_attention_blocks": None,
+    }
 
 
 def test_newer_releases_call_the_data_type_otherwise() -> None:

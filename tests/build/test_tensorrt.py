@@ -11,10 +11,12 @@ import pytest
 
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.build.export import FORMS, SharedWeights, export, save
+from edge_tprune.build.inspection import describe_plan
 from edge_tprune.build.tensorrt import BuildError, Network, Settings
 from edge_tprune.errors import UserError
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.precision import PRECISIONS
 from edge_tprune.reduction.registry import method
 from edge_tprune.runtime.tensorrt import Library
 
@@ -50,6 +52,25 @@ def test_says_which_block_cannot_fuse_its_attention(
     found = Network(rtx, tmp_path / "g.onnx").describe(4)
     assert found["attention"] == ["fusable", attention, "fusable", "fusable"]
     assert found["tokens_after_blocks"] == [37, 25, 25, 25]
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("mixed", 3), ("fp32", 0)])
+def test_the_plan_tells_how_many_attentions_became_one_kernel(
+    rtx: Library, loaded: LoadedModel, tmp_path: Path, precision: str, fused: int
+) -> None:
+    """Of four blocks, one has its map read by the reduction; and in float32 TensorRT fuses none."""
+    pruned = PrunedViT(loaded.model, method("zero_tprune"), (37, 25, 25, 25), {}, PRECISIONS[precision])
+    model = export(pruned, FORMS["tensorrt-rtx"], 1, (3, 48, 48))
+    with (tmp_path / "weights.bin").open("wb") as stream:
+        SharedWeights(stream, "weights.bin").externalise(model)
+    save(model, tmp_path / "g.onnx")
+    compiled = Network(rtx, tmp_path / "g.onnx").compile(precision, Settings(), target="sm86", blocks=4)
+    became = describe_plan(compiled.plan)
+    assert became is not None
+    assert became["fused_attention"] == fused
+    assert set(compiled.network["operations"]["softmax"]) == {"float32"}
+    half = "float32" if precision == "fp32" else "float16"
+    assert compiled.network["operations"]["convolution"] == {half: 1}
 
 
 def broken(bundle: Bundle, change: Callable[[onnx.ModelProto], None]) -> Path:
