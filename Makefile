@@ -90,9 +90,10 @@ eval-methods: $(READY)  ## every method at every budget: accuracy, latency, cost
 eval-published: $(READY)  ## our methods beside what their authors' codes gave (WEIGHTS of DeiT-Tiny, DATA with labels)
 	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' $(ARGS)
 
-bench: $(READY)  ## what sampling costs, and reductions against the slice oracle, each in one interleaved run
+bench: $(READY)  ## reductions against the slice oracle, what sampling costs, and reading 10 million samples
 	$(BIN)/python -m tests.benchmarks.observer
 	$(BIN)/python -m tests.benchmarks.reduction $(ARGS)
+	$(BIN)/python -m tests.benchmarks.analysis
 
 soak: $(READY)  ## whether a long measurement takes more and more memory (ARGS='--minutes 30')
 	$(BIN)/python -m tests.benchmarks.soak $(ARGS)

@@ -1,0 +1,84 @@
+"""`compare` and `select` on the command line: what they write, and with which exit code they end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edge_tprune.cli import main
+
+
+@pytest.fixture(scope="module")
+def two(profiles, tmp_path_factory):
+    """An older profile, and a newer one in which budget 0.65 became slower."""
+    root = tmp_path_factory.mktemp("two")
+    slower = {"1.0": 10.0, "0.9": 9.2, "0.8": 8.3, "0.65": 9.1, "0.5": 5.6}
+    later = profiles.info()
+    later["started_utc"] = "2025-11-28T09:30:00+00:00"
+    old = profiles.write(root / "old", summary=profiles.summary(profiles.info()))
+    return str(old), str(profiles.write(root / "new", later, summary=profiles.summary(later), latencies=slower, seed=3))
+
+
+def test_two_profiles_are_two_points_in_time(two, capsys):
+    old, new = two
+    assert main(["compare", old, new]) == 0
+    text = capsys.readouterr().out
+    assert "From old (2025-11-21) to new (2025-11-28)" in text
+    assert "worse: zero_tprune 0.65: p50 latency" in text
+    assert text.isascii()
+
+
+def test_fail_on_regression(two, capsys):
+    old, new = two
+    assert main(["compare", old, new, "--fail-on-regression"]) == 1
+    assert capsys.readouterr().err.startswith("edge-tprune: regression: zero_tprune 0.65: p50 latency")
+    assert main(["compare", new, old, "--fail-on-regression"]) == 0  # from slow to fast is none
+    capsys.readouterr()
+    assert main(["compare", new, "--against", old, "--fail-on-regression", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["changes"]["regression"] is True
+    assert main(["compare", old, new, "--fail-on-regression", "--tolerance-percent", "60"]) == 0
+
+
+def test_one_profile_is_no_two_points_in_time(two, capsys):
+    assert main(["compare", two[0], "--fail-on-regression"]) == 2
+    assert "two points in time are two profiles" in capsys.readouterr().err
+    assert main(["compare", two[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["changes"] is None
+
+
+def test_export(two, tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    assert main(["compare", *two, "--export", str(file)]) == 0
+    assert len(file.read_text().splitlines()) == 11
+    assert str(file) in capsys.readouterr().err.replace("\n", "")
+    assert main(["compare", *two, "--export", str(tmp_path / "rows.txt")]) == 2
+
+
+def test_select_takes_power_and_energy(two, capsys):
+    assert main(["select", two[0], "--max-mean-power-w", "9.5", "--max-energy-mj", "80", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["chosen"]["budget"] == "0.8"
+    assert {entry["constraint"]: entry["sure"] for entry in document["constraints"]} == {
+        "max_mean_power_w": True, "max_energy_mj": True,
+    }  # fmt: skip
+    assert main(["select", two[0], "--minimize", "energy"]) == 0
+    assert "most frugal per image" in capsys.readouterr().out
+    assert main(["select", two[0], "--max-mean-power-w", "1"]) == 1
+    assert "nearest to --max-mean-power-w 1 W is budget 0.5" in capsys.readouterr().err
+
+
+def test_select_across_boards(profiles, tmp_path, capsys):
+    for name, scale in (("nano", 1.0), ("agx", 4.0)):
+        info = profiles.info()
+        info["environment"]["board_model"] = name
+        profiles.write(tmp_path / name, info, summary=profiles.summary(info, scale))
+    question = ["select", str(tmp_path), "--max-mean-power-w", "9", "--json"]
+    assert main(question) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [entry["environment"] for entry in document["candidates"]] == ["nano"]
+    assert document["chosen"]["budget"] == "0.65"
+    assert document["without"][0]["chosen"] is None
+    assert main([*question[:-1], "--max-p50-ms", "0.1"]) == 1
+    assert "agx: no budget fits" in capsys.readouterr().err
