@@ -4,12 +4,14 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from edge_tprune.analysis.metrics import METRICS
+from edge_tprune.analysis.recorded import Verdict
 from edge_tprune.analysis.select import (
     LIMITS,
     OBJECTIVES,
@@ -229,6 +231,9 @@ ROW = st.fixed_dictionaries(
         "throughput_images_per_s": NUMBER,
         "peak_memory_mb": NUMBER,
         "macs_g": NUMBER,
+        "mean_power_w": NUMBER,
+        "energy_mj_per_image": NUMBER,
+        "missed_deadlines_percent": NUMBER,
     }
 )
 
@@ -242,18 +247,24 @@ def _rows(profiles, table):
 @given(st.lists(ROW, max_size=12))
 def test_pareto_front_equals_brute_force(profiles, table):
     rows = _rows(profiles, table)
-    for x, y in ((METRICS["p50_ms"], METRICS["top1_percent"]), (METRICS["throughput_images_per_s"], METRICS["peak_memory_mb"])):
-        known = [row for row in rows if not row.unfit and row.value(x.name) is not None and row.value(y.name) is not None]
+    for names in (
+        ("p50_ms", "top1_percent"),
+        ("throughput_images_per_s", "peak_memory_mb"),
+        ("p95_ms", "energy_mj_per_image", "top1_percent"),
+    ):
+        metrics = [METRICS[name] for name in names]
+        known = [row for row in rows if not row.unfit and all(row.value(name) is not None for name in names)]
 
-        def beats(a, b, x=x, y=y):
-            ax, ay, bx, by = a.value(x.name), a.value(y.name), b.value(x.name), b.value(y.name)
-            no_worse = not x.is_better(bx, ax) and not y.is_better(by, ay)
-            return no_worse and (x.is_better(ax, bx) or y.is_better(ay, by))
+        def beats(a, b, metrics=metrics):
+            pairs = [(metric, a.value(metric.name), b.value(metric.name)) for metric in metrics]
+            return all(not metric.is_better(theirs, ours) for metric, ours, theirs in pairs) and any(
+                metric.is_better(ours, theirs) for metric, ours, theirs in pairs
+            )
 
         expected = {row.budget for row in known if not any(beats(other, row) for other in known)}
-        front = pareto_front(rows, x, y)
+        front = pareto_front(rows, *metrics)
         assert {row.budget for row in front} == expected
-        costs = [x.cost(row.value(x.name)) for row in front]
+        costs = [metrics[0].cost(row.value(names[0])) for row in front]
         assert costs == sorted(costs)
 
 
@@ -293,3 +304,59 @@ def test_a_choice_keeps_every_constraint_and_a_no_means_that_nothing_does(profil
         value = row.value(metric.name)
         if value is not None and metric.is_better(value, choice.row.value(metric.name)):
             assert equal_within_noise(row, choice.row, metric)
+
+
+@pytest.mark.parametrize(
+    ("interval", "sure"),
+    [
+        (Interval(9, 8, 9.5), True),
+        (Interval(9, 8, 11), False),
+        (Interval(9, 8, None), None),  # too few rounds to know how slow it can get
+        (Interval(9, None, 9.5), True),  # how fast it can get does not matter
+        (None, None),
+    ],
+)
+def test_a_margin_is_sure_where_the_end_that_matters_keeps_the_bound(profiles, interval, sure):
+    row = profiles.row(p95_ms=9.0, p50_ms=8.0, intervals={} if interval is None else {"p95_ms": interval})
+    (margin,) = choose([row], {"max_p95_ms": 10}, "latency").margins
+    assert margin.sure is sure
+
+
+def test_accuracy_on_the_same_images_is_paired_image_by_image(profiles):
+    bits = np.arange(1000) % 4 > 0  # 75 % right
+    lost = bits.copy()
+    lost[np.flatnonzero(bits)[:20]] = False
+    wide = {"top1_change_points": Interval(0, -5, 5)}  # unpaired, nothing could be told apart
+
+    def row(right, data="d"):
+        top1 = 100 * float(right.mean())
+        conditions = {"eval data hash": data}
+        return profiles.row(
+            top1_percent=top1, intervals=wide, conditions=conditions, profile=str(id(right)), per_image={"top1_percent": right}
+        )
+
+    metric = METRICS["top1_percent"]
+    assert not equal_within_noise(row(bits), row(lost), metric)
+    assert equal_within_noise(row(bits), row(bits.copy()), metric)
+    assert equal_within_noise(row(bits), row(lost, "other images"), metric)
+
+
+def test_the_front_is_of_what_was_asked(profiles):
+    def row(name, ms, joules, top1):
+        return profiles.row(name, p50_ms=ms, energy_mj_per_image=joules, top1_percent=top1, top1_drop_points=0.0)
+
+    rows = [row("a", 5.0, 90.0, 80.0), row("b", 6.0, 50.0, 79.0), row("c", 7.0, 60.0, 78.0)]
+    choice = choose(rows, {"max_energy_mj": 100})
+    assert [metric.name for metric in choice.pareto_metrics] == ["energy_mj_per_image", "top1_percent"]
+    assert [each.budget for each in choice.pareto] == ["b", "a"]
+    assert [metric.name for metric in choose(rows).pareto_metrics] == ["p50_ms", "top1_percent"]
+
+
+def test_among_equals_a_valid_measurement_is_preferred_to_a_suspect_one(profiles):
+    def row(name, status):
+        return profiles.row(
+            name, profile=name, p50_ms=5.0, intervals={"p50_ms": Interval(5, 4.9, 5.1)},
+            top1_percent=90.0 + (status == "suspect"), verdict=Verdict(status, ("throttled",)),
+        )  # fmt: skip
+
+    assert choose([row("a", "suspect"), row("b", "valid")], objective="latency").row.budget == "b"

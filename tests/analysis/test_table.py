@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_tprune.agent.record import Check
+from edge_tprune.analysis.samples import Samples, Turn
 from edge_tprune.analysis.select import choose
-from edge_tprune.analysis.table import differences, find_profiles, group, load_rows
+from edge_tprune.analysis.table import differences, find_profiles, group, load_rows, profile_rows
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
 
@@ -320,3 +324,70 @@ def test_text_from_files_cannot_steer_a_terminal(profiles, tmp_path):
 def test_the_reader_does_not_need_the_summary(profile_dir):
     assert not (profile_dir / "summary.json").exists()
     assert json.loads((profile_dir / "run.json").read_text())["version"] == 1
+
+
+ENVIRONMENTS = st.fixed_dictionaries(
+    {
+        "board": st.sampled_from([None, "Jetson Orin Nano", "Jetson Xavier NX"]),
+        "power mode": st.sampled_from([None, {"id": 0, "name": "15W"}, {"id": 0, "name": "7W"}, {"id": 2, "name": "15W"}]),
+        "clocks": st.sampled_from([None, {"gpu": True, "cpu": [True]}, {"gpu": False, "cpu": [True]}]),
+        "runtime": st.sampled_from(["1.23.0", "1.24.0"]),
+        "precision": st.sampled_from(["fp32", "fp16"]),
+        "batch": st.sampled_from([1, 8]),
+        "fps": st.sampled_from([None, 30, 60]),
+        "tool": st.sampled_from(["0.1.0", "0.2.0"]),
+        "sensor": st.sampled_from([None, "VDD_IN", "VDD_GPU_SOC"]),
+        "zero copy": st.sampled_from([None, True, False]),
+        "data": st.sampled_from(["d" * 64, "e" * 64]),
+    }
+)
+
+
+def _samples_in(profiles, environment):
+    """A run in that environment, as it would have been read."""
+    info = profiles.info(batch=environment["batch"])
+    info["environment"].update(board_model=environment["board"], power_mode=environment["power mode"])
+    info["environment"]["clock_locks"] = environment["clocks"]
+    info["environment"]["versions"]["onnxruntime"] = environment["runtime"]
+    info["tool_version"] = environment["tool"]
+    if environment["fps"] is not None:
+        info["plan"].update(mode="fixed_rate", fps=environment["fps"])
+    for budget in info["budgets"]:
+        budget["artifact"]["precision"] = environment["precision"]
+        budget["accuracy"]["data"]["sha256"] = environment["data"]
+    engine = None if environment["zero copy"] is None else {"zero_copy": environment["zero copy"]}
+    sensor = None if environment["sensor"] is None else {"metric": "total_power_mw", "made_of": environment["sensor"]}
+    turns = {budget["name"]: (Turn(0, np.array([10**7])), Turn(1, np.array([10**7]))) for budget in info["budgets"]}
+    checks = {"1.0": Check("1.0", True, 0.0, 1.0, None, None, engine)}
+    return Samples(Path("run"), info, checks, turns, 0, {}, {"sensor": sensor}, (), ())
+
+
+@settings(max_examples=60)
+@given(st.lists(ENVIRONMENTS, min_size=2, max_size=4))
+def test_rows_of_different_environments_are_never_in_one_group(profiles, environments):
+    of = {}
+    for environment in environments:
+        for row in profile_rows(_samples_in(profiles, environment)):
+            of[id(row)] = (row, environment)
+    rows = [row for row, _ in of.values()]
+    groups = group(rows)
+    for each in groups:
+        assert len({json.dumps(of[id(row)][1], sort_keys=True) for row in each.rows}) == 1
+    assert len(groups) == len({json.dumps(environment, sort_keys=True) for environment in environments})
+    assert (len(groups) > 1) == bool(differences(rows))
+
+
+def test_profiles_are_found_at_any_depth(profiles, tmp_path):
+    path = profiles.write(tmp_path / "orin" / "15W" / "deit" / "zero_tprune" / "run")
+    (path / "nested").mkdir()
+    (path / "nested" / "run.json").write_text("{}")  # belongs to the profile, whatever it is
+    assert find_profiles(tmp_path) == [path]
+
+
+def test_the_interval_of_a_percentile_is_around_the_value_that_is_shown(profile_dir):
+    for row in load_rows(profile_dir):
+        for metric in ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "throughput_images_per_s"):
+            interval = row.intervals[metric]
+            assert interval.value == row.value(metric)
+            assert interval.low is None or interval.low <= interval.value
+            assert interval.high is None or interval.value <= interval.high
