@@ -83,7 +83,7 @@ def name_columns(rows: Sequence[Row]) -> list[Column]:
     chosen.append(Column("budget", "budget", "", lambda row: row.budget))
     if len({(row.method, row.budget) for row in rows}) < len(rows):
         chosen.insert(0, Column("run", "run", "", lambda row: row.profile.started_utc[:16].replace("T", " ")))
-    if any(row.verdict is not None and row.verdict.status != "valid" for row in rows):
+    if len({row.verdict.status if row.verdict else None for row in rows}) > 1:
         chosen.append(Column("verdict", "verdict", "", lambda row: row.verdict.status if row.verdict else MISSING))
     return chosen
 
@@ -148,14 +148,24 @@ def render(rows: Rows, console: Console) -> None:
         for row in group.rows:
             if row.unfit:
                 _line(console, f"Not to be used: {row.name}: {row.unfit}.", plain, style="red")
-            elif row.suspect:
-                _line(console, f"Suspect: {row.name}: {row.suspect}.", plain, style="yellow")
+        for reason, names in _doubts(group.rows).items():
+            _line(console, f"Suspect{names}: {reason}.", plain, style="yellow")
         _line(console, _CONFIDENCE_NOTE, plain, style="dim")
         _line(console, "", plain)
     if len(groups) > 1:
         _line(console, f"The groups differ in {describe_differences(rows.rows)}.", plain)
     for warning in rows.warnings:
         _line(console, f"warning: {warning}", plain, style="yellow")
+
+
+def _doubts(rows: Sequence[Row]) -> dict[str, str]:
+    """Every reason to doubt a row -> ' (0.65, 0.5)', which rows it is about; '' where it is about all."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        if row.verdict is not None and row.suspect:
+            for reason in row.verdict.reasons or (row.suspect,):
+                about.setdefault(reason, []).append(row.name)
+    return {reason: "" if len(names) == len(rows) else f" ({', '.join(names)})" for reason, names in about.items()}
 
 
 def describe_differences(rows: Sequence[Row]) -> str:

@@ -197,7 +197,7 @@ def test_a_verdict_that_is_not_valid_is_a_column_and_its_reason_a_line(profiles,
     assert [line.split()[1] for line in text.splitlines() if line.startswith(("0.", "1.0"))] == [
         "valid", "valid", "suspect", "valid", "invalid",
     ]  # fmt: skip
-    assert "Suspect: zero_tprune 0.8: the GPU was throttled." in text
+    assert "Suspect (zero_tprune 0.8): the GPU was throttled." in text
     assert "Not to be used: zero_tprune 0.5: its run is invalid: over-current." in text
 
 
@@ -208,3 +208,11 @@ def test_what_equals_the_best_within_the_noise_is_marked_like_it(profiles):
     column = next(each for each in columns([row("a", 5.0), row("b", 7.0)]) if each.name == "p50_ms")
     assert column.best([row("a", 5.0), row("b", 5.1), row("c", 7.0)]) == {"5.00", "5.10"}
     assert column.best([row("a", 5.0), row("b", 5.1)]) == set()  # a mark on everything says nothing
+
+
+def test_a_doubt_about_all_is_said_once(profiles, tmp_path):
+    info = profiles.info()
+    doubt = {"status": "suspect", "reasons": [{"code": "swap", "text": "swap in use changed"}]}
+    text = _printed(load_rows(profiles.write(tmp_path / "run", info, summary=profiles.summary(info, verdict=doubt))))
+    assert text.count("Suspect: swap in use changed.") == 1
+    assert "verdict" not in text
