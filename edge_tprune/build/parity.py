@@ -24,7 +24,7 @@ from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
 
 TOLERANCE = 1e-4  # absolute, on logits, in float32
-HALF_KL = 0.02  # nats, mean over the images, of a half precision graph from the float32 network
+HALF_KL = 0.1  # nats, mean over the images, of a half precision graph from the float32 network: one near tie may turn, no more
 HALF_AGREEMENT = 75.0  # per cent of images with the float32 network's top-1
 
 _RUNTIME = "onnxruntime"
