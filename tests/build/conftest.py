@@ -15,6 +15,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.models.loading import LoadedModel, _hash_weights
 from edge_tprune.runtime.tensorrt import Library, load
 
+RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 PREPROCESSING = {
     "input_size": [3, 48, 48],
     "mean": [0.5, 0.5, 0.5],
@@ -47,9 +48,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture(scope="session")
 def built(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "small"
-    plan = make_plan(
-        loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=["onnxruntime", "tensorrt", "tensorrt-rtx"]
-    )
+    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
     return build(loaded, plan, out).bundle.path
 
 

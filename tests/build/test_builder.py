@@ -20,7 +20,7 @@ from edge_tprune.errors import HonestNo, UserError
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import Evidence, Keep, Outcome, Reducer, register, registry
 from edge_tprune.runtime.engine import open_engine
-from tests.build.conftest import small_model
+from tests.build.conftest import RUNTIMES, small_model
 
 
 def size(path: Path) -> int:
@@ -34,7 +34,7 @@ def test_a_bundle_holds_what_it_promises(built: Path, loaded: LoadedModel) -> No
     inputs, logits = bundle.golden()
     for budget in bundle.budgets:
         assert len(budget.schedule) == 4
-        assert {a.runtime for a in budget.artifacts} == {"onnxruntime", "tensorrt"}
+        assert {a.runtime for a in budget.artifacts} == set(RUNTIMES)
         for record in budget.parity.values():
             assert record["max_abs_logit_difference"] <= 1e-4
             assert record["top1_same"]
@@ -56,7 +56,7 @@ def test_five_budgets_weigh_little_more_than_one(tmp_path: Path) -> None:
 
 
 def test_rebuilding_an_unchanged_bundle_is_a_no_op(bundle: Bundle, loaded: LoadedModel) -> None:
-    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=["onnxruntime", "tensorrt"])
+    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
     before = {f: f.stat().st_mtime_ns for f in bundle.path.rglob("*")}
     again = build(loaded, plan, bundle.path, progress=lambda *_: pytest.fail("something was built"))
     assert again.reused
@@ -88,7 +88,7 @@ def test_ctrl_c_leaves_the_old_bundle_and_no_litter(bundle: Bundle, loaded: Load
 def test_an_old_bundle_set_aside_by_a_killed_build_comes_back(bundle: Bundle, loaded: LoadedModel) -> None:
     """Killed between the two renames: the old bundle waits under another name, and the next build puts it back first."""
     bundle.path.rename(bundle.path.with_name(f".{bundle.path.name}.replaced"))
-    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=["onnxruntime", "tensorrt"])
+    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
     assert build(loaded, plan, bundle.path).reused
     assert sorted(p.name for p in bundle.path.parent.iterdir()) == [f".{bundle.path.name}.lock", bundle.path.name]
 
