@@ -203,6 +203,11 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["build", "reference", "--weights", "random", "--budgets", "0.1"], "nearest reachable"),
         (["build", "reference", "--weights", "random", "--budgets", "half"], "'half' is not a number"),
         (["build", "reference", "--weights", "random", "--option", "votes"], "not of the form name=value"),
+        (
+            ["build", "reference", "--weights", "random", "--precision", "fp61"],
+            "no precision 'fp61'.* Known: fp32, fp16, mixed",
+        ),
+        (["build", "reference", "--weights", "random", "--precision", "fp16"], "add --runtime tensorrt"),
         (["build", "reference", "--weights", "random", "--option", "vote=3"], "Did you mean votes"),
         (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
         (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),
