@@ -42,6 +42,11 @@ class Interval:
     high: float | None
     confidence: float = 0.95
 
+    @property
+    def known(self) -> bool:
+        """Whether anything is known about where the truth lies: it has at least one end."""
+        return self.low is not None or self.high is not None
+
     def excludes(self, x: float) -> bool:
         """Whether `x` lies outside the interval. Without ends nothing is excluded."""
         return (self.low is not None and x < self.low) or (self.high is not None and x > self.high)
@@ -229,13 +234,31 @@ def combine_difference(a: Interval, b: Interval) -> Interval:
     return Interval(difference, low, high, a.confidence)
 
 
-def combine_ratio(a: Interval, b: Interval) -> Interval | None:
-    """a / b of two independent estimates of positive quantities; None where either is not positive, ends None where theirs are."""
+def combine_ratio(a: Interval, b: Interval) -> Interval:
+    """a / b of two independent estimates of positive quantities; ends None where theirs are unknown or not positive.
+
+    Raises:
+        ValueError: a value is not positive.
+    """
     if a.value <= 0 or b.value <= 0:
-        return None
+        raise ValueError(f"a ratio needs positive values, got {a.value} and {b.value}")
     logs = combine_difference(_log_interval(a), _log_interval(b))
     low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
     return Interval(math.exp(logs.value), low, high, a.confidence)
+
+
+def proportion_interval(count: int, total: int, confidence: float = 0.95) -> Interval:
+    """`count` of `total` as a share (0 to 1), with the exact interval of a binomial share (Clopper & Pearson 1934).
+
+    Raises:
+        ValueError: not 0 <= count <= total, or a total of zero.
+    """
+    if not 0 <= count <= total or not total:
+        raise ValueError(f"a share needs 0 <= count <= total and a total, got {count} of {total}")
+    tail, inverse = (1 - confidence) / 2, _special("betaincinv")
+    low = float(inverse(count, total - count + 1, tail)) if count else 0.0
+    high = float(inverse(count + 1, total - count, 1 - tail)) if count < total else 1.0
+    return Interval(count / total, low, high, confidence)
 
 
 def simultaneous(interval: Interval, family: int) -> Interval:

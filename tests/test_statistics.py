@@ -20,6 +20,7 @@ from edge_tprune.statistics import (
     paired_difference,
     paired_speedup,
     percentile_intervals,
+    proportion_interval,
     ratio_interval,
     simultaneous,
 )
@@ -273,9 +274,7 @@ def test_combined_intervals_of_independent_means_cover():
     for _ in range(300):
         a, b = mean_interval(rng.normal(12, 1, 10), seed=1), mean_interval(rng.normal(10, 2, 15), seed=2)
         differences += not combine_difference(a, b).excludes(2)
-        ratio = combine_ratio(a, b)
-        assert ratio is not None
-        ratios += not ratio.excludes(1.2)
+        ratios += not combine_ratio(a, b).excludes(1.2)
     assert differences >= 0.93 * 300
     assert ratios >= 0.93 * 300
 
@@ -283,7 +282,29 @@ def test_combined_intervals_of_independent_means_cover():
 def test_combining_what_is_not_known():
     half = Interval(10.0, 9.0, None)
     assert combine_difference(half, Interval(5.0, 4.0, 6.0)) == Interval(5.0, 5 - math.hypot(1, 1), None)
-    assert combine_ratio(Interval(0.0, 0.0, 0.0), half) is None
+    assert combine_ratio(half, Interval(5.0, -1.0, 6.0)) == Interval(
+        pytest.approx(2.0), pytest.approx(2 * math.exp(-math.hypot(math.log(10 / 9), math.log(6 / 5)))), None
+    )
+    with pytest.raises(ValueError, match="positive"):
+        combine_ratio(Interval(0.0, 0.0, 0.0), half)
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_proportions_are_exact_intervals(count, total):
+    if count > total:
+        with pytest.raises(ValueError, match="count <= total"):
+            proportion_interval(count, total)
+        return
+    interval = proportion_interval(count, total)
+
+    def at_least(share, least):
+        return sum(math.comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(least, total + 1))
+
+    assert interval.low <= interval.value <= interval.high
+    if count:  # were the share at the lower end, so many would come once in forty times
+        assert at_least(interval.low, count) == pytest.approx(0.025)
+    if count < total:
+        assert 1 - at_least(interval.high, count + 1) == pytest.approx(0.025)
 
 
 def test_simultaneous_intervals_are_wider_and_hold_together():

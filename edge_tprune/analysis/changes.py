@@ -9,14 +9,14 @@ the intervals are widened until all of them together are of 95 % (Bonferroni).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Console
 
 from edge_tprune.analysis.compare import Column, name_columns, print_table, say
 from edge_tprune.analysis.conditions import FIXED
-from edge_tprune.analysis.equality import interval_of, same_images
+from edge_tprune.analysis.equality import SIGNIFICANCE, interval_of, same_images
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Row, differences
 from edge_tprune.errors import UserError
@@ -31,6 +31,8 @@ _JUDGED = (
     "p50_ms", "p95_ms", "speedup", "missed_deadlines_percent", "mean_power_w", "energy_mj_per_image", "peak_memory_mb",
     "top1_percent", "agreement_percent",
 )  # fmt: skip
+#: Least change that counts, in points: misses come in bursts, which their interval knows nothing of.
+_LEAST_POINTS = {"missed_deadlines_percent": 1.0}
 _POWER = ("mean_power_w", "energy_mj_per_image")
 _ACCURACY = ("top1_percent", "agreement_percent")
 
@@ -264,7 +266,7 @@ def _left_out(differs: dict[str, tuple[str, ...]]) -> list[str]:
 
 def _judged(old: Row, new: Row) -> list[Metric]:
     """The metrics that both have and that mean the same in both."""
-    found = [METRICS[name] for name in _JUDGED if old.value(name) is not None and new.value(name) is not None]
+    found = [METRICS[name] for name in _JUDGED if all(_comparable(row.value(name), METRICS[name]) for row in (old, new))]
     if old.conditions.get("power sensor") != new.conditions.get("power sensor"):
         found = [metric for metric in found if metric.name not in _POWER]
     if any(old.conditions.get(label) != new.conditions.get(label) for label in ("eval data", "eval data hash")):
@@ -276,6 +278,11 @@ def _judged(old: Row, new: Row) -> list[Metric]:
     return found
 
 
+def _comparable(value: float | None, metric: Metric) -> bool:
+    """Whether it was measured; and a factor between two amounts needs both to be positive."""
+    return value is not None and (metric.scale == "difference" or value > 0)
+
+
 def _change(old: Row, new: Row, metric: Metric, family: int, tolerance: float) -> Change:
     before, after = old.value(metric.name), new.value(metric.name)
     if before is None or after is None:
@@ -283,7 +290,7 @@ def _change(old: Row, new: Row, metric: Metric, family: int, tolerance: float) -
     ours, theirs = new.per_image.get(metric.name), old.per_image.get(metric.name)
     if ours is not None and theirs is not None and same_images(old, new):
         interval = paired_difference(100.0 * ours, 100.0 * theirs)
-        beyond = mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum())) < 0.05 / family
+        beyond = mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum())) < SIGNIFICANCE / family
     else:
         estimates = interval_of(new, metric), interval_of(old, metric)
         interval = _combined(metric, before, after, estimates)
@@ -292,7 +299,9 @@ def _change(old: Row, new: Row, metric: Metric, family: int, tolerance: float) -
         beyond = wide.excludes(1.0 if metric.scale == "ratio" else 0.0)
         if metric.scale == "ratio":
             beyond = (beyond or single) and abs(interval.value - 1) > tolerance
-        if not single and interval.low is None and interval.high is None and after != before:
+        elif abs(interval.value) < _LEAST_POINTS.get(metric.name, 0.0):
+            beyond = False
+        if not single and not interval.known and after != before:
             return Change(metric, before, after, interval, "unknown")
     verdict: Literal["worse", "better", "equal"] = "equal"
     if beyond and after != before:
@@ -301,12 +310,9 @@ def _change(old: Row, new: Row, metric: Metric, family: int, tolerance: float) -
 
 
 def _combined(metric: Metric, old: float, new: float, estimates: tuple[Interval | None, Interval | None]) -> Interval:
-    """New against old, centred on the two values; their intervals may be of something that differs by a constant."""
+    """New against old, centred on the two values: top-1 is as uncertain as its change from the unpruned model."""
     after, before = (
         Interval(value, None, None) if estimate is None else estimate.at(value)
         for value, estimate in zip((new, old), estimates)
     )
-    if metric.scale == "difference":
-        return combine_difference(after, before)
-    ratio = combine_ratio(after, before)
-    return replace(after, value=1.0 if new == old else float("inf"), low=None, high=None) if ratio is None else ratio
+    return combine_difference(after, before) if metric.scale == "difference" else combine_ratio(after, before)

@@ -9,7 +9,7 @@ from edge_tprune.statistics import Interval, mcnemar, paired_speedup
 
 #: How sure a value is may be recorded under another name: accuracy is paired with the unpruned model's, image by image.
 _INTERVAL_OF = {"top1_percent": "top1_change_points"}
-_SIGNIFICANCE = 0.05  #: of McNemar's test, as the intervals are of 95 %
+SIGNIFICANCE = 0.05  #: of McNemar's test, as the intervals are of 95 %
 
 
 def equal_within_noise(a: Row, b: Row, metric: Metric) -> bool:
@@ -21,14 +21,14 @@ def equal_within_noise(a: Row, b: Row, metric: Metric) -> bool:
     """
     ours, theirs = a.per_image.get(metric.name), b.per_image.get(metric.name)
     if ours is not None and theirs is not None and same_images(a, b):
-        return mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum())) >= _SIGNIFICANCE
+        return mcnemar(int((ours & ~theirs).sum()), int((theirs & ~ours).sum())) >= SIGNIFICANCE
     first, second = a.by_round.get(metric.name), b.by_round.get(metric.name)
     if a.profile.path == b.profile.path and first and second:
         ratio = paired_speedup(first, second)
         if ratio is not None and ratio.low is not None:
             return not ratio.excludes(1)
     one, two = interval_of(a, metric), interval_of(b, metric)
-    if one is not None and two is not None and one.low is not None and two.low is not None:
+    if one is not None and two is not None and (one.known or two.known):
         return one.overlaps(two)
     return metric.format(a.value(metric.name)) == metric.format(b.value(metric.name))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from edge_tprune.analysis.conditions import clean
 from edge_tprune.errors import UserError
-from edge_tprune.statistics import Interval
+from edge_tprune.statistics import Interval, proportion_interval
 
 _OF_A_BUDGET = "budget"  #: code of the run's reasons that only repeat a budget's verdict
 _RANK = {"valid": 0, "suspect": 1, "invalid": 2}
@@ -72,12 +72,14 @@ def read_recorded(summary: Mapping[str, Any], budget: str) -> Recorded:
     missed, images = fixed.get("missed_deadlines"), own.get("inferences")
     numbers = {
         **{f"{stage}_ms": (stages.get(stage) or {}).get("p50") for stage in ("h2d", "compute", "d2h")},
-        "missed_deadlines_percent": 100 * missed / images if missed is not None and images else None,
         "duty_cycle_percent": fixed.get("duty_cycle_percent"),
         "min_memory_available_mb": own.get("min_memory_available_mb"),
         "load_ms": own.get("load_ms"),
     }
     recorded.values.update({name: float(value) for name, value in numbers.items() if value is not None})
+    if missed is not None and images:
+        share = proportion_interval(int(missed), int(images)).scaled(100)
+        recorded.intervals["missed_deadlines_percent"], recorded.values["missed_deadlines_percent"] = share, share.value
     return recorded
 
 

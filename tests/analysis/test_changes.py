@@ -171,3 +171,14 @@ def test_it_is_printed_plain_and_documented(profiles):
     document = json.loads(json.dumps(changes.to_document(), allow_nan=False))
     assert document["regression"] is True
     assert document["budgets"][0]["changes"][0]["change"]["value"] == pytest.approx(1.2)
+
+
+def test_deadlines_that_are_missed_now_count(profiles):
+    def row(missed, reach):
+        interval = Interval(missed, max(0.0, missed - reach), missed + reach)
+        return profiles.row(missed_deadlines_percent=missed, intervals={"missed_deadlines_percent": interval})
+
+    changes = find_changes([row(0.0, 0.3)], [row(5.0, 1.0)])
+    assert _verdicts(changes) == {"missed_deadlines_percent": "worse"}
+    assert "missed deadlines 5.00% instead of 0.00% (+5.0 points" in changes.failures[0]
+    assert _verdicts(find_changes([row(0.0, 0.1)], [row(0.5, 0.1)])) == {"missed_deadlines_percent": "equal"}

@@ -38,8 +38,11 @@ def compare(
         bool, typer.Option("--fail-on-regression", help="Exit code 1 where something got worse, cannot be judged, or is gone.")
     ] = False,
     tolerance_percent: Annotated[
-        float, typer.Option(help="Changes of latency, power, energy and memory below this are equal.", min=0)
-    ] = 3.0,
+        float | None,
+        typer.Option(
+            help="Changes of latency, power, energy and memory below this are equal; 3 by default.", min=0, show_default=False
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Judge changes although the machine or the load differ, and say so.")
     ] = False,
@@ -76,26 +79,27 @@ def compare(
 
 
 def _changes(
-    rows: Rows, named: list[Path], against: list[Path] | None, tolerance_percent: float, force: bool, wanted: bool
+    rows: Rows, named: list[Path], against: list[Path] | None, tolerance_percent: float | None, force: bool, wanted: bool
 ) -> Changes | None:
     """What changed from `against`, or from the first to the second of two profiles; None where there are no two points in time.
 
     Raises:
         UserError: changes are `wanted`, or there is something to judge `against`, and they cannot be judged.
     """
-    from edge_tprune.analysis.changes import find_changes
-    from edge_tprune.analysis.table import load_rows
+    from edge_tprune.analysis.changes import DEFAULT_TOLERANCE_PERCENT, find_changes
+    from edge_tprune.analysis.table import find_profiles, load_rows
 
+    tolerance = DEFAULT_TOLERANCE_PERCENT if tolerance_percent is None else tolerance_percent
     if against:
-        return find_changes(list(load_rows(against)), list(rows), tolerance_percent, force)
-    found = list(dict.fromkeys(row.profile.path.resolve() for row in rows))
-    if len(named) != 2 or found != [path.resolve() for path in named]:
+        return find_changes(list(load_rows(against)), list(rows), tolerance, force)
+    found = [find_profiles(path) for path in named] if len(named) == 2 else []
+    if [len(profiles) for profiles in found] != [1, 1] or found[0][0].resolve() == found[1][0].resolve():
         if wanted:
             raise UserError(_NOT_TWO)
         return None
-    old, new = ([row for row in rows if row.profile.path.resolve() == path] for path in found)
+    old, new = ([row for row in rows if row.profile.path.resolve() == path.resolve()] for (path,) in found)
     try:
-        return find_changes(old, new, tolerance_percent, force)
+        return find_changes(old, new, tolerance, force)
     except UserError:
         if wanted:
             raise
