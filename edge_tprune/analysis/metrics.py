@@ -125,7 +125,7 @@ _ALL = (
         with_interval=True,
     ),
     Metric(
-        "missed_deadlines_percent", "missed deadlines", "%", "lower", 2, "share of the images at the fixed rate", "missed",
+        "missed_deadlines_percent", "missed deadlines", "%", "lower", 2, "share of the frames that were due", "missed",
         scale="difference",
     ),
     Metric(

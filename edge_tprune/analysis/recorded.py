@@ -69,7 +69,7 @@ def read_recorded(summary: Mapping[str, Any], budget: str) -> Recorded:
         elif energy.get("status") == "no_sensor":
             recorded.why_missing[name] = "no power sensor"
     fixed = own.get("fixed_rate") or {}
-    missed, images = fixed.get("missed_deadlines"), own.get("inferences")
+    missed, due = fixed.get("missed_deadlines"), _frames_due(own, fixed)
     numbers = {
         **{f"{stage}_ms": (stages.get(stage) or {}).get("p50") for stage in ("h2d", "compute", "d2h")},
         "duty_cycle_percent": fixed.get("duty_cycle_percent"),
@@ -77,10 +77,18 @@ def read_recorded(summary: Mapping[str, Any], budget: str) -> Recorded:
         "load_ms": own.get("load_ms"),
     }
     recorded.values.update({name: float(value) for name, value in numbers.items() if value is not None})
-    if missed is not None and images:
-        share = proportion_interval(int(missed), int(images)).scaled(100)
+    if missed is not None and due:
+        share = proportion_interval(int(missed), max(due, int(missed))).scaled(100)
         recorded.intervals["missed_deadlines_percent"], recorded.values["missed_deadlines_percent"] = share, share.value
     return recorded
+
+
+def _frames_due(budget: Mapping[str, Any], fixed_rate: Mapping[str, Any]) -> int | None:
+    """How many frames a camera gave: those that ran and those that were dropped, which nothing but the time tells."""
+    mean_ms, duty = (budget.get("latency_ms") or {}).get("mean"), fixed_rate.get("duty_cycle_percent")
+    if not mean_ms or not duty or not fixed_rate.get("fps"):
+        return None
+    return round(fixed_rate["fps"] * budget["inferences"] * mean_ms / 1e3 / (duty / 100))
 
 
 def check_units(info: Mapping[str, Any], budgets: Iterable[tuple[str, Mapping[str, float | None], int]]) -> None:

@@ -22,7 +22,8 @@ MaxP95 = Annotated[float | None, typer.Option(help="95th percentile of latency, 
 MaxPower = Annotated[float | None, typer.Option("--max-mean-power-w", help="Mean power while it runs, W.")]
 MaxEnergy = Annotated[float | None, typer.Option("--max-energy-mj", help="Energy per image, idle included, mJ.")]
 MaxMissed = Annotated[
-    float | None, typer.Option("--max-missed-percent", help="Missed deadlines at a fixed rate, per cent of the images.")
+    float | None,
+    typer.Option("--max-missed-percent", help="Missed deadlines at a fixed rate, per cent of the frames that were due."),
 ]
 MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 it may lose against the unpruned model.")]
 MinAgreement = Annotated[float | None, typer.Option(help="Per cent of images on which it agrees with the unpruned model.")]
