@@ -88,7 +88,8 @@ def _frames_due(budget: Mapping[str, Any], fixed_rate: Mapping[str, Any]) -> int
     mean_ms, duty = (budget.get("latency_ms") or {}).get("mean"), fixed_rate.get("duty_cycle_percent")
     if not mean_ms or not duty or not fixed_rate.get("fps"):
         return None
-    return round(fixed_rate["fps"] * budget["inferences"] * mean_ms / 1e3 / (duty / 100))
+    timed_s = float(budget["inferences"] * mean_ms / 1e3 / (duty / 100))
+    return round(float(fixed_rate["fps"]) * timed_s)
 
 
 def check_units(info: Mapping[str, Any], budgets: Iterable[tuple[str, Mapping[str, float | None], int]]) -> None:
