@@ -41,6 +41,7 @@ class Candidates:
 
     answers: tuple[tuple[Group, Choice | NothingFits], ...]
     differs: Mapping[str, tuple[str, ...]]  #: what keeps the environments from being ranked: label -> its values
+    warnings: tuple[str, ...] = ()  #: profiles that could not be read, and why
 
     @property
     def choices(self) -> list[Choice]:
@@ -81,6 +82,7 @@ class Candidates:
             "candidates": offers,
             "without": none,
             "differences": {each: list(values) for each, values in self.differs.items()},
+            "warnings": list(self.warnings),
         }
 
 
@@ -96,7 +98,7 @@ def choose_everywhere(
     groups = rows.groups
     if force or len(groups) < 2:
         return choose(rows, constraints, objective, force)
-    found = Candidates(tuple(choose_each(rows, constraints, objective)), differences(rows))
+    found = Candidates(tuple(choose_each(rows, constraints, objective)), differences(rows), rows.left_out)
     if not found.choices:
         noes = [(found.name(members), answer) for members, answer in found.answers if isinstance(answer, NothingFits)]
         raise NothingFits(
@@ -135,6 +137,8 @@ def render_candidates(found: Candidates, console: Console) -> None:
         if isinstance(answer, NothingFits):
             say(console, f"{letters[id(answer)]}: {answer}")
     say(console, "")
+    for warning in found.warnings:
+        say(console, f"warning: {warning}", "yellow")
     if found.only is not None:
         render_choice(found.only, console)
         return

@@ -65,6 +65,12 @@ def test_several_that_fit_are_not_ranked_and_what_differs_is_said(boards):
     assert "C: no budget fits" in text
 
 
+def test_profiles_that_could_not_be_read_are_said(boards):
+    found = choose_everywhere(Rows(boards.rows, left_out=("left out: runs/x is damaged",)), {"min_fps": 60})
+    assert found.to_document()["warnings"] == ["left out: runs/x is damaged"]
+    assert "warning: left out: runs/x is damaged" in _printed(found)
+
+
 def test_force_ranks_and_says_so(boards):
     choice = choose_everywhere(boards, {"min_fps": 60}, "throughput", force=True)
     assert isinstance(choice, Choice)
