@@ -246,5 +246,5 @@ def _with_unit(axis: Sequence[str]) -> str:
 def _beside(point: Point, method: int, leftmost: bool) -> tuple[int, int]:
     """Where a point's name goes, in typographic points from it: off the front, the whiskers and the other methods' names."""
     if point.unpruned:
-        return 0, -14 - 12 * method
+        return (4 if leftmost else 0), -14 - 12 * method
     return (8, -6) if leftmost or method else (-8, 6)

@@ -284,6 +284,8 @@
     drawn.push({ plot, show });
   }
 
+  // What is in sight at once, what lies further down when it comes near.
+  const near = 600; // pixels
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (entry.isIntersecting) {
@@ -291,8 +293,12 @@
         draw(entry.target.querySelector("[data-chart]"));
       }
     }
-  }, { rootMargin: "600px" });
-  for (const place of document.querySelectorAll("[data-chart]")) watcher.observe(place.closest("figure"));
+  }, { rootMargin: `${near}px` });
+  for (const place of document.querySelectorAll("[data-chart]")) {
+    const figure = place.closest("figure");
+    if (figure.getBoundingClientRect().top < innerHeight + near) draw(place);
+    else watcher.observe(figure);
+  }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(({ show }) => show()));
   addEventListener("resize", () => drawn.forEach(({ plot }) => plot.resize()));
 })();

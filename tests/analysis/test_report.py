@@ -134,6 +134,18 @@ def test_groups_are_answered_apart(profiles, tmp_path):
     assert len(ids) == len(set(ids))
 
 
+def test_of_many_groups_only_some_are_drawn(profiles, tmp_path, monkeypatch):
+    monkeypatch.setattr("edge_tprune.analysis.report._DRAWN_GROUPS", 1)
+    for index in range(3):
+        info = profiles.info(rounds=1)
+        info["environment"]["hostname"] = f"bench-{index}"
+        profiles.write(tmp_path / "p" / str(index), info, inferences=10)
+    text = write_report(tmp_path / "p", tmp_path / "r.html").read_text()
+    assert _Tags(text).tags.count("table") == 3
+    assert _Tags(text).tags.count("svg") == 5
+    assert text.count("Only the first 1 groups are drawn") == 2
+
+
 def test_a_run_without_accuracy_or_with_an_unmeasured_budget(profiles, tmp_path):
     info = profiles.info()
     for budget in info["budgets"]:
