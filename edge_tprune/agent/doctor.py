@@ -7,6 +7,7 @@ would be invalid), or `unknown` (could not be looked at, and why).
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -125,7 +126,7 @@ def _runtimes(board: Board) -> Iterator[Finding]:
             "runtime",
             "blocker",
             "nothing here can run a graph: neither TensorRT nor ONNX Runtime",
-            "pip install 'edge-tprune[ort]'",
+            _pip("onnxruntime"),
         )
     if any(runtime.startswith("tensorrt") for runtime, _ in usable):
         yield from _cuda(board, [runtime for runtime, _ in usable])
@@ -136,9 +137,7 @@ def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
     bindings = installed_bindings()
     if not bindings:
         major = {"5": "11", "7": "13"}.get((board.jetpack or "").partition(".")[0], "12")
-        yield Finding(
-            "CUDA", "warning", "TensorRT is here, but no Python binding of CUDA", f"pip install 'cuda-python=={major}.*'"
-        )
+        yield Finding("CUDA", "warning", "TensorRT is here, but no Python binding of CUDA", _pip(f"cuda-python=={major}.*"))
         return
     try:
         device = open_cuda().device
@@ -151,6 +150,12 @@ def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
     for runtime in runtimes:
         if runtime.startswith("tensorrt") and (why := tensorrt.unserved(tensorrt.load(runtime), device.sm)):
             yield Finding("TensorRT", "note", why)
+
+
+def _pip(requirement: str) -> str:
+    """The command that installs a package into this very environment, which may have no pip of its own (`deploy` leaves it out)."""
+    begin = "" if importlib.util.find_spec("pip") else f"{sys.executable} -m ensurepip && "
+    return f"{begin}{sys.executable} -m pip install '{requirement}'"
 
 
 def _driver_mend(board: Board) -> str:
@@ -311,7 +316,7 @@ def _jtop(root: Path, now: dict[str, Any], live: bool) -> Iterator[Finding]:
 
 
 def _client_mend(system: list[str]) -> str:
-    return f"pip install jetson-stats=={system[0]}" if system else "pip install 'edge-tprune[jetson]'"
+    return _pip(f"jetson-stats=={system[0]}" if system else "jetson-stats")
 
 
 def _installed(name: str) -> str | None:

@@ -17,7 +17,7 @@ from edge_tprune.build.bundle import MANIFEST, Bundle
 from edge_tprune.deploy import remote, wheels
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
-from edge_tprune.deploy.ssh import Board, hang_up
+from edge_tprune.deploy.ssh import Board, ConnectionLost, hang_up
 from edge_tprune.errors import EdgeTPruneError, HonestNo, UserError
 from edge_tprune.files import sha256_file
 
@@ -89,11 +89,13 @@ def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher,
         if options.profile is not None:
             try:
                 _profile(board, name, outcome.doctor, options, watcher)
-                outcome.steps.append("profile made")
-            finally:
+            except ConnectionLost:
+                raise
+            except EdgeTPruneError:  # what was measured until then is worth having
                 _collect(board, options, watcher, outcome)
-        else:
-            _collect(board, options, watcher, outcome)
+                raise
+            outcome.steps.append("profile made")
+        _collect(board, options, watcher, outcome)
 
 
 def _check(target: Target, facts: dict[str, Any]) -> None:
@@ -113,9 +115,11 @@ def _install(board: Board, facts: dict[str, Any], bundle: Bundle, options: Optio
     """Brings the agent on the board up to date. Returns whether anything had to be done."""
     _, data = wheels.agent_wheel()
     extras = sorted({*options.extras, *_needed_extras(facts, bundle)})
+    beyond = _cuda_binding(facts)
     stamp = {
         "agent": hashlib.sha256(data).hexdigest(),
         "extras": extras,
+        "beyond": beyond,
         "python": [facts["executable"], *facts["python"][:2]],
     }
     if facts["stamp"] == stamp:
@@ -127,7 +131,7 @@ def _install(board: Board, facts: dict[str, Any], bundle: Bundle, options: Optio
     (pip,) = [file for file in wheels.download(["pip"], kind, cache) if file.name.startswith("pip-")]
     carried = [agent, pip]
     if options.offline:
-        carried += wheels.download(_missing_requirements(facts["packages"], extras), kind, cache)
+        carried += wheels.download([*_missing_requirements(facts["packages"], extras), *beyond], kind, cache)
     files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in dict.fromkeys(carried)}
     size = sum(file.stat().st_size for file in carried)
     watcher.step(f"copying the agent ({size / 1e6:.1f} MB)")
@@ -140,6 +144,7 @@ def _install(board: Board, facts: dict[str, Any], bundle: Bundle, options: Optio
         pip=pip.name,
         agent=agent.name,
         extras=f"[{','.join(extras)}]" if extras else "",
+        requirements=beyond,
         offline=options.offline,
     )
     return True
@@ -150,6 +155,13 @@ def _needed_extras(facts: dict[str, Any], bundle: Bundle) -> set[str]:
     runtimes = {artifact.runtime for budget in bundle.budgets for artifact in budget.artifacts}
     has_ort = any(name.startswith("onnxruntime") for name in facts["packages"])
     return set() if has_ort or (facts["tensorrt"] and "tensorrt" in runtimes) else {"ort"}
+
+
+def _cuda_binding(facts: dict[str, Any]) -> list[str]:
+    """NVIDIA's Python binding of the board's CUDA, where it has TensorRT and no binding: JetPack has none."""
+    present = {"cuda-python", "cuda-bindings", "pycuda"} & set(facts["packages"])
+    major = (facts["cuda"] or "").partition(".")[0]
+    return [f"cuda-python=={major}.*"] if facts["tensorrt"] and not present and major.isdigit() else []
 
 
 def _missing_requirements(present: dict[str, str], extras: Sequence[str]) -> list[str]:

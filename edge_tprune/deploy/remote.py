@@ -302,7 +302,7 @@ def _install(home: Path, request: Json) -> Json:
         _run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(venv)])
         options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-warn-script-location"]
         source = ["--no-index", "--find-links", str(wheels)] if request["offline"] else []
-        what = [str(wheels / _name(request["agent"])) + request["extras"]]
+        what = [str(wheels / _name(request["agent"])) + request["extras"], *request["requirements"]]
         _run([python, str(wheels / _name(request["pip"]) / "pip"), "install", *options, *source, *what])
         _run([python, "-c", "import edge_tprune.agent.profile"])
         draft = venv / f"{STAMP}.tmp"

@@ -24,6 +24,7 @@ from edge_tprune.files import sha256_json, write_bytes, write_json
 
 _DISTRIBUTION = "edge-tprune"
 _TAG = "py3-none-any"
+_NOT_CARRIED = (".pyc", ".safetensors")
 _OLDEST_GLIBC = 17  #: minor version; pip's oldest kind of wheels for arm64
 _EPOCH = (1980, 1, 1, 0, 0, 0)  #: the same files give the same bytes
 
@@ -31,7 +32,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  #: the same files give the same bytes
 def agent_wheel() -> tuple[str, bytes]:
     """(file name, bytes) of a wheel that holds the package as it runs here, from a checkout or from an installation.
 
-    Deterministic: the same files give the same wheel, so a board that has it needs nothing.
+    Weights are left out: a board builds no models. Deterministic: the same files give the same wheel, so a board that has it needs nothing.
 
     Raises:
         UserError: the package is not installed (only found on the path), so its metadata is not known.
@@ -52,7 +53,7 @@ def agent_wheel() -> tuple[str, bytes]:
     files = {
         f"{package.name}/{file.relative_to(package).as_posix()}": file.read_bytes()
         for file in sorted(package.rglob("*"))
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and "__pycache__" not in file.parts and file.suffix not in _NOT_CARRIED
     }
     info = f"{_DISTRIBUTION.replace('-', '_')}-{version}.dist-info"
     files.update({f"{info}/{name}": text.encode() for name, text in texts.items() if text})

@@ -216,6 +216,7 @@ def test_an_unfinished_installation_is_thrown_away(talk: Talk, home: Path) -> No
         "pip": "pip.whl",
         "agent": "agent.whl",
         "extras": "",
+        "requirements": [],
         "offline": True,
     }
     answer = talk("install", **request)
