@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import edge_tprune
+from edge_tprune.build.engines import machine
+from edge_tprune.build.plans import cache_root, read_record
 from edge_tprune.errors import UserError
 from edge_tprune.runtime import tensorrt
 from edge_tprune.runtime.cuda import installed_bindings, open_cuda
@@ -148,8 +151,28 @@ def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
         "CUDA", "ok", f"{device.name}, SM {device.sm}, driver for CUDA {device.driver}, through {' and '.join(bindings)}"
     )
     for runtime in runtimes:
-        if runtime.startswith("tensorrt") and (why := tensorrt.unserved(tensorrt.load(runtime), device.sm)):
-            yield Finding("TensorRT", "note", why)
+        if runtime.startswith("tensorrt"):
+            if why := tensorrt.unserved(tensorrt.load(runtime), device.sm):
+                yield Finding("TensorRT", "note", why)
+            yield from foreign_plans(runtime, machine(runtime), cache_root() / "plans")
+
+
+def foreign_plans(runtime: str, here: dict[str, Any], plans: Path) -> Iterator[Finding]:
+    """Engines in the cache `plans` that were built for something else than `here` (`edge_tprune.build.engines.machine`)."""
+    foreign = []
+    for plan in sorted(plans.glob("*.plan")):
+        key = (read_record(plan) or {}).get("key")
+        if isinstance(key, dict) and key.get("runtime") == runtime:
+            # Another power mode is this board still, and one day it may be on again.
+            differing = [what for what, value in here.items() if what != "power_mode" and key.get(what) != value]
+            foreign += [plan] if differing else []
+    if foreign:
+        size = sum(plan.stat().st_size for plan in foreign)
+        mend = (
+            f"rm {shlex.join(map(str, foreign))}" if len(foreign) <= 3 else f"rm -r {shlex.quote(str(plans))}   # all of them"
+        )
+        text = f"{len(foreign)} plans of another device or version in the cache ({size / 1e6:.0f} MB): never run here"
+        yield Finding("plans", "note", text, mend)
 
 
 def _pip(requirement: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 
 from edge_tprune.agent import doctor
 from edge_tprune.agent.doctor import examine
+from edge_tprune.build.plans import record_file
 from edge_tprune.cli import main
 from edge_tprune.telemetry.simulator.law import BOARDS
 from edge_tprune.telemetry.simulator.tree import Fault, Tree
@@ -180,6 +181,32 @@ def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(doctor, "runtime_version", missing)
     assert finding(examine(), "runtime", "blocker")["mend"].endswith(" -m pip install 'onnxruntime'")
+
+
+def test_plans_of_another_device_are_named(tmp_path: Path) -> None:
+    here = {
+        "runtime": "tensorrt",
+        "version": "10.3.0",
+        "device": "Orin",
+        "module": "NVIDIA Jetson Orin Nano",
+        "power_mode": "25W",
+    }
+
+    def plan(name: str, **changes: str) -> Path:
+        file = tmp_path / f"{name}.plan"
+        file.write_bytes(b"plan")
+        record_file(file).write_text(json.dumps({"key": {**here, **changes}}))
+        return file
+
+    plan("ours")
+    plan("other-mode", power_mode="15W")
+    plan("rtx", runtime="tensorrt-rtx", version="1.0")
+    assert list(doctor.foreign_plans("tensorrt", here, tmp_path)) == []
+    assert list(doctor.foreign_plans("tensorrt", here, tmp_path / "none")) == []
+    wrong = plan("nx", module="NVIDIA Jetson Orin NX")
+    (tmp_path / "broken.plan").write_bytes(b"no record")
+    (found,) = doctor.foreign_plans("tensorrt", here, tmp_path)
+    assert found.mend == f"rm {wrong}"
 
 
 def test_a_sysroot_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def test_a_killed_host_leaves_no_orphan(home: Path, tmp_path: Path) -> None:
     process.stdout.close()
     process.stdin.close()
     assert process.wait(timeout=120) in (0, 1)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (home / "ended").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)

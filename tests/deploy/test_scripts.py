@@ -108,7 +108,7 @@ def test_a_campaign_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     log = (tmp_path / "log").open("w")
     first = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     campaigns = agent / "campaigns" / "net"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not any('"kind":"round"' in file.read_text() for file in campaigns.glob("[!.]*/samples.jsonl")):
         assert first.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
