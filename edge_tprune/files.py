@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from edge_tprune.errors import UserError
 
 _CHUNK = 1 << 20
@@ -99,6 +101,31 @@ def cut_last_line(handle: int) -> None:
         keep = start
     if keep < size:
         os.ftruncate(handle, keep)
+
+
+@contextmanager
+def locked(path: Path, work: str, seconds: float = 0) -> Iterator[None]:
+    """Keeps other processes that lock the same path out; the lock ends with the process, however that ends.
+
+    Args:
+        path: what is written; the lock is a file beside it.
+        work: what the other one is, for the message: "build".
+        seconds: how long to wait.
+
+    Raises:
+        UserError: another one holds the lock.
+    """
+    lock = FileLock(path.parent / f".{path.name}.lock", timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"cannot lock {path} for writing: another {work} is at work on it, or {path.parent} cannot be written"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync_directory(path: Path) -> None:

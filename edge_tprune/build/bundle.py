@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from edge_tprune import files
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import sha256_file, write_json
@@ -247,14 +247,5 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: another build is at work on it.
     """
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"cannot lock {path} for writing: another build is at work on it, or {path.parent} cannot be written"
-        ) from error
-    try:
+    with files.locked(path, "build", LOCK_SECONDS):
         yield
-    finally:
-        lock.release()

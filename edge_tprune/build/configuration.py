@@ -16,7 +16,7 @@ import torch
 
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, write_json
+from edge_tprune.files import clear_write_errors, locked, write_json
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import pattern, registry
@@ -59,10 +59,11 @@ def find(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Searches at every budget and writes the schedule file; trials are logged beside it and need not be run again.
 
-    Options are searched at the first budget and kept for the others, so that one file describes one method.
+    Asked for more trials, a finished search goes on. Options are searched at the first budget and kept for the others, so that one file describes one method.
 
     Args:
         loaded: the model.
@@ -76,12 +77,13 @@ def find(
         seed: of the search.
         options: of the method, fixed; the others that it declares worth searching are searched.
         progress: called as (what, done, of).
+        warn: called with what a person should know.
 
     Returns:
         The document that was written.
 
     Raises:
-        UserError: no images or labels, a budget that no schedule meets, a log of another search.
+        UserError: no images or labels, a budget that no schedule meets, a log of another search, another search at work on the same file.
     """
     reducer = registry.method(method)
     check_method(reducer, loaded.model, loaded.name)
@@ -103,85 +105,92 @@ def find(
     if not 1 <= low <= high <= shape.blocks:
         raise UserError(f"{low} to {high} stages do not fit a model of {shape.blocks} blocks")
     fixed = dict(options or {})
+    free = {name: tuple(values) for name, values in reducer.worth_searching.items() if name not in fixed}
+    found: dict[str, Any] = {
+        "model": loaded.name,
+        "weights_sha256": loaded.weights_sha256,
+        "images": len(dataset),
+        "data": dataset.name,
+        "data_sha256": dataset.fingerprint,
+        "score": score,
+        "stages": [low, high],
+        "seed": seed,
+    }
+    header = {
+        **found,
+        "method": method,
+        "options": fixed,
+        "searched": {k: list(v) for k, v in free.items()},
+        "code": code_sha256(),
+    }
+    entries: dict[str, Any] = {}
+    report = progress or (lambda what, done, of: None)
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    report = progress or (lambda what, done, of: None)
+    with locked(out, "search"):
+        scorer = _scorer(loaded, method, dataset, score, report)
+        for number, budget in enumerate(budgets):
+            space = Space(
+                shape, budget, low, high, free, reducer.removal, lambda tokens: reducer.fewest(tokens, shape.prefix_tokens)
+            )
+            start = _defaults(reducer, budget, space)
+            with clear_write_errors(out):
+                log = Log(out.with_name(f"{out.name}.{budget:g}.jsonl"), {**header, "budget": budget})
+            if log.damaged and warn is not None:
+                warn(f"{log.path}: line {', '.join(map(str, log.damaged))} cannot be read: what it says is tried again")
+
+            def losses(schedule: Any, tried: Mapping[str, Any]) -> Any:
+                return scorer(schedule, {**fixed, **tried})
+
+            def tell(done: int, of: int, best: Result | None, budget: float = budget, offset: int = number * trials) -> None:
+                so_far = f", best {best.loss:.4f}" if best else ""
+                report(f"budget {budget:g}{so_far}", offset + done, trials * len(budgets))
+
+            try:
+                results = search(space, losses, log, trials=trials, seed=seed, first=start, progress=tell)
+            finally:
+                log.close()
+            best = results[0]
+            # The other budgets keep what the first one chose, as part of every trial: if more trials choose otherwise, their logs still hold.
+            free = {name: (value,) for name, value in best.trial.options}
+            default = next(r for r in results if r.trial.key == start[0].key) if start else None
+            entries[f"{budget:g}"] = {
+                "tokens": list(best.schedule.tokens),
+                "share": best.schedule.share,
+                "blocks": list(best.trial.blocks),
+                "weights": list(best.trial.weights),
+                score: mean_interval(best.losses).to_json(),
+                f"default_{score}": mean_interval(default.losses).to_json() if default else None,
+            }
+        chosen = {**fixed, **{name: value for name, (value,) in free.items()}}
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "method": method,
+            "options": chosen,
+            "budgets": entries,
+            "found": {**found, "trials": trials},
+        }
+        write_json(out, document)
+    return document
+
+
+def _scorer(loaded: LoadedModel, method: str, dataset: Dataset, score: str, report: Callable[[str, int, int], None]) -> Scorer:
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     for pixels, truth in batches(dataset, loaded.transform(), _BATCH):
         report("reading images", len(images) * _BATCH, len(dataset))
         images.append(torch.from_numpy(pixels))
         labels.append(torch.from_numpy(truth))
-    scorer = Scorer(loaded.model, method, images, labels if score == ERROR else None)
-    free = {name: values for name, values in reducer.worth_searching.items() if name not in fixed}
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "method": method,
-        "options": fixed,
-        "budgets": {},
-        "found": {
-            "model": loaded.name,
-            "weights_sha256": loaded.weights_sha256,
-            "images": len(dataset),
-            "data": dataset.name,
-            "data_sha256": dataset.fingerprint,
-            "score": score,
-            "trials": trials,
-            "seed": seed,
-        },
-    }
-    for number, budget in enumerate(budgets):
-        space = Space(
-            shape, budget, low, high, free, reducer.removal, lambda tokens: reducer.fewest(tokens, shape.prefix_tokens)
-        )
-        start = _defaults(reducer, budget, space)
-        header = {
-            **document["found"],
-            "method": method,
-            "budget": budget,
-            "stages": [low, high],
-            "options": dict(fixed),
-            "searched": {name: list(values) for name, values in free.items()},
-            "code": code_sha256(),
-        }
-        with clear_write_errors(out):
-            log = Log(out.with_name(f"{out.name}.{budget:g}.jsonl"), header)
-
-        def losses(schedule: Any, tried: Mapping[str, Any], fixed: Mapping[str, Any] = fixed) -> Any:
-            return scorer(schedule, {**fixed, **tried})
-
-        def tell(done: int, of: int, best: Result | None, budget: float = budget, offset: int = number * trials) -> None:
-            found = f", best {best.loss:.4f}" if best else ""
-            report(f"budget {budget:g}{found}", offset + done, trials * len(budgets))
-
-        try:
-            results = search(space, losses, log, trials=trials, seed=seed, first=start, progress=tell)
-        finally:
-            log.close()
-        best = results[0]
-        if free:
-            fixed |= dict(best.trial.options)
-            free = {}
-        default = next(r for r in results if r.trial.key == start[0].key) if start else None
-        document["budgets"][f"{budget:g}"] = {
-            "tokens": list(best.schedule.tokens),
-            "share": best.schedule.share,
-            "blocks": list(best.trial.blocks),
-            "weights": list(best.trial.weights),
-            score: mean_interval(best.losses).to_json(),
-            f"default_{score}": mean_interval(default.losses).to_json() if default else None,
-        }
-    document["options"] = fixed
-    write_json(out, document)
-    return document
+    return Scorer(loaded.model, method, images, labels if score == ERROR else None)
 
 
 def _defaults(method: type[registry.Reducer], budget: float, space: Space) -> list[Trial]:
     """The method's defaults as the first trial, so that a search never ends worse than it began; none where they miss the budget."""
     blocks, weights = pattern(method, space.shape.blocks, budget)
     known = {name: parameter.default for name, parameter in registry.options(method).items()}
-    trial = Trial(blocks, weights, tuple((name, known[name]) for name in sorted(space.options)))
+    options = {name: known[name] if known[name] in values else values[0] for name, values in space.options.items()}
+    trial = Trial(blocks, weights, tuple(sorted(options.items())))
     fits = space.fewest_stages <= len(blocks) <= space.most_stages
     return [trial] if fits and space.schedule(trial) else []
 

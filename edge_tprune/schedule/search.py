@@ -1,11 +1,12 @@
 """Search for where to remove how many tokens, and for a method's options, at a budget of MACs.
 
 Zero-TPrune finds its configuration by Monte-Carlo search (arXiv 2305.17328, section 4), DiffRate learns its counts; this is one search for
-every method: a third of the trials are drawn at random, the others change one of the best found so far in one place. A trial is scored image by image,
-and dropped early once it is clearly worse than the best on the images both have seen (a race).
+every method: the first trials and every eighth after them are drawn at random, the others change one of the best found so far in one place. A trial is
+scored image by image, and dropped early once it is clearly worse than the best on the images both have seen (a race).
 
-The same seed proposes the same trials. Every finished trial is a line in a log; a search that was interrupted reads its log and goes on
-where it stopped, because a trial whose score is known need not run. Knows nothing of networks: scoring is given to it.
+The same seed proposes the same trials, however many are asked for. Every finished trial is a line in a log; a search that was interrupted, or that is to
+try more, reads its log and goes on where it stopped, because a trial whose score is known need not run. Knows nothing of networks: scoring is
+given to it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edge_tprune.schedule.budget import Removal, Schedule, from_budget
 from edge_tprune.schedule.macs import NetworkShape
 
 WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+DRAWN_FIRST, DRAWN_LATER = 10, 8  # so many trials are drawn at random to begin with, and every so manieth from then on
 PARENTS = 4  # the best so many are changed further
 EARLY = 2.0  # a trial is dropped when it is worse by so many standard errors of the paired difference
 
@@ -78,7 +80,8 @@ class Space:
         """A trial that differs from a given one in one place."""
         weights, options = dict(zip(trial.blocks, trial.weights)), dict(trial.options)
         free = [b for b in range(1, self.shape.blocks + 1) if b not in weights]
-        moves = ["move", "weigh", "weigh"] + ["option"] * 2 * bool(options)
+        varied = sorted(name for name, values in self.options.items() if len(values) > 1)
+        moves = ["move", "weigh", "weigh"] + ["option"] * 2 * bool(varied)
         moves += ["add"] * (len(weights) < self.most_stages) + ["leave out"] * (len(weights) > self.fewest_stages)
         move = rng.choice(moves)
         block = rng.choice(list(weights))
@@ -91,7 +94,7 @@ class Space:
         elif move == "leave out":
             del weights[block]
         elif move == "option":
-            name = rng.choice(sorted(options))
+            name = rng.choice(varied)
             options[name] = rng.choice(list(self.options[name]))
         return Trial(tuple(sorted(weights)), tuple(weights[b] for b in sorted(weights)), tuple(sorted(options.items())))
 
@@ -112,33 +115,47 @@ class Result:
 
 
 class Log:
-    """Finished trials, one JSON object a line, appended and synced; a last line cut short by a crash is dropped."""
+    """Finished trials, one JSON object a line, appended and synced.
+
+    A last line cut short by a crash is dropped; trials in other lines that cannot be read count as not tried (`damaged` names the lines).
+
+    Raises:
+        UserError: the file is no log, or that of a search with another header.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
         self.known: dict[str, tuple[tuple[float, ...], bool]] = {}
+        self.damaged: list[int] = []  #: lines, counted from 1
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
         if whole:
-            try:
-                rows = [json.loads(line) for line in whole]
-                found = rows[0]["search"]
-                self.known = {row["trial"]: (tuple(row["losses"]), bool(row["complete"])) for row in rows[1:]}
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise UserError(f"{path} is not the log of a search: move it away, or choose another --out") from error
-            if found != dict(header):
-                was = found if isinstance(found, dict) else {}
-                differs = next((k for k in (*header, *was) if was.get(k) != header.get(k)), "header")
-                raise UserError(
-                    f"{path} is the log of another search ({differs} was {was.get(differs)!r}, now {header.get(differs)!r}): "
-                    "move it away to start anew, or choose another --out"
-                )
+            self._check(whole[0], header)
+            for number, line in enumerate(whole[1:], 2):
+                try:
+                    row = json.loads(line)
+                    self.known[str(row["trial"])] = (tuple(map(float, row["losses"])), bool(row["complete"]))
+                except (ValueError, KeyError, TypeError):
+                    self.damaged.append(number)
         size = sum(map(len, whole))
         if path.exists() and path.stat().st_size > size:
             os.truncate(path, size)
         self._append = path.open("a", encoding="utf-8")
         if not whole:
             self._write({"search": dict(header)})
+
+    def _check(self, first: bytes, header: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(first)["search"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} is not the log of a search: move it away, or choose another --out") from error
+        if found != dict(header):
+            was = found if isinstance(found, dict) else {}
+            differs = next((k for k in (*header, *was) if was.get(k) != header.get(k)), "header")
+            raise UserError(
+                f"{self.path} is the log of another search ({differs} was {was.get(differs)!r}, now {header.get(differs)!r}): "
+                "move it away to start anew, or choose another --out"
+            )
 
     def add(self, result: Result) -> None:
         """Appends a finished trial."""
@@ -180,7 +197,7 @@ def search(
         space: what may be tried.
         score: gives a trial's losses, one batch of images after the other; the same images in the same order for every trial.
         log: where finished trials go and known ones come from.
-        trials: how many to try, `first` included.
+        trials: how many to try, `first` and those that the log knows included.
         seed: of all that is drawn.
         first: trials to begin with, such as the method's defaults.
         progress: called as (trials done, of, the best so far) before each trial.
@@ -199,7 +216,7 @@ def search(
     while done < trials:
         if queue:
             trial = queue.pop(0)
-        elif done < max(len(first) + 1, trials // 3) or not complete:
+        elif done < len(first) + DRAWN_FIRST or done % DRAWN_LATER == 0 or not complete:
             trial = space.drawn(rng)
         else:
             # Changes of the best; from time to time two in a row, so that the search can leave a hollow.

@@ -12,6 +12,7 @@ import edge_tprune
 from edge_tprune.build.builder import make_plan
 from edge_tprune.build.configuration import find, read
 from edge_tprune.errors import UserError
+from edge_tprune.files import locked
 from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import network_shape
@@ -41,6 +42,8 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
     lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
     assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 3), seed=1) == document
     assert {p.name: p.read_text() for p in out.parent.glob("*.jsonl")} == lines, "a finished search runs nothing again"
+    with locked(out, "search"), pytest.raises(UserError, match="another search is at work on it"):
+        find(reference, "evit", [0.6], images, out, trials=6, stages=(2, 3), seed=1)
     with pytest.raises(UserError, match=r"is the log of another search \(images was 40, now 30\)"):
         find(reference, "evit", [0.6], ReferenceTask(30, "train"), out, trials=6, stages=(2, 3), seed=1)
 
@@ -53,8 +56,21 @@ def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedMode
     assert document["options"]["matched"] == 0.1
     assert set(document["options"]) == {"matched", "attentive"}
     second = [json.loads(line) for line in (tmp_path / "bat.json.0.8.jsonl").read_text().splitlines()]
-    assert second[0]["search"]["options"] == document["options"]
-    assert all(json.loads(row["trial"])[2] == [] for row in second[1:])
+    assert second[0]["search"]["options"] == {"matched": 0.1}
+    assert all(json.loads(row["trial"])[2] == [["attentive", document["options"]["attentive"]]] for row in second[1:])
+
+
+def test_more_trials_and_damaged_lines(reference: LoadedModel, tmp_path: Path) -> None:
+    """Going on from a finished search ends where a longer one would, also where the first budget's options change by it."""
+    images, told = ReferenceTask(10, "train"), []
+    whole = find(reference, "bat", [0.6, 0.8], images, tmp_path / "whole.json", trials=9, stages=(2, 3), seed=4)
+    find(reference, "bat", [0.6, 0.8], images, tmp_path / "log.json", trials=3, stages=(2, 3), seed=4)
+    log = tmp_path / "log.json.0.6.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    again = find(reference, "bat", [0.6, 0.8], images, tmp_path / "log.json", trials=9, stages=(2, 3), seed=4, warn=told.append)
+    assert again == whole
+    assert told == [f"{log}: line 2 cannot be read: what it says is tried again"]
 
 
 def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:

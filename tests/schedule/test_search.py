@@ -92,6 +92,28 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
         json.loads(line)
 
 
+def test_a_finished_search_goes_on_when_more_trials_are_asked_for(tmp_path: Path) -> None:
+    whole, part, rest = Landscape(), Landscape(), Landscape()
+    wanted = run(tmp_path / "whole", 40, whole)
+    run(tmp_path / "log", 15, part)
+    assert run(tmp_path / "log", 40, rest) == wanted
+    assert part.scored + rest.scored == whole.scored
+    assert len(part.scored) == 15
+
+
+def test_a_damaged_line_is_told_and_its_trial_runs_again(tmp_path: Path) -> None:
+    wanted = run(tmp_path / "log", 12, Landscape())
+    lines = (tmp_path / "log").read_text().splitlines()
+    lines[3], lines[7] = lines[3][:20], '["something", "else"]'
+    (tmp_path / "log").write_text("\n".join(lines) + "\n")
+    log = Log(tmp_path / "log", {"seed": 0})
+    assert log.damaged == [4, 8]
+    log.close()
+    again = Landscape()
+    assert run(tmp_path / "log", 12, again) == wanted
+    assert len(again.scored) == 2
+
+
 def test_hopeless_trials_are_dropped_early(tmp_path: Path) -> None:
     landscape = Landscape(400)
     found = run(tmp_path / "log", 30, landscape)

@@ -46,7 +46,10 @@ def search(
     ),
     json: Json = False,
 ) -> None:
-    """Search where a method should remove how many tokens, and its options, at a budget. Run again to continue a search cut short."""
+    """Search where a method should remove how many tokens, and its options, at a budget.
+
+    Run again to continue a search that was cut short, or with more trials to continue one that was not.
+    """
     from edge_tprune.cli.views import need_host
 
     need_host()
@@ -81,6 +84,7 @@ def search(
                 seed=seed,
                 options=options,
                 progress=advance,
+                warn=say,
             )
     except KeyboardInterrupt as stop:
         raise Stopped(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
