@@ -27,6 +27,7 @@ from edge_tprune.schedule.macs import NetworkShape
 WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 DRAWN_FIRST, DRAWN_LATER = 10, 8  # so many trials are drawn at random to begin with, and every so manieth from then on
 PARENTS = 4  # the best so many are changed further
+MISSES = 5000  # proposals in a row that cannot be or were tried: the space counts as tried out
 EARLY = 2.0  # a trial is dropped when it is worse by so many standard errors of the paired difference
 
 Losses = Iterator[Sequence[float]]
@@ -210,6 +211,7 @@ def search(
     """
     rng = random.Random(seed)
     complete: list[Result] = []
+    schedules: dict[Trial, Schedule | None] = {}
     seen: set[tuple[Any, ...]] = set()
     queue = list(first)
     done = misses = 0
@@ -223,11 +225,13 @@ def search(
             trial = space.changed(rng.choice(complete[:PARENTS]).trial, rng)
             if rng.random() < 0.3:
                 trial = space.changed(trial, rng)
-        schedule = space.schedule(trial)
+        if trial not in schedules:
+            schedules[trial] = space.schedule(trial)
+        schedule = schedules[trial]
         same = (schedule.tokens, trial.options) if schedule else None
         if schedule is None or same in seen:
             misses += 1
-            if misses > 200 * (trials + 1):
+            if misses > MISSES:
                 if not complete:
                     raise UserError(
                         f"no schedule with {space.fewest_stages} to {space.most_stages} stages meets budget {space.budget:g}"
@@ -236,6 +240,7 @@ def search(
             continue
         assert same is not None
         seen.add(same)
+        misses = 0
         best = complete[0] if complete else None
         if progress is not None:
             progress(done, trials, best)
