@@ -108,15 +108,6 @@ class Budget:
         """All graphs for `runtime`; none where it was not built for."""
         return [artifact for artifact in self.artifacts if artifact.runtime == runtime and artifact.form != "plan"]
 
-    def tolerance(self, graph: Artifact, exact: float) -> float:
-        """How far logits of `graph` may be from the golden ones, which are float32's.
-
-        That is `exact`; in half precision, three times what rounding did to this graph on the few images that it was proven with, too.
-        """
-        if graph.precision == "fp32":
-            return exact
-        return exact + 3.0 * float(self.parity[graph.key]["max_abs_logit_difference"])
-
     def plan(self, precision: str, target: str, version: str) -> Artifact | None:
         """The engine that was built ahead of time for exactly this GPU and version of the library."""
         wanted = ("plan", precision, target, version)

@@ -15,6 +15,7 @@ is that process; it writes one JSON object a line: progress, a warning, the resu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -168,9 +170,16 @@ def is_whole(plan: Path, key: dict[str, Any]) -> bool:
     if record is None or record.get("key") != key:
         return False
     try:
-        return plan.stat().st_size == record.get("bytes") and sha256_file(plan) == record.get("sha256")
+        found = plan.stat()
+        return found.st_size == record.get("bytes") and _sha256_once(plan, found.st_mtime_ns) == record.get("sha256")
     except OSError:
         return False
+
+
+@lru_cache(maxsize=64)
+def _sha256_once(plan: Path, mtime_ns: int) -> str:
+    """Plans are looked up before every turn of a profile, and hashing takes as long as loading."""
+    return sha256_file(plan)
 
 
 def read_record(plan: Path) -> dict[str, Any] | None:
@@ -340,8 +349,6 @@ def write_timing_cache(file: Path, device_key: str, blob: bytes) -> None:
 
 
 def _sha256(blob: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(blob).hexdigest()
 
 
