@@ -127,7 +127,7 @@ def scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scatter |
         y=up,
         points=tuple(
             Point(
-                name=f"{row.budget} (unpruned)" if row.unpruned else row.budget,
+                name=row.budget,
                 x=_value(row, across),
                 y=_value(row, up),
                 x_range=_range(row, across),

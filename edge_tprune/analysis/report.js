@@ -69,7 +69,28 @@
     preventDefaultMouseMove: false, ...more,
   });
 
-  function scatter(chart, look) {
+  // Where each point's name goes so that no two cover each other or a point: the first of some places around it that is free.
+  function labelPlaces(chart, window, width, height) {
+    const at = (point) => [
+      ((point.x - window.x.min) / (window.x.max - window.x.min)) * width, ((window.y.max - point.y) / (window.y.max - window.y.min)) * height,
+    ];
+    const taken = chart.points.map((point) => { const [x, y] = at(point); return [x - 8, y - 8, x + 8, y + 8]; });
+    const places = new Map();
+    for (const point of [...chart.points].sort((a, b) => b.chosen - a.chosen)) {
+      const [[x, y], across, apart] = [at(point), 7.4 * point.name.length, point.chosen ? 15 : 9];
+      const around = [[apart, 13], [-across / 2, -apart - 12], [-across / 2, apart + 12], [apart, -13], [-apart - across, 13], [-apart - across, -13]];
+      const free = around.find(([dx, dy]) => {
+        const box = [x + dx, y + dy - 7, x + dx + across, y + dy + 7];
+        if (box[0] < 0 || box[2] > width || taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) return false;
+        taken.push(box);
+        return true;
+      });
+      if (free) places.set(point, { position: [free[0] + 7, free[1] + 7], verticalAlign: "middle" });
+    }
+    return places;
+  }
+
+  function scatter(chart, look, width) {
     const series = [];
     if (chart.front.length > 1) {
       series.push({
@@ -78,8 +99,14 @@
       });
     }
     const names = chart.methods.length ? chart.methods : chart.points.map((point) => point.name);
-    const middle = (Math.min(...chart.points.map((point) => point.x)) + Math.max(...chart.points.map((point) => point.x))) / 2;
-    const besides = (x) => (x > middle ? "left" : "right");
+    const reach = (key, range) => {
+      const all = chart.points.flatMap((point) => [point[key], ...(point[range] || []).filter((end) => end !== null)]);
+      const [low, high] = [Math.min(...all), Math.max(...all)];
+      const pad = 0.12 * (high - low) || 0.05 * Math.abs(high) || 1;
+      return { min: low - pad, max: high + pad };
+    };
+    const window = { x: reach("x", "xr"), y: reach("y", "yr") };
+    const places = labelPlaces(chart, window, width - 70, 290);
     const bars = (key, at, size) => names.forEach((name, index) => {
       const own = chart.points.filter((point, place) => point[key] && (chart.methods.length ? point.style === index : place === index));
       if (!own.length) return;
@@ -95,13 +122,13 @@
     names.forEach((name, index) => {
       const own = chart.points.filter((point, place) => (chart.methods.length ? point.style === index : place === index));
       series.push({
-        type: "scatter", name, z: 4, symbolSize: 14, labelLayout: { moveOverlap: "shiftY", hideOverlap: true },
+        type: "scatter", name, z: 4, symbolSize: 14,
         data: own.map((point) => ({
           value: [point.x, point.y], point, symbol: shape(point.style),
           itemStyle: { color: point.hollow ? look.card : look.line(point.style), borderColor: look.line(point.style), borderWidth: 2 },
           label: {
-            show: true, formatter: () => point.name, color: look.ink, fontWeight: point.chosen ? "bold" : "normal",
-            position: besides(point.x), offset: [0, 12], distance: point.chosen ? 12 : 7, textBorderColor: look.card, textBorderWidth: 3,
+            show: places.has(point), formatter: () => point.name, color: look.ink, fontWeight: point.chosen ? "bold" : "normal",
+            ...places.get(point), textBorderColor: look.card, textBorderWidth: 3,
           },
         })),
       });
@@ -111,12 +138,6 @@
       type: "scatter", data: chosen.map((point) => [point.x, point.y]), symbol: "circle", symbolSize: 27, silent: true, z: 3,
       itemStyle: { color: "transparent", borderColor: look.ink, borderWidth: 2 }, tooltip: { show: false },
     });
-    const reach = (key, range) => {
-      const all = chart.points.flatMap((point) => [point[key], ...(point[range] || []).filter((end) => end !== null)]);
-      const [low, high] = [Math.min(...all), Math.max(...all)];
-      const pad = 0.12 * (high - low) || 0.05 * Math.abs(high) || 1;
-      return { min: low - pad, max: high + pad };
-    };
     const named = chart.methods.map((name, index) => ({ name, icon: shape(index), itemStyle: { color: look.line(index) } }));
     if (chart.front.length > 1) named.push({ name: "Pareto front", icon: "path://M0,4h4v2h-4zM7,4h4v2h-4zM14,4h4v2h-4z" });
     const ticks = { color: look.ink, hideOverlap: true, showMinLabel: false, showMaxLabel: false, formatter: short };
@@ -125,8 +146,8 @@
       title: heading(look, chart.y, named.length > 1 ? 30 : 4),
       legend: legend(look, { data: named, left: named.length > 1 ? 0 : null, right: 0, selectedMode: chart.methods.length > 0 }),
       grid: { left: 4, right: 16, top: named.length > 1 ? 54 : 28, bottom: 34, containLabel: true },
-      xAxis: axis(look, titled(chart.x), { ...across, ...reach("x", "xr"), axisLabel: ticks }),
-      yAxis: axis(look, "", { ...reach("y", "yr"), axisLabel: ticks }),
+      xAxis: axis(look, titled(chart.x), { ...across, ...window.x, axisLabel: ticks }),
+      yAxis: axis(look, "", { ...window.y, axisLabel: ticks }),
       dataZoom: [zoom({ xAxisIndex: 0 }), zoom({ yAxisIndex: 0 })],
       tooltip: { ...common(look).tooltip, trigger: "item", formatter: (of) => (of.data.point ? hint(of.data.point.name, of.data.point.facts) : "") },
       series,
@@ -255,7 +276,7 @@
     const plot = echarts.init(place, null, { renderer: many ? "canvas" : "svg" });
     const show = () => {
       const look = theme();
-      plot.setOption(KINDS[chart.kind](chart, look), true);
+      plot.setOption(KINDS[chart.kind](chart, look, place.clientWidth), true);
       if (chart.kind === "timeline") shade(plot, chart, look);
       drawsRectangle = null;
     };

@@ -268,6 +268,9 @@ def _figures(prefix: str, group: Group, chosen: Row | None) -> tuple[list[dict[s
         add("latency", latency, "Distribution of latency", caption)
     caption = f"Tokens after each block, class token included; block 0 is the input.{_left_out(tokens)}"
     add("tokens", tokens, "Tokens left after each block", caption)
+    scatters = len(figures) - (2 if latency is not None else 1)
+    for figure in figures[: scatters if scatters == 3 else 3 if len(figures) == 3 else 0]:
+        figure["width"] = "third"  # so that rows are full
     runs = sorted(
         {row.profile.path: row.profile for row in group.rows}.values(), key=lambda p: chosen is None or p is not chosen.profile
     )
