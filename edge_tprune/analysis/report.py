@@ -216,6 +216,8 @@ def _tiles(chosen: Row, rows: Sequence[Row]) -> list[dict[str, Any]]:
         metric = METRICS.get(name)
         if metric is None or chosen.value(name) is None:
             continue
+        if name == "agreement_percent" and chosen.value("top1_change_points") is not None:
+            continue  # stands in for accuracy where there are no labels
         reach = chart.interval_text(chosen, metric)
         notes = [f"95 %: {reach}"] if reach else []
         before = None if unpruned is None or unpruned is chosen or name in _RELATIVE else unpruned.value(name)

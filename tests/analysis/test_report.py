@@ -343,6 +343,31 @@ def test_hovering_tells_the_values(chrome, page, profile_dir):
 
 
 @needs_browser
+def test_the_timeline_tells_power_and_whose_turn_it_was(chrome, profiles, tmp_path):
+    info = profiles.info()
+    lines = profiles.lines(info)
+    for index, line in enumerate(line for line in lines if line["kind"] == "round"):
+        line["t_ns"] = 2_000_000_000 * index
+    lines[-1:-1] = [
+        {
+            "kind": "sensors",
+            "t_ns": 50_000_000 * index,
+            "source": "rails",
+            "read_ns": 1,
+            "values": {"total_power_mw": 7000.0 + index},
+        }
+        for index in range(1200)
+    ]
+    chrome.open(write_report(profiles.write(tmp_path / "run", info, lines), tmp_path / "r.html"))
+    _draw_all(chrome)
+    chrome.mouse("Moved", *_pixel(chrome, "g0-time0-live", 6.14, 9.0))
+    hint = _hint(chrome, "g0-time0-live", "6.")
+    for part in ("round1", "budget0.65", "p50 latency", "total power7.12"):
+        assert part in hint, hint
+    assert chrome.complaints() == []
+
+
+@needs_browser
 def test_zooming_and_coming_back(chrome, page):
     chrome.open(page)
     _draw_all(chrome)
