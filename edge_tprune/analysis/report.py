@@ -23,7 +23,9 @@ from edge_tprune.statistics import Interval
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _SCRIPT = Path(__file__).with_name("report.js")
-_ECHARTS = Path(__file__).with_name("echarts")
+_ECHARTS = Path(__file__).with_name(
+    "echarts"
+)  #: Apache ECharts 6.1.0: dist/echarts.common.min.js of its npm package, unchanged
 _TIMELINES = 3  # of one group: the recommended run's first
 _DRAWN_GROUPS = 8  # more would make a page that no mail takes
 
