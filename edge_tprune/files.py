@@ -104,7 +104,7 @@ def cut_last_line(handle: int) -> None:
 
 
 @contextmanager
-def locked(path: Path, work: str, seconds: float = 0) -> Iterator[None]:
+def exclusive(path: Path, work: str, seconds: float = 0) -> Iterator[None]:
     """Keeps other processes that lock the same path out; the lock ends with the process, however that ends.
 
     Args:

@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune import files
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError, did_you_mean
-from edge_tprune.files import sha256_file, write_json
+from edge_tprune.files import exclusive, sha256_file, write_json
 
 FORMAT = "edge-tprune-bundle"
 VERSION = 1
@@ -238,5 +237,5 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: another build is at work on it.
     """
-    with files.locked(path, "build", LOCK_SECONDS):
+    with exclusive(path, "build", LOCK_SECONDS):
         yield

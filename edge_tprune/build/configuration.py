@@ -16,7 +16,7 @@ import torch
 
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, locked, write_json
+from edge_tprune.files import clear_write_errors, exclusive, write_json
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import pattern, registry
@@ -127,7 +127,7 @@ def find(
     report = progress or (lambda what, done, of: None)
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out, "search"):
+    with exclusive(out, "search"):
         scorer = _scorer(loaded, method, dataset, score, report)
         for number, budget in enumerate(budgets):
             space = Space(

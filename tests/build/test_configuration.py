@@ -12,7 +12,7 @@ import edge_tprune
 from edge_tprune.build.builder import make_plan
 from edge_tprune.build.configuration import find, read
 from edge_tprune.errors import UserError
-from edge_tprune.files import locked
+from edge_tprune.files import exclusive
 from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import network_shape
@@ -42,7 +42,7 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
     lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
     assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 3), seed=1) == document
     assert {p.name: p.read_text() for p in out.parent.glob("*.jsonl")} == lines, "a finished search runs nothing again"
-    with locked(out, "search"), pytest.raises(UserError, match="another search is at work on it"):
+    with exclusive(out, "search"), pytest.raises(UserError, match="another search is at work on it"):
         find(reference, "evit", [0.6], images, out, trials=6, stages=(2, 3), seed=1)
     with pytest.raises(UserError, match=r"is the log of another search \(images was 40, now 30\)"):
         find(reference, "evit", [0.6], ReferenceTask(30, "train"), out, trials=6, stages=(2, 3), seed=1)
