@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 from edge_tprune.agent.profile import resume
-from edge_tprune.agent.record import RUN, SAMPLES, Run, read_run
+from edge_tprune.agent.record import SAMPLES, Run, read_run
 from edge_tprune.agent.summary import summarize
 from edge_tprune.build.bundle import Bundle
 
 KILLS = 8  #: in the test suite
-_ROUNDS = 40
+_ROUNDS = 60
 
 MEASURE = """
 import signal, sys
@@ -52,31 +52,41 @@ def wait_for_turns(child: subprocess.Popen[str], out: Path, count: int) -> Path:
     raise AssertionError(f"ended with {child.returncode} before it measured")
 
 
-def kill_and_resume(bundle_path: Path, out: Path, moments: random.Random, kills: int) -> Run:
-    """Kills one and the same run again and again, reads it after each, and resumes it to its end."""
+def kill_and_resume(bundle_path: Path, out: Path, moments: random.Random, kills: int) -> list[Run]:
+    """Kills a run again and again, reads it after each, and resumes it; one that ended before it was killed makes place for another.
+
+    Returns:
+        Every run, complete.
+    """
+    finished: list[Run] = []
     done: list[tuple[int, str]] = []
     for _ in range(kills):
-        child = start(bundle_path, out, _ROUNDS)
-        _wait_for_any(child, out, len(done) + moments.randrange(3))
+        place = out / str(len(finished))
+        child = start(bundle_path, place, _ROUNDS)
+        _wait_for_any(child, place, len(done) + moments.randrange(3))
         time.sleep(moments.uniform(0, 0.05))
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        for path in out.glob("[0-9]*"):
+        for path in place.glob("[0-9]*"):
             run = read_run(path)
             turns = [(turn.round, turn.budget) for turn in run.rounds if turn.complete]
             assert turns[: len(done)] == done, "a turn was lost"
             assert len(set(turns)) == len(turns), "a turn was measured twice"
             summarize(run)
             done = turns
-    resume(Bundle.open(bundle_path), next(out.glob("[0-9]*")))
-    run = read_run(next(out.glob("[0-9]*")))
-    assert run.end == "complete"
-    assert [(turn.round, turn.budget) for turn in run.rounds] == [
-        (number, name) for number, names in enumerate(run.info["plan"]["order"]) for name in names
-    ]
-    assert list(run.readings), "the sampler wrote nothing"
-    assert not list(out.glob(f"*/*{RUN}.tmp"))
-    return run
+            if run.end == "complete":
+                finished.append(run)
+                done = []
+    for path in (out / str(len(finished))).glob("[0-9]*"):
+        resume(Bundle.open(bundle_path), path)
+        finished.append(read_run(path))
+    for run in finished:
+        assert run.end == "complete"
+        assert [(turn.round, turn.budget) for turn in run.rounds] == [
+            (number, name) for number, names in enumerate(run.info["plan"]["order"]) for name in names
+        ]
+        assert list(run.readings), "the sampler wrote nothing"
+    return finished
 
 
 def _wait_for_any(child: subprocess.Popen[str], out: Path, count: int) -> None:
