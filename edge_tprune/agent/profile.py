@@ -336,7 +336,7 @@ def _measure(job: _Job) -> dict[str, str]:
         which: dict[str, Any] = {"round": number, "position": position, "budget": name}
 
         def keep(t_ns: int, values: dict[str, Any], which: dict[str, Any] = which) -> None:
-            recorder.append("part", t_ns, sync=False, **which, **values)  # the sampler syncs it
+            recorder.append("part", t_ns, sync=job.observer.problem is not None, **which, **values)  # else the sampler syncs it
 
         t_ns, turn = take_turn(file, job.inputs, plan, keep)
         recorder.append("round", t_ns, **which, **turn)
@@ -384,7 +384,13 @@ def _finish(job: _Job, reason: str, trace: bool) -> None:
     job.recorder.close()
     job.observer.close()
     run = read_run(job.recorder.path, keep=False)
-    write_summary(run)
+    summary = write_summary(run)
+    for name, budget in summary["budgets"].items():
+        if budget["energy"]["status"] == "not_resolvable" and budget["rounds"]:
+            job.progress.warn(f"budget {name}: energy is not resolvable: {budget['energy']['reason']}")
+    if summary["verdict"]["status"] != "valid":
+        seen = "; ".join(reason["text"] for reason in summary["verdict"]["reasons"])
+        job.progress.warn(f"the run is {summary['verdict']['status']}: {seen}")
     if trace:
         write_trace(run)
 

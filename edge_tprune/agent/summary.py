@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,11 +84,11 @@ def round_medians(run: Run) -> dict[str, dict[int, float]]:
     return medians
 
 
-def write_summary(run: Run) -> Path:
-    """Writes the run's summary.json into its directory, atomically, and returns its path."""
-    path = run.path / SUMMARY
-    write_json(path, summarize(run))
-    return path
+def write_summary(run: Run) -> dict[str, Any]:
+    """Writes the run's summary.json into its directory, atomically, and returns what it holds."""
+    summary = summarize(run)
+    write_json(run.path / SUMMARY, summary)
+    return summary
 
 
 class _Totals:

@@ -107,10 +107,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         bundle = write_bundle(Path(directory) / "bundle", SIZES)
-        run = kill_and_resume(bundle, Path(directory) / "out", random.Random(options.seed), options.kills)
-        print(
-            f"killed {options.kills} times: readable each time, {run.sessions} sessions, complete with {len(run.rounds)} turns"
-        )
+        runs = kill_and_resume(bundle, Path(directory) / "out", random.Random(options.seed), options.kills)
+    sessions, turns = sum(run.sessions for run in runs), sum(len(run.rounds) for run in runs)
+    print(f"killed {options.kills} times, readable each time; {len(runs)} runs of {sessions} sessions, all {turns} turns there")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edge_tprune.agent.record import RUN, SAMPLES, Recorder, Run, directory_name, read_run
+from edge_tprune.agent.summary import summarize
 from edge_tprune.errors import UserError
 
 from .tiny_run import add_round, in_full_disk, info, write_run
@@ -229,3 +230,16 @@ def test_a_real_profile_survives_the_round_trip(finished: Run) -> None:
     assert again.end == "complete"
     assert again.warnings == ()
     assert [turn.budget for turn in again.rounds] == [turn.budget for turn in finished.rounds]
+
+
+def test_a_profile_of_version_1_stays_readable() -> None:
+    run = read_run(Path(__file__).parents[2] / "profiles/deit_tiny-zero_tprune-2-core-server")
+    assert (run.info["version"], run.end, run.sessions) == (1, "complete", 1)
+    summary = json.loads((run.path / "summary.json").read_text())
+    again = summarize(run)["budgets"]
+    for name, budget in summary["budgets"].items():
+        assert again[name]["latency_ms"] == pytest.approx(budget["latency_ms"])
+        assert again[name]["rounds"] == budget["rounds"]
+        assert again[name]["energy"]["status"] == "no_sensor"
+    assert len(run.readings) > len(run.rounds)
+    assert run.readings[0].values["memory_available_bytes"] > 0
