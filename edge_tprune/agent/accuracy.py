@@ -25,6 +25,7 @@ def judge_here(
     dataset: Dataset,
     *,
     runtime: str,
+    precision: str | None,
     threads: int,
     budgets: Sequence[str],
     directory: Path,
@@ -38,7 +39,16 @@ def judge_here(
     Raises:
         UserError: no unpruned budget, an unreadable image.
     """
-    found = judge(bundle, dataset, runtime=runtime, threads=threads, budgets=budgets, interval=mean_interval, progress=progress)
+    found = judge(
+        bundle,
+        dataset,
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+        budgets=budgets,
+        interval=mean_interval,
+        progress=progress,
+    )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **found.arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
     write_bytes(directory / ACCURACY, buffer.getvalue())

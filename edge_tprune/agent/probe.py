@@ -32,10 +32,13 @@ TOLERANCE = 1e-3  #: how far logits may be from the golden ones, absolute
 HALF_TOLERANCE = 1.0
 
 
-def check_budget(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance: float = TOLERANCE) -> Check:
+def check_budget(
+    bundle: Bundle, budget: str, *, runtime: str, threads: int, precision: str | None = None, tolerance: float = TOLERANCE
+) -> Check:
     """Runs `probe` on one budget in a fresh process. A budget that cannot be run is a failed check, not an exception."""
     command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path), budget]
     command += ["--runtime", runtime, "--threads", str(threads), "--tolerance", repr(tolerance)]
+    command += [] if precision is None else ["--precision", precision]
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
     if done.returncode == 0:
         return Check(budget=budget, error=None, **json.loads(done.stdout))
@@ -47,7 +50,9 @@ def check_budget(bundle: Bundle, budget: str, *, runtime: str, threads: int, tol
     return Check(budget=budget, golden_ok=False, golden_max_abs_diff=None, load_ms=None, peak_memory_bytes=None, error=error)
 
 
-def probe(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance: float = TOLERANCE) -> dict[str, Any]:
+def probe(
+    bundle: Bundle, budget: str, *, runtime: str, threads: int, precision: str | None = None, tolerance: float = TOLERANCE
+) -> dict[str, Any]:
     """Loads one budget's engine in this process, runs the golden inputs and compares.
 
     Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads.
@@ -58,9 +63,9 @@ def probe(bundle: Bundle, budget: str, *, runtime: str, threads: int, tolerance:
     Raises:
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
     """
-    if bundle.budget(budget).artifact(runtime).precision != "fp32":
+    if bundle.budget(budget).artifact(runtime, precision).precision != "fp32":
         tolerance = max(tolerance, HALF_TOLERANCE)
-    file = prepare(bundle, budget, runtime)
+    file = prepare(bundle, budget, runtime, precision)
     images, golden = bundle.golden()
     expected = golden[budget]
     runtime_version(runtime)
@@ -116,12 +121,20 @@ def _main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("budget")
     parser.add_argument("--runtime", required=True)
+    parser.add_argument("--precision")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     options = parser.parse_args()
     try:
         bundle = Bundle.open(options.bundle, verify=False)  # the caller did, and hashing takes as long as all the rest
-        found = probe(bundle, options.budget, runtime=options.runtime, threads=options.threads, tolerance=options.tolerance)
+        found = probe(
+            bundle,
+            options.budget,
+            runtime=options.runtime,
+            precision=options.precision,
+            threads=options.threads,
+            tolerance=options.tolerance,
+        )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

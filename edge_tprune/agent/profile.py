@@ -83,6 +83,7 @@ def profile(
     out: Path,
     *,
     runtime: str = "onnxruntime",
+    precision: str | None = None,
     threads: int | None = None,
     rounds: int = 10,
     seconds_per_round: float | None = None,
@@ -104,6 +105,7 @@ def profile(
         bundle: an opened (and verified) bundle.
         out: where profiles are collected; nothing in it is overwritten.
         runtime: which of the bundle's artifacts to run.
+        precision: of the graphs; by default the one that the bundle was built for first.
         threads: CPU threads per engine; by default one per physical core that this process may use.
         rounds: how often each budget has its turn.
         seconds_per_round: how long one turn is timed, with at least ten inferences. By default one second, or ten new values of the
@@ -132,7 +134,9 @@ def profile(
     progress = progress or Progress()
     _check_settings(chosen, threads, rounds, seconds_per_round, warmup_seconds, baseline_seconds, fps, tolerance)
     runtime_version(runtime)
-    _build_engines(bundle, chosen, runtime, progress)
+    graphs = [budget.artifact(runtime, precision) for budget in chosen]
+    precision = graphs[0].precision
+    _build_engines(bundle, chosen, runtime, precision, progress)
     inputs, described = _inputs(bundle, images)
     dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
     _check_space(out)
@@ -151,6 +155,7 @@ def profile(
             ),
             "threads": threads,
             "runtime": runtime,
+            "precision": precision,
             "golden_tolerance": tolerance,
             "isolation": _ISOLATION,
             "input": described,
@@ -194,7 +199,7 @@ def resume(
     """
     progress = progress or Progress()
     before = read_run(path, keep=False)
-    plan = before.info["plan"]
+    plan = {"precision": None, **before.info["plan"]}  # runs of the first days of version 2 do not tell it
     if before.info["version"] < VERSION:
         raise UserError(f"profile {path} has format version {before.info['version']}, which cannot be resumed. Profile again")
     if before.end == "complete":
@@ -214,7 +219,7 @@ def resume(
         raise UserError(f"profile {path} cannot be resumed, because not everything is as it was: {'; '.join(differing)}")
     chosen = [bundle.budget(name) for name in before.budgets]
     runtime_version(plan["runtime"])
-    _build_engines(bundle, chosen, plan["runtime"], progress or Progress())
+    _build_engines(bundle, chosen, plan["runtime"], plan["precision"], progress)
     dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
     _check_space(path)
     done = {(turn.round, turn.budget) for turn in before.rounds if turn.complete}
@@ -235,7 +240,7 @@ def resume(
         return _see_through(job, trace)
 
 
-def _build_engines(bundle: Bundle, chosen: Sequence[Budget], runtime: str, progress: Progress) -> None:
+def _build_engines(bundle: Bundle, chosen: Sequence[Budget], runtime: str, precision: str | None, progress: Progress) -> None:
     """Builds the engines that are missing now, in sight of the person: it may take minutes, and nothing is recorded yet.
 
     A budget whose engine cannot be built is left to its check, which says so in the record.
@@ -249,7 +254,7 @@ def _build_engines(bundle: Bundle, chosen: Sequence[Budget], runtime: str, progr
             progress.warn(f"budget {name}: {text}")
 
         try:
-            prepare(bundle, budget.name, runtime, progress=tell, warn=warn)
+            prepare(bundle, budget.name, runtime, precision, progress=tell, warn=warn)
         except BuildError as error:
             warn(str(error))
 
@@ -315,7 +320,12 @@ def _measure(job: _Job) -> dict[str, str]:
     for number, budget in enumerate(job.chosen):
         progress.step(number, total, f"checking budget {budget.name}")
         check = check_budget(
-            job.bundle, budget.name, runtime=plan["runtime"], threads=plan["threads"], tolerance=plan["golden_tolerance"]
+            job.bundle,
+            budget.name,
+            runtime=plan["runtime"],
+            precision=plan["precision"],
+            threads=plan["threads"],
+            tolerance=plan["golden_tolerance"],
         )
         recorder.append("check", **asdict(check))
         if not check.golden_ok:
@@ -332,7 +342,7 @@ def _measure(job: _Job) -> dict[str, str]:
     for number, position, name in missing:
         progress.step(done, total, f"round {number + 1} of {len(plan['order'])}, budget {name}")
         _check_space(recorder.path)
-        file = prepare(job.bundle, name, plan["runtime"])
+        file = prepare(job.bundle, name, plan["runtime"], plan["precision"])
         which: dict[str, Any] = {"round": number, "position": position, "budget": name}
 
         def keep(t_ns: int, values: dict[str, Any], which: dict[str, Any] = which) -> None:
@@ -360,6 +370,7 @@ def _judge(job: _Job, names: Sequence[str]) -> None:
         job.bundle,
         job.dataset,
         runtime=job.plan["runtime"],
+        precision=job.plan["precision"],
         threads=job.plan["threads"],
         budgets=names,
         directory=job.recorder.path,
@@ -507,8 +518,8 @@ def _describe(
                 "schedule": list(budget.schedule),
                 "macs": budget.macs,
                 "macs_share": budget.macs_share,
-                "accuracy": budget.accuracy_in(budget.artifact(plan["runtime"]).precision),
-                "artifact": asdict(budget.artifact(plan["runtime"])),
+                "accuracy": budget.accuracy_in(plan["precision"]),
+                "artifact": asdict(budget.artifact(plan["runtime"], plan["precision"])),
             }
             for budget in chosen
         ],

@@ -457,6 +457,7 @@ def _commands(profiles: Sequence[Profile]) -> list[str]:
         build += ["--out", where]
         chosen = {
             "runtime": plan["runtime"] if plan["runtime"] != "onnxruntime" else None,
+            "precision": plan.get("precision") if plan.get("precision") != "fp32" else None,
             **{name: plan[name] for name in ("rounds", "threads", "seed")},
             "fps": plan.get("fps"),
         }

@@ -37,13 +37,12 @@ def agent_wheel() -> tuple[str, bytes]:
     Raises:
         UserError: the package is not installed (only found on the path), so its metadata is not known.
     """
-    try:
-        distribution = importlib.metadata.distribution(_DISTRIBUTION)
-        texts = {name: distribution.read_text(name) for name in ("METADATA", "entry_points.txt", "licenses/LICENSE")}
-    except importlib.metadata.PackageNotFoundError:
-        texts = {}
-    if not texts.get("METADATA"):
+    # A checkout that was installed in place also holds an egg-info, which comes first where the checkout is on the path.
+    installed = (found for found in importlib.metadata.distributions(name=_DISTRIBUTION) if found.read_text("METADATA"))
+    distribution = next(installed, None)
+    if distribution is None:
         raise UserError("edge-tprune is not installed here, so no wheel can be made of it. Run: pip install -e '.[host]'")
+    texts = {name: distribution.read_text(name) for name in ("METADATA", "entry_points.txt", "licenses/LICENSE")}
     version = edge_tprune.__version__
     if distribution.version != version:
         raise UserError(

@@ -104,6 +104,7 @@ def test_the_smaller_graph_is_faster_in_every_round(finished: Run) -> None:
 
 
 def test_says_what_ran_and_where(bundle: Bundle, finished: Run) -> None:
+    assert finished.info["plan"]["precision"] == "fp32"
     info = finished.info
     assert info["bundle"]["fingerprint"] == bundle.manifest["fingerprint"]
     assert [budget["name"] for budget in info["budgets"]] == ["big", "middle", "small"]
@@ -165,6 +166,7 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"precision": "fp16"}, "has no file for runtime 'onnxruntime' in fp16"),
         ({"budgets": ["smal"]}, "Did you mean small"),
         ({"budgets": []}, "no budget"),
         ({"threads": 0}, "threads must be 1 or more, not 0"),

@@ -25,6 +25,10 @@ def profile(
     runtime: Annotated[
         str | None, typer.Option(help="Which of the bundle's graphs to run.", show_default="onnxruntime")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the graphs: fp32, fp16 or mixed.", show_default="the first that the bundle was built for"),
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="How often each budget has its turn.", show_default="10")] = None,
     seconds: Annotated[
         float | None,
@@ -75,6 +79,7 @@ def profile(
         key: value
         for key, value in {
             "runtime": runtime,
+            "precision": precision,
             "threads": threads,
             "rounds": rounds,
             "seconds_per_round": seconds,
