@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_tprune.agent.processes import child_environment
+from edge_tprune.processes import child_environment
 
 _START_S = 30.0  #: how long opening all sources may take
 _END_S = 5.0

@@ -37,6 +37,7 @@ from edge_tprune.build.inspection import describe_engine, describe_plan
 from edge_tprune.build.tensorrt import MEMORY_WAY_OUT, BuildError, Compiled, Network, Progress, Settings
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, write_bytes, write_json
+from edge_tprune.processes import child_environment
 from edge_tprune.runtime.tensorrt import TensorRTEngine, load
 
 Warn = Callable[[str], None]
@@ -199,7 +200,7 @@ def build_apart(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     """
     command = [sys.executable, "-m", "edge_tprune.build.plans", job.to_json()]
     with tempfile.TemporaryFile() as words:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=_environment())
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=child_environment())
         assert child.stdout is not None
         result: dict[str, Any] = {}
         try:
@@ -235,13 +236,6 @@ def _last_words(job: Job, code: int, text: str) -> str:
 def record_file(plan: Path) -> Path:
     """Where a plan's record lies."""
     return plan.with_name(f"{plan.name}.json")
-
-
-def _environment() -> dict[str, str]:
-    """Finds this very package in the child, and nothing that happens to lie in the current directory."""
-    home = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _ignore(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""How the agent starts Python processes of its own."""
+"""How rooms start Python processes of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pathlib import Path
 
 def child_environment() -> dict[str, str]:
     """Finds this very package in the child, and nothing that happens to lie in the current directory."""
-    home = str(Path(__file__).parents[2])
+    home = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
