@@ -152,19 +152,6 @@ class Merge(Linked):
 
 
 @dataclass(frozen=True)
-class StandIn(Linked):
-    """The tokens that stay do so as they are, and count for those linked to them; what these held is gone."""
-
-    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """(B, N, C) -> (B, K, C)."""
-        return gather_tokens(x, self.index)
-
-    def added(self, amounts: Tensor) -> Tensor:
-        """(B, N, D) -> (B, K, D): those of the tokens that stay; only sizes add up."""
-        return gather_tokens(amounts, self.index)
-
-
-@dataclass(frozen=True)
 class Propagate(Linked):
     """The tokens that stay receive what `link` says of the others on top of what they are."""
 

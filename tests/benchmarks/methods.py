@@ -26,7 +26,7 @@ from edge_tprune.build.builder import build, make_plan
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.build.evaluate import evaluate
 from edge_tprune.build.export import FORMS, SharedWeights, export, save
-from edge_tprune.cli.common import err, out, parse_list, progress_bar, say
+from edge_tprune.cli.common import err, out, parse_list, parse_pairs, progress_bar, say
 from edge_tprune.cli.views import table
 from edge_tprune.errors import EdgeTPruneError
 from edge_tprune.files import write_bytes, write_json
@@ -46,20 +46,22 @@ def accuracy_of(
 ) -> tuple[list[Row], Bundle | None]:
     """The rows of a method without their latencies, and its bundle; a row that says why where a budget cannot be.
 
-    The method is a name, or, for other blocks than its default, "evit@4,7,10".
+    The method is a name, or, with other blocks or options than its default, "evit@4,7,10" or "zero_tprune:merge=false,votes=2".
     """
-    name, _, places = method.partition("@")
+    place, _, choice = method.partition(":")
+    name, _, places = place.partition("@")
     blocks = parse_list(places, int, method) if places else None
+    options = registry.parse_options(registry.method(name), parse_pairs(choice.split(",") if choice else [], method))
     possible, rows = [1.0], []
     for budget in budgets:
         try:
-            make_plan(loaded, name, budgets=[budget], blocks=blocks)
+            make_plan(loaded, name, budgets=[budget], blocks=blocks, options=options)
             possible.append(budget)
         except EdgeTPruneError as error:
             rows.append({"method": method, "budget": budget, "failed": str(error)})
     with progress_bar(method) as advance:
         try:
-            plan = make_plan(loaded, name, budgets=possible, blocks=blocks)
+            plan = make_plan(loaded, name, budgets=possible, blocks=blocks, options=options)
             bundle = build(loaded, plan, folder / method, progress=advance).bundle
         except EdgeTPruneError as error:
             return [*rows, *({"method": method, "budget": b, "failed": str(error)} for b in possible[1:])], None
@@ -222,9 +224,11 @@ def main() -> None:
     parser.add_argument("--data", help="images with labels; the reference task's for the reference model")
     parser.add_argument("--limit", type=int)
     names = [m for m in sorted(registry.methods()) if m != "none"]
-    everything = " ".join([*names, "evit@4,7,10", "tome@4,7,10", "mctf@4,7,10"])
+    everything = " ".join([*names, "evit@4,7,10", "tome@4,7,10", "mctf@4,7,10", "zero_tprune@4,7,10:merge=false"])
     parser.add_argument(
-        "--methods", default=everything, help="with spaces; evit@4,7,10 removes tokens at other blocks than the default"
+        "--methods",
+        default=everything,
+        help="with spaces; evit@4,7,10 removes tokens at other blocks, zero_tprune:merge=false has another option",
     )
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
     parser.add_argument("--rounds", type=int, default=7, help="0 leaves latencies out")

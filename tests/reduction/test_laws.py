@@ -92,7 +92,7 @@ def test_nothing_is_counted_twice(method: str, sized: bool) -> None:
     if method != "gtp" and method != "vote_mix":  # these pass on parts of a token
         assert members.sum(1).max() <= 1
     sizes = outcome.sizes(evidence.sizes)
-    if sizes is not None and method != "zero_tprune":  # there a token stands for others that left
+    if sizes is not None:
         before = torch.ones(2, 25) if evidence.sizes is None else evidence.sizes
         torch.testing.assert_close(sizes, (members @ before[..., None])[..., 0])
 

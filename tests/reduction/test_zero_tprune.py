@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import edge_tprune
 from edge_tprune.reduction.methods.zero_tprune import V_MAX, V_MIN, ZeroTPrune, _paper_votes
-from edge_tprune.reduction.outcome import Linked, Outcome
+from edge_tprune.reduction.outcome import Outcome
 from edge_tprune.reduction.registry import Evidence, Stage
 
 
@@ -51,7 +51,7 @@ def slow_zero_tprune(
     renormalise: bool,
     partition: str = "sequential",
 ) -> tuple[list[int], dict[int, int]]:
-    """One image: attention (H, N, N), keys (N, H, d); returns the tokens that stay, prefix first, and whose duplicates were dropped."""
+    """One image: attention (H, N, N), keys (N, H, d); returns the tokens that stay, prefix first, and the duplicates with their twins."""
     tokens, prefix = stage.tokens_in, stage.prefix_tokens
     start = [math.sqrt(tokens) if i == 0 and stage.has_class_token and not uniform else 1.0 for i in range(tokens)]
     members = list(range(tokens))
@@ -63,10 +63,10 @@ def slow_zero_tprune(
         ranking = sorted(range(prefix, tokens), key=lambda i: -guide[i])
         half = len(ranking) - len(ranking) // 2
         more, less = (ranking[:half], ranking[half:]) if partition == "sequential" else (ranking[::2], ranking[1::2])
-        mean_key = keys.mean(1)
 
         def cosine(a: int, b: int) -> float:
-            return float(mean_key[a] @ mean_key[b] / np.linalg.norm(mean_key[a]) / np.linalg.norm(mean_key[b]))
+            heads = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(keys[a], keys[b])]
+            return float(sum(heads) / len(heads))
 
         likeness = {a: max(cosine(a, b) for b in more) for a in less}
         dropped = sorted(less, key=lambda a: -likeness[a])[:duplicates]
@@ -95,9 +95,8 @@ def evidence_of(
 
 
 def run(attention: np.ndarray, keys: np.ndarray, stage: Stage, **options: Any) -> np.ndarray:
-    """The indices that stay, read off tokens that carry their own index."""
-    tokens = torch.arange(stage.tokens_in, dtype=torch.float32)[None, :, None].repeat(len(attention), 1, 1)
-    return decide(attention, keys, stage, **options).tokens(tokens, None)[..., 0].numpy().astype(int)
+    """The indices that stay."""
+    return decide(attention, keys, stage, **options).positions(torch.arange(stage.tokens_in).repeat(len(attention), 1)).numpy()
 
 
 def decide(attention: np.ndarray, keys: np.ndarray, stage: Stage, **options: Any) -> Outcome:
@@ -148,8 +147,7 @@ def test_equals_the_loops(
     }
     found = run(attention, keys, stage, **options)
     outcome = decide(attention, keys, stage, **options)
-    everyone = torch.eye(tokens).expand(batch, -1, -1)
-    members = Linked.added(outcome, everyone) if isinstance(outcome, Linked) else outcome.added(everyone)
+    members = outcome.added(torch.eye(tokens).expand(batch, -1, -1))
     for image in range(batch):
         wanted, twins = slow_zero_tprune(
             attention[image],
@@ -167,17 +165,23 @@ def test_equals_the_loops(
             assert set(row.nonzero()[:, 0].tolist()) == {token, *(a for a, b in twins.items() if b == token)}
 
 
-def test_to_the_letter_of_the_paper_nothing_stands_for_what_was_dropped(vit: VisionTransformer, images: torch.Tensor) -> None:
-    """With stand_in off the attention that follows is plain; on, it differs where duplicates were dropped and only there."""
+def test_to_the_letter_of_the_paper_what_is_dropped_leaves_no_trace(vit: VisionTransformer, images: torch.Tensor) -> None:
+    """Without merging, the tokens that stay are as they were and attention is plain; with it, only duplicates make a difference."""
     logits = {
-        (similar, stand_in): edge_tprune.prune(
-            vit, method="zero_tprune", schedule=[17, 11, 11, 11], similar=similar, stand_in=stand_in
-        )(images)
+        (similar, merge): edge_tprune.prune(vit, method="zero_tprune", schedule=[17, 11, 11, 11], similar=similar, merge=merge)(
+            images
+        )
         for similar in (0.0, 1.0)
-        for stand_in in (False, True)
+        for merge in (False, True)
     }
     assert torch.equal(logits[0.0, False], logits[0.0, True])
     assert not torch.allclose(logits[1.0, False], logits[1.0, True], atol=1e-4)
+    attention, keys = evidence_of(np.random.default_rng(2), 2, 3, 15, 0.5)
+    x = torch.randn(2, 15, 6)
+    outcome = decide(attention, keys, Stage(1, 12, 15, 8, 1, True), similar=0.6, merge=False)
+    kept = outcome.positions(torch.arange(15).repeat(2, 1))
+    assert torch.equal(outcome.tokens(x, None), torch.stack([image[places] for image, places in zip(x, kept)]))
+    assert outcome.sizes(None) is None
 
 
 def test_votes_converge_to_the_stationary_distribution() -> None:

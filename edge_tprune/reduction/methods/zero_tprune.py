@@ -9,8 +9,9 @@ votes for token j with weight A_ij. A pruning layer does three things in this or
 I'  rank all tokens by one vote. Prunes nothing; it guides S.
 S   drop near-duplicates: the less important half ("A-group") and the more important half ("B-group") of that ranking are
     compared by the cosine similarity of their keys; each A token takes its best B; the most similar pairs lose their A token.
-    The key of a token is the mean over heads (our choice). The token is dropped, not merged; but what it said its twin says
-    too, so the twin's voice counts for both from there on (`stand_in`, our addition).
+    The cosine is the mean of the heads' own (our choice). The paper drops the A token; here its features are averaged into its
+    twin's, and the twin counts for both in the attention of the blocks that follow (`merge`, our addition: a third of the divergence
+    from the unpruned model, each with its own best schedule; false is the paper to the letter).
 I   page rank among the survivors, and the lowest ranks are pruned.
 
     s(t) = A^T s(t-1) per head (WPR, algorithm 1), from the class token sqrt(N) times the others (section 3.3); the class
@@ -36,7 +37,7 @@ from torch import Tensor
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import pairs
 from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top, unit
-from edge_tprune.reduction.outcome import Keep, Outcome, StandIn
+from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
 V_MIN, V_MAX = 0.01, 0.7
@@ -57,14 +58,15 @@ class ZeroTPrune(Reducer):
         uniform_start: start from equal scores instead of a heavy class token (the paper's ablation).
         renormalise: divide each survivor's votes by what is left of its attention row after S.
         partition: "sequential": the A-group is the less important half; "alternate": every other token of the ranking (the paper's ablation).
-        stand_in: a token counts, in the attention of the blocks that follow, also for the duplicates of it that S dropped (log size is added to its
-            logits, as ToMe does for merged tokens). Our addition; false is the paper to the letter.
+        merge: the duplicates that S finds are averaged into their twins, weighted by size, and log size is added to the logits of the blocks that
+            follow, as in ToMe. Our addition; false drops them, which is the paper to the letter.
     """
 
     name = "zero_tprune"
     paper = "Wang et al., CVPR 2024, arXiv 2305.17328"
     needs = frozenset({ATTENTION, KEYS})
-    worth_searching: ClassVar = {"similar": (0.25, 0.5, 0.65, 0.75, 0.85, 1.0), "votes": (0, 1, 2, 5)}
+    merges = True
+    worth_searching: ClassVar = {"similar": (0.25, 0.5, 0.65, 0.75, 0.85, 0.95), "votes": (0, 1, 2, 5)}
 
     start: Tensor
     bonus: Tensor
@@ -74,13 +76,13 @@ class ZeroTPrune(Reducer):
         self,
         stage: Stage,
         *,
-        similar: float = 0.65,
+        similar: float = 0.85,
         votes: int = 1,
         head_filter: bool = True,
         uniform_start: bool = False,
         renormalise: bool = False,
         partition: str = "sequential",
-        stand_in: bool = True,
+        merge: bool = True,
     ) -> None:
         super().__init__(stage)
         if partition not in PARTITIONS:
@@ -91,7 +93,7 @@ class ZeroTPrune(Reducer):
             raise UserError(f"method zero_tprune: votes is {votes}; give 1 or more, or 0 for the paper's numbers")
         removed = stage.tokens_in - stage.tokens_out
         self.duplicates = min(round(similar * removed), (stage.tokens_in - stage.prefix_tokens) // 2)
-        self.proportional = stand_in
+        self.proportional = merge
         self.partition = partition
         self.votes = votes or _paper_votes(stage)
         self.head_filter = head_filter
@@ -116,12 +118,12 @@ class ZeroTPrune(Reducer):
         survivors = top(self._page_rank(attention, alive) + self.bonus, self.stage.tokens_out)
         if not self.proportional:
             return Keep(survivors)
-        return StandIn(survivors, dropped, (survivors[:, :, None] == twin[:, None]).to(score.dtype))
+        return Merge(survivors, dropped, (survivors[:, :, None] == twin[:, None]).to(score.dtype))
 
     def _duplicates(self, votes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """I' and S: first votes (B, H, 1, N) and keys (B, N, H, d) -> tokens to drop and their best B tokens, both (B, duplicates)."""
         ranking = top(votes.norm(dim=(1, 2)) + self.bonus, self.stage.tokens_in)
-        key = unit(gather_tokens(keys.mean(2), ranking))
+        key = gather_tokens(unit(keys).flatten(2), ranking)
         first = self.stage.prefix_tokens
         half = self.stage.tokens_in - (self.stage.tokens_in - first) // 2
         a, b = slice(half, None), slice(first, half)
