@@ -74,7 +74,7 @@ def write_report(
         objective: as in `select.choose`.
         pictures: also draw these (a name from PICTURES, an .svg or .png file), of the first group; they are written first, so
             that the page never stands without them.
-        samples: images with their tokens, from `build.explain.described`.
+        samples: images with their tokens, from `build.pictures.described`.
         commands: how to reproduce the run; derived from the profiles unless given.
 
     Raises:

@@ -1,20 +1,14 @@
-"""Pictures of what a reduction does to one image: which patches stay, leave or merge, stage by stage, as papers show it.
+"""What a reduction does to one image: which patches stay, leave or merge, stage by stage.
 
-The picture is drawn from the very network that is measured: `PrunedViT.trace` says of every token that is left which original ones it
-holds. A patch that still is a token of its own is shown as it is; patches that share a token have the mean colour of their token and a border around them
-where the token ends; patches that left lie under a veil. A method that passes a token on in parts is drawn by the largest part.
-
-Colours are Okabe and Ito's, which people with any common colour vision tell apart; that a patch left is said by lightness, that it merged by a border.
+It is read off the very network that is measured: `PrunedViT.trace` says of every token that is left which original ones it holds.
+A method that passes a token on in parts is told by the largest part. `panels` and `pictures` draw it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +18,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edge_tprune.build.bundle import Bundle
-from edge_tprune.errors import UserError, missing_package
-from edge_tprune.files import write_bytes, write_text
+from edge_tprune.errors import UserError
 from edge_tprune.models import reference
 from edge_tprune.models.data import ImageFolder, open_dataset
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
-from edge_tprune.page import render
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, network_shape
 
-SUFFIXES = (".png", ".html")
 SAMPLE_IMAGES = 4  # of a directory, where a page has other things to say
 SHOWN_STAGES = 4  # a picture of twelve stages shows none of them
 
-_VEIL = np.array([228.0, 231.0, 236.0])
-_SEEN_THROUGH = 0.12  # of the image, under the veil
-_BORDERS = tuple(
-    (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16))
-    for code in ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
-)
-_PANEL_PIXELS = 420  # a panel's side at least: patches are drawn as whole multiples of their pixels
-_PHOTO_PIXELS = 288  # a side at most where there are many panels: twelve to a patch of DeiT's
-_INK, _SOFT, _OTHER = "#1f2328", "#57606a", "#a84300"  # text; beside the point; another class than the unpruned network's
 _EPSILON = 1e-3  # a token that passes on less than this of itself has left
-_TEMPLATE = Path(__file__).with_name("explain.html")
 
 
 @dataclass(frozen=True)
@@ -78,6 +59,10 @@ class Fates:
     def kept(self) -> int:
         """Patches with a token of their own."""
         return len(self.token) - self.dropped - self.merged
+
+    def __str__(self) -> str:
+        counts = {"kept": self.kept, "merged": self.merged, "dropped": self.dropped}
+        return " · ".join(f"{count} {what}" for what, count in counts.items() if count)
 
     def to_json(self) -> dict[str, int]:
         """The numbers, for `--json`."""
@@ -287,180 +272,6 @@ def fates(members: np.ndarray, prefix: int, block: int) -> Fates:
     return Fates(block, len(members), np.where(left, -1, patches.argmax(0)))
 
 
-def painted(pixels: np.ndarray, grid: tuple[int, int], after: Fates) -> np.ndarray:
-    """The image (H, W, 3) uint8 with merged patches in their token's mean colour and dropped ones under the veil."""
-    token = _by_pixel(pixels, grid, after.token)
-    result = pixels.astype(np.float64)
-    veiled = token < 0
-    result[veiled] = _SEEN_THROUGH * result[veiled] + (1 - _SEEN_THROUGH) * _VEIL
-    for group in np.unique(after.token[after.shared]):
-        result[token == group] = pixels[token == group].mean(0)
-    return np.asarray(result.round().astype(np.uint8))
-
-
-def panel(pixels: np.ndarray, grid: tuple[int, int], after: Fates) -> np.ndarray:
-    """`painted`, enlarged by a whole number, with a border inside every merged token along its edges."""
-    small = painted(pixels, grid, after)
-    scale = _scale(pixels)
-    large = _enlarged(small)
-    patch = (pixels.shape[0] // grid[0] * scale, pixels.shape[1] // grid[1] * scale)
-    width = max(2, min(patch) // 11)
-    token = np.where(after.shared, after.token, -1).reshape(grid)
-    colours = _border_colours(token)
-    padded = np.pad(token, 1, constant_values=-2)
-    for row, column in zip(*np.nonzero(token >= 0)):
-        cell = large[row * patch[0] : (row + 1) * patch[0], column * patch[1] : (column + 1) * patch[1]]
-        around = padded[row : row + 3, column : column + 3] != token[row, column]
-        colour = colours[token[row, column]]
-        ends = (slice(None, width), slice(-width, None))
-        for side in (0, 1):
-            if around[2 * side, 1]:
-                cell[ends[side]] = colour
-            if around[1, 2 * side]:
-                cell[:, ends[side]] = colour
-            for other in (0, 1):  # the inner corner, where the token goes on along both sides but not across
-                if around[2 * side, 2 * other]:
-                    cell[ends[side], ends[other]] = colour
-    return large
-
-
-def write(explanation: Explanation, out: Path) -> None:
-    """Draws to `out`, atomically: a PNG, or a web page that needs nothing else.
-
-    Raises:
-        UserError: another suffix, a package that is missing, a place that cannot be written.
-    """
-    check_suffix(out)
-    if out.suffix.lower() == ".html":
-        write_text(out, page(explanation))
-    else:
-        write_bytes(out, picture(explanation))
-
-
-def check_suffix(out: Path) -> None:
-    """Refuses a file name whose kind cannot be drawn.
-
-    Raises:
-        UserError: naming the kinds that can.
-    """
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"cannot draw {out.name}: the name must end in {' or '.join(SUFFIXES)}")
-
-
-def picture(explanation: Explanation) -> bytes:
-    """The whole comparison as one PNG: a row per method and budget, a column for the image and for each stage."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise missing_package("matplotlib", "host") from error
-    rows = explanation.rows
-    height, width = explanation.pixels.shape[:2]
-    # All in inches, from the top left corner, so that rows look the same however many there are.
-    wide, gap, label, head, above, below, foot = 1.72, 0.08, 1.3, 0.3, 0.2, 0.24, 0.28
-    tall = wide * height / width
-    columns = max(3, *(1 + len(row.shown) for row in rows))  # room for the title, even where nothing is removed
-    size = (label + columns * (wide + gap), head + len(rows) * (above + tall + below) + foot)
-    style: Any = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, "text.parse_math": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size)
-        FigureCanvasAgg(figure)
-
-        def text(x: float, y: float, words: str, **how: Any) -> Any:
-            return figure.text(x / size[0], 1 - y / size[1], words, **how)
-
-        def show(x: float, y: float, array: np.ndarray, title: str, caption: str) -> None:
-            axes = figure.add_axes((x / size[0], 1 - (y + tall) / size[1], wide / size[0], tall / size[1]))
-            axes.imshow(array, aspect="auto", interpolation="antialiased")
-            axes.set_axis_off()
-            text(x + wide / 2, y - 0.04, title, ha="center", va="bottom")
-            text(x + wide / 2, y + tall + 0.04, caption, ha="center", va="top", fontsize=7, color=_SOFT)
-
-        text(
-            label,
-            0.16,
-            f"{textwrap.shorten(explanation.image, 40)} · {explanation.model} · unpruned: {explanation.unpruned}",
-            va="center",
-        )
-        for number, row in enumerate(rows):
-            y = head + above + number * (above + tall + below)
-            same = row.prediction.index == explanation.unpruned.index
-            middle: Any = {"x": label - 0.12, "ha": "right"}
-            text(y=y + tall / 2 - 0.22, words=row.method, va="center", fontsize=9, fontweight="bold", **middle)
-            text(y=y + tall / 2, words=f"budget {row.budget:g}", va="center", **middle)
-            words = textwrap.fill(str(row.prediction), 20)
-            text(y=y + tall / 2 + 0.14, words=words, va="top", fontsize=7, color=_SOFT if same else _OTHER, **middle)
-            patches = explanation.grid[0] * explanation.grid[1]
-            show(label, y, _enlarged(explanation.pixels), "input", f"{patches} patches")
-            for place, stage in enumerate(row.shown, 1):
-                array = panel(explanation.pixels, explanation.grid, stage)
-                left = stage.tokens - explanation.prefix_tokens
-                show(label + place * (wide + gap), y, array, f"block {stage.block}: {left} tokens", _counts(stage))
-        x, y = label, size[1] - 0.16
-        for veiled, words in ((True, "dropped"), (False, "merged: its token's mean colour, bordered where the token ends")):
-            if any(stage.dropped if veiled else stage.merged for row in rows for stage in row.stages):
-                corner = (x / size[0], 1 - (y + 0.055) / size[1])
-                fill, edge = (_VEIL / 255, _VEIL / 255) if veiled else ("#d9c7a0", "#E69F00")
-                figure.add_artist(
-                    Rectangle(corner, 0.11 / size[0], 0.11 / size[1], facecolor=fill, edgecolor=edge, linewidth=1.4)
-                )
-                text(x + 0.19, y, words, va="center", fontsize=7, color=_SOFT)
-                x += 0.85
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def page(explanation: Explanation) -> str:
-    """The comparison as one HTML page with the panels inside, each with a text for people who cannot see it."""
-    return render(
-        _TEMPLATE,
-        title=f"Tokens of {explanation.image}",
-        model=explanation.model,
-        patches=explanation.grid[0] * explanation.grid[1],
-        prefix=explanation.prefix_tokens,
-        **described(explanation),
-    )
-
-
-def described(explanation: Explanation, photo: bool = False) -> dict[str, Any]:
-    """What a page shows of an explanation: `image`, `unpruned`, `input` and `rows` with their `panels` (macros in panels.html).
-
-    Args:
-        explanation: of one image.
-        photo: panels small and as JPEG, for pages with many images.
-    """
-    patches = explanation.grid[0] * explanation.grid[1]
-    url = partial(_data_url, photo=photo)
-    rows = [
-        {
-            "title": row.title,
-            "options": " ".join(f"{key}={value}" for key, value in row.options.items()),
-            "share": f"{100 * row.share:.1f}",
-            "prediction": str(row.prediction),
-            "same": row.prediction.index == explanation.unpruned.index,
-            "stages": [
-                {"block": s.block, "tokens": s.tokens, "kept": s.kept, "merged": s.merged, "dropped": s.dropped}
-                for s in row.stages
-            ],
-            "panels": [
-                {
-                    "source": url(panel(explanation.pixels, explanation.grid, stage)),
-                    "alt": f"{explanation.image} after block {stage.block} of {row.title}: of {patches} patches {_counts(stage)}",
-                    "title": f"block {stage.block}: {stage.tokens - explanation.prefix_tokens} tokens",
-                    "caption": _counts(stage),
-                }
-                for stage in row.shown
-            ],
-        }
-        for row in explanation.rows
-    ]
-    source = url(_enlarged(explanation.pixels))
-    return {"image": explanation.image, "unpruned": str(explanation.unpruned), "input": source, "rows": rows}
-
-
 def _row(pruned: PrunedViT, tensor: Tensor, method: str, budget: float, options: Mapping[str, Any], share: float) -> Row:
     """What a pruned network does to one image (1, 3, H, W)."""
     stages = _stages(pruned.trace(tensor), pruned, pruned.shape.prefix_tokens)
@@ -499,50 +310,3 @@ def _pixels(loaded: LoadedModel, tensor: Tensor) -> np.ndarray:
     embed = loaded.model.patch_embed
     height, width = (int(count) * int(side) for count, side in zip(embed.grid_size, embed.patch_size))
     return np.ascontiguousarray(image[:height, :width])
-
-
-def _by_pixel(pixels: np.ndarray, grid: tuple[int, int], values: np.ndarray) -> np.ndarray:
-    """One value per patch -> one per pixel (H, W)."""
-    down, across = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
-    return values.reshape(grid).repeat(down, 0).repeat(across, 1)
-
-
-def _scale(pixels: np.ndarray) -> int:
-    return int(max(1, -(-_PANEL_PIXELS // min(pixels.shape[:2]))))
-
-
-def _enlarged(pixels: np.ndarray) -> np.ndarray:
-    return pixels.repeat(_scale(pixels), 0).repeat(_scale(pixels), 1)
-
-
-def _border_colours(token: np.ndarray) -> dict[int, tuple[int, int, int]]:
-    """A colour for every token of a grid of patches (-1: none) such that, as far as there are colours, no two that touch share one."""
-    padded = np.pad(token, 1, constant_values=-1)
-    touching: dict[int, set[int]] = {}
-    for row, column in zip(*np.nonzero(token >= 0)):
-        touching.setdefault(int(token[row, column]), set()).update(padded[row : row + 3, column : column + 3].ravel().tolist())
-    chosen: dict[int, int] = {}
-    used = [0] * len(_BORDERS)
-    for group, others in touching.items():
-        taken = {chosen[other] for other in others if other in chosen}
-        chosen[group] = min(range(len(_BORDERS)), key=lambda colour: (colour in taken, used[colour], colour))
-        used[chosen[group]] += 1
-    return {group: _BORDERS[colour] for group, colour in chosen.items()}
-
-
-def _counts(stage: Fates) -> str:
-    """The numbers above 0, in words."""
-    counts = {"kept": stage.kept, "merged": stage.merged, "dropped": stage.dropped}
-    return " · ".join(f"{count} {what}" for what, count in counts.items() if count)
-
-
-def _data_url(array: np.ndarray, photo: bool = False) -> str:
-    stream = io.BytesIO()
-    image = Image.fromarray(array)
-    if photo:
-        image.thumbnail((_PHOTO_PIXELS, _PHOTO_PIXELS))
-        image.save(stream, format="JPEG", quality=80, optimize=True)
-    else:
-        image.save(stream, format="PNG", optimize=True)
-    kind = "jpeg" if photo else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,16 +1,19 @@
-"""A small but complete bundle, built once per worker with the real exporter."""
+"""A small but complete bundle, built once per worker with the real exporter, and an explained image."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from edge_tprune.build.builder import build, make_plan
 from edge_tprune.build.bundle import Bundle
+from edge_tprune.build.explain import Explanation, explain
 from edge_tprune.errors import UserError
 from edge_tprune.models.loading import LoadedModel, _hash_weights
 from edge_tprune.runtime.tensorrt import Library, load
@@ -43,6 +46,18 @@ def small_model(seed: int = 0, channels: int = 96) -> LoadedModel:
 @pytest.fixture(scope="session")
 def loaded() -> LoadedModel:
     return small_model()
+
+
+@pytest.fixture(scope="session")
+def image() -> Image.Image:
+    pixels = np.random.default_rng(5).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    return Image.fromarray(pixels).resize((60, 50), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def explained(loaded: LoadedModel, image: Image.Image) -> Explanation:
+    methods = ["evit", "tome", "zero_tprune"]
+    return explain(loaded, image, methods, [1.0, 0.8, 0.6], name="a <b>.png", options={"fuse": "true", "votes": "2"})
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,9 @@ def explain(
     from edge_tprune.cli.views import explanation_table, need_host
 
     need_host()
-    from edge_tprune.build.explain import check_suffix, open_image, write
     from edge_tprune.build.explain import explain as follow
+    from edge_tprune.build.explain import open_image
+    from edge_tprune.build.pictures import check_suffix, write
     from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
 

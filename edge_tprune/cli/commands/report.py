@@ -83,7 +83,8 @@ def report(
         from edge_tprune.cli.views import need_host
 
         need_host()
-        from edge_tprune.build.explain import described, explain_bundle
+        from edge_tprune.build.explain import explain_bundle
+        from edge_tprune.build.pictures import described
 
         samples = [described(explanation, photo=True) for explanation in explain_bundle(bundle, images, weights)]
     written = write_report(profiles, page, constraints=limits, objective=objective, pictures=pictures, samples=samples)
