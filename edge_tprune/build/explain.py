@@ -6,7 +6,9 @@ A method that passes a token on in parts is told by the largest part. `panels` a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
 from edge_tprune.models import reference
-from edge_tprune.models.data import ImageFolder, open_dataset
+from edge_tprune.models.data import ImageFolder, eight_bit_rgb, open_dataset
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, network_shape
@@ -150,6 +152,9 @@ class Explanation:
 def open_image(source: str) -> Image.Image:
     """The RGB image at a path, or canvas I of the built-in task for "reference:I" ("reference" is the first).
 
+    As people see it: turned upright where its EXIF says so, and on white where it is transparent. (Evaluation, like timm's, takes files as they are
+    stored.)
+
     Raises:
         UserError: no such file or canvas, or a file that is no image.
     """
@@ -162,11 +167,20 @@ def open_image(source: str) -> Image.Image:
         return canvas
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"image {source} does not exist. Give a file, or 'reference:17' for a canvas of the built-in task")
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"image {source} {what}. Give a file, or 'reference:17' for a canvas of the built-in task")
     try:
-        with Image.open(path) as image:
-            rgb: Image.Image = image.convert("RGB")
-            return rgb
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # phones have cameras of 100 megapixels
+            image = Image.open(path)
+        with image:
+            with suppress(Exception):  # EXIF may be damaged where the image is not
+                ImageOps.exif_transpose(image, in_place=True)
+            if "A" in image.mode or "transparency" in image.info:
+                image.load()
+                rgba = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            return eight_bit_rgb(image)
     except Exception as error:  # a damaged file can make a decoder raise almost anything
         raise UserError(f"image {source} cannot be read ({error}). Give a JPEG, PNG, WebP or BMP file") from error
 

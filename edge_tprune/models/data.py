@@ -107,7 +107,7 @@ class ImageFolder:
         file = self.files[index]
         try:
             with Image.open(file) as image:
-                return image.convert("RGB"), self.labels[index]
+                return eight_bit_rgb(image), self.labels[index]
         except Exception as error:  # a damaged file can make a decoder raise almost anything
             raise UserError(f"image {file} cannot be read ({error}). Remove or replace it") from error
 
@@ -165,6 +165,21 @@ def open_images(source: Path) -> ImageFolder:
     if not files:
         raise UserError(f"image folder {source} holds no images ({', '.join(sorted(EXTENSIONS))})")
     return ImageFolder(source, files, (-1,) * len(files))
+
+
+def eight_bit_rgb(image: Image.Image) -> Image.Image:
+    """`image.convert("RGB")`, but sixteen bits of grey are scaled: Pillow clips all but the darkest of them to white.
+
+    Raises:
+        ValueError: floating-point pixels, of which nobody knows which is white.
+    """
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _readable(root: Path) -> Path:

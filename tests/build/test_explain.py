@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from PIL import Image
 
 from edge_tprune.build.explain import Explanation, explain, fates, open_image
+from edge_tprune.build.panels import enlarged, panel
 from edge_tprune.errors import UserError
 from edge_tprune.models import reference
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import PrunedViT
 
 GRID = (6, 6)
 METHODS = sorted(set(registry.methods()) - {"none"})
@@ -33,6 +36,26 @@ def test_every_patch_is_kept_merged_or_dropped(method: str, loaded: LoadedModel,
         assert stage.kept <= before, "a patch that merged or left does not come back"
         before = stage.kept
     assert len(row.stages) == len({n for n in row.schedule if n < 37})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_told_and_drawn_is_what_the_trace_says(method: str, loaded: LoadedModel, image: Image.Image) -> None:
+    explained = explain(loaded, image, [method], [0.6])
+    (row,) = explained.rows
+    pruned = PrunedViT(loaded.model, registry.method(method), row.schedule, row.options)
+    with torch.no_grad():
+        traced = pruned.trace(loaded.transform()(image)[None])
+    seen = enlarged(explained.pixels)
+    for stage in row.stages:
+        members = traced[stage.block - 1][0, 1:, 1:].numpy()
+        parts = members > members.max(0) - 1e-6  # of a token in parts, the largest
+        held = parts & (members.sum(0) > 1e-3)
+        alone = [int(patch) for patch in np.nonzero(held.any(0))[0] if held[held[:, patch].argmax()].sum() == 1]
+        assert (stage.kept, stage.dropped) == (len(alone), int((~held.any(0)).sum()))
+        drawn = panel(explained.pixels, GRID, stage)
+        side = len(drawn) // GRID[0]
+        same = (drawn == seen).reshape(GRID[0], side, GRID[1], side, 3).all((1, 3, 4)).ravel()
+        assert np.nonzero(same)[0].tolist() == alone, "as they are: those with a token of their own, and no others"
 
 
 def test_without_merging_the_rest_is_dropped(loaded: LoadedModel, image: Image.Image) -> None:
@@ -89,12 +112,10 @@ def test_of_many_stages_four_are_shown() -> None:
 def test_images(tmp_path: Path) -> None:
     assert np.array_equal(open_image("reference:17"), reference.compose("test", 17)[0])
     assert np.array_equal(open_image("reference"), reference.compose("test", 0)[0])
-    Image.new("RGBA", (9, 7), (255, 0, 0, 128)).save(tmp_path / "a.png")
-    assert open_image(str(tmp_path / "a.png")).mode == "RGB"
     (tmp_path / "b.jpg").write_bytes(b"no image")
     for source, says in (
         (tmp_path / "absent.jpg", "does not exist"),
-        (tmp_path, "does not exist"),
+        (tmp_path, "is a directory"),
         (tmp_path / "b.jpg", "cannot be read"),
         ("reference:2000", "no canvas '2000'"),
         ("reference:-1", "no canvas '-1'"),
@@ -102,6 +123,29 @@ def test_images(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=says):
             open_image(str(source))
+
+
+def test_images_are_as_people_see_them(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+
+    def seen(image: Image.Image, **how: Any) -> np.ndarray:
+        image.save(tmp_path / "i.png", **how)
+        opened = open_image(str(tmp_path / "i.png"))
+        assert opened.mode == "RGB"
+        return np.asarray(opened)
+
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter clockwise makes it upright
+    assert (seen(Image.fromarray(np.rot90(pixels)), exif=turned) == pixels).all()
+    assert (seen(Image.fromarray(pixels), exif=b"Exif\0\0damaged") == pixels).all()
+    clear = np.dstack([pixels, np.full((7, 9), 255, np.uint8)])
+    clear[2, 3, 3] = 0
+    shown = seen(Image.fromarray(clear))
+    assert (shown[2, 3] == 255).all(), "white, not the colour that lies hidden there"
+    assert (np.delete(shown.reshape(-1, 3), 2 * 9 + 3, 0) == np.delete(pixels.reshape(-1, 3), 2 * 9 + 3, 0)).all()
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    assert seen(palette, transparency=1).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
 def test_mistakes(loaded: LoadedModel, image: Image.Image) -> None:

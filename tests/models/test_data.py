@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.data import batches, open_dataset, sample_images
+from edge_tprune.models.data import batches, eight_bit_rgb, open_dataset, sample_images
 
 
 def make_folder(root: Path, classes: list[str], each: int = 2) -> Path:
@@ -93,3 +93,13 @@ def test_sample_images_are_real_and_differ() -> None:
         images = sample_images(name, 10)
         assert len({image.tobytes() for image in images}) == 10
         assert all(np.asarray(image).std() > 10 for image in images)
+
+
+def test_sixteen_bits_of_grey_are_scaled_and_floats_refused(tmp_path: Path) -> None:
+    grey = np.array([[0, 256, 65535, 32896]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    image, _ = open_dataset(tmp_path, 10)[0]
+    assert np.asarray(image).tolist() == [[[value] * 3 for value in (0, 0, 255, 128)]]
+    assert np.asarray(eight_bit_rgb(Image.fromarray(grey.astype(np.int32)))).max() == 255
+    with pytest.raises(ValueError, match="floating-point"):
+        eight_bit_rgb(Image.fromarray(grey.astype(np.float32)))
