@@ -1,10 +1,10 @@
 """One panel of a picture of tokens: the image with its kept, merged and dropped patches, in pixels.
 
 A patch that still is a token of its own is shown as it is; patches that share a token have the mean colour of their token and a border around them
-where the token ends; patches that left lie under a veil.
+where the token ends; patches that left lie under a veil with a thin line across.
 
-Colours are Okabe and Ito's, which people with any common colour vision tell apart; that a patch left is said by lightness, that it
-merged by a border.
+Colours are Okabe and Ito's, which people with any common colour vision tell apart; that a patch left is said by lightness and, as the
+image may be light itself, by the line; that it merged by a border.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 from edge_tprune.build.explain import Fates
 
 VEIL = np.array([228.0, 231.0, 236.0])
+LINE = np.array([172.0, 179.0, 190.0])  #: across a dropped patch
 
 _SEEN_THROUGH = 0.12  # of the image, under the veil
 _BORDERS = tuple(
     (int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16))
     for code in ("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
 )
-_PANEL_PIXELS = 420  # a panel's side at least: patches are drawn as whole multiples of their pixels
+_PANEL_PIXELS = 336  # a panel's side at least: patches are drawn as whole multiples of their pixels
 
 
 def painted(pixels: np.ndarray, grid: tuple[int, int], after: Fates) -> np.ndarray:
@@ -35,17 +36,24 @@ def painted(pixels: np.ndarray, grid: tuple[int, int], after: Fates) -> np.ndarr
 
 
 def panel(pixels: np.ndarray, grid: tuple[int, int], after: Fates) -> np.ndarray:
-    """`painted`, enlarged by a whole number, with a border inside every merged token along its edges."""
+    """`painted`, enlarged by a whole number, with a line across every dropped patch and a border inside every merged token along its edges."""
     small = painted(pixels, grid, after)
     scale = _scale(pixels)
     large = enlarged(small)
     patch = (pixels.shape[0] // grid[0] * scale, pixels.shape[1] // grid[1] * scale)
+    cells = large.reshape(grid[0], patch[0], grid[1], patch[1], 3).swapaxes(
+        1, 2
+    )  # (down, across, height, width, 3), the same memory
+    down, across = ((np.arange(side) + 0.5) / side for side in patch)
+    line = abs(down[:, None] + across - 1) * min(patch) < max(1.0, min(patch) / 24)
+    for row, column in zip(*np.nonzero(after.token.reshape(grid) < 0)):
+        cells[row, column][line] = LINE
     width = max(2, min(patch) // 11)
     token = np.where(after.shared, after.token, -1).reshape(grid)
     colours = _border_colours(token)
     padded = np.pad(token, 1, constant_values=-2)
     for row, column in zip(*np.nonzero(token >= 0)):
-        cell = large[row * patch[0] : (row + 1) * patch[0], column * patch[1] : (column + 1) * patch[1]]
+        cell = cells[row, column]
         around = padded[row : row + 3, column : column + 3] != token[row, column]
         colour = colours[token[row, column]]
         ends = (slice(None, width), slice(-width, None))

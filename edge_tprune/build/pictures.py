@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edge_tprune.build.explain import Explanation
-from edge_tprune.build.panels import VEIL, enlarged, panel
+from edge_tprune.build.explain import Explanation, Fates
+from edge_tprune.build.panels import LINE, VEIL, enlarged, panel
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import write_bytes, write_text
 from edge_tprune.page import render
@@ -58,33 +59,32 @@ def picture(explanation: Explanation) -> bytes:
     except ImportError as error:
         raise missing_package("matplotlib", "host") from error
     rows = explanation.rows
-    height, width = explanation.pixels.shape[:2]
+    photograph = enlarged(explanation.pixels)
+    height, width = photograph.shape[:2]
     # All in inches, from the top left corner, so that rows look the same however many there are.
-    wide, gap, label, head, above, below, foot = 1.72, 0.08, 1.3, 0.3, 0.2, 0.24, 0.28
-    tall = wide * height / width
+    wide, gap, label, above, below, foot = 1.72, 0.08, 1.3, 0.2, 0.24, 0.28
+    dpi = width / wide  # panels stand in the picture pixel by pixel
+    tall = height / dpi
     columns = max(3, *(1 + len(row.shown) for row in rows))  # room for the title, even where nothing is removed
+    title = f"{explanation.image} · {explanation.model} · unpruned: {explanation.unpruned}"
+    heading = textwrap.wrap(title, int(14 * columns * wide))
+    head = 0.16 + 0.14 * len(heading)
     size = (label + columns * (wide + gap), head + len(rows) * (above + tall + below) + foot)
     style: Any = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, "text.parse_math": False}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size)
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
+        figure = Figure(figsize=size, dpi=dpi)
         FigureCanvasAgg(figure)
 
         def text(x: float, y: float, words: str, **how: Any) -> Any:
             return figure.text(x / size[0], 1 - y / size[1], words, **how)
 
         def show(x: float, y: float, array: np.ndarray, title: str, caption: str) -> None:
-            axes = figure.add_axes((x / size[0], 1 - (y + tall) / size[1], wide / size[0], tall / size[1]))
-            axes.imshow(array, aspect="auto", interpolation="antialiased")
-            axes.set_axis_off()
+            figure.figimage(array, round(x * dpi), round((size[1] - y - tall) * dpi), origin="upper")
             text(x + wide / 2, y - 0.04, title, ha="center", va="bottom")
             text(x + wide / 2, y + tall + 0.04, caption, ha="center", va="top", fontsize=7, color=_SOFT)
 
-        text(
-            label,
-            0.16,
-            f"{textwrap.shorten(explanation.image, 40)} · {explanation.model} · unpruned: {explanation.unpruned}",
-            va="center",
-        )
+        text(label, 0.09, "\n".join(heading), va="top")
         for number, row in enumerate(rows):
             y = head + above + number * (above + tall + below)
             same = row.prediction.index == explanation.unpruned.index
@@ -93,24 +93,25 @@ def picture(explanation: Explanation) -> bytes:
             text(y=y + tall / 2, words=f"budget {row.budget:g}", va="center", **middle)
             words = textwrap.fill(str(row.prediction), 20)
             text(y=y + tall / 2 + 0.14, words=words, va="top", fontsize=7, color=_SOFT if same else _OTHER, **middle)
+            if len(row.shown) < len(row.stages):
+                words = f"{len(row.shown)} of {len(row.stages)} stages"
+                text(y=y + tall, words=words, va="bottom", fontsize=7, color=_SOFT, **middle)
             patches = explanation.grid[0] * explanation.grid[1]
-            show(label, y, enlarged(explanation.pixels), "input", f"{patches} patches")
+            show(label, y, photograph, "input", f"{patches} patches")
             for place, stage in enumerate(row.shown, 1):
                 array = panel(explanation.pixels, explanation.grid, stage)
-                left = stage.tokens - explanation.prefix_tokens
-                show(label + place * (wide + gap), y, array, f"block {stage.block}: {left} tokens", str(stage))
+                show(label + place * (wide + gap), y, array, _heading(stage, explanation), str(stage))
         x, y = label, size[1] - 0.16
         for veiled, words in ((True, "dropped"), (False, "merged: its token's mean colour, bordered where the token ends")):
             if any(stage.dropped if veiled else stage.merged for row in rows for stage in row.stages):
                 corner = (x / size[0], 1 - (y + 0.055) / size[1])
-                fill, edge = (VEIL / 255, VEIL / 255) if veiled else ("#d9c7a0", "#E69F00")
-                figure.add_artist(
-                    Rectangle(corner, 0.11 / size[0], 0.11 / size[1], facecolor=fill, edgecolor=edge, linewidth=1.4)
-                )
+                fill, edge = (VEIL / 255, LINE / 255) if veiled else ("#d9c7a0", "#E69F00")
+                how: Any = {"hatch": "////", "linewidth": 0} if veiled else {"linewidth": 1.4}
+                figure.add_artist(Rectangle(corner, 0.11 / size[0], 0.11 / size[1], facecolor=fill, edgecolor=edge, **how))
                 text(x + 0.19, y, words, va="center", fontsize=7, color=_SOFT)
                 x += 0.85
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+        figure.savefig(stream, format="png", dpi="figure", facecolor="white", metadata={"Software": None})
     return stream.getvalue()
 
 
@@ -147,7 +148,7 @@ def described(explanation: Explanation, photo: bool = False) -> dict[str, Any]:
                 {
                     "source": url(panel(explanation.pixels, explanation.grid, stage)),
                     "alt": f"{explanation.image} after block {stage.block} of {row.title}: of {patches} patches {stage}",
-                    "title": f"block {stage.block}: {stage.tokens - explanation.prefix_tokens} tokens",
+                    "title": _heading(stage, explanation),
                     "caption": str(stage),
                 }
                 for stage in row.shown
@@ -157,6 +158,10 @@ def described(explanation: Explanation, photo: bool = False) -> dict[str, Any]:
     ]
     source = url(enlarged(explanation.pixels))
     return {"image": explanation.image, "unpruned": str(explanation.unpruned), "input": source, "rows": rows}
+
+
+def _heading(stage: Fates, explanation: Explanation) -> str:
+    return f"block {stage.block}: {stage.tokens - explanation.prefix_tokens} patch tokens"
 
 
 def _data_url(array: np.ndarray, photo: bool = False) -> str:

@@ -117,14 +117,14 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def schedule_text(schedule: tuple[int, ...]) -> str:
-    """(197, 197, 138, ...) -> "197 ×2 → 138 ×10"."""
+    """(197, 197, 160, 138, ...) -> "197 ×2 → 160 → 138 ×9"."""
     runs: list[list[int]] = []
     for count in schedule:
         if runs and runs[-1][0] == count:
             runs[-1][1] += 1
         else:
             runs.append([count, 1])
-    return " → ".join(f"{count} ×{length}" for count, length in runs)
+    return " → ".join(f"{count} ×{length}" if length > 1 else str(count) for count, length in runs)
 
 
 def bundle_table(bundle: Bundle) -> Table:

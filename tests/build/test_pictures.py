@@ -5,15 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from edge_tprune.build.explain import Explanation
+from edge_tprune.build.panels import enlarged, panel
 from edge_tprune.build.pictures import page, picture, write
 from edge_tprune.errors import UserError
+
+GRID = (6, 6)
 
 
 def test_png(explained: Explanation, tmp_path: Path) -> None:
@@ -23,6 +28,23 @@ def test_png(explained: Explanation, tmp_path: Path) -> None:
     assert drawn.height > 1500
     assert (tmp_path / "e.png").read_bytes() == picture(explained), "the same explanation gives the same bytes"
     assert [file.name for file in tmp_path.iterdir()] == ["e.png"]
+
+
+def test_panels_stand_in_the_png_pixel_by_pixel(explained: Explanation) -> None:
+    drawn = np.asarray(Image.open(io.BytesIO(picture(explained))).convert("RGB"))
+    for array in [enlarged(explained.pixels), *(panel(explained.pixels, GRID, s) for row in explained.rows for s in row.shown)]:
+        height, width = array.shape[:2]
+        tops, lefts = np.nonzero((drawn[: 1 - height, : 1 - width] == array[0, 0]).all(-1))
+        assert any((drawn[y : y + height, x : x + width] == array).all() for y, x in zip(tops, lefts))
+
+
+def test_names_of_any_length_and_script_are_drawn_whole(explained: Explanation) -> None:
+    def size(name: str) -> tuple[int, int]:
+        return Image.open(io.BytesIO(picture(replace(explained, image=name)))).size
+
+    short, long, foreign = size("a.png"), size("very_long_" * 20 + ".png"), size("猫.png")
+    assert long[0] == short[0] == foreign[0]
+    assert long[1] > short[1] == foreign[1], "more lines"
 
 
 class _Page(HTMLParser):

@@ -115,7 +115,7 @@ def test_report_with_sample_images(command: Command, journey: tuple[Path, Path],
     stages = [block for block, (before, after) in enumerate(pairwise([197, *schedule]), 1) if after < before]
     assert page.count('src="data:image/jpeg;base64,') == 4 * (1 + len(stages))
     for block in stages:
-        assert page.count(f"block {block}: {schedule[block - 1] - 1} tokens") == 4
+        assert page.count(f"block {block}: {schedule[block - 1] - 1} patch tokens") == 4
     assert len(page) < 2_000_000
 
 
@@ -213,7 +213,7 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
         (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),
         (["explain", "absent.jpg"], "absent.jpg does not exist"),
-        (["explain", "."], "does not exist"),
+        (["explain", "."], r"\. is a directory"),
         (["explain", "reference:5000"], "no canvas '5000'"),
         (["explain", "reference", "--method", "evitt"], "Did you mean evit"),
         (["explain", "reference", "--method", "atc"], "method atc is not here: .* no static graph"),
