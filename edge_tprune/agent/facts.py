@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_tprune.agent.energy import Power, PowerWindow, Sensor
-from edge_tprune.agent.record import SENSORS, Reading, Round, Run, read_lines
+from edge_tprune.agent.record import SENSORS
+from edge_tprune.agent.run import Reading, Round, Run, read_lines
 
 IDLE = None  #: in place of a budget's name: the machine was left alone
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.agent.record import Check
+from edge_tprune.agent.run import Check
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.build.engines import prepare
 from edge_tprune.errors import UserError

@@ -33,8 +33,9 @@ from edge_tprune.agent.energy import choose_sensor
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.probe import TOLERANCE, check_budget
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.record import FORMAT, VERSION, Recorder, clock_ns, describe_failure, directory_name, read_run
+from edge_tprune.agent.record import FORMAT, VERSION, Recorder, clock_ns, directory_name
 from edge_tprune.agent.rounds import missing_turns, random_order, take_turn
+from edge_tprune.agent.run import describe_failure, read_run
 from edge_tprune.agent.summary import write_summary
 from edge_tprune.agent.trace import write_trace
 from edge_tprune.build.bundle import Budget, Bundle

@@ -9,7 +9,7 @@ import numpy as np
 from edge_tprune.agent.digest import Digest
 from edge_tprune.agent.energy import Idle, Turn, budget_energy, choose_sensor, idle_power
 from edge_tprune.agent.facts import IDLE, Facts, Span, gather
-from edge_tprune.agent.record import Check, Round, Run
+from edge_tprune.agent.run import Check, Round, Run
 from edge_tprune.agent.verdict import Turns, judge_budget, judge_run, verdict_json
 from edge_tprune.files import write_json
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_tprune.agent.record import Run
+from edge_tprune.agent.run import Run
 from edge_tprune.files import atomic_writer
 
 TRACE = "trace.json"

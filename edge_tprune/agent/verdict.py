@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edge_tprune.agent.facts import IDLE, Facts, Stat
-from edge_tprune.agent.record import Check, Run, State, describe_failure
+from edge_tprune.agent.run import Check, Run, State, describe_failure
 
 LEAST_COVERAGE = 0.90  #: of the readings that should have come: below, a mean power may have missed a whole phase
 MOST_CV = 0.05  #: between a budget's round medians: beyond it, differences of a few per cent between budgets are chance

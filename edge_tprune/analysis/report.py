@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_tprune import page
-from edge_tprune.agent.record import read_run
+from edge_tprune.agent.run import read_run
 from edge_tprune.analysis import chart, plot
 from edge_tprune.analysis.chart import COLOURS, DARK_COLOURS, Lines, Scatter
 from edge_tprune.analysis.compare import Column, columns, describe_differences, missing, title

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.agent.record import Run
+from edge_tprune.agent.run import Run
 from edge_tprune.analysis.table import clean
 
 MAX_POINTS = 500  #: of one trace; more readings than that are drawn as their mean with a band from the lowest to the highest

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_tprune.agent.profile import profile
-from edge_tprune.agent.record import Run, read_run
+from edge_tprune.agent.run import Run, read_run
 from edge_tprune.build.bundle import Bundle
 
 from .tiny_bundle import SIZES, write_bundle

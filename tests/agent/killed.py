@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from edge_tprune.agent.profile import resume
-from edge_tprune.agent.record import SAMPLES, Run, read_run
+from edge_tprune.agent.record import SAMPLES
+from edge_tprune.agent.run import Run, read_run
 from edge_tprune.agent.summary import summarize
 from edge_tprune.build.bundle import Bundle
 

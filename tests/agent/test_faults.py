@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_tprune.agent.record import read_run
+from edge_tprune.agent.run import read_run
 from edge_tprune.agent.summary import summarize
 from edge_tprune.telemetry.simulator.virtual import KINDS, Fault
 

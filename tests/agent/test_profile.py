@@ -17,7 +17,7 @@ from edge_tprune.agent import rounds
 from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import CheckFailed, default_threads, profile
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.record import Run, read_run
+from edge_tprune.agent.run import Run, read_run
 from edge_tprune.agent.summary import round_medians, summarize
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
@@ -247,7 +247,7 @@ FILLING = """
 import sys
 from pathlib import Path
 import edge_tprune.agent.profile as module
-from edge_tprune.agent.record import read_run
+from edge_tprune.agent.run import read_run
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
 out = Path(sys.argv[2])

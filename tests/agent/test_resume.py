@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from edge_tprune.agent.profile import profile, resume
-from edge_tprune.agent.record import RUN, SAMPLES, SENSORS, Recorder, read_run
+from edge_tprune.agent.record import RUN, SAMPLES, SENSORS, Recorder
+from edge_tprune.agent.run import read_run
 from edge_tprune.agent.summary import summarize
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError

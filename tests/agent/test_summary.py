@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_tprune.agent.record import Recorder, Run, read_run
+from edge_tprune.agent.record import Recorder
+from edge_tprune.agent.run import Run, read_run
 from edge_tprune.agent.summary import percentile, round_medians, summarize, write_summary
 
 from .tiny_run import add_round, info

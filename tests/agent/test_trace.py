@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_tprune.agent.record import read_run
+from edge_tprune.agent.run import read_run
 from edge_tprune.agent.trace import write_trace
 
 from .virtual_run import Settings, write_profile

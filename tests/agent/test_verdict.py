@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edge_tprune.agent.facts import IDLE, Facts, Stat, Trend
-from edge_tprune.agent.record import Check, Run, State
+from edge_tprune.agent.run import Check, Run, State
 from edge_tprune.agent.verdict import Reason, Turns, judge_budget, judge_run, verdict_json
 
 from .tiny_run import info

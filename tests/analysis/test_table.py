@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_tprune.agent.record import Check
+from edge_tprune.agent.run import Check
 from edge_tprune.analysis.samples import Samples, Turn
 from edge_tprune.analysis.select import choose
 from edge_tprune.analysis.table import differences, find_profiles, group, load_rows, profile_rows

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_tprune.agent.record import read_run
+from edge_tprune.agent.run import read_run
 from edge_tprune.analysis.timeline import MAX_POINTS, MAX_TRACES, MAX_TURNS, thinned, timeline
 
 SECOND = 1_000_000_000

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from edge_tprune.agent.record import RUN, SAMPLES, read_run
+from edge_tprune.agent.record import RUN, SAMPLES
+from edge_tprune.agent.run import read_run
 from tests.agent.tiny_bundle import write_bundle
 
 LIMIT_MB_PER_HOUR = 1.0  #: 24 MB a day

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import edge_tprune
-from edge_tprune.agent.record import read_run
+from edge_tprune.agent.run import read_run
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.cli import main
 from edge_tprune.deploy import journey, wheels
