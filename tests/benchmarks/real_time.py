@@ -16,10 +16,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from edge_tprune.agent.profile import profile
-from edge_tprune.agent.record import read_run
+from edge_tprune.agent.run import read_run
 from edge_tprune.agent.summary import summarize
 from edge_tprune.build.bundle import Bundle
-from edge_tprune.telemetry.simulator.tree import true_energy_mj
+from edge_tprune.telemetry.simulator.truth import true_energy_mj
 from tests.agent.tiny_bundle import write_bundle
 
 

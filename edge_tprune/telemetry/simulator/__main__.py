@@ -12,8 +12,10 @@ from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, write_json
+from edge_tprune.telemetry.simulator.faults import KINDS, Fault
 from edge_tprune.telemetry.simulator.law import BOARDS
-from edge_tprune.telemetry.simulator.tree import FAULTS, KINDS, STATE, Fault, Tree, run, true_energy_mj
+from edge_tprune.telemetry.simulator.tree import FAULTS, STATE, Tree, run
+from edge_tprune.telemetry.simulator.truth import true_energy_mj
 
 
 def main(arguments: list[str]) -> int:

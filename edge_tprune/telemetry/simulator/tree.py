@@ -6,22 +6,12 @@ that was really dissipated is in `simulator/truth.jsonl`: {t_ns, load, total_mj,
 `time.perf_counter_ns`. The load is constant between two lines, so the energy between them is a straight line.
 
 Faults are asked for in `simulator/faults.json` (a list of {kind, file, seconds, value}, `file` being a pattern over paths
-below the directory) or with `inject`; `simulator/faults.jsonl` says when each began and ended. What a reader meets is real:
-
-    vanish    the file is deleted
-    eio       the kernel's own EIO: the file is a link to /proc/self/mem, whose first byte nobody may read
-    eagain    the kernel's own EAGAIN: the file is a pipe that is open and empty, for readers that do not wait (zones, GPU,
-              counters). A rail's reader waits for its chip: to it, this is a stall
-    stall     a read takes until the fault is over: the file is a pipe nobody writes to before. Rails only, for the same reason
-    empty     the file has no bytes
-    set       the file says `value`, whatever it is: rubbish, another power mode, a lower clock
-    jump      the number in the file is `value` higher
-    renumber  the chip gets another hwmon number, once
+below the directory) or with `inject`; `simulator/faults.jsonl` says when each began and ended. Their
+kinds are described in `faults`.
 """
 
 from __future__ import annotations
 
-import bisect
 import ctypes
 import fcntl
 import json
@@ -29,9 +19,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -41,46 +31,20 @@ from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, write_json
 from edge_tprune.telemetry import boards
 from edge_tprune.telemetry.host import cpu_ticks, meminfo
+from edge_tprune.telemetry.simulator.faults import REFUSES_EIO, ActiveFault, Fault
 from edge_tprune.telemetry.simulator.law import Heat, Physics, RailLaw, StepLoad, board_law, rail_sensors
+from edge_tprune.telemetry.simulator.truth import TRUTH
 from edge_tprune.telemetry.source import Clock, NoReading
 from edge_tprune.telemetry.sysfs import text_or_none
 
 STATE = "simulator/state.json"  #: there while the simulation runs: {board, pid, began_ns, seed}
-TRUTH = "simulator/truth.jsonl"
 FAULTS = "simulator/faults.json"
 FAULT_LOG = "simulator/faults.jsonl"
-KINDS = ("vanish", "eio", "eagain", "stall", "empty", "set", "jump", "renumber")
 
 _TICK_NS = 50_000_000  #: the load is measured this often: five of the kernel's own ticks
 _KEEP_NS = 5 * 10**9  #: no sensor looks back further
 _PARTS = ("sys", "proc", "etc", "var", "simulator")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  #: of renameat2(2)
-_REFUSES_EIO = "/proc/self/mem"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong with the files that match a pattern."""
-
-    kind: str
-    file: str  #: pattern over the path below the directory: "*/1-0040/*/curr1_input"
-    seconds: float | None = None  #: None: until it is taken out of faults.json
-    value: str | None = None  #: of "set" (a text) and "jump" (a number)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"no fault is called {self.kind!r}; there are: {', '.join(KINDS)}")
-        if not isinstance(self.file, str) or not isinstance(self.value, str | None):
-            raise UserError("the file and the value of a fault must be texts")
-        if not isinstance(self.seconds, int | float | None) or (self.seconds is not None and not 0 <= self.seconds < 1e9):
-            raise UserError(f"the seconds of a fault must be a number from 0, not {self.seconds!r}")
-        if self.kind in ("set", "jump") and self.value is None:
-            raise UserError(f"the fault {self.kind} needs a value")
-        if self.kind == "jump":
-            try:
-                float(self.value or "")
-            except ValueError:
-                raise UserError(f"the value of a jump must be a number, not {self.value!r}") from None
 
 
 class Tree:
@@ -111,8 +75,8 @@ class Tree:
         self._energy_mj = dict.fromkeys((rail.label for rail in self.law.rails), 0.0)
         self._heat = Heat(now_ns)
         self._texts: dict[str, str] = {}  # what each file says when nothing is wrong with it
-        self._faults: list[_ActiveFault] = []
-        self._ended: list[_ActiveFault] = []
+        self._faults: list[ActiveFault] = []
+        self._ended: list[ActiveFault] = []
         self._asked: tuple[tuple[int, int, int], list[Fault]] = ((0, 0, 0), [])  # the file's version, and what it asks for
         chips = {(rail.chip, rail.address): rail for rail in self.law.rails}
         self._chips = {key: _Chip(rail, number) for number, (key, rail) in enumerate(chips.items(), start=1)}
@@ -182,7 +146,7 @@ class Tree:
         if fault.kind == "renumber":
             self._renumber(matching)
             return
-        active = _ActiveFault(fault, matching, end_ns)
+        active = ActiveFault(fault, matching, end_ns)
         self._faults.append(active)
         for name in matching:
             active.apply(self.directory / name, self._texts[name], self._replace)
@@ -269,7 +233,7 @@ class Tree:
             self._put(f"{files}/in{channel}_label", "NC\n")
             self._put(f"{files}/in{channel}_enable", "1\n")
             for name in (f"in{channel}_input", f"curr{channel}_input"):
-                self._replace(self.directory / files / name, lambda path: path.symlink_to(_REFUSES_EIO))
+                self._replace(self.directory / files / name, lambda path: path.symlink_to(REFUSES_EIO))
 
     def _write_rail(self, rail: RailLaw) -> None:
         files, channel = self._chips[rail.chip, rail.address].files, rail.channel
@@ -401,7 +365,7 @@ class Tree:
             except UserError as error:
                 self._log("refused", fault, error=str(error))
 
-    def _end(self, active: _ActiveFault) -> None:
+    def _end(self, active: ActiveFault) -> None:
         self._faults.remove(active)
         for name in active.names:
             active.before_end(self.directory / name, self._texts[name])
@@ -478,44 +442,6 @@ class _Chip:
         return f"{self.device}/iio:device{self.number - 1}"
 
 
-class _ActiveFault:
-    """A fault and the files it holds."""
-
-    def __init__(self, fault: Fault, names: list[str], end_ns: int | None) -> None:
-        self.fault = fault
-        self.names = names
-        self.end_ns = end_ns
-        self._pipes: list[int] = []  # write ends: while one is open, an empty pipe says EAGAIN and not end of file
-
-    def apply(self, path: Path, text: str, replace: Callable[[Path, Callable[[Path], Any]], None]) -> None:
-        kind, value = self.fault.kind, self.fault.value or ""
-        if kind == "vanish":
-            path.unlink(missing_ok=True)
-        elif kind == "eio":
-            replace(path, lambda new: new.symlink_to(_REFUSES_EIO))
-        elif kind in ("eagain", "stall"):
-            replace(path, lambda new: os.mkfifo(new))
-            if kind == "eagain":
-                self._pipes.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
-        elif kind == "jump":
-            with suppress(ValueError):
-                value = f"{float(text) + float(value):.0f}\n"
-                replace(path, lambda new: new.write_text(value))
-        else:
-            replace(path, lambda new: new.write_text("" if kind == "empty" else value + "\n"))
-
-    def before_end(self, path: Path, text: str) -> None:
-        """Answers a reader that waits for the pipe."""
-        if self.fault.kind == "stall":
-            with suppress(OSError):
-                self._pipes.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
-                os.write(self._pipes[-1], text.encode())
-
-    def close(self) -> None:
-        while self._pipes:
-            os.close(self._pipes.pop())
-
-
 def run(tree: Tree, *, seconds: float | None = None, clock_ns: Clock = time.perf_counter_ns) -> None:
     """Keeps a tree alive for some time, or until it is interrupted, with the load that this machine really has."""
     begin_ns, ticks = clock_ns(), _ticks()
@@ -527,38 +453,6 @@ def run(tree: Tree, *, seconds: float | None = None, clock_ns: Clock = time.perf
             load = min(1.0, max(0.0, (now[0] - ticks[0]) / (now[1] - ticks[1])))
             ticks = now
         tree.step(clock_ns(), load)
-
-
-def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
-    """What the board in `directory` dissipated in a window.
-
-    Raises:
-        UserError: nothing is known of a part of the window.
-    """
-    times_ns, energies_mj = [], []
-    for line in _lines(directory / TRUTH):
-        times_ns.append(line["t_ns"])
-        energies_mj.append(line["total_mj"])
-    if not times_ns or begin_ns < times_ns[0] or end_ns > times_ns[-1]:
-        raise UserError(f"the simulated board in {directory} was not running in the whole window {begin_ns} to {end_ns} ns")
-
-    def until(t_ns: int) -> float:
-        after = min(bisect.bisect_right(times_ns, t_ns), len(times_ns) - 1)
-        span_ns = times_ns[after] - times_ns[after - 1]
-        share = (t_ns - times_ns[after - 1]) / span_ns if span_ns else 0.0
-        return float(energies_mj[after - 1] + share * (energies_mj[after] - energies_mj[after - 1]))
-
-    return until(end_ns) - until(begin_ns)
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"no simulated board in {file.parents[1]}: {error.strerror}") from error
-    for line in data.splitlines(keepends=True):
-        if line.endswith(b"\n"):  # the last one may be half written
-            yield json.loads(line)
 
 
 def _ticks() -> tuple[int, int]:

@@ -14,8 +14,10 @@ import pytest
 from edge_tprune.errors import UserError
 from edge_tprune.telemetry.machine import identify, open_sources, state
 from edge_tprune.telemetry.simulator.__main__ import main
+from edge_tprune.telemetry.simulator.faults import Fault
 from edge_tprune.telemetry.simulator.law import BOARDS
-from edge_tprune.telemetry.simulator.tree import FAULT_LOG, FAULTS, STATE, TRUTH, Fault, Tree, run, true_energy_mj
+from edge_tprune.telemetry.simulator.tree import FAULT_LOG, FAULTS, STATE, Tree, run
+from edge_tprune.telemetry.simulator.truth import TRUTH, true_energy_mj
 from edge_tprune.telemetry.simulator.virtual import VirtualClock
 from edge_tprune.telemetry.source import Reading, Source
 
