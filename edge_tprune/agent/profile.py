@@ -12,14 +12,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import signal
-import threading
-import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,21 +23,19 @@ import numpy as np
 import psutil
 
 from edge_tprune import __version__
-from edge_tprune.agent.accuracy import judge_here
 from edge_tprune.agent.energy import choose_sensor
 from edge_tprune.agent.observer import Observer
-from edge_tprune.agent.probe import TOLERANCE, check_budget
+from edge_tprune.agent.probe import TOLERANCE
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.record import FORMAT, VERSION, Recorder, clock_ns, directory_name
-from edge_tprune.agent.rounds import missing_turns, random_order, take_turn
-from edge_tprune.agent.run import describe_failure, read_run
-from edge_tprune.agent.summary import write_summary
-from edge_tprune.agent.trace import write_trace
+from edge_tprune.agent.record import FORMAT, VERSION, Recorder, directory_name
+from edge_tprune.agent.rounds import random_order
+from edge_tprune.agent.run import read_run
+from edge_tprune.agent.session import Job, check_space, see_through
 from edge_tprune.build.bundle import Budget, Bundle
 from edge_tprune.build.engines import prepare
 from edge_tprune.build.tensorrt import BuildError
-from edge_tprune.errors import HonestNo, UserError
-from edge_tprune.models.data import Dataset, batches, open_dataset, open_images
+from edge_tprune.errors import UserError
+from edge_tprune.models.data import batches, open_dataset, open_images
 from edge_tprune.models.preprocess import Preprocess
 from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.telemetry.environment import environment
@@ -57,26 +50,6 @@ _WARMUP_SECONDS = 0.5
 _BASELINE_SECONDS = 1.0
 _BASELINE_VALUES = 20  #: new values of a power sensor that a baseline should hold
 _MOST_IMAGES = 64  #: of `images`, kept decoded in memory
-_RESERVE_BYTES = 8 << 20  #: of free space that a run leaves alone
-_BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten readings a second
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. What was measured until then is in the profile at `path`, summary included. Exit code 130."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted. What was measured until then is in {path}; --resume {path} goes on")
-        self.path = path
-
-
-class CheckFailed(HonestNo):
-    """Some budgets could not be timed, because they failed their check. The others are in the profile at `path`."""
-
-    def __init__(self, path: Path, failures: dict[str, str]) -> None:
-        what = "; ".join(f"budget {name}: {why}" for name, why in failures.items())
-        super().__init__(f"not timed, because of a failed check: {what}. The rest is in {path}")
-        self.path = path
-        self.failures = failures  #: budget -> why
 
 
 def profile(
@@ -140,7 +113,7 @@ def profile(
     _build_engines(bundle, chosen, runtime, precision, progress)
     inputs, described = _inputs(bundle, images)
     dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
-    _check_space(out)
+    check_space(out)
     with Observer(root) as observer:
         sensor = choose_sensor(observer.sources, runtime)
         settle_s = 0.0 if sensor is None else sensor.settle_s
@@ -167,8 +140,8 @@ def profile(
         run = _describe(bundle, chosen, plan, _environment(root), started)
         name = directory_name(started, bundle.name, run["environment"]["hostname"] or "")
         with Recorder.create(out, name, run) as recorder:
-            job = _Job(bundle, chosen, plan, recorder, observer, inputs, dataset, root, progress)
-            return _see_through(job, trace)
+            job = Job(bundle, chosen, plan, recorder, observer, inputs, dataset, root, progress)
+            return see_through(job, trace)
 
 
 def resume(
@@ -222,10 +195,10 @@ def resume(
     runtime_version(plan["runtime"])
     _build_engines(bundle, chosen, plan["runtime"], plan["precision"], progress)
     dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
-    _check_space(path)
+    check_space(path)
     done = {(turn.round, turn.budget) for turn in before.rounds if turn.complete}
     with Observer(root) as observer, Recorder.reopen(path) as recorder:
-        job = _Job(
+        job = Job(
             bundle,
             chosen,
             plan,
@@ -238,7 +211,7 @@ def resume(
             session=before.sessions,
             done=frozenset(done),
         )
-        return _see_through(job, trace)
+        return see_through(job, trace)
 
 
 def _build_engines(bundle: Bundle, chosen: Sequence[Budget], runtime: str, precision: str | None, progress: Progress) -> None:
@@ -265,146 +238,6 @@ def default_threads() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     counts = [count for count in (psutil.cpu_count(logical=False), allowed) if count]
     return min(counts, default=1)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything a session of a run needs."""
-
-    bundle: Bundle
-    chosen: list[Budget]
-    plan: dict[str, Any]
-    recorder: Recorder
-    observer: Observer
-    inputs: list[np.ndarray]
-    dataset: Dataset | None
-    root: Path
-    progress: Progress
-    session: int = 0
-    done: frozenset[tuple[int, str]] = frozenset()  #: (round, budget) of the turns that need not be taken again
-
-    def note(self, text: str) -> None:
-        """Into the record, and to the person who waits."""
-        self.recorder.append("note", text=text)
-        self.progress.warn(text)
-
-
-def _see_through(job: _Job, trace: bool) -> Path:
-    """Measures, and leaves a usable profile whatever happens."""
-    path = job.recorder.path
-    with _sigterm_as_ctrl_c():
-        try:
-            failures = _measure(job)
-        except KeyboardInterrupt:
-            with suppress(UserError, OSError):
-                _finish(job, "interrupted", trace)
-            raise Interrupted(path) from None
-        except BaseException:
-            with suppress(UserError, OSError):
-                _finish(job, "failed", trace)
-            raise
-        _finish(job, "complete", trace)
-    if failures:
-        raise CheckFailed(path, failures)
-    return path
-
-
-def _measure(job: _Job) -> dict[str, str]:
-    """Checks and times everything that is not done yet, and returns the budgets that failed their check, with why."""
-    plan, recorder, progress = job.plan, job.recorder, job.progress
-    recorder.append("state", which="begin", values=state(job.root))
-    job.observer.begin(recorder.path, job.session)
-    if job.observer.problem is not None:
-        job.note(f"no sensor is read: {job.observer.problem}")
-    failures: dict[str, str] = {}
-    total = len(job.chosen) * (1 + len(plan["order"]))
-    for number, budget in enumerate(job.chosen):
-        progress.step(number, total, f"checking budget {budget.name}")
-        check = check_budget(
-            job.bundle,
-            budget.name,
-            runtime=plan["runtime"],
-            precision=plan["precision"],
-            threads=plan["threads"],
-            tolerance=plan["golden_tolerance"],
-        )
-        recorder.append("check", **asdict(check))
-        if not check.golden_ok:
-            failures[budget.name] = describe_failure(check)
-            total -= len(plan["order"])
-            progress.warn(f"budget {budget.name} failed its check and is not timed: {failures[budget.name]}")
-    if job.dataset is not None:
-        _judge(job, [budget.name for budget in job.chosen if budget.name not in failures])
-    missing = missing_turns(plan["order"], job.done, failures)
-    done = total - len(missing)
-    _warn_of_space(job, len(missing))
-    progress.step(done, total, "idle")
-    _leave_alone(job, "before")
-    for number, position, name in missing:
-        progress.step(done, total, f"round {number + 1} of {len(plan['order'])}, budget {name}")
-        _check_space(recorder.path)
-        file = prepare(job.bundle, name, plan["runtime"], plan["precision"])
-        which: dict[str, Any] = {"round": number, "position": position, "budget": name}
-
-        def keep(t_ns: int, values: dict[str, Any], which: dict[str, Any] = which) -> None:
-            recorder.append("part", t_ns, sync=job.observer.problem is not None, **which, **values)  # else the sampler syncs it
-
-        t_ns, turn = take_turn(file, job.inputs, plan, keep)
-        recorder.append("round", t_ns, **which, **turn)
-        done += 1
-        if (happened := job.observer.keep_alive()) is not None:
-            job.note(happened)
-    progress.step(done, total, "idle")
-    _leave_alone(job, "after")
-    progress.step(done, total, "done")
-    return failures
-
-
-def _judge(job: _Job, names: Sequence[str]) -> None:
-    """Accuracy on this device, into the record."""
-    assert job.dataset is not None
-
-    def step(done: int, total: int) -> None:
-        job.progress.step(done, total, "judging accuracy, images")
-
-    found = judge_here(
-        job.bundle,
-        job.dataset,
-        runtime=job.plan["runtime"],
-        precision=job.plan["precision"],
-        threads=job.plan["threads"],
-        budgets=names,
-        directory=job.recorder.path,
-        progress=step,
-    )
-    for name, accuracy in found.items():
-        job.recorder.append("accuracy", budget=name, accuracy=accuracy)
-
-
-def _leave_alone(job: _Job, which: str) -> None:
-    """A time in which nothing of ours runs but the sampler."""
-    seconds = job.plan["baseline_seconds"]
-    if seconds > 0:
-        begin_ns = clock_ns()
-        time.sleep(seconds)
-        job.recorder.append("baseline", begin_ns, end_ns=clock_ns(), which=which)
-
-
-def _finish(job: _Job, reason: str, trace: bool) -> None:
-    job.recorder.append("state", which="end", values=state(job.root))
-    job.recorder.append("end", reason=reason)
-    job.recorder.close()
-    job.observer.close()
-    run = read_run(job.recorder.path, keep=False)
-    summary = write_summary(run)
-    for name, budget in summary["budgets"].items():
-        if budget["energy"]["status"] == "not_resolvable" and budget["rounds"]:
-            job.progress.warn(f"budget {name}: energy is not resolvable: {budget['energy']['reason']}")
-    if summary["verdict"]["status"] != "valid":
-        seen = "; ".join(reason["text"] for reason in summary["verdict"]["reasons"])
-        job.progress.warn(f"the run is {summary['verdict']['status']}: {seen}")
-    if trace:
-        write_trace(run)
 
 
 def _inputs(bundle: Bundle, images: Path | None) -> tuple[list[np.ndarray], dict[str, Any]]:
@@ -439,34 +272,6 @@ def _environment(root: Path) -> dict[str, Any]:
 
 def _differences(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"{what} was {was!r} and is {now!r}" for what, (was, now) in pairs.items() if was != now]
-
-
-def _check_space(path: Path) -> None:
-    """Raises UserError: too little space is free to go on."""
-    free = _free_bytes(path)
-    if free is not None and free < _RESERVE_BYTES:
-        raise UserError(
-            f"no space left for a record: {free / 1e6:.1f} MB are free at {path}, and {_RESERVE_BYTES / 1e6:.0f} MB must stay free. "
-            "Free some space or choose another --out"
-        )
-
-
-def _warn_of_space(job: _Job, turns: int) -> None:
-    """Says so where the disk may not hold what is planned."""
-    plan, free = job.plan, _free_bytes(job.recorder.path)
-    seconds = turns * (plan["seconds_per_round"] + plan["warmup_seconds"]) + 2 * plan["baseline_seconds"]
-    needed = _RESERVE_BYTES + seconds * _BYTES_PER_SECOND
-    if free is not None and free < needed:
-        job.note(f"the disk may fill up: {free / 1e6:.0f} MB are free, and the record may need {needed / 1e6:.0f} MB")
-
-
-def _free_bytes(path: Path) -> int | None:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
 
 
 def _first(given: float | None, default: float) -> float:
@@ -527,21 +332,3 @@ def _describe(
         "plan": plan,
         "environment": where,
     }
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Lets SIGTERM end a run as Ctrl-C does. Python allows that in the main thread only; elsewhere nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the summary short
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -24,7 +24,8 @@ MEASURE = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from edge_tprune.agent.profile import Interrupted, profile, resume
+from edge_tprune.agent.profile import profile, resume
+from edge_tprune.agent.session import Interrupted
 from edge_tprune.build.bundle import Bundle
 bundle, out = Bundle.open(sys.argv[1]), Path(sys.argv[2])
 settings = dict(threads=1, rounds=int(sys.argv[3]), seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.05)

@@ -15,9 +15,10 @@ import pytest
 
 from edge_tprune.agent import rounds
 from edge_tprune.agent.loads import Timed
-from edge_tprune.agent.profile import CheckFailed, default_threads, profile
+from edge_tprune.agent.profile import default_threads, profile
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.run import Run, read_run
+from edge_tprune.agent.session import CheckFailed
 from edge_tprune.agent.summary import round_medians, summarize
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
@@ -246,19 +247,20 @@ def test_a_disk_without_space_is_refused_before_anything_is_measured(bundle_path
 FILLING = """
 import sys
 from pathlib import Path
-import edge_tprune.agent.profile as module
+import edge_tprune.agent.session as session
+from edge_tprune.agent.profile import profile
 from edge_tprune.agent.run import read_run
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.errors import UserError
 out = Path(sys.argv[2])
-take = module.take_turn
+take = session.take_turn
 def fill(*arguments):
     (out / "other").write_bytes(bytes(1 << 20))
     return take(*arguments)
-module.take_turn = fill
+session.take_turn = fill
 settings = dict(threads=1, rounds=3, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0, budgets=["small"])
 try:
-    module.profile(Bundle.open(sys.argv[1]), out, **settings)
+    profile(Bundle.open(sys.argv[1]), out, **settings)
 except UserError as error:
     print(error)
 run = read_run(next(out.glob("[0-9]*")))

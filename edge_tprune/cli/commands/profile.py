@@ -65,10 +65,10 @@ def profile(
     json: Json = False,
 ) -> None:
     """Run every budget's engine in randomised rounds and record raw latencies, power, memory and all other sensors."""
-    from edge_tprune.agent.profile import Interrupted
     from edge_tprune.agent.profile import profile as run
     from edge_tprune.agent.profile import resume as run_again
     from edge_tprune.agent.progress import TerminalProgress
+    from edge_tprune.agent.session import Interrupted
     from edge_tprune.build.bundle import Bundle
 
     if not sysroot.is_dir():
