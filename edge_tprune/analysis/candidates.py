@@ -16,19 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from edge_tprune.analysis.compare import Column, describe_differences, metric_column, name_columns, print_table, say
+from edge_tprune.analysis.limits import Limit, join_limits, margin_text
 from edge_tprune.analysis.metrics import METRICS
-from edge_tprune.analysis.select import (
-    FORMAT,
-    VERSION,
-    Choice,
-    Limit,
-    NothingFits,
-    choose,
-    choose_each,
-    join_limits,
-    margin_text,
-    render_choice,
-)
+from edge_tprune.analysis.select import FORMAT, VERSION, Choice, NothingFits, choose, choose_each, render_choice
 from edge_tprune.analysis.table import UNKNOWN, Group, Row, Rows, differences
 
 #: What tells environments apart best, so that a name made of the first few that differ says most.

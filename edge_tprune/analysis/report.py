@@ -13,8 +13,9 @@ from edge_tprune.agent.run import read_run
 from edge_tprune.analysis import chart, plot
 from edge_tprune.analysis.chart import COLOURS, DARK_COLOURS, Lines, Scatter
 from edge_tprune.analysis.compare import Column, columns, describe_differences, missing, title
+from edge_tprune.analysis.limits import margin_text
 from edge_tprune.analysis.metrics import METRICS
-from edge_tprune.analysis.select import Choice, NothingFits, choose_each, label, margin_text
+from edge_tprune.analysis.select import Choice, NothingFits, choose_each, label
 from edge_tprune.analysis.table import NOT_EVALUATED, UNKNOWN, Group, Profile, Row, Rows, clean, load_rows
 from edge_tprune.analysis.timeline import MAX_POINTS, Timeline, timeline
 from edge_tprune.errors import UserError, did_you_mean

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from edge_tprune.analysis.compare import describe_differences, metric_text, row_document, say
 from edge_tprune.analysis.equality import equal_within_noise
+from edge_tprune.analysis.limits import (
+    ACCURACY_LIMITS,
+    LIMITS,
+    Limit,
+    Margin,
+    exact,
+    join_limits,
+    limits_from,
+    margin_text,
+    margins_of,
+    option,
+    quantity,
+)
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Group, Row, Rows, group
 from edge_tprune.errors import HonestNo, UserError, did_you_mean
-from edge_tprune.statistics import Interval
 
 FORMAT = "edge-tprune-choice"
 VERSION = 2
 
-#: How many points of top-1 a budget may lose where the user states no constraint.
-DEFAULT_MAX_TOP1_DROP = 1.0
-
-#: name as in options (dashes there) -> (metric, which side the bound is on)
-LIMITS: dict[str, tuple[str, Literal["max", "min"]]] = {
-    "max_p50_ms": ("p50_ms", "max"),
-    "max_p95_ms": ("p95_ms", "max"),
-    "max_mean_power_w": ("mean_power_w", "max"),
-    "max_energy_mj": ("energy_mj_per_image", "max"),
-    "max_top1_drop": ("top1_drop_points", "max"),
-    "min_agreement": ("agreement_percent", "min"),
-    "min_fps": ("throughput_images_per_s", "min"),
-    "max_peak_memory_mb": ("peak_memory_mb", "max"),
-    "max_missed_percent": ("missed_deadlines_percent", "max"),
-}
-_ACCURACY_LIMITS = ("max_top1_drop", "min_agreement")
 
 #: objective -> the metrics that can stand for it; the first that some row has is taken
 OBJECTIVES: dict[str, tuple[str, ...]] = {
@@ -58,70 +53,12 @@ _SUPERLATIVE = {
     "memory": "smallest in memory",
     "macs": "cheapest in MACs",
 }
-_MASS_NOUNS = ("throughput", "agreement", "mean power", "missed", "energy", "peak memory")  #: labels that take no article
 _NO_OTHER = "There is no runner-up: no other budget can be chosen."
 _HOW_TO_MEASURE = {
     **dict.fromkeys(("top1_drop_points", "agreement_percent", "top1_percent"), "edge-tprune eval"),
     **dict.fromkeys(("mean_power_w", "energy_mj_per_image"), "edge-tprune doctor, which lists the power sensors of a machine"),
     "missed_deadlines_percent": "edge-tprune profile --fps",
 }
-
-
-@dataclass(frozen=True)
-class Limit:
-    """One constraint: a metric and the bound it must keep."""
-
-    name: str  #: as in LIMITS
-    bound: float  #: in the metric's unit
-
-    @property
-    def metric(self) -> Metric:
-        """What is bounded."""
-        return METRICS[LIMITS[self.name][0]]
-
-    @property
-    def text(self) -> str:
-        """'p95 latency of at most 8 ms'."""
-        side = "at most" if LIMITS[self.name][1] == "max" else "at least"
-        return f"{self.metric.label} of {side} {_quantity(self.bound, self.metric)}"
-
-    def margin(self, value: float) -> float:
-        """Room left to the bound, in the metric's unit; negative where it is broken."""
-        return self.bound - value if LIMITS[self.name][1] == "max" else value - self.bound
-
-
-@dataclass(frozen=True)
-class Margin:
-    """How a row stands to one constraint."""
-
-    limit: Limit
-    value: float
-    interval: Interval | None
-
-    @property
-    def room(self) -> float:
-        """What is left to the bound, in the metric's unit; negative where it is broken."""
-        return self.limit.margin(self.value)
-
-    @property
-    def sure(self) -> bool | None:
-        """Whether the whole interval keeps the bound, not the value alone; None where that end of the interval is unknown."""
-        if self.interval is None:
-            return None
-        end = self.interval.high if LIMITS[self.limit.name][1] == "max" else self.interval.low
-        return None if end is None else self.limit.margin(end) >= 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The margin as JSON."""
-        return {
-            "constraint": self.limit.name,
-            "metric": self.limit.metric.name,
-            "bound": self.limit.bound,
-            "value": self.value,
-            "margin": self.room,
-            "sure": self.sure,
-            "interval": None if self.interval is None else self.interval.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -230,9 +167,9 @@ def choose(
     rows = list(rows)
     if not rows:
         raise UserError("there is nothing to choose from. Make a profile with: edge-tprune profile")
-    limits = _limits(constraints or {}, rows, default=objective is None)
+    limits = limits_from(constraints or {}, rows, default=objective is None)
     if objective is None:
-        accuracy_is_bounded = any(limit.name in _ACCURACY_LIMITS for limit in limits)
+        accuracy_is_bounded = any(limit.name in ACCURACY_LIMITS for limit in limits)
         objective = "latency" if accuracy_is_bounded else "accuracy"
     if objective not in OBJECTIVES:
         near = did_you_mean(objective, OBJECTIVES)
@@ -303,7 +240,7 @@ def _pareto_metrics(rows: Sequence[Row], objective: Metric, limits: Sequence[Lim
     accuracy = accuracy_metric(rows)
     if accuracy is None:
         return ()
-    loss = {metric for name in _ACCURACY_LIMITS for metric in LIMITS[name][:1]} | {accuracy.name, "top1_percent"}
+    loss = {metric for name in ACCURACY_LIMITS for metric in LIMITS[name][:1]} | {accuracy.name, "top1_percent"}
     asked = [metric for metric in (objective, *(limit.metric for limit in limits)) if metric.name not in loss]
     return (asked[0] if asked else METRICS["p50_ms"], accuracy)
 
@@ -312,16 +249,6 @@ def accuracy_metric(rows: Iterable[Row]) -> Metric | None:
     """What stands for accuracy in `rows`: top-1, else agreement with the unpruned model, else nothing."""
     rows = list(rows)
     return next((METRICS[n] for n in OBJECTIVES["accuracy"] if any(row.value(n) is not None for row in rows)), None)
-
-
-def margins_of(row: Row, limits: Iterable[Limit]) -> tuple[Margin, ...]:
-    """How `row` stands to each limit whose metric it has."""
-    margins = []
-    for limit in limits:
-        value = row.value(limit.metric.name)
-        if value is not None:
-            margins.append(Margin(limit, value, row.intervals.get(limit.metric.name)))
-    return tuple(margins)
 
 
 def label(row: Row, among: Iterable[Row]) -> str:
@@ -347,26 +274,6 @@ def render_choice(choice: Choice, console: Console) -> None:
         say(console, f"Pareto front: no other budget beats these in both {what}: {names}.", "dim")
     for caveat in choice.caveats:
         say(console, f"warning: {caveat}", "yellow")
-
-
-def _limits(constraints: Mapping[str, float | None], rows: Sequence[Row], default: bool) -> tuple[Limit, ...]:
-    limits = []
-    for name, bound in constraints.items():
-        if name not in LIMITS:
-            raise UserError(f"no constraint {name!r} (there are: {', '.join(LIMITS)}).{did_you_mean(name, LIMITS)}")
-        if bound is None:
-            continue
-        if not math.isfinite(bound):
-            raise UserError(f"{_option(name)} must be a number, not {bound}")
-        limits.append(Limit(name, float(bound)))
-    if not limits and default:
-        # Without labels: as many images keep their class as may lose it, which bounds the drop on these images just as well.
-        labelled = any(row.value("top1_drop_points") is not None for row in rows)
-        agreement = any(row.value("agreement_percent") is not None for row in rows)
-        if agreement and not labelled:
-            return (Limit("min_agreement", 100 - DEFAULT_MAX_TOP1_DROP),)
-        return (Limit("max_top1_drop", DEFAULT_MAX_TOP1_DROP),)
-    return tuple(limits)
 
 
 def _able(rows: Sequence[Row], limits: Sequence[Limit], metric: Metric) -> tuple[list[Row], tuple[tuple[Row, str], ...]]:
@@ -416,8 +323,8 @@ def _nothing_fits(
         if margin.room < 0:
             misses.append(Miss(limit, row, margin.value))
     parts = [
-        f"nearest to {_option(miss.limit.name)} {_quantity(miss.limit.bound, miss.limit.metric)} is {label(miss.row, rows)} "
-        f"with {_exact(miss.value, miss.limit)} ({_exact(miss.short, miss.limit)} beyond)"
+        f"nearest to {option(miss.limit.name)} {quantity(miss.limit.bound, miss.limit.metric)} is {label(miss.row, rows)} "
+        f"with {exact(miss.value, miss.limit)} ({exact(miss.short, miss.limit)} beyond)"
         for miss in misses
     ]
     left = f" Not considered: {_whys(left_out, rows)}." if left_out else ""
@@ -509,35 +416,3 @@ def _caveats(row: Row, margins: Sequence[Margin], left_out: Sequence[tuple[Row, 
     if left_out:
         caveats.append(f"not considered: {_whys(left_out, rows)}")
     return [*caveats, *row.profile.warnings]
-
-
-def join_limits(limits: Iterable[Limit]) -> str:
-    """'a p95 latency of at most 8 ms and a top-1 drop of at most 1 point'."""
-    texts = [limit.text for limit in limits]
-    return " and ".join(text if text.startswith(_MASS_NOUNS) else f"a {text}" for text in texts)
-
-
-def margin_text(margin: Margin) -> str:
-    """One constraint, its value and the room it leaves, in words."""
-    unknown = "uncertainty unknown" if margin.interval is None else "too few rounds to say how sure"
-    sure = {True: "for sure", False: "not for sure", None: unknown}[margin.sure]
-    metric = margin.limit.metric
-    return f"{margin.limit.text}: {metric.quantity(margin.value)}, {metric.quantity(margin.room)} to spare, {sure}"
-
-
-def _quantity(bound: float, metric: Metric) -> str:
-    """A bound as the user wrote it, with the metric's unit."""
-    separator = "" if metric.unit in ("×", "%") else " "
-    unit = metric.unit[:-1] if bound == 1 and metric.unit == "points" else metric.unit
-    return f"{bound:g}{separator}{unit}".rstrip()
-
-
-def _exact(value: float, limit: Limit) -> str:
-    """A value with enough digits that a miss never reads like the bound itself."""
-    metric = limit.metric
-    text = metric.quantity(value)
-    return _quantity(float(f"{value:.3g}"), metric) if float(metric.format(value)) in (0.0, limit.bound) else text
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

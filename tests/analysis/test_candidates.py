@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from edge_tprune.analysis.candidates import Candidates, choose_everywhere, render_candidates
-from edge_tprune.analysis.select import LIMITS, Choice, NothingFits
+from edge_tprune.analysis.limits import LIMITS
+from edge_tprune.analysis.select import Choice, NothingFits
 from edge_tprune.analysis.table import Rows
 from edge_tprune.errors import UserError
 

@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from edge_tprune.analysis.limits import LIMITS
 from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.recorded import Verdict
 from edge_tprune.analysis.select import (
-    LIMITS,
     OBJECTIVES,
     Choice,
     NothingFits,
@@ -304,22 +304,6 @@ def test_a_choice_keeps_every_constraint_and_a_no_means_that_nothing_does(profil
         value = row.value(metric.name)
         if value is not None and metric.is_better(value, choice.row.value(metric.name)):
             assert equal_within_noise(row, choice.row, metric)
-
-
-@pytest.mark.parametrize(
-    ("interval", "sure"),
-    [
-        (Interval(9, 8, 9.5), True),
-        (Interval(9, 8, 11), False),
-        (Interval(9, 8, None), None),  # too few rounds to know how slow it can get
-        (Interval(9, None, 9.5), True),  # how fast it can get does not matter
-        (None, None),
-    ],
-)
-def test_a_margin_is_sure_where_the_end_that_matters_keeps_the_bound(profiles, interval, sure):
-    row = profiles.row(p95_ms=9.0, p50_ms=8.0, intervals={} if interval is None else {"p95_ms": interval})
-    (margin,) = choose([row], {"max_p95_ms": 10}, "latency").margins
-    assert margin.sure is sure
 
 
 def test_accuracy_on_the_same_images_is_paired_image_by_image(profiles):
