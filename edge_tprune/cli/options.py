@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,21 +20,42 @@ Threads = Annotated[
 ]
 BudgetNames = Annotated[str | None, typer.Option("--budgets", help="Only these budgets of the bundle, by name, with commas.")]
 
-MaxP50 = Annotated[float | None, typer.Option(help="Median latency, ms.")]
-MaxP95 = Annotated[float | None, typer.Option(help="95th percentile of latency, ms.")]
-MaxPower = Annotated[float | None, typer.Option("--max-mean-power-w", help="Mean power while it runs, W.")]
-MaxEnergy = Annotated[float | None, typer.Option("--max-energy-mj", help="Energy per image, idle included, mJ.")]
-MaxMissed = Annotated[
-    float | None,
-    typer.Option("--max-missed-percent", help="Missed deadlines at a fixed rate, per cent of the frames that were due."),
-]
-MaxDrop = Annotated[float | None, typer.Option(help="Points of top-1 it may lose against the unpruned model.")]
-MinAgreement = Annotated[float | None, typer.Option(help="Per cent of images on which it agrees with the unpruned model.")]
-MinFps = Annotated[float | None, typer.Option(help="Images per second.")]
-MaxMemory = Annotated[float | None, typer.Option(help="Peak memory, MB (10^6 bytes).")]
+#: name as in `analysis.limits.LIMITS` -> its option
+_LIMITS: dict[str, Any] = {
+    "max_p50_ms": typer.Option(help="Median latency, ms."),
+    "max_p95_ms": typer.Option(help="95th percentile of latency, ms."),
+    "max_mean_power_w": typer.Option(help="Mean power while it runs, W."),
+    "max_energy_mj": typer.Option(help="Energy per image, idle included, mJ."),
+    "max_top1_drop": typer.Option(help="Points of top-1 it may lose against the unpruned model."),
+    "min_agreement": typer.Option(help="Per cent of images on which it agrees with the unpruned model."),
+    "min_fps": typer.Option(help="Images per second."),
+    "max_peak_memory_mb": typer.Option(help="Peak memory, MB (10^6 bytes)."),
+    "max_missed_percent": typer.Option(help="Missed deadlines at a fixed rate, per cent of the frames that were due."),
+}
+Limits = dict[str, float | None]
 Minimize = Annotated[
     str | None,
     typer.Option(
         "--optimize", "--minimize", "--maximize", help="latency, p95, energy, power, throughput, accuracy, memory or macs."
     ),
 ]
+
+
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """One parameter `limits` (name -> bound, None where not given) of a command becomes an option per limit."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "limits":
+            kinds = {name: Annotated[float | None, option] for name, option in _LIMITS.items()}
+            parameters += [parameter.replace(name=name, annotation=kind, default=None) for name, kind in kinds.items()]
+        else:
+            parameters.append(parameter)
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        command(limits={name: given.pop(name) for name in _LIMITS}, **given)
+
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options

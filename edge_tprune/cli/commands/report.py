@@ -8,20 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_tprune.cli.common import print_json, say
-from edge_tprune.cli.options import (
-    Json,
-    MaxDrop,
-    MaxEnergy,
-    MaxMemory,
-    MaxMissed,
-    MaxP50,
-    MaxP95,
-    MaxPower,
-    MinAgreement,
-    MinFps,
-    Minimize,
-    ProfilesArgument,
-)
+from edge_tprune.cli.options import Json, Limits, Minimize, ProfilesArgument, with_limits
 from edge_tprune.cli.root import app
 
 
@@ -29,6 +16,7 @@ from edge_tprune.cli.root import app
     epilog="Examples: edge-tprune report profiles/RUN --out report.html · edge-tprune report profiles/RUN --picture figure.svg "
     "--picture tokens=tokens.png --max-top1-drop 2 · edge-tprune report profiles/RUN --bundle bundles/NAME --images photos"
 )
+@with_limits
 def report(
     profiles: ProfilesArgument,
     page: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("report.html"),
@@ -46,15 +34,8 @@ def report(
         Path | None, typer.Option(help="With --bundle: show what each stage keeps of these images (a file or a directory).")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="With --bundle: the model's weights, as for build.")] = None,
-    max_p50_ms: MaxP50 = None,
-    max_p95_ms: MaxP95 = None,
-    max_mean_power_w: MaxPower = None,
-    max_energy_mj: MaxEnergy = None,
-    max_top1_drop: MaxDrop = None,
-    min_agreement: MinAgreement = None,
-    min_fps: MinFps = None,
-    max_peak_memory_mb: MaxMemory = None,
-    max_missed_percent: MaxMissed = None,
+    *,
+    limits: Limits,
     objective: Minimize = None,
     json: Json = False,
 ) -> None:
@@ -66,17 +47,6 @@ def report(
         raise UserError("--bundle and --images go together: the bundle says which tokens stay, the images what of")
     if weights is not None and bundle is None:
         raise UserError("--weights is for --bundle and --images")
-    limits = {
-        "max_p50_ms": max_p50_ms,
-        "max_p95_ms": max_p95_ms,
-        "max_mean_power_w": max_mean_power_w,
-        "max_energy_mj": max_energy_mj,
-        "max_top1_drop": max_top1_drop,
-        "min_agreement": min_agreement,
-        "min_fps": min_fps,
-        "max_peak_memory_mb": max_peak_memory_mb,
-        "max_missed_percent": max_missed_percent,
-    }
     pictures = [_named(text) for text in picture or []]
     samples: list[dict[str, Any]] = []
     if bundle is not None and images is not None:

@@ -7,20 +7,7 @@ from typing import Annotated
 import typer
 
 from edge_tprune.cli.common import out, print_json
-from edge_tprune.cli.options import (
-    Json,
-    MaxDrop,
-    MaxEnergy,
-    MaxMemory,
-    MaxMissed,
-    MaxP50,
-    MaxP95,
-    MaxPower,
-    MinAgreement,
-    MinFps,
-    Minimize,
-    ProfilesArgument,
-)
+from edge_tprune.cli.options import Json, Limits, Minimize, ProfilesArgument, with_limits
 from edge_tprune.cli.root import app
 
 
@@ -28,17 +15,11 @@ from edge_tprune.cli.root import app
     epilog="Examples: edge-tprune select profiles/RUN · edge-tprune select profiles/RUN --max-p95-ms 8 --max-top1-drop 1 --minimize latency · "
     "edge-tprune select profiles --min-fps 60 --max-mean-power-w 10 --maximize accuracy"
 )
+@with_limits
 def select(
     profiles: ProfilesArgument,
-    max_p50_ms: MaxP50 = None,
-    max_p95_ms: MaxP95 = None,
-    max_mean_power_w: MaxPower = None,
-    max_energy_mj: MaxEnergy = None,
-    max_top1_drop: MaxDrop = None,
-    min_agreement: MinAgreement = None,
-    min_fps: MinFps = None,
-    max_peak_memory_mb: MaxMemory = None,
-    max_missed_percent: MaxMissed = None,
+    *,
+    limits: Limits,
     objective: Minimize = None,
     force: Annotated[bool, typer.Option("--force", help="Rank rows that should not be compared, and say so.")] = False,
     json: Json = False,
@@ -52,17 +33,6 @@ def select(
     from edge_tprune.analysis.select import NothingFits, render_choice
     from edge_tprune.analysis.table import load_rows
 
-    limits = {
-        "max_p50_ms": max_p50_ms,
-        "max_p95_ms": max_p95_ms,
-        "max_mean_power_w": max_mean_power_w,
-        "max_energy_mj": max_energy_mj,
-        "max_top1_drop": max_top1_drop,
-        "min_agreement": min_agreement,
-        "min_fps": min_fps,
-        "max_peak_memory_mb": max_peak_memory_mb,
-        "max_missed_percent": max_missed_percent,
-    }
     try:
         answer = choose_everywhere(load_rows(profiles), limits, objective, force)
     except NothingFits as no:
