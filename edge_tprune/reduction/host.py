@@ -230,18 +230,24 @@ class PrunedViT(nn.Module):
         x = stream.x
         if self.model.global_pool == "token" and self.model.attn_pool is None:
             x = x[:, : self.shape.prefix_tokens]  # the head reads nothing else, and the norm is per token
-        x = self.model.norm(x)
-        if self.model.global_pool == "avg" and self.model.attn_pool is None and stream.bias is not None:
-            x = self._average(x, stream)
-        logits: Tensor = self.model.forward_head(x).to(images.dtype)
-        return logits
+        return self._head(self.model.norm(x), stream).to(images.dtype)
 
-    def _average(self, x: Tensor, stream: Stream) -> Tensor:
-        """Patch tokens scaled so that the head's plain mean over them is the mean over what they stand for."""
-        assert stream.sizes is not None
-        first = self.shape.prefix_tokens
-        share = stream.sizes[:, first:] / stream.sizes[:, first:].mean(1, keepdim=True)
-        return torch.cat([x[:, :first], x[:, first:] * share[..., None].to(x.dtype)], 1)
+    def _head(self, x: Tensor, stream: Stream) -> Tensor:
+        """The model's head on normed tokens (B, N, C). Where attention is proportional, so is a head's mean or attention over tokens."""
+        model = self.model
+        first = 0 if model.pool_include_prefix else self.shape.prefix_tokens
+        logits: Tensor
+        if stream.bias is not None and model.attn_pool is not None:  # timm's forward_head, which has no way to hand on a mask
+            pooled = model.attn_pool(x[:, first:], attn_mask=stream.bias[..., first:].to(x.dtype))
+            logits = model.head(model.head_drop(model.fc_norm(pooled)))
+            return logits
+        if stream.bias is not None and model.global_pool == "avg":
+            assert stream.sizes is not None
+            # The head's plain mean over tokens scaled so is the mean over what they stand for.
+            share = stream.sizes[:, first:] / stream.sizes[:, first:].mean(1, keepdim=True)
+            x = torch.cat([x[:, :first], x[:, first:] * share[..., None].to(x.dtype)], 1)
+        logits = model.forward_head(x)
+        return logits
 
 
 @lru_cache(maxsize=1)

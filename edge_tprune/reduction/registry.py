@@ -96,7 +96,8 @@ class Reducer(nn.Module, ABC):
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.stage = stage
-        #: Whether the blocks that follow add log(size) to the attention logits of each key (ToMe, section 3 "tracking token size").
+        #: Whether the blocks that follow, and a head that pools tokens by attention, add log(size) to the attention logits of each key (ToMe,
+        #: section 3 "tracking token size"), and a head that averages tokens weighs them by size.
         self.proportional = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Reducer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,11 +30,11 @@ PREPROCESSING = {
 }
 
 
-def small_model(seed: int = 0, channels: int = 96) -> LoadedModel:
+def small_model(seed: int = 0, channels: int = 96, **kind: Any) -> LoadedModel:
     """A 4-block ViT with 37 tokens whose random weights make tokens differ."""
     torch.manual_seed(seed)
     model = (
-        VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=4, num_heads=3)
+        VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=4, num_heads=3, **kind)
         .eval()
         .requires_grad_(False)
     )

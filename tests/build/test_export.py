@@ -81,6 +81,18 @@ def test_every_method_exports_to_the_same_network(
         np.testing.assert_allclose(engine.run(images.numpy()), pruned(images).numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("runtime", sorted(FORMS))
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_attention_pool_exports_to_the_same_network(batch: int, runtime: str, tmp_path: Path) -> None:
+    """Its mask of log sizes, too, whatever form the blocks' attention has."""
+    model, pruned = exported(small_model(global_pool="map"), "tome", runtime, batch)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    onnx.save(model, tmp_path / "graph.onnx")
+    images = torch.randn(batch, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with open_engine(tmp_path / "graph.onnx", "onnxruntime", threads=1) as engine, torch.no_grad():
+        np.testing.assert_allclose(engine.run(images.numpy()), pruned(images).numpy(), atol=1e-4)
+
+
 def test_constant_images_keep_the_promises(loaded: LoadedModel, tmp_path: Path) -> None:
     """All patches tie: which of them stay is free, that the graph runs and gives finite logits is not."""
     for method in ("evit", "zero_tprune"):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 
 import edge_tprune
 from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.outcome import Merge, Outcome
+from edge_tprune.reduction.precision import PRECISIONS
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 
 METHODS = [m for m in sorted(registry.methods()) if m != "none"]
@@ -165,22 +171,99 @@ def test_scores_stay_exact_under_autocast(method: str, vit: VisionTransformer, i
     assert seen == [False, False]
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("method", ["tome", "pitome", "mctf"])
-def test_an_average_over_tokens_counts_what_they_stand_for(method: str) -> None:
-    """In an image of few distinct patches merging equals changes nothing, in a model that averages patch tokens too."""
+POOLS: dict[str, dict[str, Any]] = {
+    "average": {"class_token": False, "global_pool": "avg"},
+    "average with registers": {"class_token": False, "reg_tokens": 2, "global_pool": "avg", "pool_include_prefix": True},
+    "attention": {"class_token": False, "global_pool": "map"},
+    "attention beside a class token": {"global_pool": "map"},
+    "attention with registers": {"class_token": False, "reg_tokens": 2, "global_pool": "map", "pool_include_prefix": True},
+}
+
+
+def pooling_vit(pool: str) -> VisionTransformer:
+    """A ViT of 64 patch tokens that pools its tokens, without position embeddings: patches that look alike are alike throughout."""
     torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=64, patch_size=8, num_classes=5, embed_dim=24, depth=3, num_heads=3, class_token=False, global_pool="avg"
-    ).eval()
-    model.pos_embed.zero_()
-    for parameter in model.parameters():
+    model = VisionTransformer(img_size=64, patch_size=8, num_classes=5, embed_dim=24, depth=3, num_heads=3, **POOLS[pool])
+    for parameter in model.requires_grad_(False).parameters():
         if parameter.ndim > 1:
             parameter.mul_(6.0)
+    model.pos_embed.zero_()
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("method", ["tome", "pitome", "mctf"])
+def test_pooling_over_tokens_counts_what_they_stand_for(method: str, pool: str, fused: bool) -> None:
+    """In an image of few distinct patches merging equals changes nothing, in a model that pools patch tokens too."""
+    model = pooling_vit(pool)
+    if model.attn_pool is not None:
+        model.attn_pool.fused_attn = fused
     image = torch.zeros(1, 3, 64, 64)
     image[..., :24] = 1.0  # three columns of patches in eight
-    pruned = edge_tprune.prune(model, method=method, schedule=[48, 36, 30])
+    prefix = model.num_prefix_tokens
+    pruned = edge_tprune.prune(model, method=method, schedule=[prefix + n for n in (48, 36, 30)])
     torch.testing.assert_close(pruned(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@given(st.lists(st.integers(0, 15), min_size=64, max_size=64))
+@settings(max_examples=20)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_token_of_size_n_counts_as_n_twins(pool: str, kinds: list[int]) -> None:
+    """Any numbers of equal tokens may become one token each: the logits are those of the unmerged network."""
+    first = sorted(kinds.index(kind) for kind in set(kinds))
+    others = sorted(set(range(64)) - set(first))
+    target = [first.index(kinds.index(kinds[other])) for other in others]
+
+    class MergeTwins(Reducer):
+        name, paper = "merge_twins", "test"
+
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+            self.proportional = True
+            prefix = self.stage.prefix_tokens
+            index, source = [*range(prefix), *(prefix + i for i in first)], [prefix + i for i in others]
+            rows = (torch.tensor(row).expand(len(x), -1) for row in (index, source, [prefix + i for i in target]))
+            return Merge.into(*rows)
+
+    model = pooling_vit(pool)
+    patches = torch.randn(2, 16, 3, 8, 8, generator=torch.Generator().manual_seed(4))[:, kinds]
+    image = patches.reshape(2, 8, 8, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 64, 64)
+    prefix, left = model.num_prefix_tokens, len(first)
+    merged = PrunedViT(model, MergeTwins, (prefix + 64, prefix + left, prefix + left), {})(image)
+    torch.testing.assert_close(merged, model(image), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", POOLS)
+def test_pooling_is_timms_own_where_attention_is_not_proportional(pool: str) -> None:
+    model = pooling_vit(pool)
+    prefix = model.num_prefix_tokens
+    pruned = edge_tprune.prune(model, method="tome", schedule=[prefix + n for n in (48, 36, 30)], proportional=False)
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(pruned(image), model.forward_head(model.norm(pruned.forward_features(image))))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", ["fp16", "mixed", "float16", "bfloat16", "autocast"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_pooling_by_size_in_half_precision(pool: str, kind: str, fused: bool) -> None:
+    model = pooling_vit(pool)
+    if model.attn_pool is not None:
+        model.attn_pool.fused_attn = fused
+    tome, schedule = registry.method("tome"), tuple(model.num_prefix_tokens + n for n in (64, 64, 40))
+    exact = PrunedViT(model, tome, schedule, {})
+    stream = exact._run(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4)))
+    expected = exact._head(model.norm(stream.x), stream)
+    rounded = PrunedViT(copy.deepcopy(model), tome, schedule, {}, PRECISIONS.get(kind, PRECISIONS["fp32"]))
+    if kind in ("bfloat16", "float16"):
+        rounded.to(getattr(torch, kind))
+        stream.x = stream.x.to(getattr(torch, kind))
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        logits = rounded._head(rounded.model.norm(stream.x), stream)
+    assert (logits.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @torch.no_grad()
