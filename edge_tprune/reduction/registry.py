@@ -9,8 +9,7 @@ which tokens go on and what becomes of the others (an `Outcome`). Adding one's o
         name, paper = "keep_longest", "nobody's"
 
         def forward(self, x, evidence):
-            bonus = prefix_bonus(self.stage.tokens_in, self.stage.prefix_tokens)  # the class token comes first and stays
-            return Keep(top(x.norm(dim=-1) + bonus, self.stage.tokens_out))
+            return Keep(top(x.norm(dim=-1) + self.bonus, self.stage.tokens_out))  # the bonus: the class token comes first and stays
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.reduction.ops import prefix_bonus
 from edge_tprune.reduction.outcome import Outcome
 from edge_tprune.schedule import DEFAULT_BLOCKS, Removal
 
@@ -65,6 +65,18 @@ class Evidence:
     positions: Tensor | None = None  #: (B, N), int64: place in the unpruned sequence, of the token each one grew from
     sizes: Tensor | None = None  #: (B, N), float32: how many original tokens each stands for; None where all stand for one
 
+    def attentiveness(self) -> Tensor:
+        """How much the class token attends to each token, (B, N) float32: the class row's mean over heads."""
+        assert self.class_row is not None
+        return self.class_row.float().mean(1)
+
+    def significance(self) -> Tensor:
+        """What each token adds to the class token, (B, N) float32: sum over heads of its entry in the class row times the length of its value."""
+        assert self.class_row is not None
+        assert self.values is not None
+        length: Tensor = self.values.float().norm(dim=-1).transpose(1, 2)
+        return (self.class_row.float() * length).sum(1)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -93,9 +105,12 @@ class Reducer(nn.Module, ABC):
     limit: ClassVar[str] = "any number of tokens"
     worth_searching: ClassVar[Mapping[str, Sequence[Any]]] = {}  #: options that `edge-tprune search` varies -> values to try
 
+    bonus: Tensor  #: (tokens_in,): what to add to scores so that the prefix tokens rank first (`prefix_bonus`)
+
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.stage = stage
+        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
         #: Whether the blocks that follow, and a head that pools tokens by attention, add log(size) to the attention logits of each key (ToMe,
         #: section 3 "tracking token size"), and a head that averages tokens weighs them by size.
         self.proportional = False

@@ -51,10 +51,7 @@ class ATS(Reducer):
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, sampled tokens, those that fill up."""
-        assert evidence.class_row is not None
-        assert evidence.values is not None
-        length = evidence.values.float().norm(dim=-1).transpose(1, 2)
-        score = (evidence.class_row.float() * length).sum(1)[:, self.stage.prefix_tokens :]
+        score = evidence.significance()[:, self.stage.prefix_tokens :]
         share = score / score.sum(1, keepdim=True).clamp_min(1e-6)
         # How many of the K quantiles each token gets on average: K s_j, in rising order.
         expected, ranking = (self.kept * share).topk(score.shape[1], dim=1, largest=False, sorted=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import density_peaks, pairs, precedence
-from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, unit
+from edge_tprune.reduction.ops import gather_tokens, unit
 from edge_tprune.reduction.outcome import Keep, Merge, Outcome, Then
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
 
@@ -47,7 +47,6 @@ class BAT(Reducer):
     merges = True
     worth_searching: ClassVar = {"attentive": (0.3, 0.4, 0.5, 0.6, 0.7), "matched": (0.0, 0.1, 0.2, 0.3, 0.4)}
 
-    bonus: Tensor
     earlier: Tensor
 
     def __init__(self, stage: Stage, *, attentive: float = 0.5, matched: float = 0.2, proportional: bool = True) -> None:
@@ -60,14 +59,12 @@ class BAT(Reducer):
         self.attentive, self.pairs = _split(patches, removed, attentive, matched)
         self.clusters = patches - self.attentive - (removed - self.pairs)
         # Also what keeps the weight of a token that nothing attends to above 0.
-        bonus = prefix_bonus(stage.tokens_in, stage.prefix_tokens) + 1e-6
-        self.register_buffer("bonus", bonus, persistent=False)
+        self.bonus += 1e-6
         self.register_buffer("earlier", precedence(patches - self.attentive), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, attentive tokens, clusters."""
-        assert evidence.class_row is not None
-        attentiveness = evidence.class_row.float().mean(1) + self.bonus
+        attentiveness = evidence.attentiveness() + self.bonus
         # What follows speaks of the tokens in the order of their attentiveness.
         weights, ranking = attentiveness.topk(self.stage.tokens_in, dim=1)
         ranked = gather_tokens(x, ranking)

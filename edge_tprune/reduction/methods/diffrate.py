@@ -22,7 +22,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top, unit
+from edge_tprune.reduction.ops import gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
 
@@ -43,21 +43,17 @@ class DiffRate(Reducer):
     merges = True
     default_blocks = tuple(range(3, 13))
 
-    bonus: Tensor
-
     def __init__(self, stage: Stage, *, pruned: float = 0.25) -> None:
         super().__init__(stage)
         if not 0 <= pruned <= 1:
             raise UserError(f"method diffrate: pruned is {pruned:g}; it is a share, from 0 (merge all) to 1 (drop all)")
         self.proportional = True
         self.survivors = stage.tokens_in - round(pruned * (stage.tokens_in - stage.tokens_out))
-        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then kept tokens from most to least attended."""
-        assert evidence.class_row is not None
         first, border = self.stage.prefix_tokens, self.stage.tokens_out
-        ranking = top(evidence.class_row.float().mean(1) + self.bonus, self.survivors)
+        ranking = top(evidence.attentiveness() + self.bonus, self.survivors)
         if self.survivors == border:
             return Keep(ranking)
         kept, merged = gather_tokens(x, ranking).split_with_sizes([border, self.survivors - border], 1)

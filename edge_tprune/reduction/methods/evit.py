@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edge_tprune.reduction.ops import prefix_bonus, top
+from edge_tprune.reduction.ops import top
 from edge_tprune.reduction.outcome import Append, Keep, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
 
@@ -34,18 +34,14 @@ class EViT(Reducer):
     needs = frozenset({CLASS_ROW})
     needs_class_token = True
 
-    bonus: Tensor
-
     def __init__(self, stage: Stage, *, fuse: bool = False) -> None:
         super().__init__(stage)
         # With one token left beside the prefix, or none removed, there is nothing to fuse.
         self.fuse = fuse and stage.prefix_tokens + 1 < stage.tokens_out < stage.tokens_in
-        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, kept tokens from most to least attended, fused token."""
-        assert evidence.class_row is not None
-        attentiveness = evidence.class_row.float().mean(1)
+        attentiveness = evidence.attentiveness()
         if not self.fuse:
             return Keep(top(attentiveness + self.bonus, self.stage.tokens_out))
         kept = self.stage.tokens_out - 1

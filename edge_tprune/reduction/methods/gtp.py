@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top, unit
+from edge_tprune.reduction.ops import gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Outcome, Propagate
 from edge_tprune.reduction.registry import ATTENTION, POSITIONS, Evidence, Reducer, Stage, register
 
@@ -52,7 +52,6 @@ class GTP(Reducer):
     default_blocks = tuple(range(1, 13))
     removal = "count"
 
-    bonus: Tensor
     flows: Tensor
     shut: Tensor
 
@@ -70,8 +69,7 @@ class GTP(Reducer):
         prefix = stage.prefix_tokens
         self.neighbours = min(neighbours, stage.tokens_out - prefix)
         # Importance reaches N where all attend to one token alone.
-        bonus = prefix_bonus(stage.tokens_in, prefix) * max(1.0, stage.tokens_in / 999)
-        self.register_buffer("bonus", bonus, persistent=False)
+        self.bonus *= max(1.0, stage.tokens_in / 999)
         if graph == "spatial":
             rows, columns = stage.grid or (1, stage.tokens_in - prefix)
             self.places = prefix + rows * columns

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import bipartite
-from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top, unit
+from edge_tprune.reduction.ops import gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import KEYS, Evidence, Reducer, Stage, register
 
@@ -48,8 +48,6 @@ class PiToMe(Reducer):
     default_blocks = tuple(range(1, 13))
     limit = "at most half of a block's patch tokens merge"
 
-    bonus: Tensor
-
     def __init__(self, stage: Stage, *, margin: float = 0.75) -> None:
         super().__init__(stage)
         if not 0 <= margin <= 1:
@@ -58,7 +56,6 @@ class PiToMe(Reducer):
         self.merged = stage.tokens_in - stage.tokens_out
         self.margin = margin * (1 - stage.block / stage.blocks)
         self.protects = 2 * stage.block > stage.blocks
-        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
     @classmethod
     def fewest(cls, tokens_in: int, prefix_tokens: int) -> int:

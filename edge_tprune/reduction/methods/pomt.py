@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_tprune.reduction.ops import prefix_bonus, top
+from edge_tprune.reduction.ops import top
 from edge_tprune.reduction.outcome import Append, Keep, Outcome
 from edge_tprune.reduction.registry import ATTENTION, VALUES, Evidence, Reducer, Stage, register
 
@@ -35,7 +35,6 @@ class POMT(Reducer):
     merges = True
     default_blocks = (4,)
 
-    bonus: Tensor
     weights: Tensor
 
     def __init__(self, stage: Stage) -> None:
@@ -43,7 +42,6 @@ class POMT(Reducer):
         # With one token left beside the prefix it is the best one: a mean of all would leave nothing kept.
         self.appends = stage.tokens_out > stage.prefix_tokens + 1
         averaged = stage.tokens_in - stage.tokens_out + 1
-        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
         self.register_buffer("weights", torch.full((1, averaged), 1.0 / averaged), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import bipartite
-from edge_tprune.reduction.ops import prefix_bonus, top, unit
+from edge_tprune.reduction.ops import top, unit
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, KEYS, VALUES, Evidence, Reducer, Stage, register
 
@@ -48,7 +48,6 @@ class PPT(Reducer):
     limit = "at most half of a block's patch tokens merge"
 
     patch: Tensor
-    bonus: Tensor
 
     def __init__(self, stage: Stage, *, tau: float = 7e-5) -> None:
         super().__init__(stage)
@@ -60,7 +59,6 @@ class PPT(Reducer):
         # Scores that sum to 1 have the mean 1/n: Var(s) = ||s||^2 / n - 1/n^2 < tau is a bound on the norm.
         self.bound = math.sqrt(patches * tau + 1 / patches)
         self.register_buffer("patch", (torch.arange(stage.tokens_in) >= stage.prefix_tokens).float(), persistent=False)
-        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
     @classmethod
     def fewest(cls, tokens_in: int, prefix_tokens: int) -> int:
@@ -69,11 +67,8 @@ class PPT(Reducer):
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then tokens in `tome`'s order where the image pools, from most to least significant where it prunes."""
-        assert evidence.class_row is not None
         assert evidence.keys is not None
-        assert evidence.values is not None
-        length = evidence.values.float().norm(dim=-1).transpose(1, 2)
-        score = (evidence.class_row.float() * length).sum(1) * self.patch
+        score = evidence.significance() * self.patch
         share = score / score.sum(1, keepdim=True).clamp_min(1e-6)
         pools = share.norm(dim=1, keepdim=True) < self.bound
         pooled = bipartite(unit(evidence.keys.float().mean(2)), self.removed, self.stage.prefix_tokens)
