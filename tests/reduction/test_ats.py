@@ -10,16 +10,7 @@ from hypothesis import strategies as st
 
 from edge_tprune.reduction.methods.ats import ATS
 from edge_tprune.reduction.registry import Evidence, Stage
-
-
-def slow_scores(class_row: np.ndarray, values: np.ndarray, prefix: int) -> dict[int, float]:
-    """One image: class_row (H, N), values (N, H, d) -> significance by patch token, summing to 1."""
-    heads, tokens = class_row.shape
-    score = {
-        j: sum(class_row[h, j] * float(np.sqrt((values[j, h] ** 2).sum())) for h in range(heads)) for j in range(prefix, tokens)
-    }
-    total = sum(score.values())
-    return {j: s / total for j, s in score.items()}
+from tests.reduction.loops import slow_significance
 
 
 def slow_ats(score: dict[int, float], count: int) -> tuple[set[int], float]:
@@ -66,7 +57,7 @@ def test_equals_the_walk(seed: int, patches: int, prefix: int, batch: int, sharp
     values = rng.normal(size=(batch, tokens, 3, 4))
     found = run(row, values, Stage(4, 12, tokens, keep, prefix, True))
     for image in range(batch):
-        wanted, nearest = slow_ats(slow_scores(row[image], values[image], prefix), keep - prefix)
+        wanted, nearest = slow_ats(slow_significance(row[image], values[image], prefix), keep - prefix)
         assume(nearest > 1e-4)
         assert found[image][:prefix] == list(range(prefix))
         assert len(found[image]) == keep

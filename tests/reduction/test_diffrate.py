@@ -12,6 +12,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.reduction.methods.diffrate import DiffRate
 from edge_tprune.reduction.methods.evit import EViT
 from edge_tprune.reduction.registry import Evidence, Stage
+from tests.reduction.loops import random_sizes
 
 
 def slow_groups(x: np.ndarray, class_row: np.ndarray, prefix: int, keep: int, pruned: float) -> list[list[int]]:
@@ -44,8 +45,7 @@ def test_equals_the_loops(
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(batch, tokens, 5))
     row = rng.dirichlet(np.ones(tokens), size=(batch, 3))
-    sizes = rng.integers(1, 9, size=(batch, tokens)).astype(float) if sized else np.ones((batch, tokens))
-    given_sizes = torch.from_numpy(sizes).float() if sized else None
+    sizes, given_sizes = random_sizes(rng, batch, tokens, sized)
     features = torch.from_numpy(x).float()
     reducer = DiffRate(Stage(4, 12, tokens, keep, prefix, True), pruned=pruned)
     outcome = reducer(features, Evidence(class_row=torch.from_numpy(row).float(), sizes=given_sizes))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.methods.mctf import MCTF
 from edge_tprune.reduction.registry import Evidence, Stage
+from tests.reduction.loops import random_sizes
 
 
 @dataclass
@@ -98,9 +99,8 @@ def test_equals_the_loops(
     x = rng.normal(size=(batch, tokens, 5)) + 0.5
     attention = rng.normal(scale=2, size=(batch, 2, tokens, tokens))
     attention = np.exp(attention) / np.exp(attention).sum(-1, keepdims=True)
-    sizes = rng.integers(1, 9, size=(batch, tokens)).astype(float) if sized else np.ones((batch, tokens))
+    sizes, given_sizes = random_sizes(rng, batch, tokens, sized)
     reducer = MCTF(Stage(4, 12, tokens, tokens - count, prefix, prefix > 0), tau_info=tau_info, tau_size=tau_size)
-    given_sizes = torch.from_numpy(sizes).float() if sized else None
     features = torch.from_numpy(x).float()
     outcome = reducer(features, Evidence(attention=torch.from_numpy(attention).float(), sizes=given_sizes))
     found, found_sizes = outcome.tokens(features, given_sizes), outcome.sizes(given_sizes)

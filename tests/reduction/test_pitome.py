@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.methods.pitome import PiToMe
 from edge_tprune.reduction.registry import Evidence, Stage
+from tests.reduction.loops import random_sizes
 
 
 def slow_energy(keys: np.ndarray, prefix: int, margin: float) -> tuple[np.ndarray, dict[int, float]]:
@@ -71,9 +72,8 @@ def test_equals_the_loops(
     count = data.draw(st.integers(1, (tokens - prefix) // 2))
     rng = np.random.default_rng(seed)
     x, keys = rng.normal(size=(batch, tokens, 5)), rng.normal(size=(batch, tokens, 2, 4))
-    sizes = rng.integers(1, 9, size=(batch, tokens)).astype(float) if sized else np.ones((batch, tokens))
+    sizes, given_sizes = random_sizes(rng, batch, tokens, sized)
     reducer = PiToMe(Stage(block, 12, tokens, tokens - count, prefix, prefix > 0), margin=margin)
-    given_sizes = torch.from_numpy(sizes).float() if sized else None
     outcome = reducer(torch.from_numpy(x).float(), Evidence(keys=torch.from_numpy(keys).float(), sizes=given_sizes))
     found, found_sizes = outcome.tokens(torch.from_numpy(x).float(), given_sizes), outcome.sizes(given_sizes)
     places = outcome.positions(torch.arange(tokens).expand(batch, -1))

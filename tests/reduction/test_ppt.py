@@ -12,16 +12,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.reduction.methods.ppt import PPT
 from edge_tprune.reduction.methods.tome import ToMe
 from edge_tprune.reduction.registry import Evidence, Stage
-
-
-def slow_scores(class_row: np.ndarray, values: np.ndarray, prefix: int) -> dict[int, float]:
-    """One image: class_row (H, N), values (N, H, d) -> significance by patch token, summing to 1."""
-    heads, tokens = class_row.shape
-    score = {
-        j: sum(class_row[h, j] * float(np.sqrt((values[j, h] ** 2).sum())) for h in range(heads)) for j in range(prefix, tokens)
-    }
-    total = sum(score.values())
-    return {j: s / total for j, s in score.items()}
+from tests.reduction.loops import random_sizes, slow_significance
 
 
 def variance(score: dict[int, float]) -> float:
@@ -77,15 +68,14 @@ def test_equals_the_loops(
     row, keys, values = random_images(seed, batch, tokens)
     rng = np.random.default_rng(seed + 1)
     x = rng.normal(size=(batch, tokens, 5))
-    sizes = rng.integers(1, 9, size=(batch, tokens)).astype(float) if sized else np.ones((batch, tokens))
-    given_sizes = torch.from_numpy(sizes).float() if sized else None
+    sizes, given_sizes = random_sizes(rng, batch, tokens, sized)
     features = torch.from_numpy(x).float()
     outcome = PPT(Stage(4, 12, tokens, tokens - count, prefix, True), tau=tau)(
         features, evidence_of(row, keys, values, given_sizes)
     )
     found, found_sizes = outcome.tokens(features, given_sizes), outcome.sizes(given_sizes)
     for image in range(batch):
-        score = slow_scores(row[image], values[image], prefix)
+        score = slow_significance(row[image], values[image], prefix)
         assume(abs(variance(score) - tau) > 1e-6)
         groups = slow_groups(score, keys[image], prefix, count, tau)
         total = [sum(sizes[image, i] for i in group) for group in groups]

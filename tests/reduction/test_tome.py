@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_tprune.reduction.methods.tome import ToMe
 from edge_tprune.reduction.registry import Evidence, Stage
+from tests.reduction.loops import random_sizes
 
 
 def slow_tome(x: np.ndarray, keys: np.ndarray, sizes: np.ndarray, prefix: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +43,8 @@ def test_equals_the_loops(seed: int, tokens: int, prefix: int, batch: int, sized
         return
     rng = np.random.default_rng(seed)
     x, keys = rng.normal(size=(batch, tokens, 5)), rng.normal(size=(batch, tokens, 2, 4))
-    sizes = rng.integers(1, 9, size=(batch, tokens)).astype(float) if sized else np.ones((batch, tokens))
+    sizes, given_sizes = random_sizes(rng, batch, tokens, sized)
     reducer = ToMe(Stage(2, 12, tokens, tokens - count, prefix, prefix > 0))
-    given_sizes = torch.from_numpy(sizes).float() if sized else None
     outcome = reducer(torch.from_numpy(x).float(), Evidence(keys=torch.from_numpy(keys).float(), sizes=given_sizes))
     found, found_sizes = outcome.tokens(torch.from_numpy(x).float(), given_sizes), outcome.sizes(given_sizes)
     for image in range(batch):

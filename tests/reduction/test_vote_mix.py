@@ -14,6 +14,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.reduction.methods.vote_mix import VoteMix
 from edge_tprune.reduction.outcome import Merge
 from edge_tprune.reduction.registry import Evidence, Stage
+from tests.reduction.loops import random_sizes
 
 
 def slow_vote_mix(
@@ -62,9 +63,8 @@ def test_equals_the_loops(
     keep = data.draw(st.integers(prefix + 1, tokens - 1))
     rng = np.random.default_rng(seed)
     x, keys = rng.normal(size=(batch, tokens, 5)), rng.normal(size=(batch, tokens, 2, 4))
-    sizes = rng.integers(1, 9, size=(batch, tokens)).astype(float) if sized else np.ones((batch, tokens))
+    sizes, given_sizes = random_sizes(rng, batch, tokens, sized)
     reducer = VoteMix(Stage(2, 12, tokens, keep, prefix, prefix > 0), temperature=temperature)
-    given_sizes = torch.from_numpy(sizes).float() if sized else None
     features = torch.from_numpy(x).float()
     outcome = reducer(features, Evidence(keys=torch.from_numpy(keys).float(), sizes=given_sizes))
     found, found_sizes = outcome.tokens(features, given_sizes), outcome.sizes(given_sizes)
