@@ -36,7 +36,7 @@ from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import pairs
-from edge_tprune.reduction.ops import gather_tokens, prefix_bonus, top, unit
+from edge_tprune.reduction.ops import gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
@@ -69,7 +69,6 @@ class ZeroTPrune(Reducer):
     worth_searching: ClassVar = {"similar": (0.25, 0.5, 0.65, 0.75, 0.85, 0.95), "votes": (0, 1, 2, 5)}
 
     start: Tensor
-    bonus: Tensor
     position: Tensor
 
     def __init__(
@@ -102,7 +101,6 @@ class ZeroTPrune(Reducer):
         if stage.has_class_token and not uniform_start:
             start[0] = math.sqrt(stage.tokens_in)
         self.register_buffer("start", (start / start.sum())[None, None, None], persistent=False)
-        self.register_buffer("bonus", prefix_bonus(stage.tokens_in, stage.prefix_tokens), persistent=False)
         self.register_buffer("position", torch.arange(stage.tokens_in), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
