@@ -54,12 +54,10 @@ def operator_attention(
     """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
     # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
     mask = None if bias is None else bias.expand(-1, -1, q.shape[1], -1)
-    if not want_map:
-        return torch.onnx.ops.attention(q, k, v, attn_mask=mask, q_num_heads=heads, kv_num_heads=heads, scale=scale)[0], None
-    # With heads side by side, ONNX Runtime 1.23 (the last for Python 3.10) infers a wrong shape for the map; split, a right one.
-    q, k, v = (t.reshape(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
-    result = torch.onnx.ops.attention(q, k, v, attn_mask=mask, scale=scale, qk_matmul_output_mode=3)
-    return result[0].transpose(1, 2).flatten(2), result[3]
+    result = torch.onnx.ops.attention(
+        q, k, v, attn_mask=mask, q_num_heads=heads, kv_num_heads=heads, scale=scale, qk_matmul_output_mode=3 if want_map else 0
+    )
+    return result[0], result[3] if want_map else None
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,27 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
         pruned.attention = previous
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    _shape_maps(model)
     _name_nodes(model)
     check(model, pruned.schedule, pruned.precision)
     return model
+
+
+def _shape_maps(model: onnx.ModelProto) -> None:
+    """Says the shape of every attention map in a Reshape, which moves nothing.
+
+    ONNX Runtime 1.23 (the last for Python 3.10) takes the map of an attention with bias for a scalar, and refuses what reads it.
+    """
+    values = _infer(model)
+    nodes = list(model.graph.node)
+    for node in nodes:
+        if node.op_type == "Attention" and len(node.output) > 3:
+            bare, shaped = node.output[3] + "_bare", node.output[3]
+            node.output[3] = bare
+            model.graph.initializer.append(numpy_helper.from_array(np.array(values[shaped][1], np.int64), shaped + "_shape"))
+            reshape = onnx.helper.make_node("Reshape", [bare, shaped + "_shape"], [shaped])
+            reshape.metadata_props.extend(node.metadata_props)
+            model.graph.node.insert(list(model.graph.node).index(node) + 1, reshape)
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

@@ -49,7 +49,7 @@ class BAT(Reducer):
 
     earlier: Tensor
 
-    def __init__(self, stage: Stage, *, attentive: float = 0.5, matched: float = 0.2, proportional: bool = True) -> None:
+    def __init__(self, stage: Stage, *, attentive: float = 0.4, matched: float = 0.1, proportional: bool = True) -> None:
         super().__init__(stage)
         for name, share in (("attentive", attentive), ("matched", matched)):
             if not 0 <= share <= 1:
