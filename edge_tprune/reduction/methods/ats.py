@@ -15,8 +15,8 @@ A token that is taken twice stays once. The paper lets the number of distinct to
 More quantiles than tokens to keep (as in the paper, where duplicates are many) come nearer to taking the top K and did worse on the
 calibration images. Whether s is sorted upwards or downwards makes no difference: the grid of quantiles is symmetric.
 
-Blocks: the paper samples in every block from the 4th; here it is 4, 7 and 10 (our choice): cheaper, and nearer to the unpruned model
-on the calibration images, by little at mild budgets and by much at small ones.
+Blocks: the paper samples in every block from the 4th; here it is three that were searched for (`tuned/ats.json`; our choice): cheaper, and nearer to the
+unpruned model on the calibration images, by little at mild budgets and by much at small ones.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ pooling cannot remove more, a stage removes at most half of its patch tokens.
 The published threshold, 7e-5, is for scores that sum to 1 over 196 patch tokens, where their mean is 1/196: it is a coefficient of
 variation of 1.6. Our choices: the variance is the mean squared deviation; norms are taken head by head, as in `ats`, and not over all channels (which
 agrees as well with the unpruned model); pruned images go on with their tokens in the order of s, so that the next matching alternates
-over ranks. Stages are at blocks 4, 7 and 10, as in the paper.
+over ranks. The paper's stages are at blocks 4, 7 and 10; ours were searched for (`tuned/ppt.json`).
 """
 
 from __future__ import annotations
