@@ -117,16 +117,16 @@ def _shape_maps(model: onnx.ModelProto) -> None:
 
     ONNX Runtime 1.23 (the last for Python 3.10) takes the map of an attention with bias for a scalar, and refuses what reads it.
     """
-    values = _infer(model)
-    nodes = list(model.graph.node)
-    for node in nodes:
-        if node.op_type == "Attention" and len(node.output) > 3:
-            bare, shaped = node.output[3] + "_bare", node.output[3]
-            node.output[3] = bare
-            model.graph.initializer.append(numpy_helper.from_array(np.array(values[shaped][1], np.int64), shaped + "_shape"))
-            reshape = onnx.helper.make_node("Reshape", [bare, shaped + "_shape"], [shaped])
-            reshape.metadata_props.extend(node.metadata_props)
-            model.graph.node.insert(list(model.graph.node).index(node) + 1, reshape)
+    maps = [place for place, node in enumerate(model.graph.node) if node.op_type == "Attention" and len(node.output) > 3]
+    values = _infer(model) if maps else {}
+    for inserted, place in enumerate(maps):
+        node = model.graph.node[place + inserted]
+        bare, shaped = node.output[3] + "_bare", node.output[3]
+        node.output[3] = bare
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values[shaped][1], np.int64), shaped + "_shape"))
+        reshape = onnx.helper.make_node("Reshape", [bare, shaped + "_shape"], [shaped])
+        reshape.metadata_props.extend(node.metadata_props)
+        model.graph.node.insert(place + inserted + 1, reshape)
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
