@@ -53,7 +53,10 @@ def operator_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
     # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
-    mask = None if bias is None else bias.expand(-1, -1, q.shape[1], -1)
+    mask = None
+    if bias is not None:
+        batch, tokens = bias.shape
+        mask = (bias if batch == 1 else bias[:, None, None]).expand(batch, 1, tokens, tokens)
     result = torch.onnx.ops.attention(
         q, k, v, attn_mask=mask, q_num_heads=heads, kv_num_heads=heads, scale=scale, qk_matmul_output_mode=3 if want_map else 0
     )

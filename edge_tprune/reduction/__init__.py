@@ -12,7 +12,7 @@ from edge_tprune.reduction import methods as _methods  # registers them
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT, check_method, network_shape
 from edge_tprune.reduction.ops import prefix_bonus, top
-from edge_tprune.reduction.outcome import Append, First, Keep, Merge, Outcome, Propagate, Then
+from edge_tprune.reduction.outcome import Append, First, Keep, Merge, Outcome, Propagate
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register
 from edge_tprune.reduction.tuned import pattern
 from edge_tprune.schedule import Schedule, from_budget, from_tokens
@@ -28,7 +28,6 @@ __all__ = [
     "PrunedViT",
     "Reducer",
     "Stage",
-    "Then",
     "macs",
     "network_shape",
     "pattern",

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.ops import wide
+from edge_tprune.reduction.ops import across, wide
 from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision, in_precision
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 from edge_tprune.schedule import NetworkShape
@@ -42,7 +42,7 @@ class AttentionForm(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """q, k, v (B, N, H d), heads side by side -> output (B, N, H d) and, where wanted, the map (B, H, N, N).
 
-        `bias` (B, 1, 1, N) float32, where given, is added to the logits of each key. The output is of the type of v; the map may be of a wider one.
+        `bias` (B, N) float32, where given, is added to the logits of each key. The output is of the type of v; the map may be of a wider one.
         """
         ...
 
@@ -54,7 +54,7 @@ def fused_attention(
     if want_map:
         return explicit_attention(q, k, v, heads, scale, want_map, bias)
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q, k, v))
-    mask = None if bias is None else bias.to(q.dtype)
+    mask = None if bias is None else bias[:, None, None].to(q.dtype)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2), None
 
 
@@ -64,7 +64,7 @@ def explicit_attention(
     """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise. Softmax and map are float32."""
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q * scale, k, v))
     logits = wide(q @ k.transpose(-2, -1))
-    attention = (logits if bias is None else logits + bias).softmax(-1)
+    attention = (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
     return (attention.to(v.dtype) @ v).transpose(1, 2).flatten(2), attention if want_map else None
 
 
@@ -76,7 +76,7 @@ class Stream:
     sizes: Tensor | None = None  #: (B, N), float32; None while every token stands for itself
     positions: Tensor | None = None  #: (B, N); None where no reducer asks
     members: Tensor | None = None  #: (B, N, original tokens); None unless traced
-    bias: Tensor | None = None  #: (B, 1, 1, N), float32: log sizes, where attention is proportional
+    bias: Tensor | None = None  #: (B, N), float32: log sizes, where attention is proportional
 
     def reduced(self, reducer: Reducer, evidence: Evidence) -> Stream:
         """The stream after a reducer's decision."""
@@ -88,7 +88,7 @@ class Stream:
             outcome = reducer(self.x, evidence)
         sizes = outcome.sizes(self.sizes)
         # Once for all blocks that follow, up to the next reducer.
-        bias = sizes.log()[:, None, None] if reducer.proportional and sizes is not None else None
+        bias = sizes.log() if reducer.proportional and sizes is not None else None
         return Stream(
             outcome.tokens(self.x, self.sizes),
             sizes,
@@ -124,7 +124,7 @@ def _attend(
         query, key = wide(q[:, :1]), wide(k)
         own = torch.eye(heads, device=k.device, dtype=key.dtype).repeat_interleave(k.shape[2] // heads, 1) * attn.scale
         logits = (query * own) @ key.transpose(1, 2)
-        class_row = (logits if stream.bias is None else logits + stream.bias[:, 0]).softmax(-1)
+        class_row = (logits if stream.bias is None else logits + across(stream.bias)).softmax(-1)
     return attn.proj_drop(attn.proj(attn.norm(out))), Evidence(
         keys=_split(k, heads) if registry.KEYS in needs else None,
         values=_split(v, heads) if registry.VALUES in needs else None,
@@ -238,7 +238,7 @@ class PrunedViT(nn.Module):
         first = 0 if model.pool_include_prefix else self.shape.prefix_tokens
         logits: Tensor
         if stream.bias is not None and model.attn_pool is not None:  # timm's forward_head, which has no way to hand on a mask
-            pooled = model.attn_pool(x[:, first:], attn_mask=stream.bias[..., first:].to(x.dtype))
+            pooled = model.attn_pool(x[:, first:], attn_mask=stream.bias[:, None, None, first:].to(x.dtype))
             logits = model.head(model.head_drop(model.fc_norm(pooled)))
             return logits
         if stream.bias is not None and model.global_pool == "avg":

@@ -42,11 +42,11 @@ def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
         Kept: prefix, A tokens that did not merge, in their order, then B tokens.
     """
     ranking, partner = pairs(metric[:, prefix + 1 :: 2], metric[:, prefix::2])
-    merged, alone = ranking[:, :count], in_order(ranking[:, count:])
+    merged, alone = (prefix + 1 + 2 * ranking).split_with_sizes([count, ranking.shape[1] - count], 1)
     start = torch.arange(prefix, device=metric.device).expand(len(metric), -1)
     rest = torch.arange(prefix, metric.shape[1], 2, device=metric.device).expand(len(metric), -1)
-    index = torch.cat([start, prefix + 1 + 2 * alone, rest], 1)
-    return Merge.into(index, prefix + 1 + 2 * merged, prefix + alone.shape[1] + partner.gather(1, merged))
+    index = torch.cat([start, in_order(alone), rest], 1)
+    return Merge.into(index, merged, prefix + alone.shape[1] + partner.gather(1, ranking[:, :count]))
 
 
 def precedence(tokens: int) -> Tensor:
@@ -79,7 +79,7 @@ def density_peaks(x: Tensor, count: int, earlier: Tensor) -> tuple[Tensor, Tenso
         Places of the centres (B, count), the clearest first; of the others (B, N - count); the cluster, 0..count-1, that each of these joins.
     """
     tokens = x.shape[1]
-    square = x.square().sum(-1, keepdim=True)
+    square = x.norm(dim=-1, keepdim=True).square()  # so that nothing as large as x is written
     distance = square + square.transpose(1, 2) - 2 * (x @ x.transpose(1, 2))
     nearest = distance.topk(min(NEIGHBOURS, tokens), dim=2, largest=False).values.mean(
         2, keepdim=True

@@ -7,21 +7,23 @@ whole rows move in one Gather.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens (B, N, C) at `index` (B, K) -> (B, K, C), as one Gather of whole rows.
+    """Tokens (B, N, ...) at `index` (B, K) -> (B, K, C), as one Gather of whole rows; what lies behind the tokens is flattened to C.
 
     A GatherElements would need the index repeated over all C channels and copies element by element. Written as a table's look-up, because
     that takes an index of any shape: nothing but the rows moves, and for one image the index is used as it is.
     """
-    batch, tokens, channels = x.shape
+    batch, tokens = x.shape[:2]
     if batch > 1:
         index = index + torch.arange(0, batch * tokens, tokens, device=x.device)[:, None]
-    return functional.embedding(index, x.reshape(batch * tokens, channels))
+    return functional.embedding(index, x.reshape(batch * tokens, math.prod(x.shape[2:])))
 
 
 def prefix_bonus(tokens: int, prefix: int) -> Tensor:
@@ -42,7 +44,12 @@ def top(scores: Tensor, count: int) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """(..., D) to unit length; a zero vector stays zero."""
     length: Tensor = x.norm(dim=-1, keepdim=True)
-    return x / (length + 1e-6)
+    return x / length.clamp_min(1e-6)
+
+
+def across(row: Tensor) -> Tensor:
+    """Values (B, N) shaped to meet each row of a (B, K, N); those of one image do as they are."""
+    return row if len(row) == 1 else row[:, None]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from edge_tprune.reduction.ops import gather_tokens, wide
+from edge_tprune.reduction.ops import across, gather_tokens, wide
 
 
 class Outcome(ABC):
@@ -63,11 +63,10 @@ class Keep(Outcome):
     """The tokens at `index` stay, in that order; the others leave."""
 
     index: Tensor  #: (B, K)
-    features: Tensor | None = None  #: (B, K, C): what is there, where the reducer has gathered it already
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C)."""
-        return gather_tokens(x, self.index) if self.features is None else self.features
+        return gather_tokens(x, self.index)
 
     def added(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D)."""
@@ -88,7 +87,9 @@ class Linked(Outcome):
 
     index: Tensor  #: (B, K)
     source: Tensor  #: (B, S)
-    link: Tensor  #: (B, K, S), float32: the part of each source that each kept token receives; a column of zeros drops a source
+    #: (B, K, S), float32: the part of each source that each kept token receives; or bool: whether it receives all of it. A column of zeros
+    #: drops a source.
+    link: Tensor
     #: (B, K, C) and (B, S, C): the tokens at `index` and at `source`, where the reducer has gathered them already
     features: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
 
@@ -98,7 +99,7 @@ class Linked(Outcome):
 
     def sizes(self, sizes: Tensor | None) -> Tensor:
         """Sizes (B, N) -> (B, K), in float32: sums."""
-        return self._weighed(sizes)[2][..., 0]
+        return self._weighed(sizes)[2]
 
     def positions(self, positions: Tensor) -> Tensor:
         """(B, N) -> (B, K): of the tokens that stayed."""
@@ -109,14 +110,14 @@ class Linked(Outcome):
         kept, source = self.features or (gather_tokens(x, self.index), gather_tokens(x, self.source))
         return wide(kept), wide(source)
 
-    def _weighed(self, weights: Tensor | None) -> tuple[Tensor | float, Tensor, Tensor]:
-        """Weights (B, N), None for all 1 -> of each kept token (B, K, 1), of what it receives (B, K, S), and the sum of both (B, K, 1)."""
-        own: Tensor | float = 1.0
-        share = self.link
-        if weights is not None:
-            own = weights.gather(1, self.index)[..., None]
-            share = self.link * weights.gather(1, self.source)[:, None]
-        return own, share, own + share.sum(-1, keepdim=True)
+    def _weighed(self, weights: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Weights (B, N), None for all 1 -> of each kept token (B, K), None likewise, of what it receives (B, K, S), the sum of both (B, K)."""
+        if weights is None:
+            share = self.link.float()
+            return None, share, 1 + share.sum(-1)
+        own, given = weights.gather(1, self.index), across(weights.gather(1, self.source))
+        share = torch.where(self.link, given, 0.0) if self.link.dtype == torch.bool else self.link * given
+        return own, share, own + share.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,17 @@ class Merge(Linked):
     ) -> Merge:
         """A merge where source s joins the kept token `index[target[s]]`; target is (B, S), counted in 0..K-1."""
         places = torch.arange(index.shape[1], device=index.device)
-        return Merge(index, source, (places[:, None] == target[:, None, :]).float(), weights, equal, features=features)
+        return Merge(index, source, places[None, :, None] == across(target), weights, equal, features=features)
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C): weighted means."""
         kept, merged = self._gathered(x)
         own, share, total = self._weighed(sizes if self.weights is None and not self.equal else self.weights)
-        # The weights are brought to a sum of 1 before they meet the features. Divided, because then a token that nothing joins gets exactly 1.
-        return (kept * (own / total) + (share / total).to(merged.dtype) @ merged).to(x.dtype)
+        # Divided, because then a token that nothing joins gets exactly 1.
+        if own is None:
+            return ((kept + share.to(merged.dtype) @ merged) / total[..., None]).to(x.dtype)
+        mean = kept * (own / total)[..., None] + (share / total[..., None]).to(merged.dtype) @ merged
+        return mean.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -159,30 +163,6 @@ class Propagate(Linked):
         """(B, N, C) -> (B, K, C)."""
         kept, source = self._gathered(x)
         return (kept + self.link.to(source.dtype) @ source).to(x.dtype)
-
-
-@dataclass(frozen=True)
-class Then(Outcome):
-    """One outcome after the other: the second speaks of the tokens that the first left."""
-
-    first: Outcome
-    second: Outcome
-
-    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """(B, N, C) -> (B, K, C)."""
-        return self.second.tokens(self.first.tokens(x, sizes), self.first.sizes(sizes))
-
-    def added(self, amounts: Tensor) -> Tensor:
-        """(B, N, D) -> (B, K, D)."""
-        return self.second.added(self.first.added(amounts))
-
-    def sizes(self, sizes: Tensor | None) -> Tensor | None:
-        """Sizes (B, N) -> (B, K)."""
-        return self.second.sizes(self.first.sizes(sizes))
-
-    def positions(self, positions: Tensor) -> Tensor:
-        """(B, N) -> (B, K)."""
-        return self.second.positions(self.first.positions(positions))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def from_half_logits(
     """The products q k^T as half precision has them, and everything after them in the type of q: arguments and result as `AttentionForm`."""
     split = [t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q * scale, k, v)]
     logits = (split[0].half() @ split[1].half().transpose(-2, -1)).to(q.dtype)
-    attention = (logits if bias is None else logits + bias).softmax(-1)
+    attention = (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
     return (attention @ split[2]).transpose(1, 2).flatten(2), attention if want_map else None
 
 
@@ -128,7 +128,7 @@ def choose(method: str, attn: Attention, x: Tensor, sizes: Tensor | None, dtype:
     needs = registry.method(method).needs | {CLASS_ROW, ATTENTION}
     stream = Stream(x.to(dtype), members=torch.eye(TOKENS, dtype=wide).expand(2, -1, -1))
     if sizes is not None:
-        stream = replace(stream, sizes=sizes.to(wide), bias=sizes.to(wide).log()[:, None, None])
+        stream = replace(stream, sizes=sizes.to(wide), bias=sizes.to(wide).log())
     if POSITIONS in needs:
         stream = replace(stream, positions=torch.arange(TOKENS).expand(2, -1))
     form = explicit_attention if dtype == torch.float16 else from_half_logits

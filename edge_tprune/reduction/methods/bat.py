@@ -24,8 +24,8 @@ from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import density_peaks, pairs, precedence
-from edge_tprune.reduction.ops import gather_tokens, unit
-from edge_tprune.reduction.outcome import Keep, Merge, Outcome, Then
+from edge_tprune.reduction.ops import gather_tokens, top, unit
+from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
 
 
@@ -48,6 +48,7 @@ class BAT(Reducer):
     worth_searching: ClassVar = {"attentive": (0.3, 0.4, 0.5, 0.6, 0.7), "matched": (0.0, 0.1, 0.2, 0.3, 0.4)}
 
     earlier: Tensor
+    order: Tensor
 
     def __init__(self, stage: Stage, *, attentive: float = 0.4, matched: float = 0.1, proportional: bool = True) -> None:
         super().__init__(stage)
@@ -61,31 +62,35 @@ class BAT(Reducer):
         # Also what keeps the weight of a token that nothing attends to above 0.
         self.bonus += 1e-6
         self.register_buffer("earlier", precedence(patches - self.attentive), persistent=False)
+        # Places in the order of attentiveness: prefix, attentive tokens of either side of the matching, inattentive ones.
+        places = torch.arange(patches) + stage.prefix_tokens
+        first, rest = places[: self.attentive], places[self.attentive :]
+        order = torch.cat([torch.arange(stage.prefix_tokens), first[::2], first[1::2], rest])
+        self.register_buffer("order", order, persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, attentive tokens, clusters."""
         attentiveness = evidence.attentiveness() + self.bonus
-        # What follows speaks of the tokens in the order of their attentiveness.
-        weights, ranking = attentiveness.topk(self.stage.tokens_in, dim=1)
-        ranked = gather_tokens(x, ranking)
-        feature = ranked.float()
-        first, border = self.stage.prefix_tokens, self.stage.prefix_tokens + self.attentive
-        places = torch.arange(self.stage.tokens_in, device=x.device).expand(len(x), -1)
-        index, source, target = [places[:, :first]], [], []
+        ranking = top(attentiveness, self.stage.tokens_in).index_select(1, self.order)
+        prefix, attentive, inattentive = ranking.split_with_sizes(
+            [self.stage.prefix_tokens, self.attentive, len(self.earlier)], 1
+        )
+        stay, leave, target = [prefix], [], []
         if self.attentive:
-            metric = unit(feature[:, first:border])
-            order, partner = pairs(metric[:, 1::2], metric[:, ::2])
-            merged, alone = order.split_with_sizes([self.pairs, order.shape[1] - self.pairs], 1)
-            index += [first + 1 + 2 * alone, places[:, first:border:2]]
-            source.append(first + 1 + 2 * merged)
-            target.append(first + alone.shape[1] + partner.gather(1, merged))
+            sides = [self.attentive - self.attentive // 2, self.attentive // 2]
+            b, a = attentive.split_with_sizes(sides, 1)
+            feature_b, feature_a = unit(gather_tokens(x, attentive).float()).split_with_sizes(sides, 1)
+            likest, partner = pairs(feature_a, feature_b)
+            merged, alone = likest.split_with_sizes([self.pairs, likest.shape[1] - self.pairs], 1)
+            stay += [a.gather(1, alone), b]
+            leave.append(a.gather(1, merged))
+            target.append(self.stage.prefix_tokens + alone.shape[1] + partner.gather(1, merged))
         if self.clusters:
-            centres, others, cluster = density_peaks(feature[:, border:], self.clusters, self.earlier)
-            index.append(border + centres)
-            source.append(border + others)
-            target.append(border - self.pairs + cluster)
-        kept, gone = torch.cat(index, 1), torch.cat(source, 1)
-        return Then(Keep(ranking, ranked), Merge.into(kept, gone, torch.cat(target, 1), weights=weights))
+            centres, others, cluster = density_peaks(gather_tokens(x, inattentive).float(), self.clusters, self.earlier)
+            stay.append(inattentive.gather(1, centres))
+            leave.append(inattentive.gather(1, others))
+            target.append(self.stage.tokens_out - self.clusters + cluster)
+        return Merge.into(torch.cat(stay, 1), torch.cat(leave, 1), torch.cat(target, 1), weights=attentiveness)
 
 
 def _split(patches: int, removed: int, attentive: float, matched: float) -> tuple[int, int]:

@@ -74,5 +74,5 @@ class PPT(Reducer):
         pooled = bipartite(unit(evidence.keys.float().mean(2)), self.removed, self.stage.prefix_tokens)
         pruned = top(share + self.bonus, self.stage.tokens_out)
         # Where the image prunes, no source is linked to anything, so which they are does not matter.
-        link = torch.where(pools[..., None], pooled.link, 0.0)
+        link = pooled.link & pools[..., None]
         return Merge(torch.where(pools, pooled.index, pruned), pooled.source, link)
