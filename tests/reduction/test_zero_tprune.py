@@ -50,6 +50,7 @@ def slow_zero_tprune(
     uniform: bool,
     renormalise: bool,
     partition: str = "sequential",
+    merge: bool = True,
 ) -> tuple[list[int], dict[int, int]]:
     """One image: attention (H, N, N), keys (N, H, d); returns the tokens that stay, prefix first, and the duplicates with their twins."""
     tokens, prefix = stage.tokens_in, stage.prefix_tokens
@@ -58,8 +59,10 @@ def slow_zero_tprune(
     twins: dict[int, int] = {}
     duplicates = min(round(similar * (tokens - stage.tokens_out)), (tokens - prefix) // 2)
     if duplicates:
-        first = [slow_vote(a, start) for a in attention]
-        guide = slow_importance(first, members, head_filter=False)
+        first = [start] * len(attention)
+        for _ in range(votes if merge else 1):
+            first = [slow_vote(a, score) for a, score in zip(attention, first)]
+        guide = slow_importance(first, members, head_filter)
         ranking = sorted(range(prefix, tokens), key=lambda i: -guide[i])
         half = len(ranking) - len(ranking) // 2
         more, less = (ranking[:half], ranking[half:]) if partition == "sequential" else (ranking[::2], ranking[1::2])
@@ -71,6 +74,8 @@ def slow_zero_tprune(
         likeness = {a: max(cosine(a, b) for b in more) for a in less}
         dropped = sorted(less, key=lambda a: -likeness[a])[:duplicates]
         twins = {a: max(more, key=lambda b: cosine(a, b)) for a in dropped}
+        if merge:
+            return [*range(prefix), *[i for i in ranking if i not in dropped][: stage.tokens_out - prefix]], twins
         members = [i for i in members if i not in dropped]
     scores = []
     for head in attention:
@@ -118,6 +123,7 @@ def decide(attention: np.ndarray, keys: np.ndarray, stage: Stage, **options: Any
     renormalise=st.booleans(),
     sharpness=st.sampled_from([0.01, 0.3, 1.0, 3.0]),
     partition=st.sampled_from(["sequential", "alternate"]),
+    merge=st.booleans(),
     data=st.data(),
 )
 def test_equals_the_loops(
@@ -132,6 +138,7 @@ def test_equals_the_loops(
     renormalise: bool,
     sharpness: float,
     partition: str,
+    merge: bool,
     data: st.DataObject,
 ) -> None:
     keep = data.draw(st.integers(prefix + 1, tokens - 1))
@@ -144,6 +151,7 @@ def test_equals_the_loops(
         "uniform_start": uniform,
         "renormalise": renormalise,
         "partition": partition,
+        "merge": merge,
     }
     found = run(attention, keys, stage, **options)
     outcome = decide(attention, keys, stage, **options)
@@ -159,10 +167,11 @@ def test_equals_the_loops(
             uniform=uniform,
             renormalise=renormalise,
             partition=partition,
+            merge=merge,
         )
         assert found[image].tolist() == wanted
         for row, token in zip(members[image], wanted):
-            assert set(row.nonzero()[:, 0].tolist()) == {token, *(a for a, b in twins.items() if b == token)}
+            assert set(row.nonzero()[:, 0].tolist()) == {token, *(a for a, b in twins.items() if b == token and merge)}
 
 
 def test_to_the_letter_of_the_paper_what_is_dropped_leaves_no_trace(vit: VisionTransformer, images: torch.Tensor) -> None:

@@ -6,13 +6,15 @@ Wang et al., "Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Att
 The attention map A of a head (rows are queries, rows sum to 1) is the adjacency matrix of a directed graph over tokens: token i
 votes for token j with weight A_ij. A pruning layer does three things in this order (section 3, "I'-S-I"):
 
-I'  rank all tokens by one vote. Prunes nothing; it guides S.
+I'  rank all tokens by page rank. Prunes nothing; it guides S.
 S   drop near-duplicates: the less important half ("A-group") and the more important half ("B-group") of that ranking are
     compared by the cosine similarity of their keys; each A token takes its best B; the most similar pairs lose their A token.
-    The cosine is the mean of the heads' own (our choice). The paper drops the A token; here its features are averaged into its
-    twin's, and the twin counts for both in the attention of the blocks that follow (`merge`, our addition: a third of the divergence
-    from the unpruned model, each with its own best schedule; false is the paper to the letter).
+    The cosine is the mean of the heads' own (our choice).
 I   page rank among the survivors, and the lowest ranks are pruned.
+
+The paper drops S's duplicates; here their features are averaged into their twins', which count for both in the attention of the blocks
+that follow (`merge`, our addition: a third of the divergence from the unpruned model, each with its own best schedule). The twins
+then have the duplicates' votes, too, so I goes by the ranking of I'. `merge=false` is the paper to the letter.
 
     s(t) = A^T s(t-1) per head (WPR, algorithm 1), from the class token sqrt(N) times the others (section 3.3); the class
            token votes and is never pruned; without a class token the start is uniform.
@@ -21,9 +23,9 @@ I   page rank among the survivors, and the lowest ranks are pruned.
            summing to 1 over 197 tokens no variance could reach v_min = 0.01, and every head would be rejected (our choice). If no
            head passes, all count.
 
-Only the order of the scores matters, so the square root and the division by sum m_h, equal for all tokens, are left out. I' counts all
-heads (our choice). Survivors are not gathered for the page rank: the votes of dropped tokens are masked, which is the same as deleting
-their rows and columns without renormalising the rows (`renormalise` divides by what is left of each row; our choice is off).
+Only the order of the scores matters, so the square root and the division by sum m_h, equal for all tokens, are left out. To the letter, I'
+is one vote, and survivors are not gathered for I: the votes of dropped tokens are masked, which is the same as deleting their rows and
+columns without renormalising the rows (`renormalise` divides by what is left of each row; our choice is off).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import pairs
-from edge_tprune.reduction.ops import gather_tokens, top, unit
+from edge_tprune.reduction.ops import across, gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
@@ -52,11 +54,11 @@ class ZeroTPrune(Reducer):
         stage: where it sits.
         similar: share of the stage's removals that S makes; I makes the rest. Our choice; the paper
             searches for it together with stages and rates.
-        votes: page-rank iterations in I. Our choice is one; 0 takes the paper's numbers: 30 in the first quarter of the blocks, 5 in the middle, 1 in the
-            last quarter.
+        votes: page-rank iterations in I (where `merge`, in I'). Our choice is one; 0 takes the paper's numbers: 30 in the first quarter of the blocks,
+            5 in the middle, 1 in the last quarter.
         head_filter: VHF on or off.
         uniform_start: start from equal scores instead of a heavy class token (the paper's ablation).
-        renormalise: divide each survivor's votes by what is left of its attention row after S.
+        renormalise: divide each survivor's votes by what is left of its attention row after S; nothing is lost of it where `merge`.
         partition: "sequential": the A-group is the less important half; "alternate": every other token of the ranking (the paper's ablation).
         merge: the duplicates that S finds are averaged into their twins, weighted by size, and log size is added to the logits of the blocks that
             follow, as in ToMe. Our addition; false drops them, which is the paper to the letter.
@@ -70,6 +72,7 @@ class ZeroTPrune(Reducer):
 
     start: Tensor
     position: Tensor
+    apart: Tensor
 
     def __init__(
         self,
@@ -93,7 +96,6 @@ class ZeroTPrune(Reducer):
         removed = stage.tokens_in - stage.tokens_out
         self.duplicates = min(round(similar * removed), (stage.tokens_in - stage.prefix_tokens) // 2)
         self.proportional = merge
-        self.partition = partition
         self.votes = votes or _paper_votes(stage)
         self.head_filter = head_filter
         self.renormalise = renormalise
@@ -101,69 +103,63 @@ class ZeroTPrune(Reducer):
         if stage.has_class_token and not uniform_start:
             start[0] = math.sqrt(stage.tokens_in)
         self.register_buffer("start", (start / start.sum())[None, None, None], persistent=False)
-        self.register_buffer("position", torch.arange(stage.tokens_in), persistent=False)
+        first, tokens = stage.prefix_tokens, stage.tokens_in
+        half = tokens - (tokens - first) // 2
+        #: Places in the ranking.
+        self.a = slice(half, None, 1) if partition == "sequential" else slice(first + 1, None, 2)
+        self.b = slice(first, half, 1) if partition == "sequential" else slice(first, None, 2)
+        places = torch.arange(tokens)
+        self.register_buffer("position", places, persistent=False)
+        self.register_buffer("apart", torch.cat([places[:first], places[self.b]]), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then survivors from most to least important."""
         assert evidence.attention is not None
         assert evidence.keys is not None
         attention = evidence.attention.float()
-        score = _vote(attention, self.start)
         if not self.duplicates:
-            return Keep(top(self._page_rank(attention, None, score) + self.bonus, self.stage.tokens_out))
-        dropped, twin = self._duplicates(score, evidence.keys.float())
-        alive = 1.0 - (dropped[:, :, None] == self.position).to(score.dtype).sum(1, keepdim=True)[:, None]
-        survivors = top(self._page_rank(attention, alive) + self.bonus, self.stage.tokens_out)
+            return Keep(top(self._page_rank(attention, self.votes) + self.bonus, self.stage.tokens_out))
+        # Where S merges, I goes by the ranking of I'.
+        ranking = top(self._page_rank(attention, self.votes if self.proportional else 1) + self.bonus, self.stage.tokens_in)
+        a, b = ranking[:, self.a], ranking[:, self.b]
+        key = unit(evidence.keys.float())
+        order, best = pairs(gather_tokens(key, a), gather_tokens(key, b))
+        chosen, others = order.split_with_sizes([self.duplicates, order.shape[1] - self.duplicates], 1)
+        dropped = a.gather(1, chosen)
         if not self.proportional:
-            return Keep(survivors)
-        return Merge(survivors, dropped, (survivors[:, :, None] == twin[:, None]).to(score.dtype))
+            alive = torch.where(dropped[:, None, :, None] == self.position, 0.0, 1.0).amin(2, keepdim=True)
+            return Keep(top(self._page_rank(attention, self.votes, alive) + self.bonus, self.stage.tokens_out))
+        # The ranking without the duplicates, by its places.
+        left = torch.cat([self.apart.expand(len(x), -1), self.a.start + others * self.a.step], 1)
+        first = left.topk(self.stage.tokens_out, dim=1, largest=False).values
+        survivors = ranking.gather(1, first)
+        return Merge(survivors, dropped, survivors[:, :, None] == across(b.gather(1, best.gather(1, chosen))))
 
-    def _duplicates(self, votes: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """I' and S: first votes (B, H, 1, N) and keys (B, N, H, d) -> tokens to drop and their best B tokens, both (B, duplicates)."""
-        ranking = top(votes.norm(dim=(1, 2)) + self.bonus, self.stage.tokens_in)
-        key = gather_tokens(unit(keys).flatten(2), ranking)
-        first = self.stage.prefix_tokens
-        half = self.stage.tokens_in - (self.stage.tokens_in - first) // 2
-        a, b = slice(half, None), slice(first, half)
-        if self.partition == "alternate":
-            a, b = slice(first + 1, None, 2), slice(first, None, 2)
-        order, best = pairs(key[:, a], key[:, b])
-        chosen = order[:, : self.duplicates]
-        return ranking[:, a].gather(1, chosen), ranking[:, b].gather(1, best.gather(1, chosen))
-
-    def _page_rank(self, attention: Tensor, alive: Tensor | None, score: Tensor | None = None) -> Tensor:
-        """I: importance (B, N) up to a monotone map, after `votes` rounds among the tokens alive (B, 1, 1, N; all where None).
-
-        `score` (B, H, 1, N) is the first round's outcome where it is known already.
-        """
-        rounds = self.votes - (score is not None)
-        ballot = self.start if score is None else score
+    def _page_rank(self, attention: Tensor, rounds: int, alive: Tensor | None = None) -> Tensor:
+        """WPR, EIR and VHF: importance (B, N) up to a monotone map, after `rounds` among the tokens alive (B, 1, 1, N; all where None)."""
+        ballot = self.start
         for _ in range(rounds):
             if alive is not None:
                 ballot = ballot * alive
                 if self.renormalise:
                     ballot = ballot / (attention @ alive.transpose(2, 3)).transpose(2, 3).clamp_min(1e-6)
-            ballot = _vote(attention, ballot)
+            ballot = ballot @ attention  # A^T s of every head: (B or 1, H or 1, 1, N) and (B, H, N, N) -> (B, H, 1, N)
         if alive is not None:
             ballot = ballot * alive  # what the dropped received is no part of any head's mean; they rank last with 0
-        return self._across_heads(ballot[:, :, 0], alive is not None)
+        return self._across_heads(ballot, alive is not None)
 
     def _across_heads(self, score: Tensor, some_dropped: bool) -> Tensor:
-        """EIR over the heads that VHF lets pass: (B, H, N) -> (B, N), up to a monotone map."""
-        square = (score / score.sum(-1, keepdim=True)).square()
+        """EIR over the heads that VHF lets pass: (B, H, 1, N) -> (B, N), up to a monotone map."""
+        share = score / score.sum(-1, keepdim=True)
+        square = share * share
         if not self.head_filter:
-            return square.sum(1)
+            return square.sum((1, 2))
         count = self.stage.tokens_in - (self.duplicates if some_dropped else 0)
         # Var of scores with mean 1 is count * sum(s^2) / sum(s)^2 - 1; a head passes within [V_MIN, V_MAX].
-        middle, reach = (2 + V_MIN + V_MAX) / 2 / count, (V_MAX - V_MIN) / 2 / count
-        passes = (square.sum(-1, keepdim=True) - middle).abs() <= reach
+        spread = square.sum(-1, keepdim=True)
+        passes = spread.clamp((1 + V_MIN) / count, (1 + V_MAX) / count) == spread
         # A head that fails weighs next to nothing instead of nothing: if all fail, all count alike, without a second branch.
-        return (torch.where(passes, 1.0, 1e-9) * square).sum(1)
-
-
-def _vote(attention: Tensor, score: Tensor) -> Tensor:
-    """One step of page rank, A^T s per head: (B, H, N, N) and (B or 1, H or 1, 1, N) -> (B, H, 1, N)."""
-    return score @ attention
+        return (torch.where(passes, 1.0, 1e-9) * square).sum((1, 2))
 
 
 def _paper_votes(stage: Stage) -> int:
