@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edge_tprune.errors import UserError
 from edge_tprune.reduction.ops import gather_tokens, top
 from edge_tprune.reduction.outcome import Merge
 
-NEIGHBOURS = 5
+NEIGHBOURS = 2  #: of a token, itself included, that its density is made of, unless asked for more
+_TIE = 1e-5  #: spreads this close are equal: what two runtimes round differently must not change the clusters
 
 
 def in_order(index: Tensor) -> Tensor:
@@ -50,15 +52,15 @@ def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
 
 
 def precedence(tokens: int) -> Tensor:
-    """(N, N): the least positive number in row i, column j where j comes before i, 0 elsewhere; what `density_peaks` breaks ties with."""
-    return torch.full((tokens, tokens), 1e-30).tril(-1)
+    """(N, N): positive in row i, column j where j comes before i, negative where it comes after, 0 on the diagonal; for `density_peaks`' ties."""
+    return torch.full((tokens, tokens), _TIE).tril(-1) - torch.full((tokens, tokens), _TIE).triu(1)
 
 
-def density_peaks(x: Tensor, count: int, earlier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def density_peaks(x: Tensor, count: int, earlier: Tensor, neighbours: int = NEIGHBOURS) -> tuple[Tensor, Tensor, Tensor]:
     """Density-peak clustering with k nearest neighbours (Du et al., Knowledge-Based Systems 2016; used by TCFormer and BAT).
 
         d_ij^2  = ||x_i - x_j||^2 / its mean over all i and j      squared distances, in units of the image's own
-        rho_i   = exp(-(1/k) sum over the k nearest of d_ij^2)     density; k = 5, a token counts as its own nearest (our choice)
+        rho_i   = exp(-(1/k) sum over the k nearest of d_ij^2)     density; a token counts as its own nearest
         delta_i = distance to the nearest denser token, the largest distance of the image if there is none
         centres = the `count` largest rho_i delta_i; every other token joins its nearest centre
 
@@ -67,28 +69,43 @@ def density_peaks(x: Tensor, count: int, earlier: Tensor) -> tuple[Tensor, Tenso
     background, and what stands out is averaged away (the reference model lost 37 points at budget 0.65). So the image's mean distance is the
     unit (our choice): the clusters do not change when all features grow.
 
-    Products of densities and distances are compared as sums of logarithms, which cannot underflow. Of equally dense tokens the
-    earlier counts as denser (our choice), so that of twins only one becomes a centre.
+    TCFormer takes k = 5. Two, a token itself and the one nearest to it, is our choice: it diverges no more from the unpruned DeiT-Tiny (500
+    calibration images), and needs a minimum where five need a TopK of the whole matrix, which takes as long as the rest of the clustering.
+
+    Products of densities and distances are compared as sums of logarithms, which cannot underflow. Of two equally dense tokens, as are any two that
+    are each other's nearest, the earlier counts as denser (our choice), so that of twins only one becomes a centre.
 
     Args:
         x: (B, N, D), float32.
         count: clusters, from 1 to N.
         earlier: `precedence(N)`, on the device of x.
+        neighbours: k, from 2.
 
     Returns:
         Places of the centres (B, count), the clearest first; of the others (B, N - count); the cluster, 0..count-1, that each of these joins.
     """
-    tokens = x.shape[1]
+    tokens, neighbours = x.shape[1], min(neighbours, x.shape[1])
     square = x.norm(dim=-1, keepdim=True).square()  # so that nothing as large as x is written
     distance = square + square.transpose(1, 2) - 2 * (x @ x.transpose(1, 2))
-    nearest = distance.topk(min(NEIGHBOURS, tokens), dim=2, largest=False).values.mean(
-        2, keepdim=True
-    )  # the smaller, the denser
-    # Of two equal ones the difference is exactly 0, which is below the least positive number for the earlier one only.
-    denser = nearest.transpose(1, 2) - nearest < earlier
+    if neighbours == 2:
+        total = torch.where(earlier == 0, torch.finfo(x.dtype).max, distance).amin(2, keepdim=True)  # itself is at 0
+    else:
+        total = distance.topk(neighbours, dim=2, largest=False).values.sum(2, keepdim=True) * (2 / neighbours)
+    spread = total / distance.mean((1, 2), keepdim=True).clamp_min(1e-12)  # -2 log rho: the smaller, the denser
+    denser = spread.transpose(1, 2) - spread < earlier
     isolation = torch.where(denser, distance, distance.amax((1, 2), keepdim=True)).amin(2, keepdim=True)
-    scale = distance.mean((1, 2), keepdim=True)
-    clarity = isolation.clamp_min(1e-12).log() - 2 * nearest / scale.clamp_min(1e-12)
+    clarity = isolation.clamp_min(1e-12).log() - spread  # 2 log (rho delta)
     centres, others = top(clarity[..., 0], tokens).split_with_sizes([count, tokens - count], 1)
     cluster = gather_tokens(distance, centres).argmin(1)
     return centres, others, cluster.gather(1, others)
+
+
+def neighbours_of(method: str, given: int) -> int:
+    """The option `neighbours`, checked.
+
+    Raises:
+        UserError: less than 2.
+    """
+    if given < 2:
+        raise UserError(f"method {method}: neighbours is {given}; a token counts as its own nearest, so give 2 or more")
+    return given

@@ -18,16 +18,19 @@ from tests.reduction.slow_clusters import slow_density_peaks
     tokens=st.integers(3, 24),
     batch=st.integers(1, 3),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
+    neighbours=st.sampled_from([2, 3, 5]),
     data=st.data(),
 )
-def test_density_peaks_equal_the_loops(seed: int, tokens: int, batch: int, scale: float, data: st.DataObject) -> None:
+def test_density_peaks_equal_the_loops(
+    seed: int, tokens: int, batch: int, scale: float, neighbours: int, data: st.DataObject
+) -> None:
     count = data.draw(st.integers(1, tokens))
     # A few blobs, as the tokens of an image are; far enough from ties for float32 to see what float64 sees.
     rng = np.random.default_rng(seed)
     x = scale * (3 * rng.normal(size=(4, 6))[rng.integers(0, 4, (batch, tokens))] + rng.normal(size=(batch, tokens, 6)))
-    centres, others, cluster = density_peaks(torch.from_numpy(x).float(), count, precedence(tokens))
+    centres, others, cluster = density_peaks(torch.from_numpy(x).float(), count, precedence(tokens), neighbours)
     for image in range(batch):
-        wanted, joins = slow_density_peaks(x[image], count)
+        wanted, joins = slow_density_peaks(x[image], count, neighbours)
         assert centres[image].tolist() == wanted
         found = {int(i): wanted[int(c)] for i, c in zip(others[image], cluster[image])}
         assert found == joins

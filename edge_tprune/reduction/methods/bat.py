@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.matching import density_peaks, pairs, precedence
+from edge_tprune.reduction.matching import NEIGHBOURS, density_peaks, neighbours_of, pairs, precedence
 from edge_tprune.reduction.ops import gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
@@ -37,6 +37,7 @@ class BAT(Reducer):
         stage: where it sits.
         attentive: share of a stage's patch tokens that are attentive.
         matched: share of a stage's removals made by matching attentive tokens; clustering makes the rest.
+        neighbours: how many nearest tokens, itself included, make a token's density; 5 in the paper.
         proportional: add log size to the attention logits of the blocks that follow.
     """
 
@@ -50,11 +51,20 @@ class BAT(Reducer):
     earlier: Tensor
     order: Tensor
 
-    def __init__(self, stage: Stage, *, attentive: float = 0.4, matched: float = 0.1, proportional: bool = True) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        attentive: float = 0.4,
+        matched: float = 0.1,
+        neighbours: int = NEIGHBOURS,
+        proportional: bool = True,
+    ) -> None:
         super().__init__(stage)
         for name, share in (("attentive", attentive), ("matched", matched)):
             if not 0 <= share <= 1:
                 raise UserError(f"method bat: {name} is {share:g}; it is a share, from 0 to 1")
+        self.neighbours = neighbours_of(self.name, neighbours)
         self.proportional = proportional
         patches, removed = stage.tokens_in - stage.prefix_tokens, stage.tokens_in - stage.tokens_out
         self.attentive, self.pairs = _split(patches, removed, attentive, matched)
@@ -86,7 +96,9 @@ class BAT(Reducer):
             leave.append(a.gather(1, merged))
             target.append(self.stage.prefix_tokens + alone.shape[1] + partner.gather(1, merged))
         if self.clusters:
-            centres, others, cluster = density_peaks(gather_tokens(x, inattentive).float(), self.clusters, self.earlier)
+            centres, others, cluster = density_peaks(
+                gather_tokens(x, inattentive).float(), self.clusters, self.earlier, self.neighbours
+            )
             stay.append(inattentive.gather(1, centres))
             leave.append(inattentive.gather(1, others))
             target.append(self.stage.tokens_out - self.clusters + cluster)

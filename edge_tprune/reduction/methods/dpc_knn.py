@@ -13,14 +13,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edge_tprune.reduction.matching import density_peaks, precedence
+from edge_tprune.reduction.matching import NEIGHBOURS, density_peaks, neighbours_of, precedence
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register
 
 
 @register
 class DPCKNN(Reducer):
-    """Density-peak clusters of all tokens, averaged."""
+    """Density-peak clusters of all tokens, averaged.
+
+    Args:
+        stage: where it sits.
+        neighbours: how many nearest tokens, itself included, make a token's density; 5 in TCFormer.
+    """
 
     name = "dpc_knn"
     paper = "Du et al., 2016; Zeng et al., CVPR 2022, arXiv 2204.08680"
@@ -28,13 +33,16 @@ class DPCKNN(Reducer):
 
     earlier: Tensor
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, neighbours: int = NEIGHBOURS) -> None:
         super().__init__(stage)
+        self.neighbours = neighbours_of(self.name, neighbours)
         self.register_buffer("earlier", precedence(stage.tokens_in - stage.prefix_tokens), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then clusters, the clearest centre first."""
         prefix = self.stage.prefix_tokens
-        centres, others, cluster = density_peaks(x[:, prefix:].float(), self.stage.tokens_out - prefix, self.earlier)
+        centres, others, cluster = density_peaks(
+            x[:, prefix:].float(), self.stage.tokens_out - prefix, self.earlier, self.neighbours
+        )
         start = torch.arange(prefix, device=x.device).expand(len(x), -1)
         return Merge.into(torch.cat([start, prefix + centres], 1), prefix + others, prefix + cluster, equal=True)

@@ -78,7 +78,7 @@ class ZeroTPrune(Reducer):
         self,
         stage: Stage,
         *,
-        similar: float = 0.85,
+        similar: float = 0.95,
         votes: int = 1,
         head_filter: bool = True,
         uniform_start: bool = False,
