@@ -118,7 +118,7 @@ def time_all(
                 file = oracles / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.onnx"
                 save(model, file)
                 openers[name] = graph_opener(file, image, threads)
-    return measure(openers, rounds, seconds, 10, "latency")
+    return measure(openers, {f"{row['method']} {row['budget']:g}": oracle(row) for row in rows}, rounds, seconds, 10, "latency")
 
 
 def oracle(row: Row) -> str:

@@ -58,7 +58,7 @@ ROWS: list[tuple[str, str, list[int], dict[str, Any], float]] = [
     ("EViT, keep 0.7", "evit", stages(139, 98, 69), {}, -4.1),
     ("EViT, keep 0.695, fused token", "evit", stages(139, 98, 70), {"fuse": True}, -4.6),
     ("EViT, keep 0.505", "evit", stages(101, 51, 27), {}, -13.6),
-    ("DPC-KNN, keep 0.735", "dpc_knn", stages(145, 106, 78), {}, -4.7),
+    ("DPC-KNN, keep 0.735", "dpc_knn", stages(145, 106, 78), {"neighbours": 5}, -4.7),
     ("random, keep 0.7", "random", stages(139, 98, 69), {}, -4.6),
     ("random, keep 0.505", "random", stages(101, 51, 27), {}, -13.8),
 ]

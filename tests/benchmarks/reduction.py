@@ -3,7 +3,7 @@
     python -m tests.benchmarks.reduction            (make bench)
 
 DeiT-Small with random weights (speed does not depend on them), ONNX Runtime, two threads. Rounds in random order, one engine alive at a time;
-each round times every graph once and speed-ups are paired by round (geometric mean, 95 % bootstrap interval). Time over the
+each round times every graph once, methods next to their oracle, and speed-ups are paired by round (geometric mean, 95 % bootstrap interval). Time over the
 oracle's of 1.00 means that the reduction itself is free. PyTorch with fused attention runs in the same rounds.
 """
 
@@ -16,7 +16,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,13 +53,25 @@ def time_turn(run: Run, seconds: float, fewest: int) -> float:
     return statistics.median(latencies)
 
 
-def measure(openers: dict[str, Opener], rounds: int, seconds: float, fewest: int, title: str) -> dict[str, dict[int, float]]:
-    """Per contestant the median latency (ms) of each round."""
+def measure(
+    openers: dict[str, Opener], oracles: Mapping[str, str], rounds: int, seconds: float, fewest: int, title: str
+) -> dict[str, dict[int, float]]:
+    """Per contestant the median latency (ms) of each round.
+
+    Contestants that share an oracle (`oracles`: contestant -> oracle) are timed directly after one another: a shared machine changes its pace within
+    a round.
+    """
     order = random.Random(0)
+    groups: dict[str, list[str]] = {}
+    for name in openers:
+        groups.setdefault(oracles.get(name, name), []).append(name)
     medians: dict[str, dict[int, float]] = {name: {} for name in openers}
     with progress_bar(title) as advance:
         for number in range(rounds):
-            for position, name in enumerate(order.sample(list(openers), len(openers))):
+            turns = [
+                name for group in order.sample(list(groups.values()), len(groups)) for name in order.sample(group, len(group))
+            ]
+            for position, name in enumerate(turns):
                 advance(f"{title}: {name}", number * len(openers) + position, rounds * len(openers))
                 with openers[name]() as run:
                     medians[name][number] = time_turn(run, seconds, fewest)
@@ -140,7 +152,8 @@ def main() -> None:
                     if schedule not in oracles:
                         oracles[schedule] = f"slice like {method}"
                         openers[oracles[schedule]] = opener("slice", schedule)
-            medians = measure(openers, options.rounds, options.seconds, 10 if batch == 1 else 5, f"batch {batch}")
+            held_to = {method: oracles[schedule] for method, schedule in schedules.items()}
+            medians = measure(openers, held_to, options.rounds, options.seconds, 10 if batch == 1 else 5, f"batch {batch}")
         everything[f"batch {batch}"] = medians
         result = table(
             f"{options.model}, budget {options.budget:g}, batch {batch}, {options.threads} threads, {options.rounds} rounds"
