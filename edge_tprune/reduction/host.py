@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -81,21 +82,20 @@ class Stream:
     def reduced(self, reducer: Reducer, evidence: Evidence) -> Stream:
         """The stream after a reducer's decision."""
         device = self.x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):  # scores stay in float32, and so does what decides
-                outcome = reducer(self.x, evidence)
-        else:
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        # Scores stay in float32, and so does what decides, and sums of tokens before they become means.
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             outcome = reducer(self.x, evidence)
-        sizes = outcome.sizes(self.sizes)
-        # Once for all blocks that follow, up to the next reducer.
-        bias = sizes.log() if reducer.proportional and sizes is not None else None
-        return Stream(
-            outcome.tokens(self.x, self.sizes),
-            sizes,
-            None if self.positions is None else outcome.positions(self.positions),
-            None if self.members is None else outcome.added(self.members),
-            bias,
-        )
+            sizes = outcome.sizes(self.sizes)
+            # Once for all blocks that follow, up to the next reducer.
+            bias = sizes.log() if reducer.proportional and sizes is not None else None
+            return Stream(
+                outcome.tokens(self.x, self.sizes),
+                sizes,
+                None if self.positions is None else outcome.positions(self.positions),
+                None if self.members is None else outcome.added(self.members),
+                bias,
+            )
 
 
 def run_block(block: Block, stream: Stream, reducer: Reducer | None, attention: AttentionForm) -> Stream:

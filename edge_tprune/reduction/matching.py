@@ -10,7 +10,9 @@ from edge_tprune.reduction.ops import gather_tokens, top
 from edge_tprune.reduction.outcome import Merge
 
 NEIGHBOURS = 2  #: of a token, itself included, that its density is made of, unless asked for more
-_TIE = 1e-5  #: spreads this close are equal: what two runtimes round differently must not change the clusters
+_TIE = 1e-5
+"""Spreads this close are equal: what two runtimes round differently should not change the clusters. (Rounding grows with the square of what all
+tokens have in common: where that is some hundred times their differences, it is above this.)"""
 
 
 def in_order(index: Tensor) -> Tensor:

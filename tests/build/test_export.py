@@ -46,7 +46,12 @@ def exported(
 @pytest.mark.parametrize(
     ("method", "options"),
     [(m, {}) for m in sorted(registry.methods())]
-    + [("gtp", {"graph": "spatial"}), ("evit", {"fuse": True}), ("zero_tprune", {"votes": 3, "renormalise": True})],
+    + [
+        ("gtp", {"graph": "spatial"}),
+        ("evit", {"fuse": True}),
+        ("zero_tprune", {"merge": False, "votes": 3, "renormalise": True}),
+        ("bat", {"neighbours": 5}),
+    ],
 )
 def test_every_method_exports_to_the_same_network(
     method: str, options: dict[str, object], batch: int, runtime: str, loaded: LoadedModel, tmp_path: Path

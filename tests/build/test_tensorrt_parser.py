@@ -34,9 +34,9 @@ def vit() -> VisionTransformer:
     )
 
 
-def parse(method: str, precision: str, batch: int = 1) -> Parsed:
+def parse(method: str, precision: str, batch: int = 1, **options: object) -> Parsed:
     schedule = (TOKENS,) * 2 if method == "none" else SCHEDULE
-    pruned = PrunedViT(vit(), registry.method(method), schedule, {}, PRECISIONS[precision])
+    pruned = PrunedViT(vit(), registry.method(method), schedule, options, PRECISIONS[precision])
     return Parsed.of(export(pruned, FORMS["tensorrt"], batch, (3, 32, 32)))
 
 
@@ -82,7 +82,8 @@ def test_every_method_becomes_what_was_asked(method: str, precision: str) -> Non
         assert fused == len(SCHEDULE) - maps, "attention stays one kernel, softmax in float32 or not, unless its map is read"
 
 
-def test_a_batch_builds() -> None:
-    found = parse("zero_tprune", "fp16", batch=3)
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_batch_builds(merge: bool) -> None:
+    found = parse("zero_tprune", "fp16", batch=3, merge=merge)
     assert tuple(found.network.get_output(0).shape) == (3, 7)
     found.build()

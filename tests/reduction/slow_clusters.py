@@ -23,7 +23,7 @@ def slow_density_peaks(x: np.ndarray, count: int, neighbours: int = 2) -> tuple[
 
     def is_denser(j: int, i: int) -> bool:
         # Each other's nearest neighbours are equally dense; the earlier counts as denser.
-        if math.isclose(density[j], density[i], rel_tol=1e-9):
+        if abs(2 * math.log(density[j]) - 2 * math.log(density[i])) <= 1e-5:
             return j < i
         return density[j] > density[i]
 

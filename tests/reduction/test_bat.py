@@ -17,7 +17,9 @@ from edge_tprune.reduction.registry import Evidence, Stage
 from tests.reduction.slow_clusters import slow_density_peaks
 
 
-def slow_bat(x: np.ndarray, row: np.ndarray, prefix: int, attentive: int, matched: int, clusters: int) -> list[list[int]]:
+def slow_bat(
+    x: np.ndarray, row: np.ndarray, prefix: int, attentive: int, matched: int, clusters: int, neighbours: int
+) -> list[list[int]]:
     """One image: tokens (N, C), class row (H, N); the groups of tokens that become one, in order, the first of each the one that stays."""
     weight = row.mean(0)
     ranking = sorted(range(prefix, len(x)), key=lambda i: -weight[i])
@@ -34,7 +36,7 @@ def slow_bat(x: np.ndarray, row: np.ndarray, prefix: int, attentive: int, matche
     groups += [[a] for a in alone]
     groups += [[b, *(a for a in merged if partner[a] == b)] for b in b_set]
     if weak:
-        centres, joins = slow_density_peaks(x[weak], clusters)
+        centres, joins = slow_density_peaks(x[weak], clusters, neighbours)
         groups += [[weak[c], *(weak[i] for i, centre in joins.items() if centre == c)] for c in centres]
     return groups
 
@@ -47,17 +49,18 @@ def slow_bat(x: np.ndarray, row: np.ndarray, prefix: int, attentive: int, matche
     batch=st.integers(1, 3),
     attentive=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     matched=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    neighbours=st.sampled_from([2, 5]),
     data=st.data(),
 )
 def test_equals_the_loops(
-    seed: int, tokens: int, prefix: int, batch: int, attentive: float, matched: float, data: st.DataObject
+    seed: int, tokens: int, prefix: int, batch: int, attentive: float, matched: float, neighbours: int, data: st.DataObject
 ) -> None:
     keep = data.draw(st.integers(prefix + 1, tokens - 1))
     rng = np.random.default_rng(seed)
     x = 3 * rng.normal(size=(4, 6))[rng.integers(0, 4, (batch, tokens))] + rng.normal(size=(batch, tokens, 6))
     row = rng.random((batch, 2, tokens))
     row /= row.sum(-1, keepdims=True)
-    reducer = BAT(Stage(4, 12, tokens, keep, prefix, True), attentive=attentive, matched=matched)
+    reducer = BAT(Stage(4, 12, tokens, keep, prefix, True), attentive=attentive, matched=matched, neighbours=neighbours)
     assert reducer.pairs <= reducer.attentive // 2 or reducer.attentive == 0
     assert prefix + reducer.attentive - reducer.pairs + reducer.clusters == keep
     if tokens - prefix - reducer.attentive == 2:
@@ -66,7 +69,7 @@ def test_equals_the_loops(
     outcome = reducer(features, Evidence(class_row=torch.from_numpy(row).float()))
     found, members = outcome.tokens(features, None), outcome.added(torch.eye(tokens).expand(batch, -1, -1))
     for image in range(batch):
-        groups = slow_bat(x[image], row[image], prefix, reducer.attentive, reducer.pairs, reducer.clusters)
+        groups = slow_bat(x[image], row[image], prefix, reducer.attentive, reducer.pairs, reducer.clusters, neighbours)
         weight = row[image].mean(0) + 1e-6
         wanted = [sum(weight[i] * x[image, i] for i in group) / sum(weight[i] for i in group) for group in groups]
         np.testing.assert_allclose(found[image].numpy(), np.array(wanted), atol=1e-4)
@@ -82,18 +85,27 @@ def test_any_split_of_any_stage_is_possible(keep: int, attentive: float, matched
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), tokens=st.integers(5, 24), prefix=st.integers(0, 2), sized=st.booleans(), data=st.data())
-def test_dpc_knn_equals_the_loops(seed: int, tokens: int, prefix: int, sized: bool, data: st.DataObject) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    tokens=st.integers(5, 24),
+    prefix=st.integers(0, 2),
+    sized=st.booleans(),
+    neighbours=st.sampled_from([2, 5]),
+    data=st.data(),
+)
+def test_dpc_knn_equals_the_loops(
+    seed: int, tokens: int, prefix: int, sized: bool, neighbours: int, data: st.DataObject
+) -> None:
     keep = data.draw(st.integers(prefix + 1, tokens - 1))
     rng = np.random.default_rng(seed)
     x = 3 * rng.normal(size=(4, 6))[rng.integers(0, 4, (2, tokens))] + rng.normal(size=(2, tokens, 6))
     sizes = torch.from_numpy(rng.integers(1, 5, (2, tokens)).astype(np.float32)) if sized else None
     features = torch.from_numpy(x).float()
-    outcome = DPCKNN(Stage(4, 12, tokens, keep, prefix, prefix > 0))(features, Evidence(sizes=sizes))
+    outcome = DPCKNN(Stage(4, 12, tokens, keep, prefix, prefix > 0), neighbours=neighbours)(features, Evidence(sizes=sizes))
     found = outcome.tokens(features, sizes)
     for image in range(2):
         patches = x[image, prefix:]
-        centres, joins = slow_density_peaks(patches, keep - prefix)
+        centres, joins = slow_density_peaks(patches, keep - prefix, neighbours)
         groups = [[c, *(i for i, centre in joins.items() if centre == c)] for c in centres]
         wanted = [*x[image, :prefix], *(patches[group].mean(0) for group in groups)]
         np.testing.assert_allclose(found[image].numpy(), np.array(wanted), atol=1e-4)

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import edge_tprune
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.host import PrunedViT, Stream
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.precision import PRECISIONS
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
@@ -233,6 +233,24 @@ def test_a_token_of_size_n_counts_as_n_twins(pool: str, kinds: list[int]) -> Non
     prefix, left = model.num_prefix_tokens, len(first)
     merged = PrunedViT(model, MergeTwins, (prefix + 64, prefix + left, prefix + left), {})(image)
     torch.testing.assert_close(merged, model(image), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_sums_of_many_tokens_do_not_overflow_under_autocast() -> None:
+    """128 tokens of value 600 join one: their sum is above half precision's range, their mean is not."""
+
+    class Gather(Reducer):
+        name, paper = "gather", "test"
+
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+            return Merge.into(torch.arange(2)[None], torch.arange(2, 130)[None], torch.ones(1, 128, dtype=torch.int64))
+
+    stream = Stream(torch.full((1, 130, 4), 600.0))
+    with torch.autocast("cpu", dtype=torch.float16):
+        merged = stream.reduced(Gather(Stage(1, 12, 130, 2, 1, True)), Evidence())
+    torch.testing.assert_close(merged.x, torch.full((1, 2, 4), 600.0))
+    assert merged.sizes is not None
+    assert merged.sizes.tolist() == [[1, 129]]
 
 
 @torch.no_grad()

@@ -89,8 +89,13 @@ def test_option_values_are_checked(vit: VisionTransformer) -> None:
         edge_tprune.prune(vit, method="zero_tprune", budget=0.8, votes=-1)
     with pytest.raises(UserError, match="partition is 'halves'; it is one of sequential, alternate"):
         edge_tprune.prune(vit, method="zero_tprune", budget=0.8, partition="halves")
+    with pytest.raises(UserError, match="renormalise has nothing to divide where duplicates merge"):
+        edge_tprune.prune(vit, method="zero_tprune", budget=0.8, renormalise=True)
     with pytest.raises(UserError, match="matched is -1"):
         edge_tprune.prune(vit, method="bat", budget=0.8, matched=-1)
+    for method in ("bat", "dpc_knn"):
+        with pytest.raises(UserError, match=f"{method}: neighbours is 1; a token counts as its own nearest"):
+            edge_tprune.prune(vit, method=method, budget=0.8, neighbours=1)
 
 
 def test_none_removes_nothing_and_says_so(vit: VisionTransformer) -> None:

@@ -149,7 +149,7 @@ def test_equals_the_loops(
         "votes": votes,
         "head_filter": head_filter,
         "uniform_start": uniform,
-        "renormalise": renormalise,
+        "renormalise": renormalise and not merge,
         "partition": partition,
         "merge": merge,
     }
@@ -222,7 +222,12 @@ def test_adversarial_maps_still_give_distinct_tokens() -> None:
     hub[..., 9] = 1.0
     keys = np.ones((1, 14, 2, 3))
     for attention in (uniform, hub):
-        for options in ({"similar": 0.5}, {"similar": 0.0, "votes": 3}, {"similar": 1.0, "renormalise": True}):
+        for options in (
+            {"similar": 0.5},
+            {"similar": 0.5, "merge": False},
+            {"similar": 0.0, "votes": 3},
+            {"similar": 1.0, "renormalise": True, "merge": False},
+        ):
             found = run(attention, keys, Stage(1, 12, 14, 6, 1, True), **options)[0]
             assert found[0] == 0
             assert len(set(found.tolist())) == 6

@@ -12,7 +12,8 @@ with it; here it is applied to any pretrained ViT as it is.
 
 Our choices: `attentive` and `matched` below split a stage's tokens and removals between the two; attentive tokens alternate between
 the two sides of the matching in the order of a_j; likeness and distance are those of the features after the attention residual;
-attention afterwards is proportional to size, as in ToMe, without which far more is lost. The class token takes no part.
+attention afterwards is proportional to size, as in ToMe, without which far more is lost; densities are made of a token itself and the
+nearest to it, not of the nearest five (`neighbours`). The class token takes no part.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Systems 2016, as Zeng et al. use it on tokens, "Not All Tokens Are Equal" (TCFor
 compare it with other reductions (arXiv 2308.04657). Formulae: `edge_tprune.reduction.matching.density_peaks`, with the unit that distances have there.
 
 Every cluster becomes the plain mean of its tokens; TCFormer's learned importance needs training and is left out. Distances are between
-features after the attention residual. The class token takes no part.
+features after the attention residual, and densities are made of a token itself and the nearest to it, not of the nearest five
+(`neighbours`; our choice). The class token takes no part.
 """
 
 from __future__ import annotations

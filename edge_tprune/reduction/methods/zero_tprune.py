@@ -13,7 +13,7 @@ S   drop near-duplicates: the less important half ("A-group") and the more impor
 I   page rank among the survivors, and the lowest ranks are pruned.
 
 The paper drops S's duplicates; here their features are averaged into their twins', which count for both in the attention of the blocks
-that follow (`merge`, our addition: a third of the divergence from the unpruned model, each with its own best schedule). The twins
+that follow (`merge`, our addition: far less divergence from the unpruned model; the README measures both). The twins
 then have the duplicates' votes, too, so I goes by the ranking of I'. `merge=false` is the paper to the letter.
 
     s(t) = A^T s(t-1) per head (WPR, algorithm 1), from the class token sqrt(N) times the others (section 3.3); the class
@@ -58,7 +58,7 @@ class ZeroTPrune(Reducer):
             5 in the middle, 1 in the last quarter.
         head_filter: VHF on or off.
         uniform_start: start from equal scores instead of a heavy class token (the paper's ablation).
-        renormalise: divide each survivor's votes by what is left of its attention row after S; nothing is lost of it where `merge`.
+        renormalise: divide each survivor's votes by what is left of its attention row after S; only where S drops (`merge` off).
         partition: "sequential": the A-group is the less important half; "alternate": every other token of the ranking (the paper's ablation).
         merge: the duplicates that S finds are averaged into their twins, weighted by size, and log size is added to the logits of the blocks that
             follow, as in ToMe. Our addition; false drops them, which is the paper to the letter.
@@ -93,6 +93,10 @@ class ZeroTPrune(Reducer):
             raise UserError(f"method zero_tprune: similar is {similar:g}; it is a share, from 0 (never S) to 1 (only S)")
         if votes < 0:
             raise UserError(f"method zero_tprune: votes is {votes}; give 1 or more, or 0 for the paper's numbers")
+        if renormalise and merge:
+            raise UserError(
+                "method zero_tprune: renormalise has nothing to divide where duplicates merge: add --option merge=false"
+            )
         removed = stage.tokens_in - stage.tokens_out
         self.duplicates = min(round(similar * removed), (stage.tokens_in - stage.prefix_tokens) // 2)
         self.proportional = merge
