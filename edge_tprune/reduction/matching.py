@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import gather_tokens, top
+from edge_tprune.reduction.ops import across, gather_tokens, top
 from edge_tprune.reduction.outcome import Merge
 
 NEIGHBOURS = 2  #: of a token, itself included, that its density is made of, unless asked for more
+_FAR = 1e30  # farther than any token is from another
 _TIE = 1e-5
-"""Spreads this close are equal: what two runtimes round differently should not change the clusters. (Rounding grows with the square of what all
-tokens have in common: where that is some hundred times their differences, it is above this.)"""
 
 
 def in_order(index: Tensor) -> Tensor:
@@ -53,53 +52,68 @@ def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
     return Merge.into(index, merged, prefix + alone.shape[1] + partner.gather(1, ranking[:, :count]))
 
 
-def precedence(tokens: int) -> Tensor:
-    """(N, N): positive in row i, column j where j comes before i, negative where it comes after, 0 on the diagonal; for `density_peaks`' ties."""
-    return torch.full((tokens, tokens), _TIE).tril(-1) - torch.full((tokens, tokens), _TIE).triu(1)
+def apart(tokens: int, prefix: int = 0) -> Tensor:
+    """What `density_peaks` adds to distances, (N, N): no token is near itself or a prefix token, and prefix tokens come before all others."""
+    never = torch.eye(tokens) * _FAR
+    never[:, :prefix] = _FAR
+    never[:prefix].fill_diagonal_(-_FAR)
+    return never
 
 
-def density_peaks(x: Tensor, count: int, earlier: Tensor, neighbours: int = NEIGHBOURS) -> tuple[Tensor, Tensor, Tensor]:
+def density_peaks(
+    x: Tensor, count: int, apart: Tensor, prefix: int = 0, neighbours: int = NEIGHBOURS
+) -> tuple[Tensor, Tensor, Tensor]:
     """Density-peak clustering with k nearest neighbours (Du et al., Knowledge-Based Systems 2016; used by TCFormer and BAT).
 
-        d_ij^2  = ||x_i - x_j||^2 / its mean over all i and j      squared distances, in units of the image's own
-        rho_i   = exp(-(1/k) sum over the k nearest of d_ij^2)     density; a token counts as its own nearest
-        delta_i = distance to the nearest denser token, the largest distance of the image if there is none
+        r_i     = (1/k) sum over the k nearest of ||x_i - x_j||^2      a token counts as its own nearest
+        rho_i   = exp(-r_i / (4 mean r))                               density
+        delta_i = distance to the nearest denser token, the largest distance if there is none
         centres = the `count` largest rho_i delta_i; every other token joins its nearest centre
 
     The exponential needs a unit of length. TCFormer takes sqrt(D), for features that a norm layer has just brought to unit variance. Tokens between
     attention and MLP have no such scale: where theirs is large, densities differ by orders of magnitude, every centre lies in the
-    background, and what stands out is averaged away (the reference model lost 37 points at budget 0.65). So the image's mean distance is the
-    unit (our choice): the clusters do not change when all features grow.
+    background, and what stands out is averaged away (the reference model lost 37 points at budget 0.65). So the unit is the image's own (our
+    choice): the clusters do not change when all features grow. Factors from 4 to 8 serve alike; with 2 density decides too much.
 
     TCFormer takes k = 5. Two, a token itself and the one nearest to it, is our choice: it diverges no more from the unpruned DeiT-Tiny (500
     calibration images), and needs a minimum where five need a TopK of the whole matrix, which takes as long as the rest of the clustering.
 
     Products of densities and distances are compared as sums of logarithms, which cannot underflow. Of two equally dense tokens, as are any two that
-    are each other's nearest, the earlier counts as denser (our choice), so that of twins only one becomes a centre.
+    are each other's nearest, the earlier must count as denser, so that of twins only one becomes a centre: r_i / (2 mean r) grows by 1e-5 from
+    each token to the next (our choice), more than two runtimes' roundings differ by. (Rounding grows with the square of what all tokens have
+    in common: where that is some hundred times their differences, it is above this.)
+
+    Distances are halved and, row by row, less half the token's own square, which orders each row alike and takes one operation on the
+    matrix of products; a token's square is that matrix's diagonal.
 
     Args:
         x: (B, N, D), float32.
-        count: clusters, from 1 to N.
-        earlier: `precedence(N)`, on the device of x.
+        count: prefix tokens and clusters, up to N.
+        apart: `apart(N, prefix)`, on the device of x.
+        prefix: leading tokens that take no part.
         neighbours: k, from 2.
 
     Returns:
-        Places of the centres (B, count), the clearest first; of the others (B, N - count); the cluster, 0..count-1, that each of these joins.
+        Places of prefix and centres (B, count), the clearest first; of the others (B, N - count); the place among the former, 0..count-1, of
+        the centre that each of these joins.
     """
-    tokens, neighbours = x.shape[1], min(neighbours, x.shape[1])
-    square = x.norm(dim=-1, keepdim=True).square()  # so that nothing as large as x is written
-    distance = square + square.transpose(1, 2) - 2 * (x @ x.transpose(1, 2))
-    if neighbours == 2:
-        total = torch.where(earlier == 0, torch.finfo(x.dtype).max, distance).amin(2, keepdim=True)  # itself is at 0
-    else:
-        total = distance.topk(neighbours, dim=2, largest=False).values.sum(2, keepdim=True) * (2 / neighbours)
-    spread = total / distance.mean((1, 2), keepdim=True).clamp_min(1e-12)  # -2 log rho: the smaller, the denser
-    denser = spread.transpose(1, 2) - spread < earlier
-    isolation = torch.where(denser, distance, distance.amax((1, 2), keepdim=True)).amin(2, keepdim=True)
+    tokens = x.shape[1]
+    patches = tokens - prefix
+    nearest = max(1, min(neighbours, patches) - 1)  # beside the token itself
+    place = torch.arange(tokens, device=x.device)
+    product = x @ x.transpose(1, 2)
+    square = 0.5 * product.flatten(1)[:, :: tokens + 1]
+    distance = across(square) + apart - product
+    least = distance.amin(2) if nearest == 1 else distance.topk(nearest, dim=2, largest=False).values.sum(2)
+    total = (least + nearest * square).clamp_min(1e-12)  # k r_i / 2
+    unit = total @ ((place >= prefix).to(x.dtype)[:, None] * (2 / patches))  # twice the patches' mean
+    spread = total / unit + _TIE * place  # -2 log rho: the smaller, the denser
+    denser = across(spread) < spread[..., None]
+    isolation = torch.where(denser, distance, _FAR).amin(2) + square
     clarity = isolation.clamp_min(1e-12).log() - spread  # 2 log (rho delta)
-    centres, others = top(clarity[..., 0], tokens).split_with_sizes([count, tokens - count], 1)
-    cluster = gather_tokens(distance, centres).argmin(1)
-    return centres, others, cluster.gather(1, others)
+    centres, others = top(clarity, tokens).split_with_sizes([count, tokens - count], 1)
+    choice = gather_tokens(distance, others).transpose(1, 2)
+    return centres, others, gather_tokens(choice, centres).argmin(1)
 
 
 def neighbours_of(method: str, given: int) -> int:

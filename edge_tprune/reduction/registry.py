@@ -70,6 +70,15 @@ class Evidence:
         assert self.class_row is not None
         return self.class_row.float().mean(1)
 
+    def received(self) -> Tensor:
+        """What each token receives from all queries, head by head, (B, H, N) float32: column sums of the attention map.
+
+        Written as a product with ones: to sum over an axis that is not the last takes ONNX Runtime several times as long.
+        """
+        assert self.attention is not None
+        attention = self.attention.float()
+        return (attention.new_ones(1, 1, 1, attention.shape[2]) @ attention)[:, :, 0]
+
     def significance(self) -> Tensor:
         """What each token adds to the class token, (B, N) float32: sum over heads of its entry in the class row times the length of its value."""
         assert self.class_row is not None

@@ -10,26 +10,22 @@ import numpy as np
 def slow_density_peaks(x: np.ndarray, count: int, neighbours: int = 2) -> tuple[list[int], dict[int, int]]:
     """One image's tokens (N, D): the centres, clearest first, and for every other token the centre that it joins."""
     tokens = len(x)
-    unit = sum(float(((x[i] - x[j]) ** 2).sum()) for i in range(tokens) for j in range(tokens)) / tokens**2 or 1.0
 
     def squared(i: int, j: int) -> float:
-        return float(((x[i] - x[j]) ** 2).sum()) / unit
+        return float(((x[i] - x[j]) ** 2).sum())
 
-    density = []
+    radius = []
     for i in range(tokens):
         nearest = sorted(squared(i, j) for j in range(tokens))[:neighbours]
-        density.append(math.exp(-sum(nearest) / len(nearest)))
+        radius.append(sum(nearest) / len(nearest))
+    mean = sum(radius) / tokens or 1.0
+    # Each other's nearest neighbours are equally dense; the earlier counts as denser.
+    density = [math.exp(-radius[i] / (4 * mean) - 5e-6 * i) for i in range(tokens)]
     farthest = math.sqrt(max(squared(i, j) for i in range(tokens) for j in range(tokens)))
-
-    def is_denser(j: int, i: int) -> bool:
-        # Each other's nearest neighbours are equally dense; the earlier counts as denser.
-        if abs(2 * math.log(density[j]) - 2 * math.log(density[i])) <= 1e-5:
-            return j < i
-        return density[j] > density[i]
 
     clarity = []
     for i in range(tokens):
-        denser = [math.sqrt(squared(i, j)) for j in range(tokens) if is_denser(j, i)]
+        denser = [math.sqrt(squared(i, j)) for j in range(tokens) if density[j] > density[i]]
         clarity.append(density[i] * (min(denser) if denser else farthest))
     ranking = sorted(range(tokens), key=lambda i: -clarity[i])
     centres = ranking[:count]

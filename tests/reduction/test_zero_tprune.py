@@ -68,8 +68,8 @@ def slow_zero_tprune(
         more, less = (ranking[:half], ranking[half:]) if partition == "sequential" else (ranking[::2], ranking[1::2])
 
         def cosine(a: int, b: int) -> float:
-            heads = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(keys[a], keys[b])]
-            return float(sum(heads) / len(heads))
+            left, right = keys[a].ravel(), keys[b].ravel()
+            return float(left @ right / np.linalg.norm(left) / np.linalg.norm(right))
 
         likeness = {a: max(cosine(a, b) for b in more) for a in less}
         dropped = sorted(less, key=lambda a: -likeness[a])[:duplicates]

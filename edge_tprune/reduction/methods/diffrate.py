@@ -19,6 +19,7 @@ All were chosen by how near the outputs stay to the unpruned model's on calibrat
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
@@ -43,19 +44,27 @@ class DiffRate(Reducer):
     merges = True
     default_blocks = tuple(range(3, 13))
 
+    shut: Tensor
+
     def __init__(self, stage: Stage, *, pruned: float = 0.25) -> None:
         super().__init__(stage)
         if not 0 <= pruned <= 1:
             raise UserError(f"method diffrate: pruned is {pruned:g}; it is a share, from 0 (merge all) to 1 (drop all)")
         self.proportional = True
         self.survivors = stage.tokens_in - round(pruned * (stage.tokens_in - stage.tokens_out))
+        # Nothing is like a prefix token: cheaper than cutting the prefix out.
+        shut = torch.zeros(stage.tokens_out)
+        shut[: stage.prefix_tokens] = -1e30
+        self.register_buffer("shut", shut, persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then kept tokens from most to least attended."""
-        first, border = self.stage.prefix_tokens, self.stage.tokens_out
+        border = self.stage.tokens_out
         ranking = top(evidence.attentiveness() + self.bonus, self.survivors)
         if self.survivors == border:
             return Keep(ranking)
-        kept, merged = gather_tokens(x, ranking).split_with_sizes([border, self.survivors - border], 1)
-        target = (unit(merged.float()) @ unit(kept[:, first:].float()).transpose(1, 2)).argmax(2)
-        return Merge.into(ranking[:, :border], ranking[:, border:], first + target, features=(kept, merged))
+        stay, leave = ranking.split_with_sizes([border, self.survivors - border], 1)
+        kept, merged = gather_tokens(x, stay), gather_tokens(x, leave)
+        # The likest of the kept is the same for whatever length of the one that joins it.
+        likeness = merged.float() @ unit(kept.float()).transpose(1, 2) + self.shut
+        return Merge.into(stay, leave, likeness.argmax(2), features=(kept, merged))

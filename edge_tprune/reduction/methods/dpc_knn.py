@@ -11,10 +11,9 @@ features after the attention residual, and densities are made of a token itself 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from edge_tprune.reduction.matching import NEIGHBOURS, density_peaks, neighbours_of, precedence
+from edge_tprune.reduction.matching import NEIGHBOURS, apart, density_peaks, neighbours_of
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register
 
@@ -32,18 +31,16 @@ class DPCKNN(Reducer):
     paper = "Du et al., 2016; Zeng et al., CVPR 2022, arXiv 2204.08680"
     merges = True
 
-    earlier: Tensor
+    apart: Tensor
 
     def __init__(self, stage: Stage, *, neighbours: int = NEIGHBOURS) -> None:
         super().__init__(stage)
         self.neighbours = neighbours_of(self.name, neighbours)
-        self.register_buffer("earlier", precedence(stage.tokens_in - stage.prefix_tokens), persistent=False)
+        self.register_buffer("apart", apart(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then clusters, the clearest centre first."""
-        prefix = self.stage.prefix_tokens
         centres, others, cluster = density_peaks(
-            x[:, prefix:].float(), self.stage.tokens_out - prefix, self.earlier, self.neighbours
+            x.float(), self.stage.tokens_out, self.apart, self.stage.prefix_tokens, self.neighbours
         )
-        start = torch.arange(prefix, device=x.device).expand(len(x), -1)
-        return Merge.into(torch.cat([start, prefix + centres], 1), prefix + others, prefix + cluster, equal=True)
+        return Merge.into(centres, others, cluster, equal=True)

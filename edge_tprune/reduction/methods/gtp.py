@@ -87,7 +87,7 @@ class GTP(Reducer):
         assert evidence.positions is not None
         attention = evidence.attention.float()
         own = attention.flatten(2)[..., :: self.stage.tokens_in + 1]
-        importance = own.amax(1) * attention.sum(2).amax(1)
+        importance = own.amax(1) * evidence.received().amax(1)
         ranking = top(importance + self.bonus, self.stage.tokens_in)
         keep, removed = ranking[:, : self.stage.tokens_out], ranking[:, self.stage.tokens_out :]
         if self.graph == "spatial":

@@ -28,71 +28,15 @@ All blocks merge by default. The paper's fast form is the same at `blocks=[4, 7,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import gather_tokens, top
-from edge_tprune.reduction.outcome import Outcome
+from edge_tprune.reduction.ops import across, gather_tokens, top, unit
+from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, Evidence, Reducer, Stage, register
 
 LEAST = 0.01  #: informativeness, as a share of the mean: no token is weightless, and W stays within half precision
-
-
-@dataclass(frozen=True)
-class Step:
-    """One direction of the matching, among P patch tokens: some sources join targets."""
-
-    source: slice
-    target: slice
-    ranking: Tensor  #: (B, sources): places among the sources, those that join a target first
-    link: Tensor  #: (B, targets, S): 1 where one of the first S of the ranking joins a target
-
-    def added(self, amounts: Tensor) -> Tensor:
-        """Amounts (B, P, D) that add up -> (B, P - S, D): sources that stay, then targets."""
-        count = self.link.shape[2]
-        source = gather_tokens(amounts[:, self.source], self.ranking)
-        joined = self.link.to(amounts.dtype) @ source[:, :count]
-        return torch.cat([source[:, count:], amounts[:, self.target] + joined], 1)
-
-    def positions(self, positions: Tensor) -> Tensor:
-        """Places (B, P) -> (B, P - S): of the tokens that stay."""
-        alone = self.ranking[:, self.link.shape[2] :]
-        return torch.cat([positions[:, self.source].gather(1, alone), positions[:, self.target]], 1)
-
-
-@dataclass(frozen=True)
-class Fused(Outcome):
-    """Steps one after another. The features and sizes they lead to are at hand, since each step but the first looks at the last one's."""
-
-    prefix: int
-    steps: tuple[Step, ...]
-    features: Tensor  #: (B, K, C)
-    counts: Tensor  #: (B, K)
-
-    def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
-        """(B, K, C): of the tokens that the reducer looked at."""
-        return self.features
-
-    def added(self, amounts: Tensor) -> Tensor:
-        """(B, N, D) -> (B, K, D): sums."""
-        patches = amounts[:, self.prefix :]
-        for step in self.steps:
-            patches = step.added(patches)
-        return torch.cat([amounts[:, : self.prefix], patches], 1)
-
-    def sizes(self, sizes: Tensor | None) -> Tensor:
-        """(B, K), in float32: of the tokens that the reducer looked at."""
-        return self.counts
-
-    def positions(self, positions: Tensor) -> Tensor:
-        """(B, N) -> (B, K): of the tokens that stayed."""
-        patches = positions[:, self.prefix :]
-        for step in self.steps:
-            patches = step.positions(patches)
-        return torch.cat([positions[:, : self.prefix], patches], 1)
 
 
 @register
@@ -112,57 +56,64 @@ class MCTF(Reducer):
     default_blocks = tuple(range(1, 13))
     removal = "count"
 
-    exponents: Tensor
-
     def __init__(self, stage: Stage, *, tau_info: float = 20.0, tau_size: float = 40.0) -> None:
         super().__init__(stage)
         for option, tau in (("tau_info", tau_info), ("tau_size", tau_size)):
             if tau != 0 and not 4 <= tau <= 1000:
                 raise UserError(f"method mctf: {option} is {tau:g}; it is a temperature, from 4 to 1000, or 0 to leave it out")
         self.proportional = True
-        exponents = torch.tensor([-1 / tau if tau else 0.0 for tau in (tau_info, tau_size)])
-        self.register_buffer("exponents", exponents, persistent=False)
+        self.exponents = [-1 / tau if tau else 0.0 for tau in (tau_info, tau_size)]
+        self.a, self.b = slice(stage.prefix_tokens + 1, None, 2), slice(stage.prefix_tokens, None, 2)
         removed = stage.tokens_in - stage.tokens_out
-        self.in_a = (stage.tokens_in - stage.prefix_tokens) // 2
-        self.from_a = min(removed // 2, self.in_a - 1)
+        self.from_a = min(removed // 2, (stage.tokens_in - stage.prefix_tokens) // 2 - 1)
         self.from_b = removed - self.from_a
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, B tokens that are left, A tokens that are left; both from most to least attracted."""
-        assert evidence.attention is not None
-        prefix, channels = self.stage.prefix_tokens, x.shape[2]
-        received = evidence.attention.float().mean((1, 2))
-        sizes = torch.ones_like(received) if evidence.sizes is None else evidence.sizes
-        info = received[:, prefix:, None].clamp_min(LEAST / self.stage.tokens_in)
-        size = sizes[:, prefix:, None]
-        # Features times weight, weight, informativeness, size: all of these add up where tokens merge, so they move together, and
-        # the weighted mean is taken once, at the end.
+        batch, prefix = len(x), self.stage.prefix_tokens
+        place = torch.arange(self.stage.tokens_in, device=x.device).expand(batch, -1)
+        features = x.float()
+        # Only proportions count, so sums over heads and queries do for means: 1 from each head, on average.
+        received = evidence.received()
+        info = received.sum(1).clamp_min(LEAST * received.shape[1])
+        size = torch.ones_like(info) if evidence.sizes is None else evidence.sizes
         weight = info * size
-        sums = torch.cat([x[:, prefix:].float() * weight, weight, info, size], 2)
-        steps = []
-        a, b = slice(1, None, 2), slice(0, None, 2)
+        force = self._force(info, size)
+        direction = unit(features)
+        # Tokens of B and of A, and, from the first direction on, those of A that are left.
+        b, a, strength = direction[:, self.b], direction[:, self.a], force[:, self.a]
+        alone = leaving = place[:, self.a]
         if self.from_a:
-            steps.append(self._step(sums, a, b, self.from_a))
-            sums = steps[0].added(sums)
-            a, b = slice(0, self.in_a - self.from_a), slice(self.in_a - self.from_a, None)
-        steps.append(self._step(sums, b, a, self.from_b))
-        sums = steps[-1].added(sums)
-        means = sums[..., :channels] / sums[..., channels : channels + 1]
-        features = torch.cat([x[:, :prefix], means.to(x.dtype)], 1)
-        return Fused(prefix, tuple(steps), features, torch.cat([sizes[:, :prefix], sums[..., -1]], 1))
+            ranking, partner = _attracted(a, b, strength, force[:, self.b])
+            joins, stays = ranking.split_with_sizes([self.from_a, ranking.shape[1] - self.from_a], 1)
+            leaving, alone = alone.gather(1, joins), alone.gather(1, stays)
+            a, strength, partner = gather_tokens(a, stays), strength.gather(1, stays), partner.gather(1, joins)
+            # What B has become. Sums point where means do.
+            joined = place[:, : b.shape[1], None] == across(partner)
+            share = torch.where(joined, across(weight.gather(1, leaving)), 0.0)
+            b = unit(features[:, self.b] * weight[:, self.b, None] + share @ gather_tokens(features, leaving))
+            both = torch.stack([info, size], 2)
+            grown = both[:, self.b] + joined.float() @ gather_tokens(both, leaving)
+            second, destined = _attracted(b, a, self._force(grown[..., 0], grown[..., 1]), strength)
+        else:
+            second, destined = _attracted(b, a, force[:, self.b], strength)
+        follows, left = second.split_with_sizes([self.from_b, second.shape[1] - self.from_b], 1)
+        index = torch.cat([place[:, :prefix], prefix + 2 * left, alone], 1)
+        source, target = prefix + 2 * follows, prefix + left.shape[1] + destined.gather(1, follows)
+        if self.from_a:
+            # A token that joined one of B is, in the end, where that one is.
+            ends = torch.cat([target, place[:, prefix : prefix + left.shape[1]]], 1)  # of B tokens, by rank
+            rank = (partner[..., None] == second[:, None]).float().argmax(2)
+            source, target = torch.cat([leaving, source], 1), torch.cat([ends.gather(1, rank), target], 1)
+        return Merge.into(index, source, target, weights=weight)
 
-    def _step(self, sums: Tensor, source: slice, target: slice, count: int) -> Step:
-        """The `count` source tokens that are most attracted by a target join the one that attracts them most."""
-        pull = self._pull(sums)
-        attraction = pull[:, source] @ pull[:, target].transpose(1, 2)
-        ranking = top(attraction.amax(2), attraction.shape[1])
-        partner = attraction.argmax(2).gather(1, ranking[:, :count])
-        targets = torch.arange(attraction.shape[2], device=sums.device)
-        return Step(source, target, ranking, (targets[:, None] == partner[:, None]).float())
+    def _force(self, info: Tensor, size: Tensor) -> Tensor:
+        """(a^(-1 / tau_info) s^(-1 / tau_size)) of each token, (B, N): W_ij has it of both."""
+        return info.pow(self.exponents[0]) * size.pow(self.exponents[1])
 
-    def _pull(self, sums: Tensor) -> Tensor:
-        """(B, P, C + 1) whose scalar products are 2 W_ij: f_i f_j (cos_ij + 1), where f = a^(-1 / tau_info) s^(-1 / tau_size)."""
-        factor = sums[..., -2:].pow(self.exponents).prod(2, keepdim=True)
-        features = sums[..., :-3]
-        # A sum of features points where their mean does, so its length does not matter, unless it is 0.
-        return torch.cat([features * (factor / features.norm(dim=2, keepdim=True).clamp_min(1e-6)), factor], 2)
+
+def _attracted(source: Tensor, target: Tensor, force: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """By 2 W_ij = f_i f_j (cos_ij + 1), of unit vectors (B, S, C) and (B, T, C) with forces (B, S) and (B, T): places of the sources (B, S), the most
+    attracted first, and for each the place of the target that attracts it most (B, S)."""
+    strongest, partner = ((source @ target.transpose(1, 2) + 1) * across(pull)).max(2)
+    return top(strongest * force, force.shape[1]), partner

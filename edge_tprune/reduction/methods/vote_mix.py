@@ -67,7 +67,7 @@ class VoteMix(Reducer):
         """Prefix, then the retained tokens from least to most voted."""
         assert evidence.keys is not None
         first = self.stage.prefix_tokens
-        metric = unit(evidence.keys[:, first:].float().mean(2))
+        metric = unit(evidence.keys.float().mean(2))[:, first:]
         ranking = top(-self._homogeneity(metric), metric.shape[1])
         ranked = gather_tokens(metric, ranking)
         likeness = ranked[:, : self.retained] @ ranked[:, self.retained :].transpose(1, 2)

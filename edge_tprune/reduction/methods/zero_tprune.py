@@ -9,7 +9,7 @@ votes for token j with weight A_ij. A pruning layer does three things in this or
 I'  rank all tokens by page rank. Prunes nothing; it guides S.
 S   drop near-duplicates: the less important half ("A-group") and the more important half ("B-group") of that ranking are
     compared by the cosine similarity of their keys; each A token takes its best B; the most similar pairs lose their A token.
-    The cosine is the mean of the heads' own (our choice).
+    The cosine is that of whole keys, all heads side by side (our choice).
 I   page rank among the survivors, and the lowest ranks are pruned.
 
 The paper drops S's duplicates; here their features are averaged into their twins', which count for both in the attention of the blocks
@@ -126,7 +126,7 @@ class ZeroTPrune(Reducer):
         # Where S merges, I goes by the ranking of I'.
         ranking = top(self._page_rank(attention, self.votes if self.proportional else 1) + self.bonus, self.stage.tokens_in)
         a, b = ranking[:, self.a], ranking[:, self.b]
-        key = unit(evidence.keys.float())
+        key = unit(evidence.keys.float().flatten(2))
         order, best = pairs(gather_tokens(key, a), gather_tokens(key, b))
         chosen, others = order.split_with_sizes([self.duplicates, order.shape[1] - self.duplicates], 1)
         dropped = a.gather(1, chosen)
