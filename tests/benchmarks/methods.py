@@ -26,7 +26,7 @@ from edge_tprune.build.builder import build, make_plan
 from edge_tprune.build.bundle import Bundle
 from edge_tprune.build.evaluate import evaluate
 from edge_tprune.build.export import FORMS, SharedWeights, export, save
-from edge_tprune.cli.common import err, out, parse_list, parse_pairs, progress_bar, say
+from edge_tprune.cli.common import err, out, parse_list, progress_bar, say
 from edge_tprune.cli.views import table
 from edge_tprune.errors import EdgeTPruneError
 from edge_tprune.files import write_bytes, write_json
@@ -36,7 +36,7 @@ from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval, paired_speedup
 from edge_tprune.telemetry.environment import environment
-from tests.benchmarks.reduction import Opener, graph_opener, measure
+from tests.benchmarks.reduction import Opener, chosen, graph_opener, measure
 
 Row = dict[str, Any]
 
@@ -46,12 +46,9 @@ def accuracy_of(
 ) -> tuple[list[Row], Bundle | None]:
     """The rows of a method without their latencies, and its bundle; a row that says why where a budget cannot be.
 
-    The method is a name, or, with other blocks or options than its default, "evit@4,7,10" or "zero_tprune:merge=false,votes=2".
+    The method is a name, or one with other blocks or options than its default (`chosen`).
     """
-    place, _, choice = method.partition(":")
-    name, _, places = place.partition("@")
-    blocks = parse_list(places, int, method) if places else None
-    options = registry.parse_options(registry.method(name), parse_pairs(choice.split(",") if choice else [], method))
+    name, blocks, options = chosen(method)
     possible, rows = [1.0], []
     for budget in budgets:
         try:

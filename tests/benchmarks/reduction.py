@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from edge_tprune.build.export import FORMS, SharedWeights, export, save
-from edge_tprune.cli.common import out, progress_bar
+from edge_tprune.cli.common import out, parse_list, parse_pairs, progress_bar
 from edge_tprune.cli.views import table
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import plan, registry
@@ -106,7 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument(
-        "--methods", default="zero_tprune,bat,evit,ppt,ats,dpc_knn,tome,diffrate,gtp,mctf,pitome,vote_mix,pomt,random"
+        "--methods",
+        default="zero_tprune bat evit ppt ats dpc_knn mctf@4,7,10 tome diffrate gtp mctf pitome vote_mix pomt random",
+        help="with spaces; mctf@4,7,10 removes tokens at other blocks, zero_tprune:merge=false has another option",
     )
     parser.add_argument("--budget", type=float, default=0.65)
     parser.add_argument("--batches", default="1,8")
@@ -118,8 +121,11 @@ def main() -> None:
 
     loaded = load_model(options.model, "random")
     shape = tuple(loaded.preprocessing["input_size"])
-    methods = options.methods.split(",")
-    schedules = {m: plan(loaded.model, m, budget=options.budget).tokens for m in methods}
+    methods = options.methods.split()
+    schedules: dict[str, tuple[int, ...]] = {}
+    for method in methods:
+        name, blocks, _ = chosen(method)
+        schedules[method] = plan(loaded.model, name, budget=options.budget, blocks=blocks).tokens
     everything: dict[str, object] = {}
     console = out()
     for batch in map(int, options.batches.split(",")):
@@ -136,7 +142,8 @@ def main() -> None:
                     weights: SharedWeights = weights,
                     folder: str = folder,
                 ) -> Opener:
-                    pruned = PrunedViT(loaded.model, registry.method(method), schedule, {})
+                    name, _, given = chosen(method)
+                    pruned = PrunedViT(loaded.model, registry.method(name), schedule, given)
                     model = export(pruned, FORMS["onnxruntime"], batch, shape)
                     weights.externalise(model)
                     weights.stream.flush()
@@ -180,6 +187,14 @@ def main() -> None:
         )
     if options.json:
         options.json.write_text(json.dumps(everything, indent=1))
+
+
+def chosen(method: str) -> tuple[str, list[int] | None, dict[str, Any]]:
+    """A method's name, the blocks where it removes tokens (None: its own) and its options, from "mctf@4,7,10" or "zero_tprune:merge=false,votes=2"."""
+    place, _, choice = method.partition(":")
+    name, _, places = place.partition("@")
+    blocks = parse_list(places, int, method) if places else None
+    return name, blocks, registry.parse_options(registry.method(name), parse_pairs(choice.split(",") if choice else [], method))
 
 
 def text(interval: Interval | None, digits: int) -> str:
