@@ -81,7 +81,8 @@ def density_peaks(
     Products of densities and distances are compared as sums of logarithms, which cannot underflow. Of two equally dense tokens, as are any two that
     are each other's nearest, the earlier must count as denser, so that of twins only one becomes a centre: r_i / (2 mean r) grows by 1e-5 from
     each token to the next (our choice), more than two runtimes' roundings differ by. (Rounding grows with the square of what all tokens have
-    in common: where that is some hundred times their differences, it is above this.)
+    in common: where that is some hundred times their differences, it is above this. So it is where every token has a twin that is the same but for
+    rounding, because then the mean radius is rounding, too.)
 
     Distances are halved and, row by row, less half the token's own square, which orders each row alike and takes one operation on the
     matrix of products; a token's square is that matrix's diagonal.

@@ -44,13 +44,16 @@ def top(scores: Tensor, count: int) -> Tensor:
 _LONG = 256
 """Rows of this many channels are brought to unit length by an RMS norm, one node that ONNX Runtime spreads over threads: two thirds of the time
 that a length and a division take. Shorter ones are not: for those it is the slower."""
+_LEAST_SQUARE = 2e-8
+"""Added to a long row's mean square: a row of root mean square 0.01 is short by 1e-4. Of 1e-8 and less the exporter's optimiser would make 0, and
+the graph a NaN of a zero vector."""
 
 
 def unit(x: Tensor) -> Tensor:
     """(..., D) to unit length; a zero vector stays zero."""
     width = x.shape[-1]
     if width >= _LONG:
-        return functional.rms_norm(x, (width,), x.new_full((width,), width**-0.5), 1e-12 / width)
+        return functional.rms_norm(x, (width,), x.new_full((width,), width**-0.5), _LEAST_SQUARE)
     length: Tensor = x.norm(dim=-1, keepdim=True)
     return x / length.clamp_min(1e-6)
 
