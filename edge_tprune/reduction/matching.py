@@ -61,7 +61,7 @@ def apart(tokens: int, prefix: int = 0) -> Tensor:
 
 
 def density_peaks(
-    x: Tensor, count: int, apart: Tensor, prefix: int = 0, neighbours: int = NEIGHBOURS
+    x: Tensor, count: int, never: Tensor, prefix: int = 0, neighbours: int = NEIGHBOURS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Density-peak clustering with k nearest neighbours (Du et al., Knowledge-Based Systems 2016; used by TCFormer and BAT).
 
@@ -90,7 +90,7 @@ def density_peaks(
     Args:
         x: (B, N, D), float32.
         count: prefix tokens and clusters, up to N.
-        apart: `apart(N, prefix)`, on the device of x.
+        never: `apart(N, prefix)`, on the device of x.
         prefix: leading tokens that take no part.
         neighbours: k, from 2.
 
@@ -104,7 +104,7 @@ def density_peaks(
     place = torch.arange(tokens, device=x.device)
     product = x @ x.transpose(1, 2)
     square = 0.5 * product.flatten(1)[:, :: tokens + 1]
-    distance = across(square) + apart - product
+    distance = across(square) + never - product
     least = distance.amin(2) if nearest == 1 else distance.topk(nearest, dim=2, largest=False).values.sum(2)
     total = (least + nearest * square).clamp_min(1e-12)  # k r_i / 2
     unit = total @ ((place >= prefix).to(x.dtype)[:, None] * (2 / patches))  # twice the patches' mean

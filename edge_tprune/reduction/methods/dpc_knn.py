@@ -2,7 +2,7 @@
 
 Clustering: Du et al., "Study on density peaks clustering based on k-nearest neighbors and principal component analysis", Knowledge-Based
 Systems 2016, as Zeng et al. use it on tokens, "Not All Tokens Are Equal" (TCFormer), CVPR 2022 (arXiv 2204.08680), section 3.2. Haurum et al.
-compare it with other reductions (arXiv 2308.04657). Formulae: `edge_tprune.reduction.matching.density_peaks`, with the unit that distances have there.
+compare it with other reductions (arXiv 2308.04657). Formulae: `edge_tprune.reduction.matching.density_peaks`, with the unit of density that is taken there.
 
 Every cluster becomes the plain mean of its tokens; TCFormer's learned importance needs training and is left out. Distances are between
 features after the attention residual, and densities are made of a token itself and the nearest to it, not of the nearest five

@@ -80,23 +80,22 @@ class MCTF(Reducer):
         weight = info * size
         force = self._force(info, size)
         direction = unit(features)
-        # Tokens of B and of A, and, from the first direction on, those of A that are left.
-        b, a, strength = direction[:, self.b], direction[:, self.a], force[:, self.a]
+        # Tokens of B and of A, and, from the first direction on, what they have become and those that are left.
+        b, a, force_b, force_a = direction[:, self.b], direction[:, self.a], force[:, self.b], force[:, self.a]
         alone = leaving = place[:, self.a]
         if self.from_a:
-            ranking, partner = _attracted(a, b, strength, force[:, self.b])
+            ranking, partner = _attracted(a, b, force_a, force_b)
             joins, stays = ranking.split_with_sizes([self.from_a, ranking.shape[1] - self.from_a], 1)
             leaving, alone = alone.gather(1, joins), alone.gather(1, stays)
-            a, strength, partner = gather_tokens(a, stays), strength.gather(1, stays), partner.gather(1, joins)
-            # What B has become. Sums point where means do.
+            a, force_a, partner = gather_tokens(a, stays), force_a.gather(1, stays), partner.gather(1, joins)
+            # Sums point where means do.
             joined = place[:, : b.shape[1], None] == across(partner)
             share = torch.where(joined, across(weight.gather(1, leaving)), 0.0)
             b = unit(features[:, self.b] * weight[:, self.b, None] + share @ gather_tokens(features, leaving))
             both = torch.stack([info, size], 2)
             grown = both[:, self.b] + joined.float() @ gather_tokens(both, leaving)
-            second, destined = _attracted(b, a, self._force(grown[..., 0], grown[..., 1]), strength)
-        else:
-            second, destined = _attracted(b, a, force[:, self.b], strength)
+            force_b = self._force(grown[..., 0], grown[..., 1])
+        second, destined = _attracted(b, a, force_b, force_a)
         follows, left = second.split_with_sizes([self.from_b, second.shape[1] - self.from_b], 1)
         index = torch.cat([place[:, :prefix], prefix + 2 * left, alone], 1)
         source, target = prefix + 2 * follows, prefix + left.shape[1] + destined.gather(1, follows)
@@ -108,12 +107,21 @@ class MCTF(Reducer):
         return Merge.into(index, source, target, weights=weight)
 
     def _force(self, info: Tensor, size: Tensor) -> Tensor:
-        """(a^(-1 / tau_info) s^(-1 / tau_size)) of each token, (B, N): W_ij has it of both."""
+        """f = a^(-1 / tau_info) s^(-1 / tau_size) of each token, (B, N): W_ij has that of both."""
         return info.pow(self.exponents[0]) * size.pow(self.exponents[1])
 
 
 def _attracted(source: Tensor, target: Tensor, force: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-    """By 2 W_ij = f_i f_j (cos_ij + 1), of unit vectors (B, S, C) and (B, T, C) with forces (B, S) and (B, T): places of the sources (B, S), the most
-    attracted first, and for each the place of the target that attracts it most (B, S)."""
+    """Who joins whom, by 2 W_ij = f_i f_j (cos_ij + 1).
+
+    Args:
+        source: (B, S, C), of unit length.
+        target: (B, T, C), likewise.
+        force: of the sources, (B, S).
+        pull: of the targets, (B, T).
+
+    Returns:
+        Places of the sources (B, S), the most attracted first; by place, the target that attracts each most (B, S).
+    """
     strongest, partner = ((source @ target.transpose(1, 2) + 1) * across(pull)).max(2)
     return top(strongest * force, force.shape[1]), partner
