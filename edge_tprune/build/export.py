@@ -21,8 +21,9 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from edge_tprune.errors import EdgeTPruneError
-from edge_tprune.reduction.host import AttentionForm, PrunedViT, explicit_attention
+from edge_tprune.reduction.host import Attended, AttentionForm, PrunedViT, explicit_attention
 from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision
+from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW
 
 INPUT, OUTPUT = "image", "logits"
 FORBIDDEN = {
@@ -49,18 +50,19 @@ class GraphError(EdgeTPruneError):
 
 
 def operator_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Tensor | None
+) -> Attended:
     """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
     # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
     mask = None
     if bias is not None:
         batch, tokens = bias.shape
         mask = (bias if batch == 1 else bias[:, None, None]).expand(batch, 1, tokens, tokens)
-    result = torch.onnx.ops.attention(
+    want_map = not needs.isdisjoint({ATTENTION, CLASS_ROW})
+    output, _, _, attention = torch.onnx.ops.attention(
         q, k, v, attn_mask=mask, q_num_heads=heads, kv_num_heads=heads, scale=scale, qk_matmul_output_mode=3 if want_map else 0
     )
-    return result[0], result[3] if want_map else None
+    return Attended(output, attention, attention[:, :, 0]) if want_map else Attended(output)
 
 
 @dataclass(frozen=True)

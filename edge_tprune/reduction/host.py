@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from timm.layers import AttentionPoolLatent, Mlp, PatchEmbed
@@ -35,38 +35,48 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads)
 
 
+class Attended(NamedTuple):
+    """What attention gives: B images, H heads, N tokens, d channels a head."""
+
+    output: Tensor  #: (B, N, H d), of the type of v
+    attention: Tensor | None = None  #: (B, H, N, N), where asked for; of v's type or a wider one
+    class_row: Tensor | None = None  #: (B, H, N), where asked for and there anyway; the host recomputes it otherwise
+
+
 class AttentionForm(Protocol):
     """How attention is written into the graph; the exporter chooses, people who call the model need not."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """q, k, v (B, N, H d), heads side by side -> output (B, N, H d) and, where wanted, the map (B, H, N, N).
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Tensor | None
+    ) -> Attended:
+        """q, k, v (B, N, H d), heads side by side; `needs`: the evidence that the block's reducer reads.
 
-        `bias` (B, N) float32, where given, is added to the logits of each key. The output is of the type of v; the map may be of a wider one.
+        `bias` (B, N) float32, where given, is added to the logits of each key.
         """
         ...
 
 
 def fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Tensor | None
+) -> Attended:
     """PyTorch's fused kernel; the explicit form where the map itself is wanted."""
-    if want_map:
-        return explicit_attention(q, k, v, heads, scale, want_map, bias)
+    if registry.ATTENTION in needs:
+        return explicit_attention(q, k, v, heads, scale, needs, bias)
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q, k, v))
     mask = None if bias is None else bias[:, None, None].to(q.dtype)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2), None
+    return Attended(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).flatten(2))
 
 
 def explicit_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Tensor | None
+) -> Attended:
     """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise. Softmax and map are float32."""
     q, k, v = (_split(t, heads).transpose(1, 2) for t in (q * scale, k, v))
     logits = wide(q @ k.transpose(-2, -1))
     attention = (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
-    return (attention.to(v.dtype) @ v).transpose(1, 2).flatten(2), attention if want_map else None
+    output = (attention.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    # Only a map that nothing reads lets the kernels fuse, and half precision has rounded its logits: no class row is taken from it.
+    return Attended(output, attention if registry.ATTENTION in needs else None)
 
 
 @dataclass
@@ -116,23 +126,28 @@ def _attend(
     # Attention operator takes them so, which saves ONNX Runtime every transpose.
     q, k, v = attn.qkv(x).chunk(3, dim=-1)
     q, k = _per_head(attn.q_norm, q, heads), _per_head(attn.k_norm, k, heads)
-    out, full_map = attention(q, k, v, heads, attn.scale, registry.ATTENTION in needs, stream.bias)
-    class_row = None
-    if registry.CLASS_ROW in needs:
-        # In float32 from the product on: a score that half precision rounded would tie with its neighbours. One product over all channels,
-        # where each head's query is 0 outside the head: so the keys stay as they are laid out.
-        query, key = wide(q[:, :1]), wide(k)
-        own = torch.eye(heads, device=k.device, dtype=key.dtype).repeat_interleave(k.shape[2] // heads, 1) * attn.scale
-        logits = (query * own) @ key.transpose(1, 2)
-        class_row = (logits if stream.bias is None else logits + across(stream.bias)).softmax(-1)
-    return attn.proj_drop(attn.proj(attn.norm(out))), Evidence(
+    attended = attention(q, k, v, heads, attn.scale, needs, stream.bias)
+    class_row = attended.class_row
+    if registry.CLASS_ROW in needs and class_row is None:
+        class_row = _class_row(q, k, heads, attn.scale, stream.bias)
+    return attn.proj_drop(attn.proj(attn.norm(attended.output))), Evidence(
         keys=_split(k, heads) if registry.KEYS in needs else None,
         values=_split(v, heads) if registry.VALUES in needs else None,
         class_row=class_row,
-        attention=full_map,
+        attention=attended.attention,
         positions=stream.positions,
         sizes=stream.sizes,
     )
+
+
+def _class_row(q: Tensor, k: Tensor, heads: int, scale: float, bias: Tensor | None) -> Tensor:
+    """The class token's row of the map, (B, H, N), recomputed from q and k (B, N, H d) so that the block stays fused."""
+    # In float32 from the product on: a score that half precision rounded would tie with its neighbours. One product over all channels,
+    # where each head's query is 0 outside the head: so the keys stay as they are laid out.
+    query, key = wide(q[:, :1]), wide(k)
+    own = torch.eye(heads, device=k.device, dtype=key.dtype).repeat_interleave(k.shape[2] // heads, 1) * scale
+    logits = (query * own) @ key.transpose(1, 2)
+    return (logits if bias is None else logits + across(bias)).softmax(-1)
 
 
 def _per_head(norm: nn.Module, x: Tensor, heads: int) -> Tensor:

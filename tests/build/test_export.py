@@ -67,8 +67,7 @@ def test_every_method_exports_to_the_same_network(
     if runtime == "onnxruntime":
         assert kinds["Attention"] == 4
         own = {"pomt": 2, "vote_mix": 2}.get(method, 0)  # softmaxes of the method itself, one a stage
-        class_rows = 2 if registry.CLASS_ROW in registry.method(method).needs else 0
-        assert kinds["Softmax"] == class_rows + own, "maps come from the operator; only class rows are recomputed"
+        assert kinds["Softmax"] == own, "maps and class rows come from the operator"
     else:
         assert "Attention" not in kinds
         if batch == 1 and importlib.util.find_spec("tensorrt_rtx_bindings"):

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 import edge_tprune
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.host import explicit_attention
+from edge_tprune.reduction.host import PrunedViT, explicit_attention
 from edge_tprune.reduction.outcome import First, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 
@@ -107,9 +107,9 @@ def test_blocks_that_need_no_map_stay_fused(vit: VisionTransformer, images: torc
     for method, maps in (("evit", 0), ("slice", 0), ("zero_tprune", 1)):
         asked: list[bool] = []
 
-        def watch(q, k, v, heads, scale, want_map, bias, asked=asked):  # type: ignore[no-untyped-def]
-            asked.append(want_map)
-            return explicit_attention(q, k, v, heads, scale, want_map, bias)
+        def watch(q, k, v, heads, scale, needs, bias, asked=asked):  # type: ignore[no-untyped-def]
+            asked.append(registry.ATTENTION in needs)
+            return explicit_attention(q, k, v, heads, scale, needs, bias)
 
         pruned = edge_tprune.prune(vit, method=method, schedule=[17, 9, 9, 9])
         pruned.attention = watch
@@ -118,6 +118,7 @@ def test_blocks_that_need_no_map_stay_fused(vit: VisionTransformer, images: torc
 
 
 def test_class_row_is_the_row_of_the_full_map(vit: VisionTransformer, images: torch.Tensor) -> None:
+    """Beside fused attention as beside the map."""
     seen: list[Evidence] = []
 
     class Spy(Reducer):
@@ -128,15 +129,20 @@ def test_class_row_is_the_row_of_the_full_map(vit: VisionTransformer, images: to
             seen.append(evidence)
             return First(self.stage.tokens_out)
 
-    from edge_tprune.reduction.host import PrunedViT
+    class Frugal(Spy):
+        needs = frozenset({registry.CLASS_ROW})
 
     PrunedViT(vit, Spy, (17, 9, 9, 9), {})(images)
-    (evidence,) = seen
+    PrunedViT(vit, Frugal, (17, 9, 9, 9), {})(images)
+    evidence, frugal = seen
+    assert frugal.attention is None
+    assert frugal.class_row is not None
     assert evidence.attention is not None
     assert evidence.class_row is not None
     assert evidence.keys is not None
     assert evidence.values is not None
-    torch.testing.assert_close(evidence.class_row, evidence.attention[:, :, 0])
+    for class_row in (evidence.class_row, frugal.class_row):
+        torch.testing.assert_close(class_row, evidence.attention[:, :, 0])
     torch.testing.assert_close(evidence.attention.sum(-1), torch.ones(3, 3, 17))
     assert evidence.keys.shape == evidence.values.shape == (3, 17, 3, 8)
 

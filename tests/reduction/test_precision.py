@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.host import PrunedViT, Stream, _attend, explicit_attention
+from edge_tprune.reduction.host import Attended, PrunedViT, Stream, _attend, explicit_attention
 from edge_tprune.reduction.precision import PRECISIONS, in_precision, precision
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW, POSITIONS, Stage
 
@@ -109,13 +109,13 @@ def extreme(kind: str, seed: int) -> tuple[Attention, Tensor]:
 
 
 def from_half_logits(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, want_map: bool, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Tensor | None
+) -> Attended:
     """The products q k^T as half precision has them, and everything after them in the type of q: arguments and result as `AttentionForm`."""
     split = [t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q * scale, k, v)]
     logits = (split[0].half() @ split[1].half().transpose(-2, -1)).to(q.dtype)
     attention = (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
-    return (attention @ split[2]).transpose(1, 2).flatten(2), attention if want_map else None
+    return Attended((attention @ split[2]).transpose(1, 2).flatten(2), attention if ATTENTION in needs else None)
 
 
 def choose(method: str, attn: Attention, x: Tensor, sizes: Tensor | None, dtype: torch.dtype) -> Tensor:
