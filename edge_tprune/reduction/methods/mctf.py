@@ -75,26 +75,23 @@ class MCTF(Reducer):
         features = x.float()
         # Only proportions count, so sums over heads and queries do for means: 1 from each head, on average.
         received = evidence.received()
-        info = received.sum(1).clamp_min(LEAST * received.shape[1])
-        size = torch.ones_like(info) if evidence.sizes is None else evidence.sizes
-        weight = info * size
+        info, size = received.sum(1).clamp_min(LEAST * received.shape[1]), evidence.sizes
+        weight = info if size is None else info * size
         force = self._force(info, size)
-        direction = unit(features)
-        # Tokens of B and of A, and, from the first direction on, what they have become and those that are left.
-        b, a, force_b, force_a = direction[:, self.b], direction[:, self.a], force[:, self.b], force[:, self.a]
+        # Tokens of B and of A; their directions and forces are, from the first direction on, those of what they have become and of those that are left.
+        in_b, in_a = features[:, self.b], features[:, self.a]
+        b, a, force_b, force_a = unit(in_b), unit(in_a), force[:, self.b], force[:, self.a]
         alone = leaving = place[:, self.a]
         if self.from_a:
             ranking, partner = _attracted(a, b, force_a, force_b)
             joins, stays = ranking.split_with_sizes([self.from_a, ranking.shape[1] - self.from_a], 1)
             leaving, alone = alone.gather(1, joins), alone.gather(1, stays)
             a, force_a, partner = gather_tokens(a, stays), force_a.gather(1, stays), partner.gather(1, joins)
-            # Sums point where means do.
             joined = place[:, : b.shape[1], None] == across(partner)
-            share = torch.where(joined, across(weight.gather(1, leaving)), 0.0)
-            b = unit(features[:, self.b] * weight[:, self.b, None] + share @ gather_tokens(features, leaving))
-            both = torch.stack([info, size], 2)
-            grown = both[:, self.b] + joined.float() @ gather_tokens(both, leaving)
-            force_b = self._force(grown[..., 0], grown[..., 1])
+            # A sum points where the mean does, and so does the sum of a token and what joins it in proportion to it.
+            share = torch.where(joined, across(weight.gather(1, leaving)), 0.0) / weight[:, self.b, None]
+            b = unit(in_b + share @ gather_tokens(in_a, joins))
+            force_b = self._force(self._grown(info, joined, leaving), self._grown(size, joined, leaving))
         second, destined = _attracted(b, a, force_b, force_a)
         follows, left = second.split_with_sizes([self.from_b, second.shape[1] - self.from_b], 1)
         index = torch.cat([place[:, :prefix], prefix + 2 * left, alone], 1)
@@ -102,13 +99,20 @@ class MCTF(Reducer):
         if self.from_a:
             # A token that joined one of B is, in the end, where that one is.
             ends = torch.cat([target, place[:, prefix : prefix + left.shape[1]]], 1)  # of B tokens, by rank
-            rank = (partner[..., None] == second[:, None]).float().argmax(2)
-            source, target = torch.cat([leaving, source], 1), torch.cat([ends.gather(1, rank), target], 1)
+            ends = ends.gather(1, second.topk(second.shape[1], dim=1, largest=False).indices)  # by place
+            source, target = torch.cat([leaving, source], 1), torch.cat([ends.gather(1, partner), target], 1)
         return Merge.into(index, source, target, weights=weight)
 
-    def _force(self, info: Tensor, size: Tensor) -> Tensor:
+    def _force(self, info: Tensor, size: Tensor | None) -> Tensor:
         """f = a^(-1 / tau_info) s^(-1 / tau_size) of each token, (B, N): W_ij has that of both."""
-        return info.pow(self.exponents[0]) * size.pow(self.exponents[1])
+        force = info.pow(self.exponents[0])
+        return force if size is None else force * size.pow(self.exponents[1])
+
+    def _grown(self, amount: Tensor | None, joined: Tensor, leaving: Tensor) -> Tensor:
+        """Amounts (B, N), None for all 1 -> of B's tokens (B, M), with those of the tokens `leaving` (B, S) that `joined` (B, M, S) them."""
+        if amount is None:
+            return 1 + joined.float().sum(-1)
+        return amount[:, self.b] + torch.where(joined, across(amount.gather(1, leaving)), 0.0).sum(-1)
 
 
 def _attracted(source: Tensor, target: Tensor, force: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,11 +150,11 @@ class ZeroTPrune(Reducer):
             ballot = ballot @ attention  # A^T s of every head: (B or 1, H or 1, 1, N) and (B, H, N, N) -> (B, H, 1, N)
         if alive is not None:
             ballot = ballot * alive  # what the dropped received is no part of any head's mean; they rank last with 0
+            ballot = ballot / ballot.sum(-1, keepdim=True)
         return self._across_heads(ballot, alive is not None)
 
-    def _across_heads(self, score: Tensor, some_dropped: bool) -> Tensor:
-        """EIR over the heads that VHF lets pass: (B, H, 1, N) -> (B, N), up to a monotone map."""
-        share = score / score.sum(-1, keepdim=True)
+    def _across_heads(self, share: Tensor, some_dropped: bool) -> Tensor:
+        """EIR over the heads that VHF lets pass: scores that sum to 1, as they stay where all tokens vote, (B, H, 1, N) -> (B, N), up to a monotone map."""
         square = share * share
         if not self.head_filter:
             return square.sum((1, 2))
