@@ -116,7 +116,7 @@ class Linked(Outcome):
             share = self.link.float()
             return None, share, 1 + share.sum(-1)
         own, given = weights.gather(1, self.index), across(weights.gather(1, self.source))
-        share = torch.where(self.link, given, 0.0) if self.link.dtype == torch.bool else self.link * given
+        share = self.link * given
         return own, share, own + share.sum(-1)
 
 

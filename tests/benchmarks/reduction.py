@@ -2,9 +2,11 @@
 
     python -m tests.benchmarks.reduction            (make bench)
 
-DeiT-Small with random weights (speed does not depend on them), ONNX Runtime, two threads. Rounds in random order, one engine alive at a time;
-each round times every graph once, methods next to their oracle, and speed-ups are paired by round (geometric mean, 95 % bootstrap interval). Time over the
-oracle's of 1.00 means that the reduction itself is free. PyTorch with fused attention runs in the same rounds.
+DeiT-Small with random weights (speed does not depend on them), ONNX Runtime. Rounds in random order, one engine alive at a time; each round times
+every method directly before or after its oracle, the unpruned graph and PyTorch with fused attention. Ratios are paired by round: geometric means
+without the fifth of the rounds at either end, in which a neighbour on a shared machine struck one of the two, with 95 % bootstrap intervals. Time over
+the oracle's of 1.00 means that the reduction itself is free. With two threads it looks dearer than with one: the network's large products spread over
+both, the small operations of a reduction run on one.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 from edge_tprune.build.export import FORMS, SharedWeights, export, save
 from edge_tprune.cli.common import out, parse_list, parse_pairs, progress_bar
@@ -31,10 +36,9 @@ from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, network_shape
 from edge_tprune.runtime.engine import open_engine
-from edge_tprune.statistics import Interval, paired_speedup
 
 Run = Callable[[], object]
-Opener = Callable[[], "contextmanager[Run]"]
+Opener = Callable[[], AbstractContextManager[Run]]
 
 
 def time_turn(run: Run, seconds: float, fewest: int) -> float:
@@ -54,29 +58,51 @@ def time_turn(run: Run, seconds: float, fewest: int) -> float:
     return statistics.median(latencies)
 
 
-def measure(
-    openers: dict[str, Opener], oracles: Mapping[str, str], rounds: int, seconds: float, fewest: int, title: str
-) -> dict[str, dict[int, float]]:
-    """Per contestant the median latency (ms) of each round.
+@dataclass(frozen=True)
+class Latencies:
+    """Median latencies (ms) by round of one batch size and number of threads."""
 
-    Contestants that share an oracle (`oracles`: contestant -> oracle) are timed directly after one another: a shared machine changes its pace within
-    a round.
-    """
+    alone: dict[str, dict[int, float]]  #: of the unpruned contestants
+    methods: dict[str, dict[int, float]]
+    oracles: dict[str, dict[int, float]]  #: by method: its oracle's, beside it
+
+
+def measure(
+    alone: Mapping[str, Opener],
+    methods: Mapping[str, tuple[Opener, Opener]],
+    rounds: int,
+    seconds: float,
+    fewest: int,
+    title: str,
+) -> Latencies:
+    """Times all contestants in every round; methods, given with their oracles, directly before or after these: a shared machine changes its pace."""
     order = random.Random(0)
-    groups: dict[str, list[str]] = {}
-    for name in openers:
-        groups.setdefault(oracles.get(name, name), []).append(name)
-    medians: dict[str, dict[int, float]] = {name: {} for name in openers}
+    found = Latencies({n: {} for n in alone}, {n: {} for n in methods}, {n: {} for n in methods})
     with progress_bar(title) as advance:
         for number in range(rounds):
-            turns = [
-                name for group in order.sample(list(groups.values()), len(groups)) for name in order.sample(group, len(group))
-            ]
-            for position, name in enumerate(turns):
-                advance(f"{title}: {name}", number * len(openers) + position, rounds * len(openers))
-                with openers[name]() as run:
-                    medians[name][number] = time_turn(run, seconds, fewest)
-    return medians
+            names = order.sample([*alone, *methods], len(alone) + len(methods))
+            for position, name in enumerate(names):
+                advance(f"{title}: {name}", number * len(names) + position, rounds * len(names))
+                if name in alone:
+                    turns = [(alone[name], found.alone[name])]
+                else:
+                    turns = [(methods[name][0], found.methods[name]), (methods[name][1], found.oracles[name])]
+                for opener, medians in order.sample(turns, len(turns)):
+                    with opener() as run:
+                        medians[number] = time_turn(run, seconds, fewest)
+    return found
+
+
+def ratio(slower: Mapping[int, float], faster: Mapping[int, float]) -> str:
+    """How many times as long `slower` takes, paired by round, with its interval: 1.042 (1.040 to 1.044)."""
+    logs = np.log([slower[number] / faster[number] for number in sorted(slower)])
+    middle = partial(stats.trim_mean, proportiontocut=0.2)
+    value = float(np.exp(middle(logs)))
+    if len(logs) < 5:
+        return f"{value:.3f}"
+    found = stats.bootstrap((logs,), middle, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+    low, high = np.exp(found.confidence_interval)
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def graph_opener(file: Path, image: np.ndarray, threads: int) -> Opener:
@@ -113,80 +139,85 @@ def main() -> None:
     )
     parser.add_argument("--budget", type=float, default=0.65)
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.6, help="length of one turn")
+    parser.add_argument("--threads", default="2", help="one or more numbers, as in 1,2")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--json", type=Path, help="also write every round's medians here")
     options = parser.parse_args()
 
     loaded = load_model(options.model, "random")
     shape = tuple(loaded.preprocessing["input_size"])
-    methods = options.methods.split()
-    schedules: dict[str, tuple[int, ...]] = {}
-    for method in methods:
-        name, blocks, _ = chosen(method)
-        schedules[method] = plan(loaded.model, name, budget=options.budget, blocks=blocks).tokens
     everything: dict[str, object] = {}
-    console = out()
-    for batch in map(int, options.batches.split(",")):
-        with tempfile.TemporaryDirectory() as folder:
+    for batch in parse_list(options.batches, int, "--batches"):
+        with tempfile.TemporaryDirectory() as folder, (Path(folder) / "weights.bin").open("wb") as stream:
+            weights = SharedWeights(stream, "weights.bin")
+
+            def graph(
+                method: str,
+                schedule: tuple[int, ...],
+                given: Mapping[str, Any],
+                batch: int = batch,
+                weights: SharedWeights = weights,
+                folder: str = folder,
+            ) -> Path:
+                model = export(
+                    PrunedViT(loaded.model, registry.method(method), schedule, given), FORMS["onnxruntime"], batch, shape
+                )
+                weights.externalise(model)
+                file = Path(folder) / f"{sum(1 for _ in Path(folder).iterdir())}-{method}.onnx"
+                save(model, file)
+                return file
+
+            unpruned = graph("none", network_shape(loaded.model).full_schedule(), {})
+            graphs: dict[str, tuple[Path, Path]] = {}
+            oracles: dict[tuple[int, ...], Path] = {}
+            for method in options.methods.split():
+                name, blocks, given = chosen(method)
+                schedule = plan(loaded.model, name, budget=options.budget, blocks=blocks).tokens
+                if schedule not in oracles:
+                    oracles[schedule] = graph("slice", schedule, {})
+                graphs[method] = graph(name, schedule, given), oracles[schedule]
+            stream.flush()
             image = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
-            with (Path(folder) / "weights.bin").open("wb") as stream:
-                weights = SharedWeights(stream, "weights.bin")
-
-                def opener(
-                    method: str,
-                    schedule: tuple[int, ...],
-                    batch: int = batch,
-                    image: np.ndarray = image,
-                    weights: SharedWeights = weights,
-                    folder: str = folder,
-                ) -> Opener:
-                    name, _, given = chosen(method)
-                    pruned = PrunedViT(loaded.model, registry.method(name), schedule, given)
-                    model = export(pruned, FORMS["onnxruntime"], batch, shape)
-                    weights.externalise(model)
-                    weights.stream.flush()
-                    file = Path(folder) / f"{method}-{'-'.join(map(str, schedule))}.onnx"
-                    save(model, file)
-                    return graph_opener(file, image, options.threads)
-
-                full = network_shape(loaded.model).full_schedule()
-                openers = {"unpruned": opener("none", full), "PyTorch": torch_opener(loaded.model, image, options.threads)}
-                oracles: dict[tuple[int, ...], str] = {}
-                for method, schedule in schedules.items():
-                    openers[method] = opener(method, schedule)
-                    if schedule not in oracles:
-                        oracles[schedule] = f"slice like {method}"
-                        openers[oracles[schedule]] = opener("slice", schedule)
-            held_to = {method: oracles[schedule] for method, schedule in schedules.items()}
-            medians = measure(openers, held_to, options.rounds, options.seconds, 10 if batch == 1 else 5, f"batch {batch}")
-        everything[f"batch {batch}"] = medians
-        result = table(
-            f"{options.model}, budget {options.budget:g}, batch {batch}, {options.threads} threads, {options.rounds} rounds"
-        )
-        result.add_column("method")
-        for heading in ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "time over the oracle"):
-            result.add_column(heading, justify="right")
-        for method, schedule in schedules.items():
-            oracle = oracles[schedule]
-            result.add_row(
-                method,
-                f"{statistics.median(medians[method].values()):.2f}",
-                f"{statistics.median(medians[oracle].values()):.2f}",
-                text(paired_speedup(medians["unpruned"], medians[method]), 2),
-                text(paired_speedup(medians["unpruned"], medians[oracle]), 2),
-                text(paired_speedup(medians[method], medians[oracle]), 3),
-            )
-        console.print(result)
-        base = statistics.median(medians["unpruned"].values())
-        faster = paired_speedup(medians["PyTorch"], medians["unpruned"])
-        console.print(
-            f"unpruned: {base:.2f} ms in ONNX Runtime, {statistics.median(medians['PyTorch'].values()):.2f} ms in PyTorch with fused attention: "
-            f"the graph is {text(faster, 2)} times as fast"
-        )
+            for threads in parse_list(options.threads, int, "--threads"):
+                title = f"{options.model}, budget {options.budget:g}, batch {batch}, {threads} thread{'s'[: threads - 1]}"
+                found = measure(
+                    {
+                        "unpruned": graph_opener(unpruned, image, threads),
+                        "PyTorch": torch_opener(loaded.model, image, threads),
+                    },
+                    {
+                        method: (graph_opener(ours, image, threads), graph_opener(oracle, image, threads))
+                        for method, (ours, oracle) in graphs.items()
+                    },
+                    options.rounds,
+                    options.seconds,
+                    5 if batch == 1 else 3,
+                    title,
+                )
+                everything[f"batch {batch}, threads {threads}"] = asdict(found)
+                show(found, f"{title}, {options.rounds} rounds")
     if options.json:
         options.json.write_text(json.dumps(everything, indent=1))
+
+
+def show(found: Latencies, title: str) -> None:
+    """The table of one batch size and number of threads."""
+    result = table(title)
+    result.add_column("method")
+    for heading in ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "time over the oracle"):
+        result.add_column(heading, justify="right")
+    unpruned, pytorch = found.alone["unpruned"], found.alone["PyTorch"]
+    for method, own in found.methods.items():
+        oracle = found.oracles[method]
+        milliseconds = [f"{statistics.median(times.values()):.2f}" for times in (own, oracle)]
+        result.add_row(method, *milliseconds, ratio(unpruned, own), ratio(unpruned, oracle), ratio(own, oracle))
+    console = out()
+    console.print(result)
+    console.print(
+        f"unpruned: {statistics.median(unpruned.values()):.2f} ms in ONNX Runtime, {statistics.median(pytorch.values()):.2f} ms in PyTorch with "
+        f"fused attention: the graph is {ratio(pytorch, unpruned)} times as fast"
+    )
 
 
 def chosen(method: str) -> tuple[str, list[int] | None, dict[str, Any]]:
@@ -195,14 +226,6 @@ def chosen(method: str) -> tuple[str, list[int] | None, dict[str, Any]]:
     name, _, places = place.partition("@")
     blocks = parse_list(places, int, method) if places else None
     return name, blocks, registry.parse_options(registry.method(name), parse_pairs(choice.split(",") if choice else [], method))
-
-
-def text(interval: Interval | None, digits: int) -> str:
-    """1.42 (1.40 to 1.44)."""
-    assert interval is not None
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.{digits}f}"
-    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class MCTF(Reducer):
             a, force_a, partner = gather_tokens(a, stays), force_a.gather(1, stays), partner.gather(1, joins)
             joined = place[:, : b.shape[1], None] == across(partner)
             # A sum points where the mean does, and so does the sum of a token and what joins it in proportion to it.
-            share = torch.where(joined, across(weight.gather(1, leaving)), 0.0) / weight[:, self.b, None]
+            share = joined * across(weight.gather(1, leaving)) / weight[:, self.b, None]
             b = unit(in_b + share @ gather_tokens(in_a, joins))
             force_b = self._force(self._grown(info, joined, leaving), self._grown(size, joined, leaving))
         second, destined = _attracted(b, a, force_b, force_a)
@@ -112,7 +112,7 @@ class MCTF(Reducer):
         """Amounts (B, N), None for all 1 -> of B's tokens (B, M), with those of the tokens `leaving` (B, S) that `joined` (B, M, S) them."""
         if amount is None:
             return 1 + joined.float().sum(-1)
-        return amount[:, self.b] + torch.where(joined, across(amount.gather(1, leaving)), 0.0).sum(-1)
+        return amount[:, self.b] + (joined * across(amount.gather(1, leaving))).sum(-1)
 
 
 def _attracted(source: Tensor, target: Tensor, force: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
