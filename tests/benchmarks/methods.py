@@ -4,16 +4,15 @@
     make eval-methods MODEL=deit_tiny_patch16_224 WEIGHTS=w.safetensors DATA=imagenet-sample
 
 Each method becomes a bundle (built and evaluated as `edge-tprune build` and `eval` do: what runs is the exported graph in ONNX Runtime), so a run that was
-interrupted goes on where it stopped. Changes of top-1 are paired by image. Then all graphs and, per schedule, its slice oracle are timed
-in rounds of random order, one engine alive at a time; speed-ups are paired by round. `cost` is the time over the oracle's with the same schedule: 1.00 means
-that the reduction itself is free. Intervals are 95 % bootstrap intervals.
+interrupted goes on where it stopped. Changes of top-1 are paired by image. Then all graphs are timed as `tests.benchmarks.reduction` does, each beside the
+slice oracle of its schedule. `cost` is the time over that oracle's: 1.00 means that the reduction itself is free. Intervals are 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,9 @@ from edge_tprune.models.data import Dataset, open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
-from edge_tprune.statistics import Interval, paired_speedup
+from edge_tprune.statistics import Interval
 from edge_tprune.telemetry.environment import environment
-from tests.benchmarks.reduction import Opener, chosen, graph_opener, measure
+from tests.benchmarks.reduction import Latencies, Opener, chosen, graph_opener, measure, paired_ratio
 
 Row = dict[str, Any]
 
@@ -66,20 +65,20 @@ def accuracy_of(
         if not all(a and a["data"]["sha256"] == dataset.fingerprint for a in stored):
             evaluate(bundle, dataset, threads=threads, progress=lambda done, of: advance(f"{method}: images", done, of))
             bundle = Bundle.open(folder / method, verify=False)
-    for budget in bundle.budgets:
-        if budget.requested == 1.0:
+    for built in bundle.budgets:
+        if built.requested == 1.0:
             continue
-        assert budget.accuracy is not None
+        assert built.accuracy is not None
         known = ("top1_percent", "top1_change_points", "agreement_percent", "kl_nats")
         rows.append(
             {
                 "method": method,
-                "budget": budget.requested,
+                "budget": built.requested,
                 "options": dict(bundle.manifest["method"]["options"]),
                 "tokens_before": bundle.manifest["model"]["tokens"],
-                "tokens": list(budget.schedule),
-                "macs_share": budget.macs_share,
-                **{key: budget.accuracy[key] for key in known},
+                "tokens": list(built.schedule),
+                "macs_share": built.macs_share,
+                **{key: built.accuracy[key] for key in known},
             }
         )
     return rows, bundle
@@ -87,51 +86,46 @@ def accuracy_of(
 
 def time_all(
     loaded: LoadedModel, rows: list[Row], bundles: dict[str, Bundle], folder: Path, rounds: int, seconds: float, threads: int
-) -> dict[str, dict[int, float]]:
-    """Per graph the median latency (ms) of each round: "method budget", "slice <tokens>" and "unpruned"."""
+) -> Latencies:
+    """Latencies of every row's graph, called "method budget", beside its oracle's, and of the unpruned one."""
     shape = tuple(loaded.preprocessing["input_size"])
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
-    openers: dict[str, Opener] = {}
-    oracles = folder / "oracles"
-    oracles.mkdir(exist_ok=True)
-    with (oracles / "weights.bin").open("wb") as stream, progress_bar("oracles") as advance:
+    graphs: dict[str, tuple[Opener, Opener]] = {}
+    oracles: dict[tuple[int, ...], Opener] = {}
+    (folder / "oracles").mkdir(exist_ok=True)
+    with (folder / "oracles" / "weights.bin").open("wb") as stream, progress_bar("oracles") as advance:
         weights = SharedWeights(stream, "weights.bin")
         for number, row in enumerate(rows):
             advance("oracles", number, len(rows))
+            schedule = tuple(row["tokens"])
+            if schedule not in oracles:
+                model = export(PrunedViT(loaded.model, registry.method("slice"), schedule, {}), FORMS["onnxruntime"], 1, shape)
+                weights.externalise(model)
+                file = folder / "oracles" / f"{len(oracles)}.onnx"
+                save(model, file)
+                oracles[schedule] = graph_opener(file, image, threads)
             bundle = bundles[row["method"]]
             budget = next(b for b in bundle.budgets if b.requested == row["budget"])
-            openers[f"{row['method']} {row['budget']:g}"] = graph_opener(
-                bundle.path / budget.artifact("onnxruntime").file, image, threads
-            )
-            unpruned = bundle.unpruned
-            assert unpruned is not None
-            openers.setdefault("unpruned", graph_opener(bundle.path / unpruned.artifact("onnxruntime").file, image, threads))
-            name = oracle(row)
-            if name not in openers:
-                model = export(
-                    PrunedViT(loaded.model, registry.method("slice"), tuple(row["tokens"]), {}), FORMS["onnxruntime"], 1, shape
-                )
-                weights.externalise(model)
-                file = oracles / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}.onnx"
-                save(model, file)
-                openers[name] = graph_opener(file, image, threads)
-    return measure(openers, {f"{row['method']} {row['budget']:g}": oracle(row) for row in rows}, rounds, seconds, 10, "latency")
+            ours = graph_opener(bundle.path / budget.artifact("onnxruntime").file, image, threads)
+            graphs[name_of(row)] = ours, oracles[schedule]
+    bundle = next(iter(bundles.values()))
+    assert bundle.unpruned is not None
+    unpruned = graph_opener(bundle.path / bundle.unpruned.artifact("onnxruntime").file, image, threads)
+    return measure({"unpruned": unpruned}, graphs, rounds, seconds, 5, "latency")
 
 
-def oracle(row: Row) -> str:
-    """The slice oracle that a row is held against."""
-    return "slice " + ",".join(map(str, row["tokens"]))
+def name_of(row: Row) -> str:
+    """A row among the latencies."""
+    return f"{row['method']} {row['budget']:g}"
 
 
-def add_latencies(rows: list[Row], medians: dict[str, dict[int, float]]) -> None:
+def add_latencies(rows: list[Row], found: Latencies) -> None:
     """Latency, speed-up over the unpruned graph and cost over the oracle, into the rows."""
     for row in rows:
-        mine = medians[f"{row['method']} {row['budget']:g}"]
+        mine, oracle = found.methods[name_of(row)], found.oracles[name_of(row)]
         row["median_ms"] = statistics.median(mine.values())
-        for key, other, own in (("speedup", medians["unpruned"], mine), ("cost", mine, medians[oracle(row)])):
-            ratio = paired_speedup(other, own)
-            assert ratio is not None
-            row[key] = ratio.to_json()
+        row["speedup"] = paired_ratio(found.alone["unpruned"], mine).to_json()
+        row["cost"] = paired_ratio(mine, oracle).to_json()
 
 
 HEADINGS = (
@@ -228,8 +222,8 @@ def main() -> None:
         help="with spaces; evit@4,7,10 removes tokens at other blocks, zero_tprune:merge=false has another option",
     )
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
-    parser.add_argument("--rounds", type=int, default=7, help="0 leaves latencies out")
-    parser.add_argument("--seconds", type=float, default=0.3, help="length of one turn")
+    parser.add_argument("--rounds", type=int, default=10, help="0 leaves latencies out")
+    parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--out", type=Path, help="out/methods-MODEL by default")
     options = parser.parse_args()
@@ -250,14 +244,14 @@ def main() -> None:
         if bundle is not None:
             bundles[method] = bundle
             say(f"{method}: " + ", ".join(f"{r['budget']:g}: {cells(r)[5]}" for r in found if "failed" not in r))
-    good = [r for r in rows if "failed" not in r]
-    medians: dict[str, dict[int, float]] = {}
-    if options.rounds:
-        medians = time_all(loaded, good, bundles, folder, options.rounds, options.seconds, options.threads)
-        add_latencies(good, medians)
-    rows.sort(key=lambda r: (-r["budget"], -(r.get("top1_change_points") or {"value": -1e9})["value"], r["method"]))
     if not bundles:
         raise SystemExit("no method could be built: " + "; ".join(row["failed"] for row in rows))
+    good = [r for r in rows if "failed" not in r]
+    latencies = None
+    if options.rounds:
+        latencies = time_all(loaded, good, bundles, folder, options.rounds, options.seconds, options.threads)
+        add_latencies(good, latencies)
+    rows.sort(key=lambda r: (-r["budget"], -(r.get("top1_change_points") or {"value": -1e9})["value"], r["method"]))
     unpruned = next(iter(bundles.values())).unpruned
     assert unpruned is not None
     assert unpruned.accuracy is not None
@@ -275,13 +269,13 @@ def main() -> None:
             "threads": options.threads,
             "environment": environment(),
             "rows": rows,
-            "medians_ms_by_round": medians,
+            "medians_ms_by_round": None if latencies is None else asdict(latencies),
         },
     )
     lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---:|---|" + "---:|" * (len(HEADINGS) - 2)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     write_bytes(folder / "methods.md", ("\n".join(lines) + "\n").encode())
-    if medians and good:
+    if latencies:
         picture(rows, folder / "accuracy-speed.svg", title)
     result = table(title)
     for heading in HEADINGS:
@@ -289,7 +283,7 @@ def main() -> None:
     for row in rows:
         result.add_row(*cells(row))
     out().print(result)
-    err().print(f"wrote {folder}/methods.json, methods.md" + (", accuracy-speed.svg" if medians else ""))
+    err().print(f"wrote {folder}/methods.json, methods.md" + (", accuracy-speed.svg" if latencies else ""))
 
 
 if __name__ == "__main__":

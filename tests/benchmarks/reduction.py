@@ -36,6 +36,7 @@ from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, network_shape
 from edge_tprune.runtime.engine import open_engine
+from edge_tprune.statistics import Interval
 
 Run = Callable[[], object]
 Opener = Callable[[], AbstractContextManager[Run]]
@@ -93,16 +94,16 @@ def measure(
     return found
 
 
-def ratio(slower: Mapping[int, float], faster: Mapping[int, float]) -> str:
-    """How many times as long `slower` takes, paired by round, with its interval: 1.042 (1.040 to 1.044)."""
+def paired_ratio(slower: Mapping[int, float], faster: Mapping[int, float]) -> Interval:
+    """How many times as long `slower` takes, paired by round: the trimmed geometric mean; without ends where there are fewer than five rounds."""
     logs = np.log([slower[number] / faster[number] for number in sorted(slower)])
     middle = partial(stats.trim_mean, proportiontocut=0.2)
     value = float(np.exp(middle(logs)))
     if len(logs) < 5:
-        return f"{value:.3f}"
+        return Interval(value, None, None)
     found = stats.bootstrap((logs,), middle, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
     low, high = np.exp(found.confidence_interval)
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return Interval(value, float(low), float(high))
 
 
 def graph_opener(file: Path, image: np.ndarray, threads: int) -> Opener:
@@ -211,12 +212,14 @@ def show(found: Latencies, title: str) -> None:
     for method, own in found.methods.items():
         oracle = found.oracles[method]
         milliseconds = [f"{statistics.median(times.values()):.2f}" for times in (own, oracle)]
-        result.add_row(method, *milliseconds, ratio(unpruned, own), ratio(unpruned, oracle), ratio(own, oracle))
+        result.add_row(
+            method, *milliseconds, *(text(paired_ratio(*pair)) for pair in ((unpruned, own), (unpruned, oracle), (own, oracle)))
+        )
     console = out()
     console.print(result)
     console.print(
         f"unpruned: {statistics.median(unpruned.values()):.2f} ms in ONNX Runtime, {statistics.median(pytorch.values()):.2f} ms in PyTorch with "
-        f"fused attention: the graph is {ratio(pytorch, unpruned)} times as fast"
+        f"fused attention: the graph is {text(paired_ratio(pytorch, unpruned))} times as fast"
     )
 
 
@@ -226,6 +229,13 @@ def chosen(method: str) -> tuple[str, list[int] | None, dict[str, Any]]:
     name, _, places = place.partition("@")
     blocks = parse_list(places, int, method) if places else None
     return name, blocks, registry.parse_options(registry.method(name), parse_pairs(choice.split(",") if choice else [], method))
+
+
+def text(interval: Interval) -> str:
+    """1.042 (1.040 to 1.044)."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 if __name__ == "__main__":
