@@ -39,8 +39,10 @@ class Attended(NamedTuple):
     """What attention gives: B images, H heads, N tokens, d channels a head."""
 
     output: Tensor  #: (B, N, H d), of the type of v
-    attention: Tensor | None = None  #: (B, H, N, N), where asked for; of v's type or a wider one
-    class_row: Tensor | None = None  #: (B, H, N), where asked for and there anyway; the host recomputes it otherwise
+    attention: Tensor | None = None  #: (B, H, N, N), float32 at least, where there is one
+    class_row: Tensor | None = (
+        None  #: (B, H, N), likewise, where the map gives it for nothing; the host recomputes it otherwise
+    )
 
 
 class AttentionForm(Protocol):
@@ -128,13 +130,13 @@ def _attend(
     q, k = _per_head(attn.q_norm, q, heads), _per_head(attn.k_norm, k, heads)
     attended = attention(q, k, v, heads, attn.scale, needs, stream.bias)
     class_row = attended.class_row
-    if registry.CLASS_ROW in needs and class_row is None:
+    if class_row is None and registry.CLASS_ROW in needs:
         class_row = _class_row(q, k, heads, attn.scale, stream.bias)
     return attn.proj_drop(attn.proj(attn.norm(attended.output))), Evidence(
         keys=_split(k, heads) if registry.KEYS in needs else None,
         values=_split(v, heads) if registry.VALUES in needs else None,
-        class_row=class_row,
-        attention=attended.attention,
+        class_row=class_row if registry.CLASS_ROW in needs else None,
+        attention=attended.attention if registry.ATTENTION in needs else None,
         positions=stream.positions,
         sizes=stream.sizes,
     )

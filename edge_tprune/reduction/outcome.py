@@ -128,7 +128,7 @@ class Merge(Linked):
     has a column of parts that add up to 1.
     """
 
-    weights: Tensor | None = None  #: (B, N), not negative; tokens that stay need more than 0
+    weights: Tensor | None = None  #: (B, N), finite, not negative; tokens that stay need more than 0
     equal: bool = False
 
     @staticmethod

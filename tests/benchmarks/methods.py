@@ -5,7 +5,7 @@
 
 Each method becomes a bundle (built and evaluated as `edge-tprune build` and `eval` do: what runs is the exported graph in ONNX Runtime), so a run that was
 interrupted goes on where it stopped. Changes of top-1 are paired by image. Then all graphs are timed as `tests.benchmarks.reduction` does, each beside the
-slice oracle of its schedule. `cost` is the time over that oracle's: 1.00 means that the reduction itself is free. Intervals are 95 % bootstrap intervals.
+slice oracle of its schedule. `cost` is the time over that oracle's: 1.00 means that the reduction itself is free. Intervals are 95 % ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval
 from edge_tprune.telemetry.environment import environment
-from tests.benchmarks.reduction import Latencies, Opener, chosen, graph_opener, measure, paired_ratio
+from tests.benchmarks.reduction import Latencies, Opener, chosen, graph_opener, measure, paired_ratio, positive
 
 Row = dict[str, Any]
 
@@ -222,9 +222,9 @@ def main() -> None:
         help="with spaces; evit@4,7,10 removes tokens at other blocks, zero_tprune:merge=false has another option",
     )
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
-    parser.add_argument("--rounds", type=int, default=10, help="0 leaves latencies out")
+    parser.add_argument("--rounds", type=int, choices=range(1000), metavar="N", default=10, help="0 leaves latencies out")
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
-    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--threads", type=positive, default=default_threads())
     parser.add_argument("--out", type=Path, help="out/methods-MODEL by default")
     options = parser.parse_args()
 
@@ -248,7 +248,7 @@ def main() -> None:
         raise SystemExit("no method could be built: " + "; ".join(row["failed"] for row in rows))
     good = [r for r in rows if "failed" not in r]
     latencies = None
-    if options.rounds:
+    if options.rounds and good:
         latencies = time_all(loaded, good, bundles, folder, options.rounds, options.seconds, options.threads)
         add_latencies(good, latencies)
     rows.sort(key=lambda r: (-r["budget"], -(r.get("top1_change_points") or {"value": -1e9})["value"], r["method"]))

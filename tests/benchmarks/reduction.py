@@ -4,7 +4,7 @@
 
 DeiT-Small with random weights (speed does not depend on them), ONNX Runtime. Rounds in random order, one engine alive at a time; each round times
 every method directly before or after its oracle, the unpruned graph and PyTorch with fused attention. Ratios are paired by round: geometric means
-without the fifth of the rounds at either end, in which a neighbour on a shared machine struck one of the two, with 95 % bootstrap intervals. Time over
+without the fifth of five or more rounds at either end, in which a neighbour on a shared machine struck one of the two, with 95 % intervals. Time over
 the oracle's of 1.00 means that the reduction itself is free. With two threads it looks dearer than with one: the network's large products spread over
 both, the small operations of a reduction run on one.
 """
@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
+from scipy.stats import mstats
 
 from edge_tprune.build.export import FORMS, SharedWeights, export, save
 from edge_tprune.cli.common import out, parse_list, parse_pairs, progress_bar
@@ -40,6 +40,8 @@ from edge_tprune.statistics import Interval
 
 Run = Callable[[], object]
 Opener = Callable[[], AbstractContextManager[Run]]
+
+TRIMMED = 0.2  #: share of the rounds left out at either end
 
 
 def time_turn(run: Run, seconds: float, fewest: int) -> float:
@@ -95,14 +97,12 @@ def measure(
 
 
 def paired_ratio(slower: Mapping[int, float], faster: Mapping[int, float]) -> Interval:
-    """How many times as long `slower` takes, paired by round: the trimmed geometric mean; without ends where there are fewer than five rounds."""
+    """How many times as long `slower` takes, paired by round: the trimmed geometric mean, with Tukey and McLaughlin's interval."""
     logs = np.log([slower[number] / faster[number] for number in sorted(slower)])
-    middle = partial(stats.trim_mean, proportiontocut=0.2)
-    value = float(np.exp(middle(logs)))
-    if len(logs) < 5:
+    value = float(np.exp(stats.trim_mean(logs, TRIMMED)))
+    if len(logs) == 1:
         return Interval(value, None, None)
-    found = stats.bootstrap((logs,), middle, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
-    low, high = np.exp(found.confidence_interval)
+    low, high = np.exp(mstats.trimmed_mean_ci(logs, (TRIMMED, TRIMMED)))
     return Interval(value, float(low), float(high))
 
 
@@ -139,9 +139,9 @@ def main() -> None:
         help="with spaces; mctf@4,7,10 removes tokens at other blocks, zero_tprune:merge=false has another option",
     )
     parser.add_argument("--budget", type=float, default=0.65)
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--threads", default="2", help="one or more numbers, as in 1,2")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=positive, default=20)
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--json", type=Path, help="also write every round's medians here")
     options = parser.parse_args()
@@ -149,7 +149,7 @@ def main() -> None:
     loaded = load_model(options.model, "random")
     shape = tuple(loaded.preprocessing["input_size"])
     everything: dict[str, object] = {}
-    for batch in parse_list(options.batches, int, "--batches"):
+    for batch in options.batches:
         with tempfile.TemporaryDirectory() as folder, (Path(folder) / "weights.bin").open("wb") as stream:
             weights = SharedWeights(stream, "weights.bin")
 
@@ -180,7 +180,7 @@ def main() -> None:
                 graphs[method] = graph(name, schedule, given), oracles[schedule]
             stream.flush()
             image = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
-            for threads in parse_list(options.threads, int, "--threads"):
+            for threads in options.threads:
                 title = f"{options.model}, budget {options.budget:g}, batch {batch}, {threads} thread{'s'[: threads - 1]}"
                 found = measure(
                     {
@@ -229,6 +229,14 @@ def chosen(method: str) -> tuple[str, list[int] | None, dict[str, Any]]:
     name, _, places = place.partition("@")
     blocks = parse_list(places, int, method) if places else None
     return name, blocks, registry.parse_options(registry.method(name), parse_pairs(choice.split(",") if choice else [], method))
+
+
+def positive(given: str) -> int:
+    """A number from 1, for argparse."""
+    number = int(given)
+    if number < 1:
+        raise ValueError(given)
+    return number
 
 
 def text(interval: Interval) -> str:

@@ -85,6 +85,22 @@ def test_every_method_exports_to_the_same_network(
         np.testing.assert_allclose(engine.run(images.numpy()), pruned(images).numpy(), atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("runtime", sorted(FORMS))
+@pytest.mark.parametrize("method", ["evit", "zero_tprune", "tome"])
+def test_a_reducer_sees_only_the_evidence_it_asks_for(method: str, runtime: str, loaded: LoadedModel) -> None:
+    """Whatever a form of attention has at hand: a method must not decide otherwise in a graph than in PyTorch."""
+    _, pruned = exported(loaded, method, runtime, 1)
+    pruned.attention = FORMS[runtime].attention
+    seen: list[set[str]] = []
+    for reducer in pruned.reducers.values():
+        reducer.register_forward_pre_hook(
+            lambda _, given: seen.append({name for name in registry.EVIDENCE if getattr(given[1], name) is not None})
+        )
+    pruned(torch.randn(1, 3, 48, 48))
+    assert seen == [set(registry.method(method).needs)] * 2
+
+
 @pytest.mark.parametrize("runtime", sorted(FORMS))
 @pytest.mark.parametrize("batch", [1, 3])
 def test_an_attention_pool_exports_to_the_same_network(batch: int, runtime: str, tmp_path: Path) -> None:
