@@ -40,9 +40,7 @@ class Attended(NamedTuple):
 
     output: Tensor  #: (B, N, H d), of the type of v
     attention: Tensor | None = None  #: (B, H, N, N), float32 at least, where there is one
-    class_row: Tensor | None = (
-        None  #: (B, H, N), likewise, where the map gives it for nothing; the host recomputes it otherwise
-    )
+    class_row: Tensor | None = None  #: (B, H, N), likewise, where it is there for nothing; the host recomputes it otherwise
 
 
 class AttentionForm(Protocol):

@@ -35,7 +35,7 @@ POSITIONS = "positions"
 EVIDENCE = {
     KEYS: "keys of every head",
     VALUES: "values of every head",
-    CLASS_ROW: "the class token's row of the attention map, recomputed as q_cls K^T where the map is not to be had for nothing: the block stays fused",
+    CLASS_ROW: "the class token's row of the attention map, recomputed as q_cls K^T (ONNX Runtime's operator hands it out): the block stays fused",
     ATTENTION: "the full attention map: the block gives up its fused kernel",
     POSITIONS: "each token's place in the unpruned sequence",
 }
