@@ -28,7 +28,7 @@ def reference() -> LoadedModel:
 def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "found" / "evit.json"
     images = ReferenceTask(40, "train")
-    document = find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 3), seed=1)
+    document = find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1)
     assert json.loads(out.read_text()) == document
     assert list(document["budgets"]) == ["0.6", "0.8"]
     for name, entry in document["budgets"].items():
@@ -40,12 +40,12 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
     assert plan.schedules["0.6"].tokens == tuple(document["budgets"]["0.6"]["tokens"])
     assert plan.schedules["0.6"].requested == 0.6
     lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
-    assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 3), seed=1) == document
+    assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1) == document
     assert {p.name: p.read_text() for p in out.parent.glob("*.jsonl")} == lines, "a finished search runs nothing again"
     with exclusive(out, "search"), pytest.raises(UserError, match="another search is at work on it"):
-        find(reference, "evit", [0.6], images, out, trials=6, stages=(2, 3), seed=1)
+        find(reference, "evit", [0.6], images, out, trials=6, stages=(2, 4), seed=1)
     with pytest.raises(UserError, match=r"is the log of another search \(images was 40, now 30\)"):
-        find(reference, "evit", [0.6], ReferenceTask(30, "train"), out, trials=6, stages=(2, 3), seed=1)
+        find(reference, "evit", [0.6], ReferenceTask(30, "train"), out, trials=6, stages=(2, 4), seed=1)
 
 
 def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedModel, tmp_path: Path) -> None:
