@@ -79,10 +79,11 @@ test: $(READY)  ## the test suite, in parallel
 test-gpu: $(READY)  ## tests that need a CUDA GPU, and what was skipped and why (CUDA bindings: pip install -e '.[cuda]')
 	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy, and the arrows between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 eval-methods: $(READY)  ## every method at every budget: accuracy, latency, cost over the slice oracle, in one table
 	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
 __all__ = ["HonestNo", "UserError", "__version__", "macs", "prune"]
 
 from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.version import __version__
 
 if TYPE_CHECKING:
     from edge_tprune.reduction import macs, prune

@@ -361,7 +361,7 @@ def run_inside(directory: Path, simulate: str) -> int:
 def attach_sensors(tree: Path, merged: Path, simulate: str) -> None:
     """Starts the simulator and puts its live tree where a board has its /sys; its power follows this machine's real load."""
     source = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "edge_tprune.telemetry.simulator", simulate, str(tree)]
+    command = [sys.executable, "-m", "edge_tprune.simulator", simulate, str(tree)]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     simulator = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=tree.parent, env=environment)
     assert simulator.stdout is not None

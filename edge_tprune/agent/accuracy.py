@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.agent.energy import student_95
-from edge_tprune.build.bundle import Bundle
-from edge_tprune.build.evaluate import judge
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.evaluate import judge
 from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset
+from edge_tprune.record.energy import student_95
 from edge_tprune.statistics import Interval
 
 ACCURACY = "accuracy.npz"

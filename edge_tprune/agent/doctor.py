@@ -19,17 +19,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import edge_tprune
-from edge_tprune.build.engines import machine
-from edge_tprune.build.plans import cache_root, read_record
+from edge_tprune.bundle.engines import machine
 from edge_tprune.errors import UserError
-from edge_tprune.runtime import tensorrt
 from edge_tprune.runtime.cuda import installed_bindings, open_cuda
 from edge_tprune.runtime.engine import RUNTIMES, runtime_version
+from edge_tprune.runtime.tensorrt import library as tensorrt
+from edge_tprune.runtime.tensorrt.cache import cache_root, read_record
 from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.boards import Board
 from edge_tprune.telemetry.gpu import gpu_devfreq, gpu_source
 from edge_tprune.telemetry.machine import identify, open_sources, state
+from edge_tprune.version import __version__
 
 FORMAT = "edge-tprune-doctor"
 VERSION = 1
@@ -84,7 +84,7 @@ def examine(root: Path = Path("/"), disk: Path | None = None) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "tool_version": edge_tprune.__version__,
+        "tool_version": __version__,
         "root": str(root),
         "board": asdict(board),
         "ready": all(finding.level != "blocker" for finding in findings),
@@ -158,7 +158,7 @@ def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
 
 
 def foreign_plans(runtime: str, here: dict[str, Any], plans: Path) -> Iterator[Finding]:
-    """Engines in the cache `plans` that were built for something else than `here` (`edge_tprune.build.engines.machine`)."""
+    """Engines in the cache `plans` that were built for something else than `here` (`edge_tprune.bundle.engines.machine`)."""
     foreign = []
     for plan in sorted(plans.glob("*.plan")):
         key = (read_record(plan) or {}).get("key")

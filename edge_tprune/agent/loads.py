@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edge_tprune.agent.record import LEAST_INFERENCES, clock_ns
+from edge_tprune.record.writer import LEAST_INFERENCES, clock_ns
 
 Run = Callable[[np.ndarray], Any]
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.agent.run import Check
-from edge_tprune.build.bundle import Bundle
-from edge_tprune.build.engines import prepare
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.engines import prepare
 from edge_tprune.errors import UserError
 from edge_tprune.processes import child_environment
+from edge_tprune.record.reader import Check
 from edge_tprune.runtime.engine import open_engine, runtime_version
 
 TOLERANCE = 1e-3  #: how far logits may be from the golden ones, absolute

@@ -22,24 +22,24 @@ from typing import Any
 import numpy as np
 import psutil
 
-from edge_tprune import __version__
-from edge_tprune.agent.energy import choose_sensor
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.probe import TOLERANCE
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.record import FORMAT, VERSION, Recorder, directory_name
 from edge_tprune.agent.rounds import random_order
-from edge_tprune.agent.run import read_run
 from edge_tprune.agent.session import Job, check_space, see_through
-from edge_tprune.build.bundle import Budget, Bundle
-from edge_tprune.build.engines import prepare
-from edge_tprune.build.tensorrt import BuildError
+from edge_tprune.bundle.bundle import Budget, Bundle
+from edge_tprune.bundle.engines import prepare
 from edge_tprune.errors import UserError
 from edge_tprune.models.data import batches, open_dataset, open_images
 from edge_tprune.models.preprocess import Preprocess
+from edge_tprune.record.energy import choose_sensor
+from edge_tprune.record.reader import read_run
+from edge_tprune.record.writer import FORMAT, VERSION, Recorder, directory_name
 from edge_tprune.runtime.engine import runtime_version
+from edge_tprune.runtime.tensorrt.builder import BuildError
 from edge_tprune.telemetry.environment import environment
 from edge_tprune.telemetry.machine import identify, state
+from edge_tprune.version import __version__
 
 _ISOLATION = (
     "one engine at a time: each is loaded, warmed up, timed and closed before the next is loaded; the runtime's threads spin "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_tprune.agent.loads import Timed, time_load, warm_up
-from edge_tprune.agent.record import clock_ns
+from edge_tprune.record.writer import clock_ns
 from edge_tprune.runtime.engine import Engine, open_engine
 
 

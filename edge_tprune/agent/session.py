@@ -18,15 +18,15 @@ from edge_tprune.agent.accuracy import judge_here
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.probe import check_budget
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.record import Recorder, clock_ns
 from edge_tprune.agent.rounds import missing_turns, take_turn
-from edge_tprune.agent.run import describe_failure, read_run
-from edge_tprune.agent.summary import write_summary
-from edge_tprune.agent.trace import write_trace
-from edge_tprune.build.bundle import Budget, Bundle
-from edge_tprune.build.engines import prepare
+from edge_tprune.bundle.bundle import Budget, Bundle
+from edge_tprune.bundle.engines import prepare
 from edge_tprune.errors import HonestNo, UserError
 from edge_tprune.models.data import Dataset
+from edge_tprune.record.reader import describe_failure, read_run
+from edge_tprune.record.summary import write_summary
+from edge_tprune.record.trace import write_trace
+from edge_tprune.record.writer import Recorder, clock_ns
 from edge_tprune.telemetry.machine import state
 
 _RESERVE_BYTES = 8 << 20  #: of free space that a run leaves alone

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_tprune.agent.record import KIND, LEAST_INFERENCES, SAMPLES
-from edge_tprune.agent.run import Check, Run, describe_failure, read_run
-from edge_tprune.agent.summary import FORMAT, SUMMARY, VERSION, summarize
 from edge_tprune.documents import DocumentKind
 from edge_tprune.errors import UserError
+from edge_tprune.record.reader import Check, Run, describe_failure, read_run
+from edge_tprune.record.summary import FORMAT, SUMMARY, VERSION, summarize
+from edge_tprune.record.writer import KIND, LEAST_INFERENCES, SAMPLES
 
 if TYPE_CHECKING:
     import polars as pl

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_tprune.agent.record import RUN
 from edge_tprune.analysis.conditions import NOT_EVALUATED, UNKNOWN, clean, data_conditions, run_conditions
 from edge_tprune.analysis.recorded import Verdict, check_units, read_recorded
 from edge_tprune.analysis.samples import Samples, Turn, read_samples
 from edge_tprune.errors import UserError
+from edge_tprune.record.writer import RUN
 from edge_tprune.statistics import Interval, nearest_rank, paired_speedup, percentile_intervals, ratio_interval
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune import __version__
+from edge_tprune.version import __version__
 
 app = typer.Typer(
     name="edge-tprune",

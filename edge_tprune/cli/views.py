@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import missing_package
 
 
@@ -227,7 +227,7 @@ def search_table(document: dict[str, Any]) -> Table:
 
 
 def engines_table(engines: list[tuple[str, dict[str, Any]]]) -> Table:
-    """(budget, how its plan was built: `edge_tprune.build.plans`) as a table."""
+    """(budget, how its plan was built: `edge_tprune.runtime.tensorrt.cache`) as a table."""
     result = table("engines")
     for heading in ("budget", "for", "precision"):
         result.add_column(heading)

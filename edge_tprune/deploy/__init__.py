@@ -1,1 +1,4 @@
-"""The host's side of a board: SSH, what is carried there and back, several boards at once. Imports no torch."""
+"""A bundle and a host name in, a board that measures and the profiles it sends back out: SSH, wheels, several boards at once.
+
+May import: bundle. No torch; `remote` is sent to boards as one file.
+"""

@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 
 from packaging.requirements import Requirement
 
-from edge_tprune.build.bundle import MANIFEST, Bundle
+from edge_tprune.bundle.bundle import MANIFEST, Bundle
 from edge_tprune.deploy import remote, wheels
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target

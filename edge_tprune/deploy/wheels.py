@@ -18,9 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import edge_tprune
 from edge_tprune.errors import UserError
 from edge_tprune.files import sha256_json, write_bytes, write_json
+from edge_tprune.version import __version__
 
 _DISTRIBUTION = "edge-tprune"
 _TAG = "py3-none-any"
@@ -43,12 +43,12 @@ def agent_wheel() -> tuple[str, bytes]:
     if distribution is None:
         raise UserError("edge-tprune is not installed here, so no wheel can be made of it. Run: pip install -e '.[host]'")
     texts = {name: distribution.read_text(name) for name in ("METADATA", "entry_points.txt", "licenses/LICENSE")}
-    version = edge_tprune.__version__
+    version = __version__
     if distribution.version != version:
         raise UserError(
             f"edge-tprune {version} runs here, but {distribution.version} is installed. Run: pip install -e '.[host]'"
         )
-    package = Path(edge_tprune.__file__).parent
+    package = Path(__file__).parents[1]
     files = {
         f"{package.name}/{file.relative_to(package).as_posix()}": file.read_bytes()
         for file in sorted(package.rglob("*"))

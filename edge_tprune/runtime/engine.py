@@ -20,8 +20,8 @@ E = TypeVar("E", bound="Engine")
 #: Name of a runtime, as in a bundle's artifacts -> the module that runs it.
 RUNTIMES = {
     "onnxruntime": "edge_tprune.runtime.ort",
-    "tensorrt": "edge_tprune.runtime.tensorrt",
-    "tensorrt-rtx": "edge_tprune.runtime.tensorrt_rtx",
+    "tensorrt": "edge_tprune.runtime.tensorrt.runner",
+    "tensorrt-rtx": "edge_tprune.runtime.tensorrt.rtx",
 }
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 
-from edge_tprune import __version__
 from edge_tprune.telemetry.boards import device_tree, l4t_release
 from edge_tprune.telemetry.sysfs import text_or_none
+from edge_tprune.version import __version__
 
 _PACKAGES = ("numpy", "psutil", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "jetson-stats")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from edge_tprune.agent.profile import profile
-from edge_tprune.agent.run import Run, read_run
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.record.reader import Run, read_run
 
 from .tiny_bundle import SIZES, write_bundle
 

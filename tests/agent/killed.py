@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from edge_tprune.agent.profile import resume
-from edge_tprune.agent.record import SAMPLES
-from edge_tprune.agent.run import Run, read_run
-from edge_tprune.agent.summary import summarize
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.record.reader import Run, read_run
+from edge_tprune.record.summary import summarize
+from edge_tprune.record.writer import SAMPLES
 
 KILLS = 8  #: in the test suite
 _ROUNDS = 60
@@ -26,7 +26,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from edge_tprune.agent.profile import profile, resume
 from edge_tprune.agent.session import Interrupted
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 bundle, out = Bundle.open(sys.argv[1]), Path(sys.argv[2])
 settings = dict(threads=1, rounds=int(sys.argv[3]), seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.05)
 runs = list(out.glob("[0-9]*"))

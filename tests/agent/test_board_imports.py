@@ -14,9 +14,8 @@ class Blocked:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())
-names = ["edge_tprune.build.bundle", "edge_tprune.build.engines", "edge_tprune.build.plans"]
-names += ["edge_tprune.build.evaluate", "edge_tprune.models.preprocess"]
-for room in ("runtime", "telemetry", "agent", "analysis"):
+names = ["edge_tprune.models.data", "edge_tprune.models.preprocess"]
+for room in ("schedule", "bundle", "runtime", "telemetry", "simulator", "record", "agent", "analysis", "deploy"):
     package = importlib.import_module(f"edge_tprune.{room}")
     names += [module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
 for name in names:

@@ -17,11 +17,11 @@ import pytest
 
 from edge_tprune.agent import doctor
 from edge_tprune.agent.doctor import examine
-from edge_tprune.build.plans import record_file
 from edge_tprune.cli import main
-from edge_tprune.telemetry.simulator.faults import Fault
-from edge_tprune.telemetry.simulator.law import BOARDS
-from edge_tprune.telemetry.simulator.tree import Tree
+from edge_tprune.runtime.tensorrt.cache import record_file
+from edge_tprune.simulator.faults import Fault
+from edge_tprune.simulator.law import BOARDS
+from edge_tprune.simulator.tree import Tree
 
 GOLDEN = Path(__file__).with_name("golden")
 MEMINFO = "MemTotal: 7800000 kB\nMemFree: 4000000 kB\nMemAvailable: 6000000 kB\nSwapTotal: 3900000 kB\nSwapFree: 3900000 kB\n"

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from edge_tprune.agent.run import read_run
-from edge_tprune.agent.summary import summarize
-from edge_tprune.telemetry.simulator.virtual import KINDS, Fault
-
-from .virtual_run import Settings, write_profile
+from edge_tprune.record.reader import read_run
+from edge_tprune.record.summary import summarize
+from edge_tprune.simulator.virtual import KINDS, Fault
+from tests.record.virtual_run import Settings, write_profile
 
 SETTINGS = Settings(rounds=6, seconds=4.0, baseline_s=5.0, load=0.3)
 

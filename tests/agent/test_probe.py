@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_tprune.agent.probe import check_budget
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 
 from .conftest import MakeBundle
 from .tiny_bundle import change_golden

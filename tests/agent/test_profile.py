@@ -17,19 +17,19 @@ from edge_tprune.agent import rounds
 from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import default_threads, profile
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.run import Run, read_run
 from edge_tprune.agent.session import CheckFailed
-from edge_tprune.agent.summary import round_medians, summarize
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
+from edge_tprune.record.reader import Run, read_run
+from edge_tprune.record.summary import round_medians, summarize
 from edge_tprune.runtime.engine import Engine
 from edge_tprune.runtime.engine import open_engine as open_real_engine
 from edge_tprune.telemetry.host import HostSource
+from tests.record.tiny_run import in_full_disk
 
 from .conftest import MakeBundle
 from .killed import start, wait_for_turns
 from .tiny_bundle import change_golden
-from .tiny_run import in_full_disk
 
 QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0, "baseline_seconds": 0.0}
 
@@ -226,7 +226,7 @@ FULL = """
 import sys
 from pathlib import Path
 from edge_tprune.agent.profile import profile
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 out = Path(sys.argv[2])
 try:
@@ -249,8 +249,8 @@ import sys
 from pathlib import Path
 import edge_tprune.agent.session as session
 from edge_tprune.agent.profile import profile
-from edge_tprune.agent.run import read_run
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.record.reader import read_run
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 out = Path(sys.argv[2])
 take = session.take_turn

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image
 
 from edge_tprune.agent.profile import profile, resume
-from edge_tprune.agent.record import RUN, SAMPLES, SENSORS, Recorder
-from edge_tprune.agent.run import read_run
-from edge_tprune.agent.summary import summarize
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
+from edge_tprune.record.reader import read_run
+from edge_tprune.record.summary import summarize
+from edge_tprune.record.writer import RUN, SAMPLES, SENSORS, Recorder
+from tests.record.tiny_run import info
+from tests.record.virtual_run import Settings, write_profile
 
 from .conftest import MakeBundle
 from .killed import KILLS, kill_and_resume, start, wait_for_turns
-from .tiny_run import info
-from .virtual_run import Settings, write_profile
 
 QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0, "baseline_seconds": 0.0}
 

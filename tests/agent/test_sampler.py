@@ -15,7 +15,7 @@ import pytest
 
 from edge_tprune.agent import sampler
 from edge_tprune.agent.observer import Observer
-from edge_tprune.agent.record import SAMPLES, SENSORS
+from edge_tprune.record.writer import SAMPLES, SENSORS
 from edge_tprune.telemetry.metric import Metric
 from edge_tprune.telemetry.source import Reading
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_tprune.agent.record import KIND
 from edge_tprune.analysis import samples
 from edge_tprune.analysis.samples import read_samples
 from edge_tprune.errors import UserError
+from edge_tprune.record.writer import KIND
 
 
 def _same(one, other):

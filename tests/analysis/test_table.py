@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_tprune.agent.run import Check
 from edge_tprune.analysis.samples import Samples, Turn
 from edge_tprune.analysis.select import choose
 from edge_tprune.analysis.table import differences, find_profiles, group, load_rows, profile_rows
 from edge_tprune.errors import UserError
+from edge_tprune.record.reader import Check
 from edge_tprune.statistics import Interval
 
 

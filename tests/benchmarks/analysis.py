@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.agent.record import FORMAT, SAMPLES, VERSION
-from edge_tprune.agent.summary import SUMMARY
 from edge_tprune.cli.common import out
 from edge_tprune.cli.views import table
+from edge_tprune.record.summary import SUMMARY
+from edge_tprune.record.writer import FORMAT, SAMPLES, VERSION
 
 LIMIT_S, LIMIT_MB = 10.0, 1000.0
 BUDGETS = {"1.0": 10.4e6, "0.8": 8.6e6, "0.65": 7.4e6, "0.5": 6.2e6}  # median latency in ns

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from edge_tprune.agent.profile import default_threads
-from edge_tprune.build.builder import build, make_plan
-from edge_tprune.build.bundle import Bundle
-from edge_tprune.build.evaluate import evaluate
-from edge_tprune.build.export import FORMS, SharedWeights, export, save
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.evaluate import evaluate
 from edge_tprune.cli.common import err, out, parse_list, progress_bar, say
 from edge_tprune.cli.views import table
 from edge_tprune.errors import EdgeTPruneError
+from edge_tprune.export.builder import build, make_plan
+from edge_tprune.export.graph import FORMS, SharedWeights, export, save
 from edge_tprune.files import write_bytes, write_json
 from edge_tprune.models.data import Dataset, open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model

@@ -24,7 +24,7 @@ import psutil
 from edge_tprune.agent.loads import Timed, time_load, warm_up
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.profile import default_threads
-from edge_tprune.agent.record import SAMPLES, SENSORS, clock_ns
+from edge_tprune.record.writer import SAMPLES, SENSORS, clock_ns
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.statistics import paired_speedup
 from tests.agent.tiny_bundle import IMAGE, write_bundle
@@ -45,7 +45,7 @@ def measure(directory: Path, board: str, pairs: int, seconds: float) -> None:
     bundle = write_bundle(directory / "bundle", {"1.0": (20, 512)})
     tree = directory / "board"
     subprocess.run(
-        [sys.executable, "-m", "edge_tprune.telemetry.simulator", board, str(tree), "--seconds", "1"],
+        [sys.executable, "-m", "edge_tprune.simulator", board, str(tree), "--seconds", "1"],
         check=True,
         capture_output=True,
     )

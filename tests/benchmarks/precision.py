@@ -19,10 +19,10 @@ import numpy as np
 import onnx
 import torch
 
-from edge_tprune.build import parity
-from edge_tprune.build.export import FORMS, export
 from edge_tprune.cli.common import out, say
 from edge_tprune.cli.views import table
+from edge_tprune.export import parity
+from edge_tprune.export.graph import FORMS, export
 from edge_tprune.models.data import batches, open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import plan, registry

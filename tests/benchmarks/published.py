@@ -22,8 +22,8 @@ from edge_tprune.cli.views import table
 from edge_tprune.models.data import batches, open_dataset
 from edge_tprune.models.loading import load_model, make_transform
 from edge_tprune.reduction import network_shape
-from edge_tprune.reduction.score import Scorer
 from edge_tprune.schedule import from_tokens
+from edge_tprune.search.score import Scorer
 from edge_tprune.statistics import mean_interval
 
 

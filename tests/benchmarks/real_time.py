@@ -16,10 +16,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from edge_tprune.agent.profile import profile
-from edge_tprune.agent.run import read_run
-from edge_tprune.agent.summary import summarize
-from edge_tprune.build.bundle import Bundle
-from edge_tprune.telemetry.simulator.truth import true_energy_mj
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.record.reader import read_run
+from edge_tprune.record.summary import summarize
+from edge_tprune.simulator.truth import true_energy_mj
 from tests.agent.tiny_bundle import write_bundle
 
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 def compare(board: str, bundle: Bundle, tree: Path, out: Path, rounds: int) -> None:
     """One run, and a line per budget."""
-    command = [sys.executable, "-m", "edge_tprune.telemetry.simulator", board, str(tree)]
+    command = [sys.executable, "-m", "edge_tprune.simulator", board, str(tree)]
     simulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert simulator.stdout is not None
     simulator.stdout.readline()  # it is there

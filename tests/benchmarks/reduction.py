@@ -29,9 +29,9 @@ import torch
 from scipy import stats
 from scipy.stats import mstats
 
-from edge_tprune.build.export import FORMS, SharedWeights, export, save
 from edge_tprune.cli.common import out, parse_list, parse_pairs, progress_bar
 from edge_tprune.cli.views import table
+from edge_tprune.export.graph import FORMS, SharedWeights, export, save
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, network_shape

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from edge_tprune.agent.record import RUN, SAMPLES
-from edge_tprune.agent.run import read_run
+from edge_tprune.record.reader import read_run
+from edge_tprune.record.writer import RUN, SAMPLES
 from tests.agent.tiny_bundle import write_bundle
 
 LIMIT_MB_PER_HOUR = 1.0  #: 24 MB a day
@@ -30,7 +30,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from edge_tprune.agent.profile import profile
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 settings = dict(threads=1, rounds=int(sys.argv[4]), seconds_per_round=1.5, warmup_seconds=0.1, baseline_seconds=1.0)
 profile(Bundle.open(sys.argv[1]), Path(sys.argv[2]), root=Path(sys.argv[3]), **settings)
 """
@@ -58,7 +58,7 @@ def soak(directory: Path, board: str, minutes: float) -> int:
     bundle = write_bundle(directory / "bundle", {"1.0": (2, 512), "0.5": (1, 256)})
     tree = directory / "board"
     simulator = subprocess.Popen(
-        [sys.executable, "-m", "edge_tprune.telemetry.simulator", board, str(tree)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "edge_tprune.simulator", board, str(tree)], stdout=subprocess.PIPE, text=True
     )
     assert simulator.stdout is not None
     simulator.stdout.readline()  # it is there

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import edge_tprune
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.models import reference
 from tests.cli.conftest import Outcome
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from tests.agent.tiny_bundle import write_bundle
 
 

@@ -22,14 +22,14 @@ import numpy as np
 import pytest
 
 import edge_tprune
-from edge_tprune.agent.run import read_run
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.cli import main
 from edge_tprune.deploy import journey, wheels
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.journey import Options, Outcome, deploy
 from edge_tprune.deploy.ssh import Board, ConnectionLost
 from edge_tprune.errors import UserError
+from edge_tprune.record.reader import read_run
 from tests.agent.tiny_bundle import hash_golden, write_bundle
 
 pytestmark = [pytest.mark.board, pytest.mark.timeout(900)]
@@ -255,7 +255,7 @@ def test_only_what_changed_is_copied(installed: Emulated, tmp_path: Path) -> Non
     done(deploy(Bundle.open(path), TARGET, OPTIONS, watcher))
     assert sent[-1] == (path / "golden.npz").stat().st_size + (path / "manifest.json").stat().st_size
     installed.user(
-        "~/.edge-tprune/venv/bin/python -c \"from edge_tprune.build.bundle import Bundle; Bundle.open('.edge-tprune/bundles/changing')\""
+        "~/.edge-tprune/venv/bin/python -c \"from edge_tprune.bundle.bundle import Bundle; Bundle.open('.edge-tprune/bundles/changing')\""
     )
 
 

@@ -144,7 +144,7 @@ def test_a_collected_profile_is_data_only(tmp_path: Path) -> None:
         {"run/run.json": json.dumps({"format": "evil"}).encode(), "run/sitecustomize.py": b"raise SystemExit('ran')"}
     )
     run_of(board, tmp_path)
-    from edge_tprune.agent.run import read_run
+    from edge_tprune.record.reader import read_run
 
     with pytest.raises(UserError):
         read_run(tmp_path / "run")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_tprune.build.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.deploy import journey
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.errors import UserError

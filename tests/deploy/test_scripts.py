@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_tprune.agent.run import read_run
+from edge_tprune.record.reader import read_run
 from tests.agent.tiny_bundle import write_bundle
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

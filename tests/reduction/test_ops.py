@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edge_tprune.build.export import FORMS
+from edge_tprune.export.graph import FORMS
 from edge_tprune.reduction.ops import unit
 
 

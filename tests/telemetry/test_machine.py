@@ -142,7 +142,7 @@ def test_programs_start_only_on_the_running_system_and_where_files_tell_of_no_ra
 
 
 def test_opening_and_reading_write_nothing(tmp_path: Path) -> None:
-    from edge_tprune.telemetry.simulator.tree import Tree
+    from edge_tprune.simulator.tree import Tree
 
     tree = Tree(tmp_path / "board", "orin-nano", 0)
     tree.close()

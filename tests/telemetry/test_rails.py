@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_tprune.simulator.virtual import VirtualClock
 from edge_tprune.telemetry import boards
 from edge_tprune.telemetry.boards import identify
 from edge_tprune.telemetry.rails import find_rails, rails_source
-from edge_tprune.telemetry.simulator.virtual import VirtualClock
 
 from .tree import covers, refuse, write
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_tprune.simulator.virtual import VirtualClock
 from edge_tprune.telemetry import boards
 from edge_tprune.telemetry.program import Report
-from edge_tprune.telemetry.simulator.virtual import VirtualClock
 from edge_tprune.telemetry.tegrastats import parse, tegrastats_source
 
 MIB = 1 << 20

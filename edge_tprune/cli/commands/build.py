@@ -73,13 +73,13 @@ def build(
     from edge_tprune.cli.views import need_host
 
     need_host()
-    from edge_tprune.build.builder import build as build_bundle
-    from edge_tprune.build.builder import make_plan
-    from edge_tprune.build.configuration import read
-    from edge_tprune.build.engines import AHEAD, build_ahead, check_targets
+    from edge_tprune.bundle.engines import AHEAD, build_ahead, check_targets
     from edge_tprune.cli.views import bundle_table, engines_table
+    from edge_tprune.export.builder import build as build_bundle
+    from edge_tprune.export.builder import make_plan
     from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
+    from edge_tprune.search.configuration import read
 
     runtimes = parse_list(runtime, str, "--runtime")
     targets = parse_list(target.lower(), str, "--target") if target else []

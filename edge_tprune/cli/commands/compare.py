@@ -59,8 +59,8 @@ def compare(
     from edge_tprune.analysis.changes import render_changes
     from edge_tprune.analysis.compare import render, to_document
     from edge_tprune.analysis.export import write_export
-    from edge_tprune.analysis.report import markdown_table
     from edge_tprune.analysis.table import load_rows
+    from edge_tprune.report.report import markdown_table
 
     rows = load_rows(profiles)
     changes = _changes(rows, profiles, against, tolerance_percent, force, wanted=fail_on_regression or force)

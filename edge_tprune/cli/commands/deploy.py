@@ -47,7 +47,7 @@ def deploy(
     json: Json = False,
 ) -> None:
     """Install the agent on a board over SSH, copy the bundle, run the doctor; profile and collect if asked."""
-    from edge_tprune.build.bundle import Bundle
+    from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.deploy.hosts import parse_target, read_hosts
     from edge_tprune.deploy.journey import Options, deploy_all
 

@@ -43,13 +43,14 @@ def engines(
 
     `profile` builds what is missing by itself; this command builds ahead, with limits, and explains: precision, fused attention, slow layers.
     """
-    from edge_tprune.build.bundle import Bundle
-    from edge_tprune.build.engines import build_ahead, prepare
-    from edge_tprune.build.inspection import slowest
-    from edge_tprune.build.plans import read_record
-    from edge_tprune.build.tensorrt import Settings
+    from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.bundle.engines import build_ahead, prepare
     from edge_tprune.cli.views import engines_table, layers_table
-    from edge_tprune.runtime.tensorrt import MODULES, TensorRTEngine, load
+    from edge_tprune.runtime.tensorrt.builder import Settings
+    from edge_tprune.runtime.tensorrt.cache import read_record
+    from edge_tprune.runtime.tensorrt.inspection import slowest
+    from edge_tprune.runtime.tensorrt.library import MODULES, load
+    from edge_tprune.runtime.tensorrt.runner import TensorRTEngine
 
     if runtime not in MODULES:
         raise UserError(f"{runtime} builds no engines: --runtime is {' or '.join(MODULES)}")

@@ -41,8 +41,8 @@ def evaluate(
 
     need_host()
     from edge_tprune.agent.profile import default_threads
-    from edge_tprune.build.bundle import Bundle
-    from edge_tprune.build.evaluate import evaluate as run
+    from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.bundle.evaluate import evaluate as run
     from edge_tprune.cli.views import accuracy_table
     from edge_tprune.models.data import open_dataset
 

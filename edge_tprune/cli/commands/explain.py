@@ -43,11 +43,11 @@ def explain(
     from edge_tprune.cli.views import explanation_table, need_host
 
     need_host()
-    from edge_tprune.build.explain import explain as follow
-    from edge_tprune.build.explain import open_image
-    from edge_tprune.build.pictures import check_suffix, write
+    from edge_tprune.export.explain import explain as follow
+    from edge_tprune.export.explain import open_image
     from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
+    from edge_tprune.report.pictures import check_suffix, write
 
     check_suffix(picture)
     names = list(dict.fromkeys(parse_list(method, str, "--methods")))

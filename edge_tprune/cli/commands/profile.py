@@ -69,7 +69,7 @@ def profile(
     from edge_tprune.agent.profile import resume as run_again
     from edge_tprune.agent.progress import TerminalProgress
     from edge_tprune.agent.session import Interrupted
-    from edge_tprune.build.bundle import Bundle
+    from edge_tprune.bundle.bundle import Bundle
 
     if not sysroot.is_dir():
         raise UserError(f"--sysroot {sysroot} is not a directory")

@@ -40,8 +40,8 @@ def report(
     json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: the answer, the table, the plots, the environment, how to reproduce."""
-    from edge_tprune.analysis.report import write_report
     from edge_tprune.errors import UserError
+    from edge_tprune.report.report import write_report
 
     if (bundle is None) != (images is None):
         raise UserError("--bundle and --images go together: the bundle says which tokens stay, the images what of")
@@ -53,8 +53,8 @@ def report(
         from edge_tprune.cli.views import need_host
 
         need_host()
-        from edge_tprune.build.explain import explain_bundle
-        from edge_tprune.build.pictures import described
+        from edge_tprune.export.explain import explain_bundle
+        from edge_tprune.report.pictures import described
 
         samples = [described(explanation, photo=True) for explanation in explain_bundle(bundle, images, weights)]
     written = write_report(profiles, page, constraints=limits, objective=objective, pictures=pictures, samples=samples)
@@ -68,7 +68,7 @@ def report(
 
 def _named(text: str) -> tuple[str, Path]:
     """ "tokens=t.svg" -> ("tokens", t.svg); a file alone is the first picture there is."""
-    from edge_tprune.analysis.report import PICTURES
+    from edge_tprune.report.report import PICTURES
 
     name, sign, file = text.partition("=")
     return (name, Path(file)) if sign else (PICTURES[0], Path(text))

@@ -55,11 +55,11 @@ def search(
     need_host()
     import torch
 
-    from edge_tprune.build.configuration import find
     from edge_tprune.cli.views import search_table
     from edge_tprune.models.data import open_dataset
     from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
+    from edge_tprune.search.configuration import find
 
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
     loaded = load_model(model, weights, classes)

@@ -1,0 +1,326 @@
+"""What a reduction does to one image: which patches stay, leave or merge, stage by stage.
+
+It is read off the very network that is measured: `PrunedViT.trace` says of every token that is left which original ones it holds.
+A method that passes a token on in parts is told by the largest part. `panels` and `pictures` draw it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.errors import UserError
+from edge_tprune.models import reference
+from edge_tprune.models.data import ImageFolder, eight_bit_rgb, open_dataset
+from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
+from edge_tprune.reduction import plan, registry
+from edge_tprune.reduction.host import PrunedViT, network_shape
+
+SAMPLE_IMAGES = 4  # of a directory, where a page has other things to say
+SHOWN_STAGES = 4  # a picture of twelve stages shows none of them
+
+_EPSILON = 1e-3  # a token that passes on less than this of itself has left
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What has become of the patches of an image after one block."""
+
+    block: int  #: counted from 1
+    tokens: int  #: left, prefix tokens included
+    token: np.ndarray  #: (patches,): the token, counted after the prefix, that each patch went into; -1 where it left
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """(patches,): whether a patch's token holds other patches too."""
+        held = np.bincount(self.token[self.token >= 0], minlength=1)
+        return np.asarray((self.token >= 0) & (held[self.token] > 1))
+
+    @property
+    def dropped(self) -> int:
+        """Patches that left."""
+        return int((self.token < 0).sum())
+
+    @property
+    def merged(self) -> int:
+        """Patches that share their token."""
+        return int(self.shared.sum())
+
+    @property
+    def kept(self) -> int:
+        """Patches with a token of their own."""
+        return len(self.token) - self.dropped - self.merged
+
+    def __str__(self) -> str:
+        counts = {"kept": self.kept, "merged": self.merged, "dropped": self.dropped}
+        return " · ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+    def to_json(self) -> dict[str, int]:
+        """The numbers, for `--json`."""
+        counts = {"kept": self.kept, "merged": self.merged, "dropped": self.dropped}
+        return {"block": self.block, "tokens": self.tokens, **counts}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The class a network finds likeliest."""
+
+    index: int
+    name: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.probability:.2f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"class": self.index, "name": self.name, "probability": self.probability}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget."""
+
+    method: str
+    budget: float
+    options: Mapping[str, Any]
+    schedule: tuple[int, ...]
+    share: float  #: of the unpruned MACs
+    stages: tuple[Fates, ...]  #: one per block that reduces
+    prediction: Prediction
+
+    @property
+    def shown(self) -> tuple[Fates, ...]:
+        """At most `SHOWN_STAGES` of the stages, evenly spaced, the last among them."""
+        count = len(self.stages)
+        if count <= SHOWN_STAGES:
+            return self.stages
+        return tuple(self.stages[round((i + 1) * count / SHOWN_STAGES) - 1] for i in range(SHOWN_STAGES))
+
+    @property
+    def title(self) -> str:
+        """The method and its budget."""
+        return f"{self.method}, budget {self.budget:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "method": self.method,
+            "options": dict(self.options),
+            "budget": self.budget,
+            "macs_share": self.share,
+            "schedule": list(self.schedule),
+            "stages": [fates.to_json() for fates in self.stages],
+            "prediction": self.prediction.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything a picture shows."""
+
+    image: str  #: its name
+    model: str
+    pixels: np.ndarray  #: (H, W, 3) uint8: the image as the network sees it, after resizing and cropping
+    grid: tuple[int, int]  #: patches down and across
+    prefix_tokens: int
+    unpruned: Prediction
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "image": self.image,
+            "model": self.model,
+            "patches": self.grid[0] * self.grid[1],
+            "unpruned": self.unpruned.to_json(),
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+def open_image(source: str) -> Image.Image:
+    """The RGB image at a path, or canvas I of the built-in task for "reference:I" ("reference" is the first).
+
+    As people see it: turned upright where its EXIF says so, and on white where it is transparent. (Evaluation, like timm's, takes files as they are
+    stored.)
+
+    Raises:
+        UserError: no such file or canvas, or a file that is no image.
+    """
+    name, _, number = source.partition(":")
+    if name == reference.NAME:
+        canvases = reference.DigitsInClutter("test")
+        if number not in ("", *map(str, range(len(canvases)))):
+            raise UserError(f"no canvas {number!r}: the built-in task has reference:0 to reference:{len(canvases) - 1}")
+        canvas: Image.Image = canvases[int(number or 0)][0]
+        return canvas
+    path = Path(source)
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"image {source} {what}. Give a file, or 'reference:17' for a canvas of the built-in task")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # phones have cameras of 100 megapixels
+            image = Image.open(path)
+        with image:
+            with suppress(Exception):  # EXIF may be damaged where the image is not
+                ImageOps.exif_transpose(image, in_place=True)
+            if "A" in image.mode or "transparency" in image.info:
+                image.load()
+                rgba = image.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+            return eight_bit_rgb(image)
+    except Exception as error:  # a damaged file can make a decoder raise almost anything
+        raise UserError(f"image {source} cannot be read ({error}). Give a JPEG, PNG, WebP or BMP file") from error
+
+
+@torch.no_grad()
+def explain(
+    loaded: LoadedModel,
+    image: Image.Image,
+    methods: Sequence[str],
+    budgets: Sequence[float],
+    *,
+    name: str = "image",
+    blocks: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Explanation:
+    """Follows every patch of an image through a model under each method and budget.
+
+    Args:
+        loaded: the model.
+        image: RGB, of any size; it is shown as the model's preprocessing leaves it.
+        methods: names; each is one row per budget.
+        budgets: shares of the unpruned MACs.
+        name: how pictures call the image.
+        blocks: where tokens are removed, counted from 1; each method's own by default.
+        options: of the methods, as text; each goes to the methods that have it.
+
+    Raises:
+        UserError: an unknown method, an option that none of them has, a budget that cannot be reached, a model that cannot be pruned.
+    """
+    texts = dict(options or {})
+    chosen = {method: registry.method(method) for method in methods}
+    for key in texts:
+        if not any(key in registry.options(method) for method in chosen.values()):
+            registry.parse_options(next(iter(chosen.values())), {key: texts[key]})  # says what it does take
+    tensor = loaded.transform()(image)[None]
+    rows, done = [], set()
+    for method, reducer in chosen.items():
+        given = registry.parse_options(reducer, {k: v for k, v in texts.items() if k in registry.options(reducer)})
+        for budget in budgets:
+            how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
+            try:
+                schedule = plan(loaded.model, how, budget=budget, blocks=blocks, name=loaded.name)
+                pruned = PrunedViT(loaded.model, reducer, schedule.tokens, given)
+            except UserError as error:
+                raise UserError(f"{method}: {error}") from error
+            if (how, budget) not in done:
+                done.add((how, budget))
+                row_options = {} if how == "none" else given
+                rows.append(_row(pruned, tensor, how, budget, row_options, schedule.share))
+    return _explanation(loaded, tensor, name, rows)
+
+
+@torch.no_grad()
+def explain_bundle(path: Path, images: Path, weights: str | None = None, count: int = SAMPLE_IMAGES) -> list[Explanation]:
+    """Follows the patches of some images through every pruned budget of a bundle, with the schedules that its graphs have.
+
+    Args:
+        path: the bundle.
+        images: one image, a directory of them, or "reference" for canvases of the built-in task.
+        weights: of the model, as for `load_model`; those that the bundle was built with.
+        count: how many images of a directory, spread evenly over it.
+
+    Raises:
+        UserError: no bundle, no images, weights that are not the bundle's.
+    """
+    bundle = Bundle.open(path, verify=False)
+    model, method = bundle.manifest["model"], bundle.manifest["method"]
+    if weights is None and model["weights"] not in (reference.NAME, PRETRAINED):
+        weights = RANDOM if model["weights"] == RANDOM else None
+        if weights is None:
+            raise UserError(f"bundle {path} was built with the weights {model['weights']}: give them with --weights FILE")
+    if images.is_file():
+        shown = [(images.name, open_image(str(images)))]
+    else:
+        data = open_dataset(images, model["classes"], count)
+        names = (
+            [file.name for file in data.files] if isinstance(data, ImageFolder) else [f"canvas {i}" for i in range(len(data))]
+        )
+        shown = [(name, data[index][0]) for index, name in enumerate(names)]
+    loaded = load_model(model["name"], weights, model["classes"])
+    if loaded.weights_sha256 != model["weights_sha256"]:
+        raise UserError(
+            f"the weights {weights or loaded.weights} are not those that bundle {path} was built with: give --weights FILE"
+        )
+    budgets = [budget for budget in bundle.budgets if budget != bundle.unpruned]
+    reducer = registry.method(method["name"])
+    explanations = []
+    for name, image in shown:
+        tensor = loaded.transform()(image)[None]
+        rows = []
+        for budget in budgets:
+            pruned = PrunedViT(loaded.model, reducer, budget.schedule, method["options"])
+            share = budget.requested or round(budget.macs_share, 3)
+            rows.append(_row(pruned, tensor, method["name"], share, method["options"], budget.macs_share))
+        explanations.append(_explanation(loaded, tensor, name, rows))
+    return explanations
+
+
+def fates(members: np.ndarray, prefix: int, block: int) -> Fates:
+    """What a block left: `members` (tokens, original tokens) of one image, as `PrunedViT.trace` gives it."""
+    patches = members[prefix:, prefix:]
+    left = patches.sum(0) < _EPSILON
+    return Fates(block, len(members), np.where(left, -1, patches.argmax(0)))
+
+
+def _row(pruned: PrunedViT, tensor: Tensor, method: str, budget: float, options: Mapping[str, Any], share: float) -> Row:
+    """What a pruned network does to one image (1, 3, H, W)."""
+    stages = _stages(pruned.trace(tensor), pruned, pruned.shape.prefix_tokens)
+    return Row(method, budget, options, tuple(pruned.schedule), share, stages, _predict(pruned, tensor))
+
+
+def _explanation(loaded: LoadedModel, tensor: Tensor, name: str, rows: Sequence[Row]) -> Explanation:
+    grid = (int(loaded.model.patch_embed.grid_size[0]), int(loaded.model.patch_embed.grid_size[1]))
+    prefix = network_shape(loaded.model, loaded.name).prefix_tokens
+    unpruned = _predict(loaded.model, tensor)
+    return Explanation(name, loaded.name, _pixels(loaded, tensor[0]), grid, prefix, unpruned, tuple(rows))
+
+
+def _stages(traced: Sequence[Tensor], pruned: PrunedViT, prefix: int) -> tuple[Fates, ...]:
+    return tuple(fates(traced[number - 1][0].float().numpy(), prefix, number) for number in sorted(map(int, pruned.reducers)))
+
+
+def _predict(network: nn.Module, image: Tensor) -> Prediction:
+    odds: Tensor = network(image)[0].softmax(-1)
+    index = int(odds.argmax())
+    return Prediction(index, _class_name(index, len(odds)), float(odds[index]))
+
+
+def _class_name(index: int, classes: int) -> str:
+    if classes != 1000:  # with 1000, as for `eval`, ImageNet's are meant
+        return f"class {index}"
+    from timm.data import ImageNetInfo
+
+    return str(ImageNetInfo("imagenet-1k").index_to_description(index)).split(",")[0]
+
+
+def _pixels(loaded: LoadedModel, tensor: Tensor) -> np.ndarray:
+    """What the network sees (3, H, W), normalised -> (H, W, 3) uint8, without a rim too thin for a patch."""
+    mean, std = (torch.tensor(loaded.preprocessing[key])[:, None, None] for key in ("mean", "std"))
+    image = (255.0 * (tensor * std + mean)).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    embed = loaded.model.patch_embed
+    height, width = (int(count) * int(side) for count, side in zip(embed.grid_size, embed.patch_size))
+    return np.ascontiguousarray(image[:height, :width])

@@ -1,0 +1,151 @@
+"""Is a graph the network that was asked for? Its logits against PyTorch's, on real images, through the file that was written.
+
+A float32 graph must give PyTorch's logits. A graph in half precision cannot: it is held against the float32 network within wider
+bounds, and how far it strays is recorded, together with how many of its tokens are others.
+
+ONNX Runtime on CPU judges both. Most of a half precision graph's operators it computes in float32, one after the other without rounding in between:
+that proves the graph right, but an overflow on a device would not show. So the half precision module itself runs in PyTorch, which rounds after
+every operator, and is held to the same bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_tprune.bundle.divergence import divergence, log_softmax
+from edge_tprune.errors import HonestNo
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.runtime.engine import open_engine
+
+TOLERANCE = 1e-4  # absolute, on logits, in float32
+HALF_KL = 0.1  # nats, mean over the images, of a half precision graph from the float32 network: one near tie may turn, no more
+HALF_AGREEMENT = 75.0  # per cent of images with the float32 network's top-1
+
+_RUNTIME = "onnxruntime"
+
+
+def _logits(file: Path, images: np.ndarray) -> np.ndarray:
+    with open_engine(file, _RUNTIME, threads=torch.get_num_threads()) as engine:
+        return np.stack([engine.run(batch) for batch in images])
+
+
+def exact(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+    """A float32 graph's record.
+
+    Args:
+        file: the graph.
+        name: of its budget.
+        images: (batches, B, 3, H, W).
+        expected: PyTorch's logits for them (batches, B, classes).
+
+    Raises:
+        HonestNo: a logit off by more than the tolerance, or another top-1.
+    """
+    logits = _logits(file, images)
+    worst = float(np.abs(logits - expected).max())
+    same = bool((logits.argmax(-1) == expected.argmax(-1)).all())
+    count = images.shape[0] * images.shape[1]
+    if not worst <= TOLERANCE or not same:
+        raise HonestNo(
+            f"budget {name}: the exported graph is not the same network: worst logit difference {worst:.2e} "
+            f"(allowed {TOLERANCE:.0e}), top-1 {'same' if same else 'differs'} on {count} images. Nothing was written"
+        )
+    return {
+        "images": count,
+        "max_abs_logit_difference": worst,
+        "tolerance": TOLERANCE,
+        "top1_same": same,
+        "runtime": _RUNTIME,
+    }
+
+
+def rounded(
+    file: Path, name: str, images: np.ndarray, expected: np.ndarray, modules: tuple[PrunedViT, PrunedViT]
+) -> dict[str, Any]:
+    """A half precision graph's record. Arguments as for `exact`, and the (float32, half precision) modules.
+
+    Raises:
+        HonestNo: numbers that are not finite, a divergence or a share of other top-1 beyond what is allowed.
+    """
+    exact_module, half_module = modules
+    batches = [torch.from_numpy(batch) for batch in images]
+    with torch.inference_mode():
+        module_logits = np.stack([half_module(batch).numpy() for batch in batches])
+    records = {"graph": compare(_logits(file, images), expected), "module": compare(module_logits, expected)}
+    for what, record in records.items():
+        if record is None or record["kl_nats"] > HALF_KL or record["top1_agreement_percent"] < HALF_AGREEMENT:
+            raise HonestNo(
+                f"budget {name}: in {half_module.precision.name} the {what} is not the same network: {_describe(record)}. "
+                "Try --precision fp32. Nothing was written"
+            )
+    return {
+        **(records["graph"] or {}),
+        "module": records["module"],
+        "allowed": {"kl_nats": HALF_KL, "top1_agreement_percent": HALF_AGREEMENT},
+        "selection": selection(exact_module, half_module, batches),
+        "runtime": _RUNTIME,
+    }
+
+
+def _describe(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "its logits are not finite"
+    return (
+        f"KL {record['kl_nats']:.4f} nats (allowed {HALF_KL:g}), top-1 agrees on {record['top1_agreement_percent']:.0f} % "
+        f"of {record['images']} images (allowed {HALF_AGREEMENT:g} %)"
+    )
+
+
+def compare(logits: np.ndarray, expected: np.ndarray) -> dict[str, Any] | None:
+    """How far logits (..., classes) are from the expected ones; None where they are not finite."""
+    if not np.isfinite(logits).all():
+        return None
+    kl = divergence(log_softmax(expected), log_softmax(logits))
+    return {
+        "images": int(kl.size),
+        "max_abs_logit_difference": float(np.abs(logits - expected).max()),
+        "top1_agreement_percent": float(100.0 * (logits.argmax(-1) == expected.argmax(-1)).mean()),
+        "kl_nats": float(kl.mean()),
+        "max_kl_nats": float(kl.max()),
+    }
+
+
+@torch.inference_mode()
+def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """How alike two modules with one schedule choose, over all batches `images` (B, 3, H, W), at each block that removes tokens.
+
+    `same_percent`: the share of the first module's tokens after that block, prefix tokens apart, that the other has too. A token is known by the
+    original tokens it stands for, each by more than a half; one that was merged counts by its overlap (intersection over union) with the other
+    module's token that is nearest to it. What an earlier block chose otherwise counts again later on.
+    """
+    first = one.shape.prefix_tokens
+    stages = [int(number) for number in one.reducers]
+    same = dict.fromkeys(stages, 0.0)
+    count = 0
+    for batch in images:
+        traces = one.trace(batch), other.trace(batch)
+        count += len(batch)
+        for number in stages:
+            members = [(trace[number - 1][:, first:] > 0.5).float() for trace in traces]
+            same[number] += float(_overlap(*members).sum())
+    return [
+        {
+            "block": number,
+            "tokens": one.schedule[number - 1],
+            "same_percent": 100.0 * same[number] / (count * (one.schedule[number - 1] - first)),
+        }
+        for number in stages
+    ]
+
+
+def _overlap(one: Tensor, other: Tensor) -> Tensor:
+    """Of each row of 0 and 1 (B, K, N) the largest intersection over union with a row of the other (B, M, N): (B, K)."""
+    common = one @ other.transpose(1, 2)
+    union = one.sum(-1)[:, :, None] + other.sum(-1)[:, None] - common
+    return (common / union.clamp_min(1)).amax(2)

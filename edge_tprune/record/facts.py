@@ -1,0 +1,247 @@
+"""What the sensors saw of a run: one pass over the readings, which are sorted into turns and idle times and not kept."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_tprune.record.energy import Power, PowerWindow, Sensor
+from edge_tprune.record.reader import Reading, Round, Run, read_lines
+from edge_tprune.record.writer import SENSORS
+
+IDLE = None  #: in place of a budget's name: the machine was left alone
+
+
+@dataclass(frozen=True)
+class Span:
+    """A time in which the machine did one thing: a turn of one budget, or nothing."""
+
+    budget: str | None
+    load_begin_ns: int  #: of the warm-up
+    begin_ns: int
+    end_ns: int
+    session: int = 0
+
+    @classmethod
+    def of(cls, turn: Round) -> Span:
+        """The span of a turn."""
+        begin_ns = turn.t_ns if turn.warmup_begin_ns is None else turn.warmup_begin_ns
+        return cls(turn.budget, begin_ns, turn.t_ns, turn.end_ns, turn.session)
+
+    @property
+    def seconds(self) -> float:
+        """Its length, without the warm-up."""
+        return (self.end_ns - self.begin_ns) / 1e9
+
+
+@dataclass
+class Stat:
+    """Readings of one metric, summed up."""
+
+    count: int = 0
+    total: float = 0.0
+    least: float = math.inf
+    greatest: float = -math.inf
+    increase: float = 0.0  #: from reading to reading, where there was one; across sessions nothing is counted
+
+    def add(self, value: float, increase: float) -> None:
+        """One more reading."""
+        self.count += 1
+        self.total += value
+        self.least = min(self.least, value)
+        self.greatest = max(self.greatest, value)
+        self.increase += increase
+
+    @property
+    def mean(self) -> float:
+        """Mean of the readings."""
+        return self.total / self.count
+
+
+@dataclass
+class Trend:
+    """A straight line through the readings of one metric."""
+
+    count: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    _t: float = 0.0
+    _x: float = 0.0
+    _tt: float = 0.0
+    _tx: float = 0.0
+
+    def add(self, t_ns: int, value: float) -> None:
+        """One more reading; its sums are of times since the first."""
+        if not self.count:
+            self.first_s = t_ns / 1e9
+        self.last_s = t_ns / 1e9
+        t = self.last_s - self.first_s
+        self.count += 1
+        self._t += t
+        self._x += value
+        self._tt += t * t
+        self._tx += t * value
+
+    @property
+    def rise(self) -> float:
+        """How much the line rises from the first reading to the last."""
+        spread = self._tt - self._t * self._t / max(1, self.count)
+        if self.count < 3 or spread <= 0:
+            return 0.0
+        return (self._tx - self._t * self._x / self.count) / spread * (self.last_s - self.first_s)
+
+
+@dataclass
+class Facts:
+    """What was found."""
+
+    powers: list[Power | None] = field(default_factory=list)  #: per span
+    stats: dict[str | None, dict[str, Stat]] = field(default_factory=dict)  #: budget (or IDLE) -> metric, while timing
+    whole: dict[str, Stat] = field(default_factory=dict)  #: metric, over everything that was sampled
+    trends: dict[str, Trend] = field(default_factory=dict)  #: temperatures, while budgets were timed
+    gaps: dict[str, Counter[str]] = field(default_factory=dict)  #: metric -> reason -> readings, of metrics that had a value
+    slow: Counter[str] = field(default_factory=Counter)  #: source -> reads that took longer than its period
+    missing: dict[str | None, float] = field(
+        default_factory=dict
+    )  #: budget -> share of the sensor's readings that did not come
+    missing_sources: dict[str, float] = field(default_factory=dict)  #: source -> share of its readings while timing
+    cpu_s: float | None = None  #: what the sampler used ...
+    elapsed_s: float | None = None  #: ... in this time
+    sampler_memory_bytes: float | None = None
+
+    def stat(self, budget: str | None, metric: str) -> Stat | None:
+        """Readings of a metric while a budget was timed; None where there are none."""
+        return self.stats.get(budget, {}).get(metric)
+
+
+def gather(run: Run, spans: Sequence[Span], sensor: Sensor | None) -> Facts:
+    """Goes over the readings of `run` once.
+
+    Args:
+        run: whose readings are taken.
+        spans: turns and idle times, in order of time within each session.
+        sensor: what power is computed from.
+    """
+    gatherer = _Gatherer(run.info["plan"].get("sources") or [], spans, sensor)
+    for reading in run.readings:
+        gatherer.add(reading)
+    facts = gatherer.facts()
+    _read_cost(run, facts)
+    return facts
+
+
+class _Gatherer:
+    def __init__(self, sources: Sequence[dict[str, Any]], spans: Sequence[Span], sensor: Sensor | None) -> None:
+        self._spans = spans
+        self._sensor = sensor
+        self._facts = Facts(powers=[None] * len(spans))
+        self._periods = {source["name"]: float(source["period_s"]) for source in sources if source.get("period_s")}
+        self._counters = {
+            metric["name"] for source in sources for metric in source["metrics"] if metric["aggregation"] == "increase"
+        }
+        self._sessions: dict[int, tuple[list[int], list[int]]] = {}  #: session -> load begins, and the spans they are of
+        for index in sorted(range(len(spans)), key=lambda index: (spans[index].session, spans[index].load_begin_ns)):
+            begins, indices = self._sessions.setdefault(spans[index].session, ([], []))
+            begins.append(spans[index].load_begin_ns)
+            indices.append(index)
+        self._came: dict[str, list[int]] = {name: [0] * len(spans) for name in self._periods}  #: readings per span
+        self._open: tuple[int, PowerWindow] | None = None
+        self._last: dict[tuple[int, str], float] = {}  #: (session, metric) -> value of a counter
+        self._gaps: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, reading: Reading) -> None:
+        facts = self._facts
+        period_s = self._periods.get(reading.source)
+        if period_s is not None and reading.read_ns > 1e9 * period_s:
+            facts.slow[reading.source] += 1
+        for metric, reason in reading.gaps.items():
+            self._gaps[metric][reason] += 1
+        index = self._find(reading)
+        timed = index is not None and reading.t_ns >= self._spans[index].begin_ns
+        budget = None if index is None else self._spans[index].budget
+        for metric, value in reading.values.items():
+            key = (reading.session, metric)
+            increase = max(0.0, value - self._last.get(key, value)) if metric in self._counters else 0.0
+            self._last[key] = value
+            facts.whole.setdefault(metric, Stat()).add(value, increase)
+            if timed or (index is not None and increase):
+                facts.stats.setdefault(budget, {}).setdefault(metric, Stat()).add(value, increase)
+            if timed and budget is not IDLE and metric.endswith("_temp_c"):
+                facts.trends.setdefault(metric, Trend()).add(reading.t_ns, value)
+        if self._sensor is not None and reading.source == self._sensor.source:
+            self._add_power(index, reading)
+        elif timed and index is not None and reading.values and reading.source in self._came:
+            self._came[reading.source][index] += 1
+
+    def _add_power(self, index: int | None, reading: Reading) -> None:
+        assert self._sensor is not None
+        value = reading.values.get(self._sensor.metric)
+        if self._open is not None and self._open[0] != index:
+            self._close()
+        if index is None or value is None:
+            return
+        span = self._spans[index]
+        if self._open is None:
+            self._open = index, PowerWindow(self._sensor, span.load_begin_ns, span.begin_ns, span.end_ns)
+        self._open[1].add(reading.t_ns, reading.read_ns, value)
+        if reading.t_ns >= span.begin_ns and reading.source in self._came:
+            self._came[reading.source][index] += 1
+
+    def _close(self) -> None:
+        if self._open is not None:
+            index, window = self._open
+            self._facts.powers[index] = window.power()
+            self._open = None
+
+    def _find(self, reading: Reading) -> int | None:
+        """The span that holds a reading, warm-up included."""
+        begins, indices = self._sessions.get(reading.session, ([], []))
+        place = bisect.bisect_right(begins, reading.t_ns) - 1
+        if place < 0 or reading.t_ns > self._spans[indices[place]].end_ns:
+            return None
+        return indices[place]
+
+    def facts(self) -> Facts:
+        self._close()
+        facts = self._facts
+        facts.gaps = {metric: reasons for metric, reasons in self._gaps.items() if metric in facts.whole}
+        for source, came in self._came.items():
+            expected: Counter[str | None] = Counter()
+            missing: Counter[str | None] = Counter()
+            for span, count in zip(self._spans, came):
+                ticks = math.floor(span.seconds / self._periods[source])
+                expected[span.budget] += ticks
+                missing[span.budget] += max(0, ticks - 1 - count)  # a window need not hold the ticks at both of its ends
+            of_turns = sum(ticks for budget, ticks in expected.items() if budget is not IDLE)
+            if of_turns:
+                lost = sum(count for budget, count in missing.items() if budget is not IDLE)
+                facts.missing_sources[source] = lost / of_turns
+            if self._sensor is not None and source == self._sensor.source:
+                facts.missing = {budget: missing[budget] / ticks for budget, ticks in expected.items() if ticks}
+        return facts
+
+
+def _read_cost(run: Run, facts: Facts) -> None:
+    """What the samplers say they cost; the last word of each session counts."""
+    if not (run.path / SENSORS).exists():
+        return
+    costs: dict[int, tuple[float, float, float]] = {}
+    session = 0
+
+    def parse(line: dict[str, Any]) -> None:
+        nonlocal session
+        if line["kind"] == "sampler":
+            session += 1
+        elif line["kind"] == "cost":
+            costs[session] = (float(line["cpu_s"]), float(line["elapsed_s"]), float(line["memory_bytes"]))
+
+    for _ in read_lines(run.path / SENSORS, parse):
+        pass
+    if costs:
+        facts.cpu_s = sum(cost[0] for cost in costs.values())
+        facts.elapsed_s = sum(cost[1] for cost in costs.values())
+        facts.sampler_memory_bytes = max(cost[2] for cost in costs.values())

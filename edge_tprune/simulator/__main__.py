@@ -1,0 +1,96 @@
+"""`python -m edge_tprune.simulator orin-nano DIR` keeps a simulated board alive; `... fault DIR KIND FILE` breaks it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from edge_tprune.errors import UserError
+from edge_tprune.files import clear_write_errors, write_json
+from edge_tprune.simulator.faults import KINDS, Fault
+from edge_tprune.simulator.law import BOARDS
+from edge_tprune.simulator.tree import FAULTS, STATE, Tree, run
+from edge_tprune.simulator.truth import true_energy_mj
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    commands = {"fault": _fault, "energy": _energy}
+    try:
+        command = commands.get(arguments[0]) if arguments else None
+        return command(arguments[1:]) if command else _simulate(arguments)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+def _simulate(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m edge_tprune.simulator",
+        description="Keeps a directory like a board's /sys and /proc, whose power follows this machine's CPU load by a known law.",
+        epilog="fault DIR KIND FILE [--seconds S] [--value V] breaks it; energy DIR BEGIN_NS END_NS tells what it dissipated.",
+    )
+    parser.add_argument("board", help=", ".join(BOARDS))
+    parser.add_argument("directory", type=Path, help="new, empty, or left by an earlier simulation")
+    parser.add_argument("--seed", type=int, default=0, help="of the sensors' phases and noise")
+    parser.add_argument("--noise", type=float, default=0.5, help="of the sensors, in steps (default: 0.5)")
+    parser.add_argument("--locked", action="store_true", help="clocks are locked at their highest")
+    parser.add_argument("--seconds", type=float, help="how long; by default until Ctrl-C")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tree = Tree(
+        options.directory,
+        options.board,
+        time.perf_counter_ns(),
+        seed=options.seed,
+        noise_steps=options.noise,
+        locked=options.locked,
+    )
+    try:
+        print(f"{tree.law.model} in {options.directory}. Try: edge-tprune doctor --sysroot {options.directory}", flush=True)
+        with clear_write_errors(options.directory):
+            run(tree, seconds=options.seconds)
+    finally:
+        tree.close()
+    return 0
+
+
+def _fault(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edge_tprune.simulator fault")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("file", help="pattern over the paths below the directory: '*/1-0040/*/curr1_input'")
+    parser.add_argument("--seconds", type=float, help="how long; by default until faults.json is changed")
+    parser.add_argument("--value", help="what the file says (set), or how much higher its number is (jump)")
+    options = parser.parse_args(arguments)
+    if not (options.directory / STATE).exists():
+        raise UserError(f"no simulated board in {options.directory}")
+    fault = Fault(options.kind, options.file, options.seconds, options.value)
+    file = options.directory / FAULTS
+    try:
+        asked = json.loads(file.read_bytes()) if file.exists() else []
+    except ValueError as error:
+        raise UserError(f"{file} is not readable JSON ({error}): delete it") from None
+    write_json(file, [*(asked if isinstance(asked, list) else []), asdict(fault)])
+    return 0
+
+
+def _energy(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edge_tprune.simulator energy")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("begin_ns", type=int)
+    parser.add_argument("end_ns", type=int)
+    options = parser.parse_args(arguments)
+    print(f"{true_energy_mj(options.directory, options.begin_ns, options.end_ns):.3f} mJ")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

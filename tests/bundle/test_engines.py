@@ -1,0 +1,224 @@
+"""From a bundle to engines: built ahead of time by the real TensorRT-RTX, listed in the manifest, and found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_tprune.bundle import engines
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.engines import build_ahead, machine, prepare
+from edge_tprune.cli import main
+from edge_tprune.errors import UserError
+from edge_tprune.runtime.cuda import Device, open_cuda
+from edge_tprune.runtime.engine import open_engine
+from edge_tprune.runtime.tensorrt.cache import read_record
+from edge_tprune.runtime.tensorrt.library import Library, load
+
+
+@pytest.fixture(scope="module")
+def ahead(rtx: Library, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with engines for two GPUs."""
+    path = tmp_path_factory.mktemp("ahead") / "bundle"
+    shutil.copytree(built, path)
+    keep(path, "1.0", "0.6")
+    build_ahead(Bundle.open(path), ["sm86", "sm120"])
+    return path
+
+
+def keep(path: Path, *names: str) -> Bundle:
+    """The bundle with fewer budgets, so that less is built."""
+    bundle = Bundle.open(path)
+    bundle.manifest["budgets"] = [entry for entry in bundle.manifest["budgets"] if entry["name"] in names]
+    bundle.save_manifest()
+    return Bundle.open(path)
+
+
+def test_every_budget_gets_an_engine_per_gpu_and_the_manifest_stays_true(ahead: Path, rtx: Library) -> None:
+    bundle = Bundle.open(ahead)  # hashes every file that the manifest names
+    plans = [artifact for budget in bundle.budgets for artifact in budget.artifacts if artifact.form == "plan"]
+    assert {(plan.runtime, plan.target, plan.version, plan.precision) for plan in plans} == {
+        ("tensorrt-rtx", target, rtx.version, "fp32") for target in ("sm86", "sm120")
+    }
+    assert len(plans) == 2 * len(bundle.budgets)
+    on_disk = {file.relative_to(ahead).as_posix() for file in (ahead / "plans").iterdir()}
+    assert on_disk == {name for name in bundle.files if name.startswith("plans/")}
+    assert on_disk == {name for plan in plans for name in (plan.file, f"{plan.file}.json")}
+
+
+def test_what_is_written_beside_an_engine_names_no_path(ahead: Path) -> None:
+    for file in (ahead / "plans").glob("*.json"):
+        assert str(ahead.parent) not in file.read_text()
+        record = json.loads(file.read_text())
+        assert record["network"]["tokens_after_blocks"]
+        assert record["target"] in ("sm86", "sm120")
+
+
+def test_the_graph_is_still_what_a_runtime_gets(ahead: Path) -> None:
+    for budget in Bundle.open(ahead).budgets:
+        assert budget.artifact("tensorrt-rtx").form == "explicit"
+        assert budget.artifact("tensorrt-rtx").file == budget.artifact("tensorrt").file
+
+
+def test_nothing_is_built_twice_unless_forced(ahead: Path) -> None:
+    bundle = Bundle.open(ahead)
+    before = (ahead / "manifest.json").read_bytes()
+    assert all(engine.reused for engine in build_ahead(bundle, ["sm86", "sm86"]))
+    assert (ahead / "manifest.json").read_bytes() == before
+    assert len(list((ahead / "plans").glob("*.plan"))) == 4  # those for sm120 stay
+
+
+def test_plans_of_another_version_are_dropped(bundle: Bundle, rtx: Library) -> None:
+    bundle = keep(bundle.path, "0.6")
+    build_ahead(bundle, ["sm89"])
+    for budget in bundle.manifest["budgets"]:
+        for artifact in budget["artifacts"]:
+            if artifact["form"] == "plan":
+                artifact["version"] = "0.9"
+    bundle.reload()
+    bundle.save_manifest()
+    build_ahead(Bundle.open(bundle.path), ["sm86"])
+    again = Bundle.open(bundle.path)
+    assert {file.name.split(".")[-2] for file in (bundle.path / "plans").glob("*.plan")} == {"sm86"}
+    assert {a.version for b in again.budgets for a in b.artifacts if a.form == "plan"} == {rtx.version}
+
+
+@pytest.fixture
+def gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a PC with an RTX 3080: which GPU is there is all that `prepare` asks of it before it finds a plan."""
+
+    class Here:
+        device = Device("NVIDIA GeForce RTX 3080", "8.6", False, 10**10, "13.0")
+
+    monkeypatch.setattr(engines, "open_cuda", Here)
+
+
+def test_prepare_finds_the_engine_that_the_bundle_carries(ahead: Path, gpu_here: None) -> None:
+    bundle = Bundle.open(ahead)
+    assert prepare(bundle, "0.6", "tensorrt-rtx") == ahead / "plans" / "0.6.explicit.sm86.plan"
+    assert prepare(bundle, "0.6", "onnxruntime") == ahead / "onnx" / "0.6.attention-op.onnx"
+
+
+def test_prepare_does_not_take_one_of_another_version(
+    ahead: Path, gpu_here: None, monkeypatch: pytest.MonkeyPatch, rtx: Library, tmp_path: Path
+) -> None:
+    newer = Library("tensorrt-rtx", rtx.module, "99.0")
+    monkeypatch.setattr(engines, "load", lambda runtime: newer)
+    asked = []
+    monkeypatch.setattr(engines, "find_or_build", lambda job, **_: asked.append(job))
+    file = prepare(Bundle.open(ahead), "0.6", "tensorrt-rtx", cache=tmp_path)
+    (job,) = asked
+    assert file == job.plan
+    assert file.is_relative_to(tmp_path / "plans")
+    assert job.key["version"] == "99.0"
+    assert job.key["device"] == "NVIDIA GeForce RTX 3080"
+    assert job.target is None  # for the GPU at hand
+
+
+def test_the_machine_is_told_apart_by_module_and_power_mode(gpu_here: None, rtx: Library, tmp_path: Path) -> None:
+    for file, text in {
+        "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic\n",
+        "var/lib/nvpmodel/status": "pmode:0002",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    found = machine("tensorrt-rtx", tmp_path)
+    assert found["module"] == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert found["os"] == "36.4.3"
+    assert found["power_mode"]["id"] == 2
+    assert found["version"] == rtx.version
+    assert found["sm"] == "8.6"
+
+
+def test_mistakes(bundle: Bundle, rtx: Library) -> None:
+    with pytest.raises(UserError, match=r"'sm87' \(TensorRT-RTX .* offers sm75.*Did you mean sm8"):
+        build_ahead(bundle, ["sm86", "sm87"])
+    assert not (bundle.path / "plans").exists()
+    for budget in bundle.manifest["budgets"]:
+        budget["artifacts"] = [a for a in budget["artifacts"] if a["runtime"] != "tensorrt-rtx"]
+    bundle.reload()
+    with pytest.raises(UserError, match="build with --runtime tensorrt-rtx"):
+        build_ahead(bundle, ["sm86"])
+
+
+def test_a_failed_build_names_the_budget_and_leaves_the_bundle_as_it_was(bundle: Bundle, rtx: Library) -> None:
+    with pytest.raises(UserError, match=r"no FP32 matrix products for this GPU"):
+        build_ahead(bundle, ["sm75"])
+    assert len(Bundle.open(bundle.path).budgets[0].artifacts) == 3
+
+
+def test_without_a_gpu_prepare_says_so_at_once(bundle: Bundle, rtx: Library, no_gpu: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no CUDA driver|too old|sees no GPU|no Python binding"):
+        prepare(bundle, "0.6", "tensorrt-rtx", cache=tmp_path)
+    assert list(tmp_path.iterdir()) == [bundle.path]
+
+
+def test_the_command_reports_what_the_engines_are(ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["engines", str(ahead), "--runtime", "tensorrt-rtx", "--target", "sm86,sm120"]
+    assert main([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [entry["budget"] for entry in document["engines"]] == ["1.0", "1.0", "0.6", "0.6"]
+    for entry in document["engines"]:
+        assert Path(entry["plan"]).stat().st_size == entry["bytes"]
+        assert entry["layer_times_ms"] is None
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "sm120" in out
+    assert "0 of 4" in out  # fused attention, in float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runtime", "onnxruntime"], "onnxruntime builds no engines"),
+        (["--target", "sm86"], "--target is for --runtime tensorrt-rtx"),
+        (["--runtime", "tensorrt-rtx", "--target", "sm86", "--layers"], "leave --budgets, --precision and --layers out"),
+        (["--runtime", "tensorrt-rtx", "--target", "gtx1080"], "no engine can be built ahead of time for 'gtx1080'"),
+        (["--workspace-mb", "0"], "a workspace of 0 MB is out of range"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    ahead: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["engines", str(ahead), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_build_refuses_a_target_without_its_runtime_before_it_does_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", "reference", "--target", "sm86", "--out", str(tmp_path / "b")]) == 2
+    assert "--target is for --runtime tensorrt-rtx" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+# With a GPU.
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_of_this_gpu_is_built_once_runs_and_is_the_golden_network(
+    bundle: Bundle, tmp_path: Path, runtime: str
+) -> None:
+    try:
+        load(runtime)
+        open_cuda()
+    except UserError as error:
+        pytest.skip(str(error))
+    images, golden = bundle.golden()
+    for budget in bundle.budgets:
+        plan = prepare(bundle, budget.name, runtime, cache=tmp_path)
+        record = read_record(plan)
+        assert record is not None
+        assert record["engine"]["layers"] > 0
+        written = plan.stat().st_mtime_ns
+        assert prepare(bundle, budget.name, runtime, cache=tmp_path).stat().st_mtime_ns == written
+        with open_engine(plan, runtime, threads=1) as engine:
+            for image, expected in zip(images, golden[budget.name]):
+                np.testing.assert_allclose(engine.run(image), expected, atol=1e-3)
+            assert engine.info["plan"]["key"]["runtime"] == runtime

@@ -1,0 +1,129 @@
+"""Accuracy through the engine, against slow obvious counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.evaluate import evaluate
+from edge_tprune.errors import UserError
+from edge_tprune.export.builder import build, make_plan
+from edge_tprune.models.loading import LoadedModel, make_transform
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import PrunedViT
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random images with random labels, or without."""
+
+    count: int = 21
+    labelled: bool = True
+    name: str = "noise"
+    fingerprint: str = "0" * 64
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        rng = np.random.default_rng(index)
+        return Image.fromarray(rng.integers(0, 255, (60, 50, 3), dtype=np.uint8)), int(rng.integers(6)) if self.labelled else -1
+
+
+def test_equals_a_slow_count_with_pytorch(bundle: Bundle, loaded: LoadedModel) -> None:
+    data = Noise()
+    records = evaluate(bundle, data, threads=1)
+    transform = make_transform(bundle.manifest["preprocessing"])
+    with torch.no_grad():
+        images = torch.stack([transform(data[i][0]) for i in range(len(data))])
+        logits = {
+            b.name: PrunedViT(loaded.model, registry.method("evit"), b.schedule, {})(images).double().numpy()
+            for b in bundle.budgets
+        }
+    labels = [data[i][1] for i in range(len(data))]
+    for budget in bundle.budgets:
+        mine, base = logits[budget.name], logits["1.0"]
+        right = [int(np.argmax(row)) == label for row, label in zip(mine, labels)]
+        right_base = [int(np.argmax(row)) == label for row, label in zip(base, labels)]
+        in_five = [label in sorted(range(6), key=lambda c: -row[c])[:5] for row, label in zip(mine, labels)]
+        kl = []
+        for p_row, q_row in zip(base, mine):
+            p, q = (np.exp(r - r.max()) / np.exp(r - r.max()).sum() for r in (p_row, q_row))
+            kl.append(sum(a * math.log(a / b) for a, b in zip(p, q)))
+        record = records[budget.name]
+        assert record["top1_percent"] == pytest.approx(100 * np.mean(right))
+        assert record["top5_percent"] == pytest.approx(100 * np.mean(in_five))
+        assert record["top1_change_points"]["value"] == pytest.approx(100 * (np.mean(right) - np.mean(right_base)))
+        assert record["agreement_percent"]["value"] == pytest.approx(100 * np.mean(mine.argmax(1) == base.argmax(1)))
+        assert record["kl_nats"]["value"] == pytest.approx(np.mean(kl), abs=1e-4)
+        interval = record["top1_change_points"]
+        assert interval["low"] <= interval["value"] <= interval["high"]
+    assert records["1.0"]["agreement_percent"]["value"] == 100
+    assert records["1.0"]["kl_nats"]["value"] == 0
+
+
+def test_results_are_stored_in_a_bundle_that_still_verifies(bundle: Bundle) -> None:
+    records = evaluate(bundle, Noise(), threads=1, budgets=["0.6"])
+    assert set(records) == {"1.0", "0.6"}, "the unpruned model always runs"
+    reopened = Bundle.open(bundle.path)
+    assert reopened.budget("0.6").accuracy == records["0.6"]
+    assert reopened.budget("0.8").accuracy is None, "not judged yet"
+    (results,) = bundle.path.glob("eval-*.npz")
+    with np.load(results, allow_pickle=False) as stored:
+        assert stored["labels"].shape == (21,)
+        assert stored["top5/0.6"].shape == (21, 5)
+        assert 100 * np.mean(stored["top5/0.6"][:, 0] == stored["labels"]) == pytest.approx(records["0.6"]["top1_percent"])
+
+
+def test_judging_one_budget_keeps_the_others_results_on_the_same_images(bundle: Bundle) -> None:
+    first = evaluate(bundle, Noise(), threads=1)
+    evaluate(bundle, Noise(), threads=1, budgets=["0.6"])
+    assert bundle.budget("0.8").accuracy == first["0.8"]
+    (results,) = bundle.path.glob("eval-*.npz")
+    with np.load(results, allow_pickle=False) as stored:
+        assert stored["top5/0.8"].shape == (21, 5)
+    evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1, budgets=["0.6"])
+    assert bundle.budget("0.8").accuracy is None, "other images: no longer comparable"
+    Bundle.open(bundle.path)
+
+
+def test_ending_between_the_two_writes_leaves_a_bundle_that_verifies(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = evaluate(bundle, Noise(), threads=1)
+
+    def interrupted(self: Bundle) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bundle, "save_manifest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1)
+    assert Bundle.open(bundle.path).budget("0.6").accuracy == first["0.6"]
+
+
+def test_without_labels_agreement_and_divergence_remain(bundle: Bundle) -> None:
+    record = evaluate(bundle, Noise(labelled=False), threads=1)["0.6"]
+    assert record["top1_percent"] is None
+    assert record["top1_change_points"] is None
+    assert 0 <= record["agreement_percent"]["value"] <= 100
+    assert record["kl_nats"]["value"] > 0
+
+
+def test_the_last_batch_may_be_short(loaded: LoadedModel, tmp_path: pytest.TempPathFactory, bundle: Bundle) -> None:
+    one = evaluate(bundle, Noise(), threads=1)
+    four = build(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.6], blocks=[2, 3], batch=4), tmp_path / "four").bundle  # type: ignore[operator]
+    many = evaluate(four, Noise(), threads=1)
+    for name in ("1.0", "0.6"):
+        for key in ("top1_percent", "agreement_percent"):
+            assert many[name][key] == one[name][key]
+
+
+def test_an_unpruned_budget_is_needed(loaded: LoadedModel, tmp_path: pytest.TempPathFactory) -> None:
+    alone = build(loaded, make_plan(loaded, "evit", budgets=[0.6], blocks=[2, 3]), tmp_path / "alone").bundle  # type: ignore[operator]
+    with pytest.raises(UserError, match="no unpruned budget"):
+        evaluate(alone, Noise(), threads=1)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_tprune.record.facts import IDLE, Facts, Stat, Trend
+from edge_tprune.record.reader import Check, Run, State
+from edge_tprune.record.verdict import Reason, Turns, judge_budget, judge_run, verdict_json
+
+from .tiny_run import info
+
+STEADY = Turns(10, 0, [5.0, 5.05, 4.95, 5.0])
+OK = Check("a", True, 0.0, 1.0, 1, None)
+
+
+def stat(*values: float, increase: float = 0.0) -> Stat:
+    made = Stat()
+    for value in values:
+        made.add(value, 0.0)
+    made.increase = increase
+    return made
+
+
+def run(states: tuple[State, ...] = (), end: str | None = "complete") -> Run:
+    return Run(Path("p"), info(environment={"cpu_count": 4}), {}, (), (), (), end, (), (), states)
+
+
+def state(which: str, mode: str = "25W", mhz: float = 1000.0, locked: bool = False) -> State:
+    clock = {"mhz": mhz, "min_mhz": mhz if locked else 100.0, "max_mhz": mhz, "locked": locked}
+    clocks = {"gpu": {"name": "gpu", **clock}, "cpu": [{"name": "0 1 2 3", **clock}], "emc": {"mhz": None}}
+    return State(which, {"power_mode": {"id": 1, "name": mode}, "clocks": clocks})
+
+
+def codes(reasons: list[Reason]) -> list[tuple[str, str]]:
+    return [(reason.status, reason.code) for reason in reasons]
+
+
+def test_nothing_seen_is_valid() -> None:
+    assert judge_budget("a", OK, STEADY, Facts()) == []
+    assert judge_run(run((state("begin"), state("end"))), Facts(), {"a": []}) == []
+    assert verdict_json([]) == {"status": "valid", "reasons": []}
+
+
+@pytest.mark.parametrize(
+    ("check", "turns", "facts", "expected"),
+    [
+        (Check("a", False, 0.5, 1.0, 1, None), STEADY, {}, ("invalid", "golden_mismatch")),
+        (OK, Turns(0, 0, []), {}, ("invalid", "not_timed")),
+        (OK, Turns(2, 0, [5.0, 5.0]), {}, ("suspect", "few_rounds")),
+        (OK, Turns(4, 0, [5.0, 6.0, 5.0, 6.0]), {}, ("suspect", "latency_unstable")),
+        (OK, Turns(10, 3, [5.0, 5.0]), {}, ("suspect", "warmup_unsteady")),
+        (OK, STEADY, {"missing": {"a": 0.11}}, ("suspect", "coverage")),
+        (OK, STEADY, {"stats": {"a": {"over_current_3_count": stat(7.0, increase=2)}}}, ("suspect", "over_current")),
+        (OK, STEADY, {"stats": {"a": {"cpu_throttle_count": stat(7.0, increase=1)}}}, ("suspect", "throttled")),
+        (OK, STEADY, {"stats": {"a": {"throttling_devices_count": stat(0.0, 2.0)}}}, ("suspect", "cooling")),
+    ],
+)
+def test_what_makes_a_budget_suspect(check: Check, turns: Turns, facts: dict[str, Any], expected: tuple[str, str]) -> None:
+    assert codes(judge_budget("a", check, turns, Facts(**facts))) == [expected]
+
+
+def test_just_below_the_thresholds_is_valid() -> None:
+    facts = Facts(missing={"a": 0.09}, stats={"a": {"throttling_devices_count": stat(0.0), "over_current_1_count": stat(9.0)}})
+    assert judge_budget("a", OK, Turns(10, 2, [5.0, 5.2, 4.9]), facts) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"stats": {"a": {"cpu_load_others_percent": stat(10.0)}}}, ("suspect", "other_cpu")),
+        ({"stats": {IDLE: {"gpu_load_percent": stat(0.0, 30.0)}}}, ("suspect", "other_gpu")),
+        ({"whole": {"swap_used_bytes": stat(0.0, 20e6)}}, ("suspect", "swap")),
+        ({"missing_sources": {"rails": 0.2}}, ("suspect", "coverage")),
+        ({"slow": {"rails": 2}}, ("valid", "sensor_slow")),
+    ],
+)
+def test_what_makes_a_run_suspect(facts: dict[str, Any], expected: tuple[str, str]) -> None:
+    assert codes(judge_run(run(), Facts(cpu_s=0.1, elapsed_s=1.0, **facts), {})) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("per_minute", "expected"), [(1.0, []), (4.0, [("suspect", "temperature")]), (-4.0, [("suspect", "temperature")])]
+)
+def test_temperature_that_creeps(per_minute: float, expected: list[tuple[str, str]]) -> None:
+    trend = Trend()
+    for second in range(0, 121, 5):
+        trend.add(10**15 + second * 10**9, 50 + per_minute * second / 60 + (second % 2) * 0.5)
+    assert trend.rise == pytest.approx(2 * per_minute, abs=0.3)
+    assert codes(judge_run(run(), Facts(trends={"gpu_temp_c": trend}), {})) == expected
+
+
+def test_mode_and_clocks_must_be_what_they_were() -> None:
+    changed = run((state("begin"), state("end", mode="MAXN")))
+    assert codes(judge_run(changed, Facts(), {})) == [("invalid", "power_mode_changed")]
+    limits = run((state("begin"), state("end", mhz=800.0)))
+    assert codes(judge_run(limits, Facts(), {})) == [("invalid", "clock_limits_changed")]
+    locked = run((state("begin", locked=True), state("end", locked=True)))
+    slow = {"a": {"gpu_frequency_mhz": stat(1000.0, 1000.0), "cpu_frequency_mhz": stat(950.0, 960.0)}}
+    (reason,) = judge_run(locked, Facts(stats=slow), {})
+    assert (reason.status, reason.code) == ("invalid", "clock_below_lock")
+    assert "CPU clock was 955 MHz" in reason.text
+    assert judge_run(run((state("begin"), state("end"))), Facts(stats=slow), {}) == []
+    off = {"a": {"gpu_frequency_mhz": stat(0.0, 0.0), "cpu_frequency_mhz": stat(1000.0)}}
+    assert judge_run(locked, Facts(stats=off), {}) == []
+
+
+def test_a_run_is_no_better_than_its_budgets_and_its_end() -> None:
+    budgets = {"a": [], "b": [Reason("invalid", "golden_mismatch", "")], "c": [Reason("valid", "note", "")]}
+    found = judge_run(run(end="interrupted"), Facts(), budgets)
+    assert codes(found) == [("suspect", "budget"), ("suspect", "incomplete")]
+    assert "budget b is invalid (golden_mismatch)" in found[0].text
+
+
+def test_the_worst_comes_first() -> None:
+    verdict = verdict_json([Reason("valid", "n", "note"), Reason("invalid", "i", "bad"), Reason("suspect", "s", "hm")])
+    assert verdict["status"] == "invalid"
+    assert [reason["code"] for reason in verdict["reasons"]] == ["i", "s", "n"]

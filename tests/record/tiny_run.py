@@ -1,0 +1,60 @@
+"""Profiles written by hand, and disks that fill up."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_tprune.record.writer import Recorder
+
+
+def info(**changes: Any) -> dict[str, Any]:
+    """A valid run.json of two budgets and two rounds."""
+    artifact = {"runtime": "onnxruntime", "precision": "fp32", "form": "explicit", "file": "a.onnx", "sha256": "0", "bytes": 1}
+    budget = {"requested": None, "schedule": [5], "macs": 1, "macs_share": 1.0, "accuracy": None, "artifact": artifact}
+    plan = {"seed": 0, "rounds": 2, "seconds_per_round": 1, "warmup_seconds": 0, "threads": 1, "runtime": "onnxruntime"}
+    return {
+        "format": "edge-tprune-profile",
+        "version": 1,
+        "run_id": "r",
+        "started_utc": "2025-01-01T00:00:00+00:00",
+        "tool_version": "0",
+        "bundle": {"name": "b", "fingerprint": "f", "batch": 1, "model": {}, "method": {}},
+        "budgets": [{"name": "a", **budget}, {"name": "b", **budget}],
+        "plan": {**plan, "isolation": "", "order": [["a", "b"], ["b", "a"]]},
+        "environment": {},
+        **changes,
+    }
+
+
+def add_round(recorder: Recorder, number: int, budget: str = "a", latency_ns: tuple[int, ...] = (5, 7, 6)) -> None:
+    turn: dict[str, Any] = {"load_ms": 1.0, "warmup_inferences": 3, "warmup_steady": True}
+    starts = [10 * index for index in range(len(latency_ns))]
+    recorder.append("round", round=number, position=0, budget=budget, **turn, start_ns=starts, latency_ns=latency_ns)
+
+
+def write_run(out: Path, rounds: int = 3, end: str | None = "complete") -> Path:
+    """A profile with `rounds` turns of budget "a"."""
+    with Recorder.create(out, "run", info()) as recorder:
+        for number in range(rounds):
+            add_round(recorder, number)
+        if end:
+            recorder.append("end", reason=end)
+    return recorder.path
+
+
+def in_full_disk(code: str, *arguments: str, size: str = "128k") -> subprocess.CompletedProcess[str]:
+    """Runs `code` in a mount namespace of its own, with a small file system at its last argument."""
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    mount = f"mount -t tmpfs -o size={size} tmpfs {arguments[-1]}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small file system here")
+    shell = f'{mount} && exec "$0" -c "$@"'
+    command = ["unshare", "-rm", "sh", "-c", shell, sys.executable, code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

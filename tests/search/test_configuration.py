@@ -1,0 +1,189 @@
+"""The search for a method's configuration on real images and a real network, and the file that build takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import edge_tprune
+from edge_tprune.errors import UserError
+from edge_tprune.export.builder import make_plan
+from edge_tprune.files import exclusive
+from edge_tprune.models.data import ImageFolder, ReferenceTask
+from edge_tprune.models.loading import LoadedModel, load_model
+from edge_tprune.reduction import network_shape
+from edge_tprune.schedule import from_tokens
+from edge_tprune.search.configuration import find, read
+from edge_tprune.search.score import Scorer
+
+
+@pytest.fixture(scope="module")
+def reference() -> LoadedModel:
+    return load_model("reference", None)
+
+
+def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "found" / "evit.json"
+    images = ReferenceTask(40, "train")
+    document = find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1)
+    assert json.loads(out.read_text()) == document
+    assert list(document["budgets"]) == ["0.6", "0.8"]
+    for name, entry in document["budgets"].items():
+        assert entry["kl"]["value"] <= entry["default_kl"]["value"]
+        assert entry["share"] == pytest.approx(float(name), rel=0.01)
+    found = read(out)
+    plan = make_plan(reference, found.method, budgets=[1.0], found=found.budgets, options=found.options)
+    assert list(plan.schedules) == ["1.0", "0.6", "0.8"]
+    assert plan.schedules["0.6"].tokens == tuple(document["budgets"]["0.6"]["tokens"])
+    assert plan.schedules["0.6"].requested == 0.6
+    lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
+    assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1) == document
+    assert {p.name: p.read_text() for p in out.parent.glob("*.jsonl")} == lines, "a finished search runs nothing again"
+    with exclusive(out, "search"), pytest.raises(UserError, match="another search is at work on it"):
+        find(reference, "evit", [0.6], images, out, trials=6, stages=(2, 4), seed=1)
+    with pytest.raises(UserError, match=r"is the log of another search \(images was 40, now 30\)"):
+        find(reference, "evit", [0.6], ReferenceTask(30, "train"), out, trials=6, stages=(2, 4), seed=1)
+
+
+def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "bat.json"
+    document = find(
+        reference, "bat", [0.6, 0.8], ReferenceTask(20, "train"), out, trials=4, stages=(3, 3), options={"matched": 0.1}
+    )
+    assert document["options"]["matched"] == 0.1
+    assert set(document["options"]) == {"matched", "attentive"}
+    second = [json.loads(line) for line in (tmp_path / "bat.json.0.8.jsonl").read_text().splitlines()]
+    assert second[0]["search"]["options"] == {"matched": 0.1}
+    assert all(json.loads(row["trial"])[2] == [["attentive", document["options"]["attentive"]]] for row in second[1:])
+
+
+def test_more_trials_and_damaged_lines(reference: LoadedModel, tmp_path: Path) -> None:
+    """Going on from a finished search ends where a longer one would, also where the first budget's options change by it."""
+    images, told = ReferenceTask(10, "train"), []
+    whole = find(reference, "bat", [0.6, 0.8], images, tmp_path / "whole.json", trials=9, stages=(2, 3), seed=4)
+    find(reference, "bat", [0.6, 0.8], images, tmp_path / "log.json", trials=3, stages=(2, 3), seed=4)
+    log = tmp_path / "log.json.0.6.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    again = find(reference, "bat", [0.6, 0.8], images, tmp_path / "log.json", trials=9, stages=(2, 3), seed=4, warn=told.append)
+    assert again == whole
+    assert told == [f"{log}: line 2 cannot be read: what it says is tried again"]
+
+
+def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:
+    shape = network_shape(reference.model)
+    schedule = from_tokens(shape, [197] * 3 + [120] * 9)
+    images = torch.randn(2, 3, *reference.preprocessing["input_size"], generator=torch.Generator().manual_seed(0))[:, 0]
+    labels = torch.tensor([0, 1])
+    pruned = edge_tprune.prune(reference.model, method="evit", schedule=schedule.tokens)
+    with torch.no_grad():
+        p = reference.model(images).double().softmax(1)
+        q = pruned(images).double().softmax(1)
+    wanted = [float(sum(a * (a / b).log() for a, b in zip(p[i], q[i]))) for i in range(2)]
+    (found,) = Scorer(reference.model, "evit", [images])(schedule, {})
+    assert found == pytest.approx(wanted, abs=1e-6)
+    (errors,) = Scorer(reference.model, "evit", [images], [labels])(schedule, {})
+    assert errors == [100.0 * (int(q[i].argmax()) != i) for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"budgets": [1.0]}, "budget 1 is out of range"),
+        ({"budgets": [0.02], "stages": (1, 2)}, r"no schedule with 1 to 2 stages meets budget 0\.02"),
+        ({"trials": 0}, "at least one trial, not 0"),
+        ({"stages": (0, 2)}, "0 to 2 stages do not fit a model of 12 blocks"),
+        ({"stages": (3, 2)}, "3 to 2 stages do not fit"),
+        ({"score": "f1"}, "no score 'f1': choose kl or top1"),
+        ({"method": "evitt"}, "Did you mean evit"),
+        ({"options": {"fusee": True}}, "Did you mean fuse"),
+        ({"budgets": [0.6, 0.60]}, "a budget is given twice: 0.6, 0.6"),
+        ({"out": "found"}, "a schedule file is a file whose name ends in .json"),
+        ({"out": "file/x.json"}, "file"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(
+    arguments: dict[str, object], says: str, reference: LoadedModel, tmp_path: Path
+) -> None:
+    settings = {"method": "evit", "budgets": [0.6], "trials": 2} | arguments
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / str(settings.pop("out", "x.json"))
+    method, budgets = settings.pop("method"), settings.pop("budgets")
+    with pytest.raises(UserError, match=says):
+        find(reference, method, budgets, ReferenceTask(5, "train"), out, **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "x.json").exists()
+
+
+def good_file(**changes: object) -> str:
+    document = {"format": "edge-tprune-schedule", "version": 1, "method": "zero_tprune", "options": {"similar": 0.5}}
+    return json.dumps(document | {"budgets": {"0.65": {"tokens": [197] * 12}}} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budgets": {"0.5": {"tokens": [float("inf")] * 12}}},
+        {"budgets": {"0.5": {"tokens": [164.9] * 12}}},
+        {"budgets": {"0.5": {"tokens": [True] * 12}}},
+        {"budgets": {"fast": {"tokens": [197] * 12}}},
+        {"budgets": {"nan": {"tokens": [197] * 12}}},
+        {"budgets": {"1.5": {"tokens": [197] * 12}}},
+        {"options": {"similar": "0.5"}},
+        {"options": {"votes": 1.5}},
+    ],
+)
+def test_schedule_files_that_lie(changes: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(good_file())
+    assert read(tmp_path / "good.json").budgets == {"0.65": (197,) * 12}
+    (tmp_path / "bad.json").write_text(good_file(**changes))
+    with pytest.raises(UserError, match="is damaged"):
+        read(tmp_path / "bad.json")
+
+
+def test_a_schedule_that_misses_its_budget_on_this_model_is_remarked(reference: LoadedModel) -> None:
+    plan = make_plan(reference, "evit", found={"0.65": [197] * 6 + [120] * 6})
+    (remark,) = plan.remarks
+    assert remark.startswith("budget 0.65: on this model the schedule that was found comes to 0.798 of its MACs")
+
+
+def test_stages_that_exclude_the_defaults_are_obeyed(reference: LoadedModel, tmp_path: Path) -> None:
+    found = find(reference, "tome", [0.8], ReferenceTask(10, "train"), tmp_path / "x.json", trials=3, stages=(2, 3))
+    assert 2 <= len(found["budgets"]["0.8"]["blocks"]) <= 3
+    assert found["budgets"]["0.8"]["default_kl"] is None
+
+
+def test_labels_are_needed_for_errors_only(reference: LoadedModel, tmp_path: Path) -> None:
+    from PIL import Image
+
+    files = tuple(tmp_path / f"{i}.png" for i in range(2))
+    for file in files:
+        Image.new("RGB", (224, 224), (30, 60, 90)).save(file)
+    folder = ImageFolder(tmp_path, files, (-1, -1))
+    with pytest.raises(UserError, match="has no labels: score by kl"):
+        find(reference, "evit", [0.6], folder, tmp_path / "x.json", score="top1", trials=1)
+    assert find(reference, "evit", [0.6], folder, tmp_path / "x.json", trials=1)["found"]["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot be read: No such file"),
+        ("tokens: 3", "is not readable JSON"),
+        ("[1, 2]", "is not a schedule file"),
+        ('{"format": "edge-tprune-schedule", "version": 2}', "format version 2, newer than the 1 this edge-tprune reads"),
+        ('{"format": "edge-tprune-schedule", "version": "1"}', "no format version that can be read: '1'"),
+        ('{"format": "edge-tprune-schedule", "version": 1, "method": "evit"}', "is damaged"),
+        (
+            '{"format": "edge-tprune-schedule", "version": 1, "method": "evit", "options": {}, "budgets": {"0.5": 3}}',
+            "is damaged",
+        ),
+    ],
+)
+def test_files_that_are_no_schedule_files(text: str | None, says: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "s.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        read(tmp_path / "s.json")

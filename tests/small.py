@@ -1,0 +1,89 @@
+"""Fixtures of several rooms: a small but complete bundle, built once per worker with the real exporter, and an explained image."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.errors import UserError
+from edge_tprune.export.builder import build, make_plan
+from edge_tprune.export.explain import Explanation, explain
+from edge_tprune.models.loading import LoadedModel, _hash_weights
+from edge_tprune.runtime.tensorrt.library import Library, load
+
+RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+PREPROCESSING = {
+    "input_size": [3, 48, 48],
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+}
+
+
+def small_model(seed: int = 0, channels: int = 96, **kind: Any) -> LoadedModel:
+    """A 4-block ViT with 37 tokens whose random weights make tokens differ."""
+    torch.manual_seed(seed)
+    model = (
+        VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=4, num_heads=3, **kind)
+        .eval()
+        .requires_grad_(False)
+    )
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(6.0)
+    return LoadedModel("small-test", model, "random", _hash_weights(model), PREPROCESSING)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> LoadedModel:
+    return small_model()
+
+
+@pytest.fixture(scope="session")
+def image() -> Image.Image:
+    pixels = np.random.default_rng(5).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    return Image.fromarray(pixels).resize((60, 50), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def explained(loaded: LoadedModel, image: Image.Image) -> Explanation:
+    methods = ["evit", "tome", "zero_tprune"]
+    return explain(loaded, image, methods, [1.0, 0.8, 0.6], name="a <b>.png", options={"fuse": "true", "votes": "2"})
+
+
+_BUILT: dict[str, Path] = {}  # each room that imports the fixture has one of its own, but one bundle serves all
+
+
+@pytest.fixture(scope="session")
+def built(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if "small" not in _BUILT:
+        out = tmp_path_factory.mktemp("bundles") / "small"
+        plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
+        _BUILT["small"] = build(loaded, plan, out).bundle.path
+    return _BUILT["small"]
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Library:
+    """The real TensorRT-RTX, whose parser and builder need no GPU."""
+    try:
+        return load("tensorrt-rtx")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Bundle:
+    """A copy that a test may damage."""
+    shutil.copytree(built, tmp_path / "copy")
+    return Bundle.open(tmp_path / "copy")
