@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["HonestNo", "UserError", "__version__", "macs", "prune"]
+__all__ = ["EdgeTPruneError", "InternalError", "NegativeAnswer", "UserError", "__version__", "macs", "prune"]
 
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.version import __version__
 
 if TYPE_CHECKING:

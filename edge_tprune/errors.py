@@ -1,21 +1,50 @@
-"""The two ways something ends early: the user can mend it (`UserError`), or the answer is honestly no (`HonestNo`)."""
+"""How a command ends early. Each kind of end has a type of its own, and an exit code that scripts can rely on:
+
+| type | exit code | meaning |
+|---|---|---|
+| `NegativeAnswer` | 1 | the question was fine and the answer is no |
+| `UserError` | 2 | something that the person can put right: an argument, a file, a full disk, a lost connection |
+| `InternalError` | 3 | a fault of edge-tprune: please report it |
+| `UnresolvedAnswer` | 3 | a gate asked, and the measurement cannot tell: measure more |
+
+A script that gates on an answer therefore passes on 0 alone, and tells "no" (1) from "don't know" (3).
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class EdgeTPruneError(Exception):
     """Base of everything this package raises on purpose."""
 
+    exit_code: ClassVar[int] = 3
+
+
+class NegativeAnswer(EdgeTPruneError):
+    """The question was fine and the answer is no: no budget meets the constraints, a budget failed its check, something got worse."""
+
+    exit_code = 1
+
 
 class UserError(EdgeTPruneError):
-    """A mistake that the caller can mend. One line: what is wrong, which value, what to do. Exit code 2."""
+    """Something the person can put right. One line: what is wrong, which value, what to do."""
+
+    exit_code = 2
 
 
-class HonestNo(EdgeTPruneError):
-    """The question was fine and the answer is no (no budget meets the constraints, a check failed). Exit code 1."""
+class ConnectionLost(UserError):
+    """The connection to a board broke. Nobody's fault; what arrived stays on the board, and repeating the command goes on from it."""
+
+
+class InternalError(EdgeTPruneError):
+    """A promise that this package makes to itself was broken. The command line asks for a report, and writes what belongs into it to a file."""
+
+
+class UnresolvedAnswer(EdgeTPruneError):
+    """A gate asked a question that the measurement is too noisy or too short to answer. Neither yes nor no."""
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:

@@ -21,7 +21,7 @@ from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.rounds import missing_turns, take_turn
 from edge_tprune.bundle.bundle import Budget, Bundle
 from edge_tprune.bundle.engines import prepare
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import Dataset
 from edge_tprune.record.reader import describe_failure, read_run
 from edge_tprune.record.summary import write_summary
@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
         self.path = path
 
 
-class CheckFailed(HonestNo):
+class CheckFailed(NegativeAnswer):
     """Some budgets could not be timed, because they failed their check. The others are in the profile at `path`."""
 
     def __init__(self, path: Path, failures: dict[str, str]) -> None:

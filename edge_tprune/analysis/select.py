@@ -26,7 +26,7 @@ from edge_tprune.analysis.limits import (
 )
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Group, Row, Rows, group
-from edge_tprune.errors import HonestNo, UserError, did_you_mean
+from edge_tprune.errors import NegativeAnswer, UserError, did_you_mean
 
 FORMAT = "edge-tprune-choice"
 VERSION = 2
@@ -111,7 +111,7 @@ class Miss:
         return -self.limit.margin(self.value)
 
 
-class NothingFits(HonestNo):
+class NothingFits(NegativeAnswer):
     """No row keeps every constraint. The message names the nearest miss per constraint."""
 
     def __init__(self, message: str, misses: tuple[Miss, ...], left_out: tuple[tuple[Row, str], ...]) -> None:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
-from edge_tprune.errors import EdgeTPruneError, UserError
+from edge_tprune.errors import EdgeTPruneError, InternalError
+
+#: What an operating system refuses for reasons that the person can do something about.
+_REFUSALS = (
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EROFS,
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 1 the honest answer is no, 2 the user's mistake, 130 interrupted."""
+    """Runs one command and returns its exit code.
+
+    0 done, 1 the answer is no, 2 a mistake that the person can put right, 3 a fault of edge-tprune or an answer that cannot be given
+    (see `edge_tprune.errors`), 130 interrupted, 141 nobody reads the output any more.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(arguments or ["--help"])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again while exiting
+        return 141
+    except Exception as error:
+        return _end(error, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    """Calls the command; what it raises on purpose, and what nobody foresaw, is left to the caller."""
     import typer
 
     from edge_tprune.cli.app import app
@@ -18,25 +42,33 @@ def main(arguments: list[str] | None = None) -> int:
 
     # Typer carries its own copy of click in some releases and uses the real one in others; this names its base error in both.
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        stopped = app(args=arguments or ["--help"], prog_name="edge-tprune", standalone_mode=False)
-        if stopped == 130:  # typer turns Ctrl-C into this
-            return _fail("interrupted", 130)
-        return stopped if isinstance(stopped, int) else 0
+        code = app(args=arguments, prog_name="edge-tprune", standalone_mode=False)
     except Stopped as stop:
         return _fail(str(stop), 130)
     except usage_error as error:
-        return _fail(f"{error.format_message().rstrip('.')}. See: edge-tprune --help", 2)
-    except UserError as error:
-        return _fail(str(error), 2)
-    except EdgeTPruneError as error:  # an honest no, or a graph that broke a promise
-        return _fail(str(error), 1)
+        context = getattr(error, "ctx", None)
+        command = "edge-tprune" if context is None else context.command_path
+        return _fail(f"{error.format_message().rstrip('.')}. See: {command} --help", 2)
     except (KeyboardInterrupt, typer.Abort) as stop:
         return _fail(str(stop) or "interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again while exiting
-        return 141
+    if code == 130:  # typer turns Ctrl-C into this
+        return _fail("interrupted", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _end(error: Exception, arguments: Sequence[str]) -> int:
+    """Says in one line how the command failed, and returns its exit code."""
+    from edge_tprune.cli.faults import describe_fault
+
+    if isinstance(error, EdgeTPruneError) and not isinstance(error, InternalError):
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, MemoryError):
+        return _fail("out of memory: close what else uses it, or give smaller numbers", 2)
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 2)
+    debug = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
+    return _fail(describe_fault(error, arguments, debug), InternalError.exit_code)
 
 
 def _fail(message: str, code: int) -> int:

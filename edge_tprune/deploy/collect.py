@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from edge_tprune.deploy import remote
 from edge_tprune.deploy.ssh import Board
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import UserError
 from edge_tprune.files import atomic_writer, clear_write_errors
 
 LIMIT_BYTES = 4_000_000_000  #: of one collection
@@ -25,8 +25,8 @@ def collect(board: Board, out: Path) -> list[Path]:
     Each file appears whole or not at all, readable by the user alone. What its writer has not finished (hidden files) stays there.
 
     Raises:
-        UserError: the board offers something that does not belong into a profile, or more than `LIMIT_BYTES`; nothing is written then.
-        HonestNo: a file arrived damaged.
+        UserError: the board offers something that does not belong into a profile, or more than `LIMIT_BYTES` (nothing is written then); or a
+            file arrived damaged.
     """
     files = check_listing(board.call("list", directory="profiles")["files"], str(board.target))
     wanted = _wanted(files, out)
@@ -76,12 +76,11 @@ class Receiver:
         """Takes one file from `stream`.
 
         Raises:
-            HonestNo: it was not announced, or is not what its hash says.
-            UserError: it cannot be written here.
+            UserError: it was not announced, is not what its hash says, or cannot be written here.
         """
         path, size = frame.get("path"), frame.get("bytes")
         if not isinstance(path, str) or self._wanted.pop(path, None) != size:
-            raise HonestNo(f"{self._who} sent a file that it had not announced: {path!r}")
+            raise UserError(f"{self._who} sent a file that it had not announced: {path!r}")
         target = self._out / path
         with clear_write_errors(target):
             _make_private(self._out, target.parent)
@@ -92,7 +91,7 @@ class Receiver:
                 received += len(block)
                 draft.write(block)
             if received != size or digest.hexdigest() != frame.get("sha256"):
-                raise HonestNo(f"{self._who}: {path} arrived damaged. Repeat the command")
+                raise UserError(f"{self._who}: {path} arrived damaged. Repeat the command")
         target.chmod(0o600)
 
 

@@ -17,8 +17,8 @@ from edge_tprune.bundle.bundle import MANIFEST, Bundle
 from edge_tprune.deploy import remote, wheels
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
-from edge_tprune.deploy.ssh import Board, ConnectionLost, hang_up
-from edge_tprune.errors import EdgeTPruneError, HonestNo, UserError
+from edge_tprune.deploy.ssh import Board, hang_up
+from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.files import sha256_file
 
 _AT_ONCE = 16  #: boards
@@ -220,7 +220,7 @@ def _doctor(board: Board) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(answer["stdout"])
     except ValueError as error:
-        raise HonestNo(f"{board.target}: the doctor on the board gave no answer (exit code {answer['code']})") from error
+        raise InternalError(f"{board.target}: the doctor on the board gave no answer (exit code {answer['code']})") from error
     return document
 
 
@@ -228,7 +228,7 @@ def _profile(board: Board, name: str, doctor: dict[str, Any], options: Options, 
     """Runs `profile` on the board and passes on what it shows."""
     blockers = [finding["text"] for finding in doctor["findings"] if finding["level"] == "blocker"]
     if blockers and not options.anyway:
-        raise HonestNo(f"{board.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
+        raise NegativeAnswer(f"{board.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
     watcher.step("profiling")
     said: list[str] = []
 
@@ -243,7 +243,8 @@ def _profile(board: Board, name: str, doctor: dict[str, Any], options: Options, 
             line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "".join(said))) if line.strip()
         ]
         reason = lines[-1].removeprefix("edge-tprune: ") if lines else f"exit code {answer['code']}"
-        raise (UserError if answer["code"] == 2 else HonestNo)(f"{board.target}: {reason}")
+        kind: type[EdgeTPruneError] = {1: NegativeAnswer, 2: UserError}.get(answer["code"], InternalError)
+        raise kind(f"{board.target}: {reason}")
 
 
 #: Lets the progress bar on the board draw although it writes into a pipe.

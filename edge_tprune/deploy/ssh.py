@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from edge_tprune.deploy import remote
 from edge_tprune.deploy.hosts import Target
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import ConnectionLost, InternalError, UserError
 
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8", "ClearAllForwardings=yes")
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
@@ -50,10 +50,6 @@ def hang_up() -> None:
     """Ends every request that is under way, in whichever thread."""
     for process in list(_talking):
         process.kill()
-
-
-class ConnectionLost(HonestNo):
-    """The connection broke. What arrived on the board stays there; repeating the command goes on from it."""
 
 
 class Board:
@@ -154,6 +150,7 @@ class Board:
 
         Raises:
             UserError: the board refuses, with its reason.
+            InternalError: the program on the board ended without an answer.
             ConnectionLost: the connection broke.
         """
         source = Path(remote.__file__).read_bytes()
@@ -185,7 +182,7 @@ class Board:
         if answer is None:
             if process.returncode == 255:
                 raise self._lost(said)
-            raise HonestNo(f"{self.target}: the program on the board ended unexpectedly: {_last_line(said)}")
+            raise InternalError(f"{self.target}: the program on the board ended unexpectedly: {_last_line(said)}")
         if "error" in answer:
             raise UserError(f"{self.target}: {answer['error']}")
         return answer

@@ -22,7 +22,7 @@ import torch
 
 from edge_tprune.bundle import bundle as bundle_format
 from edge_tprune.bundle.bundle import Bundle, artifact_key, locked
-from edge_tprune.errors import HonestNo, UserError, did_you_mean
+from edge_tprune.errors import NegativeAnswer, UserError, did_you_mean
 from edge_tprune.export import parity
 from edge_tprune.export.graph import FORMS, INPUT, OUTPUT, Form, SharedWeights, export, save
 from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, sync_directory, write_json
@@ -174,7 +174,8 @@ def build(loaded: LoadedModel, plan: Plan, out: Path, *, force: bool = False, pr
 
     Raises:
         UserError: `out` holds something that is not a bundle, or cannot be written.
-        HonestNo: a graph whose logits differ from PyTorch's.
+        InternalError: a float32 graph whose logits differ from PyTorch's.
+        NegativeAnswer: half precision changes the network too much, or no sample image can prove a graph right.
     """
     out = out.resolve()  # a link to a bundle stays a link: what it points to is replaced
     fingerprint = _fingerprint(loaded, plan)
@@ -357,7 +358,7 @@ def _parity_images(loaded: LoadedModel, plan: Plan, wanted: int) -> tuple[torch.
     """`wanted` sample images that can prove a graph right, and how many others were looked at and left out.
 
     Raises:
-        HonestNo: too few can.
+        NegativeAnswer: too few can.
     """
     transform = loaded.transform()
     candidates = torch.stack([transform(image) for image in sample_images(loaded.name, MOST_CANDIDATES * wanted)])
@@ -368,7 +369,7 @@ def _parity_images(loaded: LoadedModel, plan: Plan, wanted: int) -> tuple[torch.
             break
     steadiest = flips.argsort(stable=True)[:wanted].sort().values
     if int(flips[steadiest].max()) >= USELESS:
-        raise HonestNo(
+        raise NegativeAnswer(
             f"method {plan.method} chooses other tokens on {int((flips >= USELESS).sum())} of {len(flips)} sample images when only rounding changes: "
             "its scores tie too often to prove a graph right. Try another method, option or budget"
         )

@@ -20,7 +20,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from edge_tprune.errors import EdgeTPruneError
+from edge_tprune.errors import InternalError
 from edge_tprune.reduction.host import Attended, AttentionForm, PrunedViT, explicit_attention
 from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW
@@ -45,7 +45,7 @@ _INLINE_BYTES = 256  # smaller tensors (scalars, axes, counts) stay in the graph
 _PAGE, _LINE = 4096, 64  # large external tensors start on a page, so that runtimes can map them; small ones on a cache line
 
 
-class GraphError(EdgeTPruneError):
+class GraphError(InternalError):
     """An exported graph is not what was asked for: a fault of the exporter or of a method, not of the user."""
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.bundle.divergence import divergence, log_softmax
-from edge_tprune.errors import HonestNo
+from edge_tprune.errors import InternalError, NegativeAnswer
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
 
@@ -45,14 +45,14 @@ def exact(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> di
         expected: PyTorch's logits for them (batches, B, classes).
 
     Raises:
-        HonestNo: a logit off by more than the tolerance, or another top-1.
+        InternalError: a logit off by more than the tolerance, or another top-1.
     """
     logits = _logits(file, images)
     worst = float(np.abs(logits - expected).max())
     same = bool((logits.argmax(-1) == expected.argmax(-1)).all())
     count = images.shape[0] * images.shape[1]
     if not worst <= TOLERANCE or not same:
-        raise HonestNo(
+        raise InternalError(
             f"budget {name}: the exported graph is not the same network: worst logit difference {worst:.2e} "
             f"(allowed {TOLERANCE:.0e}), top-1 {'same' if same else 'differs'} on {count} images. Nothing was written"
         )
@@ -71,7 +71,7 @@ def rounded(
     """A half precision graph's record. Arguments as for `exact`, and the (float32, half precision) modules.
 
     Raises:
-        HonestNo: numbers that are not finite, a divergence or a share of other top-1 beyond what is allowed.
+        NegativeAnswer: numbers that are not finite, a divergence or a share of other top-1 beyond what is allowed.
     """
     exact_module, half_module = modules
     batches = [torch.from_numpy(batch) for batch in images]
@@ -80,7 +80,7 @@ def rounded(
     records = {"graph": compare(_logits(file, images), expected), "module": compare(module_logits, expected)}
     for what, record in records.items():
         if record is None or record["kl_nats"] > HALF_KL or record["top1_agreement_percent"] < HALF_AGREEMENT:
-            raise HonestNo(
+            raise NegativeAnswer(
                 f"budget {name}: in {half_module.precision.name} the {what} is not the same network: {_describe(record)}. "
                 "Try --precision fp32. Nothing was written"
             )

@@ -24,7 +24,7 @@ from edge_tprune.analysis.select import (
     render_choice,
 )
 from edge_tprune.analysis.table import load_rows
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.statistics import Interval
 
 
@@ -86,7 +86,7 @@ def test_nothing_fits_names_the_nearest_miss_per_constraint(rows):
     with pytest.raises(NothingFits) as caught:
         choose(rows, {"max_p95_ms": 9, "max_top1_drop": 0.5})
     no = caught.value
-    assert isinstance(no, HonestNo)
+    assert isinstance(no, NegativeAnswer)
     assert [(miss.limit.name, miss.row.budget) for miss in no.misses] == [("max_p95_ms", "0.8"), ("max_top1_drop", "0.65")]
     assert all(miss.short > 0 for miss in no.misses)
     assert "--max-p95-ms 9 ms is budget 0.8 with 9." in str(no)

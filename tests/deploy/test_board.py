@@ -27,8 +27,8 @@ from edge_tprune.cli import main
 from edge_tprune.deploy import journey, wheels
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.journey import Options, Outcome, deploy
-from edge_tprune.deploy.ssh import Board, ConnectionLost
-from edge_tprune.errors import UserError
+from edge_tprune.deploy.ssh import Board
+from edge_tprune.errors import ConnectionLost, UserError
 from edge_tprune.record.reader import read_run
 from tests.agent.tiny_bundle import hash_golden, write_bundle
 

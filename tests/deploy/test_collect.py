@@ -12,7 +12,7 @@ import pytest
 
 from edge_tprune.deploy import collect as module
 from edge_tprune.deploy.collect import Receiver, check_listing, collect
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import UserError
 
 
 class FakeBoard:
@@ -114,7 +114,7 @@ def test_a_file_that_was_not_announced_or_is_larger_is_refused(tmp_path: Path) -
         {"path": "run/a", "bytes": 10**15, "sha256": "0"},
         {"path": ["run/a"], "bytes": 4, "sha256": "0"},
     ):
-        with pytest.raises(HonestNo, match="not announced"):
+        with pytest.raises(UserError, match="not announced"):
             take(tmp_path, frame, b"1234")
     assert list(tmp_path.iterdir()) == []
 
@@ -122,7 +122,7 @@ def test_a_file_that_was_not_announced_or_is_larger_is_refused(tmp_path: Path) -
 def test_a_file_that_is_not_what_its_hash_says_does_not_appear(tmp_path: Path) -> None:
     frame = {"path": "run/a", "bytes": 4, "sha256": hashlib.sha256(b"1234").hexdigest()}
     for data in (b"123", b"1235"):
-        with pytest.raises(HonestNo, match="arrived damaged"):
+        with pytest.raises(UserError, match="arrived damaged"):
             take(tmp_path, frame, data)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
     take(tmp_path, frame, b"1234")

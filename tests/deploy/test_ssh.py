@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edge_tprune.deploy.hosts import Target, parse_target
-from edge_tprune.deploy.ssh import Board, ConnectionLost
-from edge_tprune.errors import UserError
+from edge_tprune.deploy.ssh import Board
+from edge_tprune.errors import ConnectionLost, UserError
 
 # Logs its arguments, fails as told, and otherwise runs the command here with a login script's chatter before it.
 STAND_IN = """#!{python}

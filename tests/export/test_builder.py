@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from edge_tprune.bundle import bundle as bundle_format
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export import builder
 from edge_tprune.export.builder import build, make_plan
 from edge_tprune.models.loading import LoadedModel
@@ -154,7 +154,7 @@ def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tm
             return Keep(first + self.stage.tokens_in - self.stage.tokens_out if torch.compiler.is_exporting() else first)
 
     try:
-        with pytest.raises(HonestNo, match="not the same network: worst logit difference"):
+        with pytest.raises(InternalError, match="not the same network: worst logit difference"):
             build(loaded, make_plan(loaded, "two_faced_of_test", budgets=[0.6], blocks=[2]), tmp_path / "b")
     finally:
         registry._METHODS.pop("two_faced_of_test")

@@ -11,7 +11,7 @@ import torch
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.divergence import divergence, log_softmax
 from edge_tprune.bundle.evaluate import evaluate
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export import parity
 from edge_tprune.export.builder import build, make_plan
 from edge_tprune.export.graph import FORMS, GraphError, SharedWeights, check, export
@@ -120,7 +120,7 @@ def test_half_precision_is_not_for_a_runtime_that_gains_nothing(loaded: LoadedMo
     assert [(runtime, precision) for runtime, _, precision in both.graphs] == [("onnxruntime", "fp32"), ("tensorrt", "fp16")]
 
 
-def test_a_network_that_half_precision_breaks_is_an_honest_no(tmp_path: Path) -> None:
+def test_a_network_that_half_precision_breaks_is_a_no(tmp_path: Path) -> None:
     """ONNX Runtime on a CPU would not have noticed: it computes the hidden layer in float32."""
     loaded = small_model(seed=3)
     for block in loaded.model.blocks:  # about the same network; in half precision the hidden layer overflows
@@ -128,7 +128,7 @@ def test_a_network_that_half_precision_breaks_is_an_honest_no(tmp_path: Path) ->
         block.mlp.fc2.weight.mul_(1e-5)
     plan = make_plan(loaded, "evit", budgets=[0.6], blocks=[2], runtimes=["tensorrt"], precisions=["fp16"])
     with pytest.raises(
-        HonestNo,
+        NegativeAnswer,
         match=r"budget 0\.6: in fp16 the module is not the same network: its logits are not finite\. Try --precision fp32",
     ):
         build(loaded, plan, tmp_path / "b")

@@ -10,7 +10,7 @@ import typer
 from edge_tprune.cli.common import out, print_json, say
 from edge_tprune.cli.options import Json, ProfilesArgument
 from edge_tprune.cli.root import app
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import NegativeAnswer, UserError
 
 if TYPE_CHECKING:
     from edge_tprune.analysis.changes import Changes
@@ -75,7 +75,7 @@ def compare(
         if changes is not None:
             render_changes(changes, out())
     if fail_on_regression and changes is not None and changes.failures:
-        raise HonestNo(f"regression: {'; '.join(changes.failures)}")
+        raise NegativeAnswer(f"regression: {'; '.join(changes.failures)}")
 
 
 def _changes(

@@ -13,7 +13,7 @@ from edge_tprune.cli.common import err, out, print_json, say
 from edge_tprune.cli.options import BundleArgument, Json
 from edge_tprune.cli.root import app
 from edge_tprune.cli.views import table
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import EdgeTPruneError, InternalError, NegativeAnswer, UserError
 
 if TYPE_CHECKING:
     from edge_tprune.deploy.journey import Outcome
@@ -78,9 +78,15 @@ def deploy(
     if len(targets) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
     if failed:
-        raise HonestNo(
+        raise _worst(failed)(
             f"{len(failed)} of {len(outcomes)} boards failed: {', '.join(str(outcome.target) for outcome in failed)}"
         )
+
+
+def _worst(failed: list[Outcome]) -> type[EdgeTPruneError]:
+    """The kind of error that ends a deployment to several boards: an internal error, else a mistake, else a no."""
+    kinds = (InternalError, UserError, NegativeAnswer)
+    return next(kind for kind in kinds if any(isinstance(outcome.error, kind) for outcome in failed))
 
 
 def _extras(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from edge_tprune.cli.common import out, print_json
 from edge_tprune.cli.options import Json
 from edge_tprune.cli.root import app
-from edge_tprune.errors import HonestNo, UserError
+from edge_tprune.errors import NegativeAnswer, UserError
 
 _SIGNS = {
     "ok": ("ok", "green"),
@@ -41,7 +41,7 @@ def doctor(
         show(document)
     if not document["ready"]:
         blockers = [finding["topic"] for finding in document["findings"] if finding["level"] == "blocker"]
-        raise HonestNo(f"a profile made now would be invalid, because of: {', '.join(dict.fromkeys(blockers))}")
+        raise NegativeAnswer(f"a profile made now would be invalid, because of: {', '.join(dict.fromkeys(blockers))}")
 
 
 def show(document: dict[str, Any]) -> None:

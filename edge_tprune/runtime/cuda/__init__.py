@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.errors import EdgeTPruneError, UserError, did_you_mean
+from edge_tprune.errors import InternalError, UserError, did_you_mean
 
 NO_DRIVER = "there is no CUDA driver on this machine. Install NVIDIA's (on a Jetson: JetPack), or choose --runtime onnxruntime"
 NO_DEVICE = (
@@ -22,7 +22,7 @@ NO_DEVICE = (
 NO_MEMORY = "the GPU is out of memory. Close what else uses it (on a Jetson, GPU and CPU share their memory), or build with a smaller --batch"
 
 
-class CudaError(EdgeTPruneError):
+class CudaError(InternalError):
     """A CUDA call failed for a reason that is not the person's: which call, and what CUDA says."""
 
 
