@@ -33,7 +33,7 @@ import psutil
 
 from edge_tprune.files import cut_last_line
 from edge_tprune.telemetry.machine import open_sources
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import Reading, Source
 
 clock_ns = time.perf_counter_ns
@@ -53,7 +53,7 @@ class _Watched:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.metrics: tuple[Metric, ...] = tuple(source.metrics)
+        self.metrics: tuple[SensorMetric, ...] = tuple(source.metrics)
         self.period_s = period_s(self.metrics)
         self.undersampled = any(metric.unit == "mW" and (metric.interval_s or 0.0) < self.period_s for metric in self.metrics)
         self.last_ns = 0  #: when it last answered
@@ -90,7 +90,7 @@ class _Watched:
         return Reading(now_ns, 0, {}, {metric.name: "no answer: the source stalls" for metric in self.metrics})
 
 
-def period_s(metrics: Sequence[Metric]) -> float:
+def period_s(metrics: Sequence[SensorMetric]) -> float:
     """How often a source is read: a power sensor four times per new value, so that the age of a value is known."""
     power = [metric.interval_s or 4 * _FASTEST_S for metric in metrics if metric.unit in ("mW", "mJ")]
     return min(_PERIOD_S, max(_FASTEST_S, min(power) / 4)) if power else _PERIOD_S

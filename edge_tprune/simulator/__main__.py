@@ -12,8 +12,8 @@ from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, write_json
-from edge_tprune.simulator.faults import KINDS, Fault
-from edge_tprune.simulator.law import BOARDS
+from edge_tprune.simulator.boards import BOARDS
+from edge_tprune.simulator.faults import KINDS, FileFault
 from edge_tprune.simulator.tree import FAULTS, STATE, Tree, run
 from edge_tprune.simulator.truth import true_energy_mj
 
@@ -72,7 +72,7 @@ def _fault(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not (options.directory / STATE).exists():
         raise UserError(f"no simulated board in {options.directory}")
-    fault = Fault(options.kind, options.file, options.seconds, options.value)
+    fault = FileFault(options.kind, options.file, options.seconds, options.value)
     file = options.directory / FAULTS
     try:
         asked = json.loads(file.read_bytes()) if file.exists() else []

@@ -29,7 +29,7 @@ REFUSES_EIO = "/proc/self/mem"
 
 
 @dataclass(frozen=True)
-class Fault:
+class FileFault:
     """Something wrong with the files that match a pattern."""
 
     kind: str
@@ -56,7 +56,7 @@ class Fault:
 class ActiveFault:
     """A fault and the files it holds."""
 
-    def __init__(self, fault: Fault, names: list[str], end_ns: int | None) -> None:
+    def __init__(self, fault: FileFault, names: list[str], end_ns: int | None) -> None:
         self.fault = fault
         self.names = names
         self.end_ns = end_ns

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from edge_tprune.simulator.law import Heat, Load, Physics, RailLaw, StepLoad, board_law, rail_sensors
+from edge_tprune.simulator.boards import RailLaw, board_law
+from edge_tprune.simulator.law import Heat, Load, Physics, StepLoad, rail_sensors
 from edge_tprune.telemetry import boards, gpu, host, thermal
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.rails import INA238_INTERVAL_S, power_metric, total_sensor
 from edge_tprune.telemetry.source import NoReading, Sensor, SensorSource, Source
 
@@ -18,14 +19,14 @@ _REASONS = {
     "eio": "EIO",
     "eagain": "EAGAIN",
     "empty": "the file is empty",
-    "garbage": "rubbish: 'garbage'",
+    "garbage": "no number: 'garbage'",
     "renumber": "the file is gone",
 }
 KINDS = (*_REASONS, "stall", "jump")
 
 
 class VirtualClock:
-    """A monotonic clock that goes on when told to. Call it for the time in ns."""
+    """A monotonic clock that moves only by `advance` and `sleep_until`. Call it for the time in ns."""
 
     def __init__(self, now_ns: int = 0) -> None:
         self._now_ns = now_ns
@@ -44,7 +45,7 @@ class VirtualClock:
 
 
 @dataclass(frozen=True)
-class Fault:
+class SensorFault:
     """Something that is wrong with some sensors for a while."""
 
     kind: str  #: one of `KINDS`
@@ -62,7 +63,7 @@ class VirtualMachine:
     """A board whose load is set by `load.set(clock(), share)` as time goes on, and that knows what it dissipated.
 
     Args:
-        board: a key of `law.BOARDS`.
+        board: a key of `boards.BOARDS`.
         clock: the virtual clock; a new one at 0 by default.
         load: how busy it is; by default a `StepLoad` that is idle until it is set.
         seed: of the sensors' phases and noise.
@@ -81,7 +82,7 @@ class VirtualMachine:
         seed: int = 0,
         noise_steps: float = 0.5,
         idle_drift_per_s: float = 0.0,
-        faults: Iterable[Fault] = (),
+        faults: Iterable[SensorFault] = (),
         read_s: float = 0.0,
     ) -> None:
         self.law = board_law(board)
@@ -131,7 +132,7 @@ class VirtualMachine:
         groups: list[tuple[str, Sequence[Sensor]]] = [
             ("rails", [*rails, total] if total else rails),
             ("gpu", graphics),
-            ("thermal", [*heat, self._sensor(thermal.SLOWED, lambda: 0.0)]),
+            ("thermal", [*heat, self._sensor(thermal.COOLING, lambda: 0.0)]),
             ("events", events),
             ("host", system),
         ]
@@ -143,7 +144,7 @@ class VirtualMachine:
         metric = power_metric(rail.label, f"{rail.chip} at {rail.address}, simulated", stated_s, step_mw)
         return self._sensor(metric, lambda: self._rails[rail.label].shown(self.clock()).power_mw)
 
-    def _sensor(self, metric: Metric, value: Callable[[], float]) -> _VirtualSensor:
+    def _sensor(self, metric: SensorMetric, value: Callable[[], float]) -> _VirtualSensor:
         return _VirtualSensor(metric, value, self, self._read_s)
 
     def _temperature_c(self) -> float:
@@ -156,7 +157,7 @@ class VirtualMachine:
 class _VirtualSensor:
     """One value, with its faults."""
 
-    def __init__(self, metric: Metric, value: Callable[[], float], machine: VirtualMachine, read_s: float) -> None:
+    def __init__(self, metric: SensorMetric, value: Callable[[], float], machine: VirtualMachine, read_s: float) -> None:
         self.metrics = (metric,)
         self._value = value
         self._machine = machine

@@ -1,45 +1,70 @@
-"""Boards as data (boards.json): how they are recognised, which power rails they have, and what their total is.
+"""Boards as data (boards.json): how each is recognised, which power rails it has, and which of them make its total.
 
-A board that is not in the table is as welcome: its rails are found by their labels, only nobody can say which of them add up
-to the whole.
+A board that is not in the table works too: its rails are found by their labels. If one of them is called as the input of a module or
+board usually is (`INPUT_RAILS`), it is offered as the total and marked as a guess.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from edge_tprune.telemetry import sysfs
 
+#: Rails that measure the whole input on the boards of the table, the one that holds most first.
+INPUT_RAILS = ("VIN", "VDD_IN", "POM_5V_IN")
+UNKNOWN = "unknown"  #: key of a machine that is not in the table
+
 
 @dataclass(frozen=True)
 class Board:
     """Which board this is. `asdict` of it can be written as JSON."""
 
-    key: str  #: "orin-nano"; "unknown" for a machine that is not in the table
+    key: str  #: "orin-nano"; `UNKNOWN` for a machine that is not in the table
     name: str  #: for people
     module: str | None  #: NVIDIA's part number of the module: "p3767-0005"
-    rails: tuple[str, ...]  #: labels of the power rails it should have
-    total: tuple[
-        str, ...
-    ]  #: the rails whose sum is the board's power: one where the board measures it, none where nobody knows
+    rails: tuple[str, ...]  #: names of the power rails it should have
+    total: tuple[str, ...]  #: the rails whose sum is its power: one where the board measures it; none for an unknown board
     remark: str | None  #: what to keep in mind about the total
+    source: str | None  #: where the names of the rails and the meaning of the total come from
     compute_capability: str | None  #: of its GPU: "8.7"
     model: str | None  #: what the device tree calls it
     l4t_release: str | None  #: "36.4.0"
     jetpack: str | None  #: "6.1"; None where the release is not in the table
+    spellings: dict[str, tuple[str, ...]] = field(default_factory=dict)  #: rail -> what else its label may say
+
+    def match_rails(self, labels: Iterable[str]) -> dict[str, str]:
+        """Which label each of the board's rails has on this machine: rail -> label, for the rails that are there.
+
+        Upper and lower case, and the signs between the letters and digits, make no difference.
+        """
+        found = {_normalise(label): label for label in labels}
+        matches = {
+            rail: next(
+                (found[_normalise(name)] for name in (rail, *self.spellings.get(rail, ())) if _normalise(name) in found), None
+            )
+            for rail in self.rails
+        }
+        return {rail: label for rail, label in matches.items() if label is not None}
 
 
 def identify(root: Path = Path("/")) -> Board:
     """The board whose `proc`, `sys` and `etc` are in `root`."""
     model = device_tree(root, "model")
     compatible = (device_tree(root, "compatible") or "").split("\0")
-    entry, module = _entry(compatible)
+    entry, module = _find_entry(compatible)
     return _board(entry, module, model, l4t_release(root))
+
+
+def guess_input(labels: Iterable[str]) -> str | None:
+    """The label of the rail that probably measures the whole input of an unknown board; None where no name says so."""
+    found = {_normalise(label): label for label in labels}
+    return next((found[_normalise(name)] for name in INPUT_RAILS if _normalise(name) in found), None)
 
 
 def device_tree(root: Path, name: str) -> str | None:
@@ -60,18 +85,26 @@ def board(key: str) -> Board:
     return _board(entry, None, None, None)
 
 
+def table() -> tuple[Board, ...]:
+    """Every board of the table, in its order: for documentation."""
+    return tuple(_board(entry, None, None, None) for entry in _table()["boards"])
+
+
 def _board(entry: dict[str, Any] | None, module: str | None, model: str | None, release: str | None) -> Board:
+    rails: dict[str, list[str]] = entry["rails"] if entry else {}
     return Board(
-        key=entry["key"] if entry else "unknown",
+        key=entry["key"] if entry else UNKNOWN,
         name=entry["name"] if entry else model or "unknown machine",
         module=module,
-        rails=tuple(entry["rails"]) if entry else (),
+        rails=tuple(rails),
         total=tuple(entry["total"]) if entry else (),
         remark=entry["remark"] if entry else None,
+        source=entry["source"] if entry else None,
         compute_capability=entry["compute_capability"] if entry else None,
         model=model,
         l4t_release=release,
         jetpack=jetpack(release) if release else None,
+        spellings={rail: tuple(others) for rail, others in rails.items() if others},
     )
 
 
@@ -94,16 +127,29 @@ def jetpack(release: str) -> str | None:
     return None
 
 
-def _entry(compatible: list[str]) -> tuple[dict[str, Any] | None, str | None]:
-    """The board's entry and its module's part number, from the device tree's list ('nvidia,p3768-0000+p3767-0005')."""
-    parts = [part for name in compatible for part in re.split(r"[,+]", name) if re.match(r"p\d{4}-\d{4}", part)]
-    best: tuple[int, dict[str, Any], str] | None = None
-    for entry in _table()["boards"]:
-        for module in entry["modules"]:
-            for part in parts:
-                if part.startswith(module) and (best is None or len(module) > best[0]):
-                    best = len(module), entry, part
-    return (best[1], best[2]) if best else (None, None)
+def _find_entry(compatible: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """The board's entry and its module's part number, from the device tree's list ('nvidia,p3768-0000+p3767-0005').
+
+    The longest match decides. Where no module is named, the developer kit (the carrier board) is looked for.
+    """
+    parts = [part for name in compatible for part in re.split(r"[,+]", name) if re.match(r"p\d{4}(-\d{4}|$)", part)]
+    entries = _table()["boards"]
+    modules = [
+        (len(module), entry, part)
+        for entry in entries
+        for module in entry["modules"]
+        for part in parts
+        if part.startswith(module)
+    ]
+    if modules:
+        _, entry, part = max(modules, key=lambda match: match[0])
+        return entry, part
+    kits = [entry for entry in entries for kit in entry["kits"] for part in parts if part.startswith(kit)]
+    return (kits[0], None) if kits else (None, None)
+
+
+def _normalise(label: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "", label.upper())
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from edge_tprune.version import __version__
 
 _PACKAGES = ("numpy", "psutil", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "jetson-stats")
 
-#: ARM cores do not tell their name, only (implementer, part). Those of the boards we know, and of common arm64 hosts.
+#: ARM cores do not report a name, only (implementer, part). Those of the boards we know, and of common arm64 hosts.
 _ARM_CORES = {
     ("0x41", "0xd03"): "Cortex-A53",
     ("0x41", "0xd07"): "Cortex-A57",
@@ -35,7 +35,7 @@ _ARM_CORES = {
 
 
 def environment(root: Path = Path("/")) -> dict[str, Any]:
-    """The environment record of a profile (keys in profiles/README.md). What the machine does not tell is None.
+    """The environment record of a profile (keys in profiles/README.md). What the machine does not report is None.
 
     Args:
         root: the directory that holds the system's `proc`, `sys` and `etc`.
@@ -68,7 +68,7 @@ def _os_name(root: Path) -> str | None:
 
 
 def _cpu_model(root: Path) -> str | None:
-    """x86 names its model; ARM tells each core's part, and the kinds are listed once each."""
+    """The model of an x86 processor; on ARM the parts of the cores, each kind once."""
     cores: list[str] = []
     implementer = None
     for line in (text_or_none(root / "proc/cpuinfo") or "").splitlines():

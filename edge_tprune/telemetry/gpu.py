@@ -1,4 +1,4 @@
-"""Load and clock of the GPU inside a Jetson, and the clock of its memory, as files tell them without privileges (or not)."""
+"""Load and clock of the GPU inside a Jetson, and the clock of its memory, from the files that may be read without privileges."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from edge_tprune.telemetry import sysfs
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
 #: Names of GPUs in /sys/class/devfreq; the numbers before the dot are their address and differ.
@@ -21,9 +21,9 @@ _LOAD_FILES = (
 )
 _EMC_FILES = ("sys/kernel/debug/bpmp/debug/clk/emc/rate", "sys/kernel/debug/clk/emc/clk_rate")  # root only; JetPack 4
 
-LOAD = Metric("gpu_load_percent", "percent", None, "mean", "busy share of the GPU", step=0.1)
-CLOCK = Metric("gpu_frequency_mhz", "MHz", None, "mean", "clock of the GPU")
-EMC_CLOCK = Metric("emc_frequency_mhz", "MHz", None, "mean", "clock of the memory that GPU and CPU share")
+LOAD = SensorMetric("gpu_load_percent", "percent", None, "mean", "busy share of the GPU", step=0.1)
+CLOCK = SensorMetric("gpu_frequency_mhz", "MHz", None, "mean", "clock of the GPU")
+EMC_CLOCK = SensorMetric("emc_frequency_mhz", "MHz", None, "mean", "clock of the memory that GPU and CPU share")
 
 
 def gpu_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
@@ -31,11 +31,11 @@ def gpu_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -
     devfreq = gpu_devfreq(root)
     sensors: list[Sensor] = []
     if load := _load_file(root, devfreq):
-        sensors.append(_Load(load))
+        sensors.append(_LoadSensor(load))
     if devfreq is not None and (devfreq / "cur_freq").exists():
-        sensors.append(_Clock(CLOCK, devfreq / "cur_freq"))
+        sensors.append(_ClockSensor(CLOCK, devfreq / "cur_freq"))
     if (emc := _emc_file(root)) is not None:
-        sensors.append(_Clock(EMC_CLOCK, emc))
+        sensors.append(_ClockSensor(EMC_CLOCK, emc))
     return SensorSource("gpu", sensors, clock_ns)
 
 
@@ -61,7 +61,7 @@ def _load_file(root: Path, devfreq: Path | None) -> Path | None:
     return next((file for file in candidates if file.exists()), None)
 
 
-class _Load:
+class _LoadSensor:
     metrics = (LOAD,)
 
     def __init__(self, file: Path) -> None:
@@ -70,12 +70,12 @@ class _Load:
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
         permille = sysfs.read_number(self._file)
         if not 0 <= permille <= 1000:
-            raise NoReading(f"rubbish: a load of {permille:g} permille")
+            raise NoReading(f"implausible: a load of {permille:g} permille")
         values[LOAD.name] = permille / 10
 
 
-class _Clock:
-    def __init__(self, metric: Metric, file: Path) -> None:
+class _ClockSensor:
+    def __init__(self, metric: SensorMetric, file: Path) -> None:
         self.metrics = (metric,)
         self._file = str(file)
 
@@ -84,5 +84,5 @@ class _Clock:
         if hertz == 0:
             raise NoReading("off")  # a power-gated GPU has no clock, and a mean must not count it as slow
         if not 0 < hertz < 1e11:
-            raise NoReading(f"rubbish: a clock of {hertz:g} Hz")
+            raise NoReading(f"implausible: a clock of {hertz:g} Hz")
         values[self.metrics[0].name] = hertz / 1e6

@@ -1,4 +1,4 @@
-"""What any Linux tells without privileges: memory, CPU load, clocks."""
+"""What every Linux reports without privileges: memory, CPU load, clocks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from pathlib import Path
 import psutil
 
 from edge_tprune.telemetry import sysfs
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
-RSS = Metric("process_rss_bytes", "bytes", "lower", "max", "resident memory of the measuring process")
-PEAK = Metric("process_peak_rss_bytes", "bytes", "lower", "max", "most resident memory the measuring process ever had (VmHWM)")
-AVAILABLE = Metric("memory_available_bytes", "bytes", "higher", "min", "memory the system could still give to programs")
-SWAP = Metric("swap_used_bytes", "bytes", "lower", "max", "swap space in use, by everything")
-NVMAP = Metric("nvmap_used_bytes", "bytes", "lower", "max", "memory that the GPU and its neighbours hold (NvMapMemUsed)")
-LOAD = Metric("cpu_load_percent", "percent", None, "mean", "busy share of all CPU cores since the last reading")
-OTHERS = Metric(
+RSS = SensorMetric("process_rss_bytes", "bytes", "lower", "max", "resident memory of the measuring process")
+PEAK = SensorMetric(
+    "process_peak_rss_bytes", "bytes", "lower", "max", "most resident memory the measuring process ever had (VmHWM)"
+)
+AVAILABLE = SensorMetric("memory_available_bytes", "bytes", "higher", "min", "memory the system could still give to programs")
+SWAP = SensorMetric("swap_used_bytes", "bytes", "lower", "max", "swap space in use, by everything")
+NVMAP = SensorMetric("nvmap_used_bytes", "bytes", "lower", "max", "memory that the GPU and its neighbours hold (NvMapMemUsed)")
+LOAD = SensorMetric("cpu_load_percent", "percent", None, "mean", "busy share of all CPU cores since the last reading")
+OTHERS = SensorMetric(
     "cpu_load_others_percent", "percent", "lower", "mean", "the part of the CPU load that this measurement did not cause"
 )
-TASKS = Metric("load_average_1min_tasks", "tasks", None, "mean", "tasks running or waiting, averaged over a minute", 5.0, 0.01)
-CLOCK = Metric("cpu_frequency_mhz", "MHz", None, "mean", "CPU clock, mean over the cores")
-THROTTLES = Metric(
+TASKS = SensorMetric(
+    "load_average_1min_tasks", "tasks", None, "mean", "tasks running or waiting, averaged over a minute", 5.0, 0.01
+)
+CLOCK = SensorMetric("cpu_frequency_mhz", "MHz", None, "mean", "CPU clock, mean over the cores")
+THROTTLES = SensorMetric(
     "cpu_throttle_count", "count", "lower", "increase", "times that any core was slowed down for heat since boot", step=1.0
 )
 
@@ -36,12 +40,12 @@ class HostSource(SensorSource):
     Args:
         root: the directory that holds the system's `proc` and `sys`.
         clock_ns: stamps the readings.
-        pid: the measuring process; by default this one. Its memory and CPU time are asked of the running system, whatever
-            `root` is. The CPU time of the process that reads counts as the measurement's too.
+        pid: the measuring process; by default this one. Its memory and CPU time are those of the running system, even with
+            another `root`. The CPU time of the process that reads counts as the measurement's too.
     """
 
     def __init__(self, root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns, pid: int | None = None) -> None:
-        sensors: list[Sensor] = [_Process(pid), _Memory(root), _Load(root, pid), _Tasks(root)]
+        sensors: list[Sensor] = [_Process(pid), _Memory(root), _CpuLoad(root, pid), _Tasks(root)]
         cores = root / "sys/devices/system/cpu"
         sensors += [
             _Cores(metric, files, combine)
@@ -112,7 +116,7 @@ class _Memory:
             values[NVMAP.name] = float(memory["NvMapMemUsed"])
 
 
-class _Load:
+class _CpuLoad:
     """Busy shares since the last reading, from the kernel's ticks."""
 
     metrics = (LOAD, OTHERS)
@@ -169,7 +173,7 @@ class _Tasks:
 class _Cores:
     """One number made of a file that each core has; cores that are offline refuse and are left out."""
 
-    def __init__(self, metric: Metric, files: list[str], combine: Callable[[list[float]], float]) -> None:
+    def __init__(self, metric: SensorMetric, files: list[str], combine: Callable[[list[float]], float]) -> None:
         self.metrics = (metric,)
         self._files = files
         self._combine = combine
@@ -177,7 +181,7 @@ class _Cores:
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
         numbers = [number for file in self._files if (number := sysfs.number_or_none(file)) is not None]
         if not numbers:
-            raise NoReading("no core tells")
+            raise NoReading("no core reports it")
         values[self.metrics[0].name] = self._combine(numbers)
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge_tprune.telemetry.boards import Board
+from edge_tprune.telemetry.boards import INPUT_RAILS, Board
 from edge_tprune.telemetry.gpu import CLOCK as GPU_CLOCK
 from edge_tprune.telemetry.gpu import EMC_CLOCK
 from edge_tprune.telemetry.gpu import LOAD as GPU_LOAD
@@ -28,7 +28,6 @@ from edge_tprune.telemetry.thermal import OFFLINE_C, PLAUSIBLE_C, temperature_me
 
 SOCKETS = ("run/jtop.sock", "var/run/jtop.sock")  #: of the service, below the root
 _INTERVAL_S = 0.5  #: faster is unstable
-_TOTAL_NAMES = ("VIN", "POM_5V_IN", "VDD_IN")  #: the rail behind `tot` where it has no name
 
 
 def service_socket(root: Path = Path("/")) -> str | None:
@@ -86,7 +85,7 @@ def parse(line: str) -> Report:
 def _rails(power: Any) -> dict[str, dict[str, Any]]:
     """Rails by label. From 4.x on {rail: {label: ...}, tot: ...}; in 3.x a pair (total, {label: ...}) with `cur` for power.
 
-    `tot` is a rail only where the board measures its total; otherwise it is a sum, made anew here with its parts stated.
+    `tot` is a rail only where the board measures its total; otherwise it is a sum, which `total_sensor` computes with its parts stated.
     """
     if isinstance(power, list) and len(power) == 2:
         rails, total = _dict(power[1]), {}
@@ -94,7 +93,7 @@ def _rails(power: Any) -> dict[str, dict[str, Any]]:
         rails, total = _dict(_dict(power).get("rail")), _dict(_dict(power).get("tot"))
     found = {str(label): _dict(rail) for label, rail in rails.items()}
     found = {label: {**rail, "power": rail.get("power", rail.get("cur"))} for label, rail in found.items()}
-    if (name := total.get("name")) in _TOTAL_NAMES:
+    if (name := total.get("name")) in INPUT_RAILS:
         found.setdefault(name, total)
     return found
 
@@ -142,11 +141,13 @@ def _report(interval_s: float) -> None:
 
     with jtop(interval=interval_s) as client:
         while client.ok():
-            line = json.dumps({name: _told(client, name) for name in ("power", "gpu", "memory", "temperature")}, default=str)
+            line = json.dumps(
+                {name: _part_of_update(client, name) for name in ("power", "gpu", "memory", "temperature")}, default=str
+            )
             print(line, flush=True)
 
 
-def _told(client: Any, name: str) -> Any:
+def _part_of_update(client: Any, name: str) -> Any:
     """One part of an update; some versions fail on some boards ('load' on Thor before 7.1.5), and the rest is still good."""
     try:
         value = getattr(client, name)

@@ -1,4 +1,4 @@
-"""The last resort: what psutil tells of systems that have no /proc."""
+"""What psutil reports on systems that have no /proc."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 import psutil
 
 from edge_tprune.telemetry.host import AVAILABLE, CLOCK, LOAD, SWAP
-from edge_tprune.telemetry.metric import Metric
-from edge_tprune.telemetry.source import CallSensor, Clock, NoReading, SensorSource
+from edge_tprune.telemetry.metric import SensorMetric
+from edge_tprune.telemetry.source import NOT_REPORTED, CallSensor, Clock, NoReading, SensorSource
 
 
 def psutil_source(clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
     """The source "psutil": memory, load and clock of the machine."""
-    psutil.cpu_percent(None)  # later calls tell the load since this one
-    asked: list[tuple[Metric, Callable[[], float]]] = [
+    psutil.cpu_percent(None)  # later calls give the load since this one
+    asked: list[tuple[SensorMetric, Callable[[], float]]] = [
         (AVAILABLE, lambda: psutil.virtual_memory().available),
         (SWAP, lambda: psutil.swap_memory().used),
         (LOAD, lambda: psutil.cpu_percent(None)),
@@ -27,5 +27,5 @@ def psutil_source(clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
 def _mhz() -> float:
     frequency = psutil.cpu_freq()
     if frequency is None or not frequency.current:
-        raise NoReading("not told")
+        raise NoReading(NOT_REPORTED)
     return float(frequency.current)

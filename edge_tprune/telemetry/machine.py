@@ -39,8 +39,8 @@ def open_sources(root: Path = Path("/"), *, clock_ns: Clock = time.perf_counter_
     """Every source found on this machine, the most trusted first: of two that give the same metric, take the first.
 
     Files come first: they are nearest to the sensors and cost least. tegrastats and jtop are programs that read the same files
-    less often, and start only where files tell of no rail. What asks the running system and not files (they, NVML, psutil) is left
-    out under another root.
+    less often, and start only where no file reports a rail. Sources that ask the running system instead of files (these two, NVML, psutil)
+    are left out under another root.
 
     Args:
         root: the directory that holds the system's `proc`, `sys` and `etc`.
@@ -78,7 +78,7 @@ def _program(board: Board, clock_ns: Clock) -> Source | None:
 
 def state(root: Path = Path("/")) -> dict[str, Any]:
     """The state the machine is in, as JSON-able values: what a person should know before measuring, and what must not have
-    changed when it is over. What the machine does not tell is None; what it does not have is an empty dict.
+    changed when it is over. What the machine does not report is None; what it does not have is an empty dict.
 
     Keys:
         power_mode: {id, name} of nvpmodel.
@@ -146,7 +146,10 @@ def parse_nvpmodel(text: str) -> dict[str, Any] | None:
 
 def _mode_names(root: Path) -> dict[int, str]:
     text = sysfs.text_or_none(root / "etc/nvpmodel.conf") or ""
-    return {int(number): name for number, name in re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", text)}
+    return {
+        int(number): name
+        for number, name in re.findall(r"^[ \t]*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", text, re.MULTILINE)
+    }
 
 
 def _output(command: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a sensor reading means, so that tables, constraints and plots need no special cases."""
+"""What a sensor's reading means, so that tables, constraints and plots need no special cases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Metric:
+class SensorMetric:
     """One quantity that a source reads. (`analysis.metrics` has the metrics of finished measurements.)"""
 
     name: str  #: ends with its unit: "memory_available_bytes"
@@ -15,7 +15,7 @@ class Metric:
     better: Literal["lower", "higher"] | None  #: None where neither is
     aggregation: Literal["mean", "min", "max", "increase"]  #: how a run's readings become one number; increase = last - first
     help: str  #: one sentence for people; a total says what it is made of
-    interval_s: float | None = (
-        None  #: the sensor has a new value this often; reading it faster repeats the old one. None: unknown
-    )
-    step: float | None = None  #: the least change the sensor can show, in `unit`. None: unknown
+    #: The sensor has a new value this often; reading it faster repeats the old one. None: unknown.
+    interval_s: float | None = None
+    step: float | None = None  #: the smallest change the sensor can show, in `unit`. None: unknown
+    guess: bool = False  #: whether what it measures is a guess (the total of a board that is not in the table)

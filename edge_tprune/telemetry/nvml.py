@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_tprune.telemetry.counter import Counter
 from edge_tprune.telemetry.gpu import CLOCK, LOAD
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import CallSensor, Clock, Sensor, SensorSource
 from edge_tprune.telemetry.thermal import temperature_metric
 
@@ -20,11 +20,11 @@ _SM_CLOCK = 1  #: NVML_CLOCK_SM
 _GPU_TEMPERATURE = 0  #: NVML_TEMPERATURE_GPU
 _HELD_BACK = 0x4 | 0x8 | 0x20 | 0x40 | 0x80  #: power cap, slowdown, software and hardware heat, power brake
 
-MEMORY = Metric("gpu_memory_used_bytes", "bytes", "lower", "max", "memory of the GPU in use, by everything")
-HELD_BACK = Metric(
+MEMORY = SensorMetric("gpu_memory_used_bytes", "bytes", "lower", "max", "memory of the GPU in use, by everything")
+HELD_BACK = SensorMetric(
     "gpu_throttled_count", "count", "lower", "max", "1 while the GPU's clock is held back for heat or power", step=1.0
 )
-PROCESSES = Metric("gpu_processes_count", "count", None, "max", "processes that compute on the GPU", step=1.0)
+PROCESSES = SensorMetric("gpu_processes_count", "count", None, "max", "processes that compute on the GPU", step=1.0)
 
 
 def nvml_sources(clock_ns: Clock = time.perf_counter_ns) -> list[SensorSource]:
@@ -55,12 +55,14 @@ def _sensors(nvml: Any, gpu: Any) -> list[Sensor]:
     """Of everything that can be asked, what this GPU answers."""
     name = nvml.nvmlDeviceGetName(gpu)
     name = name.decode() if isinstance(name, bytes) else name
-    energy = Metric(
+    energy = SensorMetric(
         "total_energy_mj", "mJ", "lower", "increase", f"energy of the whole GPU board ({name}), of nothing else", 0.1, 1.0
     )
-    power = Metric("total_power_mw", "mW", "lower", "mean", f"power of the whole GPU board ({name}), as its driver averages it")
+    power = SensorMetric(
+        "total_power_mw", "mW", "lower", "mean", f"power of the whole GPU board ({name}), as its driver averages it"
+    )
     counter = Counter()
-    asked: list[tuple[Metric, Callable[[], float]]] = [
+    asked: list[tuple[SensorMetric, Callable[[], float]]] = [
         (energy, lambda: counter.total(nvml.nvmlDeviceGetTotalEnergyConsumption(gpu))),
         (power, lambda: nvml.nvmlDeviceGetPowerUsage(gpu)),
         (LOAD, lambda: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu),

@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from edge_tprune.telemetry.boards import Board
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.rails import power_metric, total_sensor
-from edge_tprune.telemetry.source import Clock, NoReading, Reading
+from edge_tprune.telemetry.source import NOT_REPORTED, Clock, NoReading, Reading
 
 _LONGEST_LINE = 1 << 16
-_QUIET_INTERVALS = 4  #: without a line for so long, a program is quiet
+_QUIET_INTERVALS = 4  #: a program that wrote no line for this many intervals is quiet
 _END_S = 2.0
 
 
@@ -25,19 +25,19 @@ class Report:
 
     values: dict[str, float] = field(default_factory=dict)
     gaps: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, Metric] = field(default_factory=dict)  #: what the values and gaps are
-    rails: dict[str, Metric] = field(default_factory=dict)  #: the power metrics among them, by the rail's label
-    unknown: list[str] = field(default_factory=list)  #: words that nobody knows
+    metrics: dict[str, SensorMetric] = field(default_factory=dict)  #: what the values and gaps are
+    rails: dict[str, SensorMetric] = field(default_factory=dict)  #: the power metrics among them, by the rail's label
+    unknown: list[str] = field(default_factory=list)  #: words that were not understood
 
-    def add(self, metric: Metric, value: float | None, low: float = 0.0, high: float = float("inf")) -> None:
+    def add(self, metric: SensorMetric, value: float | None, low: float = 0.0, high: float = float("inf")) -> None:
         """Adds a value, or a gap where it is None, no number, or outside of what can be."""
         if metric.name in self.metrics:
             return  # the first of two with the same name
         self.metrics[metric.name] = metric
         if value is None:
-            self.gaps[metric.name] = "not told"
+            self.gaps[metric.name] = NOT_REPORTED
         elif not (low <= value <= high and value < float("inf")):
-            self.gaps[metric.name] = f"rubbish: {value:g}"
+            self.gaps[metric.name] = f"implausible: {value:g}"
         else:
             self.values[metric.name] = value
 
@@ -73,7 +73,7 @@ class ProgramSource:
         first_line_s: float = 5.0,
     ) -> None:
         self.name = name
-        self.metrics: tuple[Metric, ...] = ()
+        self.metrics: tuple[SensorMetric, ...] = ()
         self._parse = parse
         self._clock_ns = clock_ns
         self._quiet_ns = round(_QUIET_INTERVALS * interval_s * 1e9)

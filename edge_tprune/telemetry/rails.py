@@ -1,8 +1,8 @@
 """Power rails, from the chips that measure them: INA3221 and INA2xx through hwmon, INA3221 through the older iio.
 
-Rails are known by their label, never by their number: `hwmon3` may be `hwmon2` after the next boot, or after a driver was loaded
-anew in the middle of a run; then the rail is looked for again. Nothing is ever written: the chip's settings decide when an
-over-current alarm goes off.
+Rails are identified by their label, not by their number: `hwmon3` may be `hwmon2` after the next boot, or after a driver was reloaded
+in the middle of a run; then the rail is searched again. Nothing is written to the chip: its settings decide when an over-current
+alarm goes off.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_tprune.telemetry import sysfs
-from edge_tprune.telemetry.boards import Board
-from edge_tprune.telemetry.metric import Metric
-from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
+from edge_tprune.telemetry.boards import Board, guess_input
+from edge_tprune.telemetry.metric import SensorMetric
+from edge_tprune.telemetry.source import NOT_REPORTED, Clock, NoReading, Sensor, SensorSource
 
-_INA3221_SHUNT_STEP_V = 40e-6  #: the least voltage across the shunt that the chip can tell
-INA238_INTERVAL_S = 0.0505  #: 16 times three conversions of 1.052 ms: what its driver sets up, and some do not tell
+_INA3221_SHUNT_STEP_V = 40e-6  #: the smallest change of the voltage across the shunt that the chip can show
+INA238_INTERVAL_S = 0.0505  #: 16 times three conversions of 1.052 ms: what its driver sets up; some drivers do not report it
 _INA238_STEP_MW_UOHM = 4000.0  #: least power step times shunt, in the chip's coarser range
-_LARGEST_MW = 1e6  #: no board draws a kilowatt: beyond it the reading is rubbish
+_LARGEST_MW = 1e6  #: no board draws a kilowatt: a higher reading is implausible
 _SEARCH_AGAIN_NS = 10**9
 _NOT_CONNECTED = "NC"
 
@@ -44,7 +44,7 @@ class Rail:
     step_mw: float | None  #: the least change it can show
 
     @property
-    def metric(self) -> Metric:
+    def metric(self) -> SensorMetric:
         """What reading it gives."""
         return power_metric(self.label, self.chip, self.interval_s, self.step_mw)
 
@@ -52,7 +52,7 @@ class Rail:
         """Its power now.
 
         Raises:
-            NoReading: one of the files is absent, refuses, or holds rubbish.
+            NoReading: one of the files is absent, cannot be read, or holds no plausible number.
         """
         # Older drivers answer only when a conversion is ready: that wait is theirs, and the time of the read shows it.
         if self.power_file is not None:
@@ -63,14 +63,14 @@ class Rail:
         else:
             raise NoReading("no power file")
         if abs(power) > _LARGEST_MW:
-            raise NoReading(f"rubbish: {power:.0f} mW")
+            raise NoReading(f"implausible: {power:.0f} mW")
         return power  # may be one step below zero at idle: the chip's offset, and its mean is right
 
 
-def power_metric(label: str, chip: str, interval_s: float | None, step_mw: float | None) -> Metric:
+def power_metric(label: str, chip: str, interval_s: float | None, step_mw: float | None) -> SensorMetric:
     """The metric of a rail's power: `vdd_in_power_mw` for VDD_IN."""
     name = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "unnamed"
-    return Metric(f"{name}_power_mw", "mW", "lower", "mean", f"power of the rail {label} ({chip})", interval_s, step_mw)
+    return SensorMetric(f"{name}_power_mw", "mW", "lower", "mean", f"power of the rail {label} ({chip})", interval_s, step_mw)
 
 
 def find_rails(root: Path = Path("/")) -> tuple[Rail, ...]:
@@ -95,14 +95,14 @@ def find_rails(root: Path = Path("/")) -> tuple[Rail, ...]:
 def rails_source(root: Path, board: Board, clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
     """The source "rails": every rail, and the board's total where it is known which rails make it."""
     rails = find_rails(root)
-    places = _Places(root, rails, clock_ns)
-    sensors: list[Sensor] = [_RailSensor(rail, places) for rail in rails]
+    finder = _RailFinder(root, rails, clock_ns)
+    sensors: list[Sensor] = [_RailSensor(rail, finder) for rail in rails]
     if total := total_sensor(board, {rail.label: rail.metric for rail in rails}):
         sensors.append(total)
     return SensorSource("rails", sensors, clock_ns)
 
 
-def total_sensor(board: Board, rails: dict[str, Metric]) -> Sensor | None:
+def total_sensor(board: Board, rails: Mapping[str, SensorMetric]) -> Sensor | None:
     """The sensor of `total_power_mw`, computed from the rails that were read before it in the same reading.
 
     Args:
@@ -110,33 +110,43 @@ def total_sensor(board: Board, rails: dict[str, Metric]) -> Sensor | None:
         rails: the metric of each rail there is, by label.
 
     Returns:
-        None where nobody knows what the total is, or where one of its rails does not exist.
+        None where one of the rails of the total does not exist, and where the board is unknown and none of its rails is called as
+        an input is. The input of an unknown board is a guess, and its metric says so.
     """
-    if not board.total or not set(board.total) <= set(rails):
+    if not board.total:
+        label = guess_input(rails)
+        if label is None:
+            return None
+        text = (
+            f"a guess: {label} is taken for the power of the whole board, because of its name; this board is not in the table"
+        )
+        return _TotalSensor(text, [rails[label]], guess=True)
+    labels = board.match_rails(rails)
+    if not set(board.total) <= set(labels):
         return None
-    return _Total(board, [rails[label] for label in board.total])
+    own = [labels[rail] for rail in board.total]
+    return _TotalSensor(f"power of the whole board: {' + '.join(own)} ({board.remark})", [rails[label] for label in own])
 
 
-class _Total:
-    def __init__(self, board: Board, parts: list[Metric]) -> None:
-        help_text = f"power of the whole board: {' + '.join(board.total)} ({board.remark})"
+class _TotalSensor:
+    def __init__(self, help_text: str, parts: Sequence[SensorMetric], *, guess: bool = False) -> None:
         intervals = [part.interval_s for part in parts if part.interval_s is not None]
         steps = [part.step for part in parts if part.step is not None]
         interval_s = max(intervals) if len(intervals) == len(parts) else None
         # Rounding errors of separate rails are independent: they add as their squares.
         step = math.sqrt(sum(step * step for step in steps)) if len(steps) == len(parts) else None
-        self.metrics = (Metric("total_power_mw", "mW", "lower", "mean", help_text, interval_s, step),)
+        self.metrics = (SensorMetric("total_power_mw", "mW", "lower", "mean", help_text, interval_s, step, guess),)
         self._parts = [part.name for part in parts]
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
         for part in self._parts:
             if part not in values:
-                raise NoReading(f"no {part}: {gaps.get(part, 'not told')}")
+                raise NoReading(f"no {part}: {gaps.get(part, NOT_REPORTED)}")
         values["total_power_mw"] = sum(values[part] for part in self._parts)
 
 
-class _Places:
-    """Where each rail is at the moment; looked up anew, at most once a second, when one is not where it was."""
+class _RailFinder:
+    """Where each rail is at the moment. Searched again, at most once a second, when one has moved."""
 
     def __init__(self, root: Path, rails: tuple[Rail, ...], clock_ns: Clock) -> None:
         self._root = root
@@ -158,19 +168,19 @@ class _Places:
 
 
 class _RailSensor:
-    def __init__(self, rail: Rail, places: _Places) -> None:
+    def __init__(self, rail: Rail, finder: _RailFinder) -> None:
         self.metrics = (rail.metric,)
         self._label = rail.label
-        self._places = places
+        self._finder = finder
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
-        rail = self._places[self._label]
+        rail = self._finder[self._label]
         try:
             power = rail.power_mw()
         except NoReading:
-            if rail.directory.exists() or not self._places.search_again():
+            if rail.directory.exists() or not self._finder.search_again():
                 raise
-            power = self._places[self._label].power_mw()
+            power = self._finder[self._label].power_mw()
         values[self.metrics[0].name] = power
 
 

@@ -1,7 +1,8 @@
-"""The seam between the measurement and whatever can be read on a machine.
+"""The interface between the measurement and the sensors of a machine.
 
 A source is a group of sensors that are read together; a sensor gives one or more metrics. Whatever goes wrong with one sensor
-(the file is gone, the driver refuses, the text is rubbish) is a gap with its reason in that reading, and nobody else's.
+(the file is gone, the driver refuses, the text is no number) is a gap with its reason in that reading. The other sensors are not
+affected.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 
 Clock = Callable[[], int]  #: monotonic time in ns
+NOT_REPORTED = "not reported"  #: the reason of a gap where nothing more is known
 
 
 class NoReading(Exception):
@@ -39,7 +41,7 @@ class Source(Protocol):
         """Short and stable: it labels the readings in a profile."""
 
     @property
-    def metrics(self) -> tuple[Metric, ...]:
+    def metrics(self) -> tuple[SensorMetric, ...]:
         """What `read` returns, the same as long as the source is open."""
 
     def read(self) -> Reading:
@@ -53,7 +55,7 @@ class Sensor(Protocol):
     """What belongs together within a source: it is one file, one chip, one call."""
 
     @property
-    def metrics(self) -> tuple[Metric, ...]:
+    def metrics(self) -> tuple[SensorMetric, ...]:
         """What `read` fills in."""
 
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
@@ -63,8 +65,8 @@ class Sensor(Protocol):
 class CallSensor:
     """A sensor that is one call, which gives its one value or raises."""
 
-    def __init__(self, metric: Metric, call: Callable[[], float]) -> None:
-        self.metrics: tuple[Metric, ...] = (metric,)
+    def __init__(self, metric: SensorMetric, call: Callable[[], float]) -> None:
+        self.metrics: tuple[SensorMetric, ...] = (metric,)
         self._call = call
 
     def answers(self) -> bool:
@@ -85,7 +87,7 @@ class SensorSource:
 
     def __init__(self, name: str, sensors: Sequence[Sensor], clock_ns: Clock = time.perf_counter_ns) -> None:
         self.name = name
-        self.metrics: tuple[Metric, ...] = tuple(metric for sensor in sensors for metric in sensor.metrics)
+        self.metrics: tuple[SensorMetric, ...] = tuple(metric for sensor in sensors for metric in sensor.metrics)
         self._sensors = tuple(sensors)
         self._clock_ns = clock_ns
 
@@ -95,16 +97,16 @@ class SensorSource:
         values: dict[str, float] = {}
         gaps: dict[str, str] = {}
         for sensor in self._sensors:
-            reason = "not told"
+            reason = NOT_REPORTED
             try:
                 sensor.read(values, gaps)
-            except Exception as error:  # a driver or a service may fail in any way; a measurement must outlive it
-                reason = why(error)
+            except Exception as error:  # a driver or a service may fail in any way; the measurement goes on
+                reason = gap_reason(error)
             for metric in sensor.metrics:
                 value = values.get(metric.name)
                 if value is not None and not math.isfinite(value):
                     del values[metric.name]
-                    reason = f"rubbish: {value}"
+                    reason = f"implausible: {value}"
                 if metric.name not in values:
                     gaps.setdefault(metric.name, reason)
         read_ns = self._clock_ns() - begin_ns
@@ -114,7 +116,7 @@ class SensorSource:
         """Nothing to end."""
 
 
-def why(error: Exception) -> str:
+def gap_reason(error: Exception) -> str:
     """The reason of a gap, from what was raised."""
     if isinstance(error, NoReading):
         return str(error)

@@ -17,8 +17,8 @@ _BLOCK = 1 << 14
 def read_text(file: Path | str, *, wait: bool = False) -> str:
     """The text of a small file without the blanks and NULs around it.
 
-    Unbuffered and binary: a power-gated sensor refuses with EAGAIN, on which Python's own readers stumble. Drivers ignore
-    whether one is willing to wait for them; where the file is a pipe (a test, the simulator), only `wait` waits for a writer.
+    Unbuffered and binary: a power-gated sensor fails with EAGAIN, which Python's buffered readers do not handle. Drivers ignore
+    O_NONBLOCK; where the file is a pipe (a test, the simulator), only `wait` waits for a writer.
 
     Raises:
         NoReading: the file is absent, refuses, is empty or is not text.
@@ -36,7 +36,7 @@ def read_text(file: Path | str, *, wait: bool = False) -> str:
     try:
         text = data.decode().strip("\0 \t\r\n")
     except UnicodeDecodeError:
-        raise NoReading(f"rubbish in {_short(file)}: not text") from None
+        raise NoReading(f"{_short(file)} is not text") from None
     if not text:
         raise NoReading(f"{_short(file)} is empty")
     return text
@@ -52,9 +52,9 @@ def read_number(file: Path | str, *, wait: bool = False) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise NoReading(f"rubbish in {_short(file)}: {text[:40]!r}") from None
+        raise NoReading(f"no number in {_short(file)}: {text[:40]!r}") from None
     if not math.isfinite(number):
-        raise NoReading(f"rubbish in {_short(file)}: {text[:40]!r}")
+        raise NoReading(f"no number in {_short(file)}: {text[:40]!r}")
     return number
 
 

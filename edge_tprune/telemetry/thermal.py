@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_tprune.telemetry import sysfs
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.rails import Rail, find_rails
 from edge_tprune.telemetry.source import Clock, NoReading, Sensor, SensorSource
 
 OFFLINE_C = -256.0  #: what a zone says whose sensor is off
 PLAUSIBLE_C = (-100.0, 200.0)
-SLOWED = Metric(
+COOLING = SensorMetric(
     "throttling_devices_count",
     "count",
     "lower",
@@ -22,11 +22,11 @@ SLOWED = Metric(
     "cooling devices, fans left out, that hold something back at the moment: clocks are lowered for heat",
     step=1.0,
 )
-ALARMS = Metric(
+ALARMS = SensorMetric(
     "current_alarms_count", "count", "lower", "max", "current limits of power rails that are exceeded at the moment", step=1.0
 )
-_FAN = Metric("fan_percent", "percent", None, "mean", "how much the fan is driven", step=100 / 255)
-_FAN_SPEED = Metric("fan_speed_rpm", "rpm", None, "mean", "speed of the fan")
+_FAN = SensorMetric("fan_percent", "percent", None, "mean", "how much the fan is driven", step=100 / 255)
+_FAN_SPEED = SensorMetric("fan_speed_rpm", "rpm", None, "mean", "speed of the fan")
 
 
 def thermal_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
@@ -36,36 +36,38 @@ def thermal_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_n
     for label, directory in zones(root):
         name = label if label not in taken else f"{label}_{directory.name.removeprefix('thermal_zone')}"
         taken.add(name)
-        sensors.append(_Zone(name, directory / "temp"))
+        sensors.append(_ZoneSensor(name, directory / "temp"))
     slowing = [directory for label, directory in cooling_devices(root) if "fan" not in label.lower()]
     if slowing:
-        sensors.append(_Slowed(slowing))
+        sensors.append(_CoolingSensor(slowing))
     for metric, scale, files in (
         (_FAN, 100 / 255, _fan_files(root, "pwm1", "cur_pwm", "target_pwm")),
         (_FAN_SPEED, 1.0, _fan_files(root, "fan1_input", "rpm", "rpm_measured")),
     ):
         if files:
-            sensors.append(_Scaled(metric, files[0], scale))
+            sensors.append(_NumberSensor(metric, files[0], scale))
     return SensorSource("thermal", sensors, clock_ns)
 
 
 def events_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
     """The source "events": over-current throttling since boot, and current limits that are exceeded now."""
-    sensors: list[Sensor] = [_Scaled(over_current_metric(number), file) for number, file in over_current_files(root).items()]
+    sensors: list[Sensor] = [
+        _NumberSensor(over_current_metric(number), file) for number, file in over_current_files(root).items()
+    ]
     if alarms := alarm_files(find_rails(root)):
-        sensors.append(_Alarms(alarms))
+        sensors.append(_AlarmSensor(alarms))
     return SensorSource("events", sensors, clock_ns)
 
 
-def temperature_metric(zone: str) -> Metric:
+def temperature_metric(zone: str) -> SensorMetric:
     """The metric of a thermal zone: `gpu_temp_c`."""
-    return Metric(f"{zone}_temp_c", "C", "lower", "max", f"temperature of the thermal zone {zone}")
+    return SensorMetric(f"{zone}_temp_c", "C", "lower", "max", f"temperature of the thermal zone {zone}")
 
 
-def over_current_metric(number: str) -> Metric:
+def over_current_metric(number: str) -> SensorMetric:
     """The metric of an over-current counter: `over_current_1_count`."""
     help_text = f"times since boot that over-current condition {number} slowed the board down"
-    return Metric(f"over_current_{number}_count", "count", "lower", "increase", help_text, step=1.0)
+    return SensorMetric(f"over_current_{number}_count", "count", "lower", "increase", help_text, step=1.0)
 
 
 def zone_name(kind: str) -> str:
@@ -119,11 +121,11 @@ def read_celsius(file: Path | str) -> float:
     if milli / 1000 <= OFFLINE_C:
         raise NoReading("offline")
     if not PLAUSIBLE_C[0] <= milli / 1000 <= PLAUSIBLE_C[1]:
-        raise NoReading(f"rubbish: {milli / 1000:g} C")
+        raise NoReading(f"implausible: {milli / 1000:g} C")
     return milli / 1000
 
 
-class _Zone:
+class _ZoneSensor:
     def __init__(self, name: str, file: Path) -> None:
         self.metrics = (temperature_metric(name),)
         self._file = str(file)
@@ -132,8 +134,8 @@ class _Zone:
         values[self.metrics[0].name] = read_celsius(self._file)
 
 
-class _Slowed:
-    metrics = (SLOWED,)
+class _CoolingSensor:
+    metrics = (COOLING,)
 
     def __init__(self, directories: list[Path]) -> None:
         self._files = [str(directory / "cur_state") for directory in directories]
@@ -141,11 +143,11 @@ class _Slowed:
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
         states = [state for file in self._files if (state := sysfs.number_or_none(file)) is not None]
         if not states:
-            raise NoReading("no cooling device tells")
-        values[SLOWED.name] = float(sum(state > 0 for state in states))
+            raise NoReading("no cooling device reports its state")
+        values[COOLING.name] = float(sum(state > 0 for state in states))
 
 
-class _Alarms:
+class _AlarmSensor:
     metrics = (ALARMS,)
 
     def __init__(self, files: dict[str, Path]) -> None:
@@ -155,10 +157,10 @@ class _Alarms:
         values[ALARMS.name] = float(sum(sysfs.read_number(file) > 0 for file in self._files))
 
 
-class _Scaled:
+class _NumberSensor:
     """A file with one number from 0 on."""
 
-    def __init__(self, metric: Metric, file: Path, scale: float = 1.0) -> None:
+    def __init__(self, metric: SensorMetric, file: Path, scale: float = 1.0) -> None:
         self.metrics = (metric,)
         self._file = str(file)
         self._scale = scale
@@ -166,7 +168,7 @@ class _Scaled:
     def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
         number = sysfs.read_number(self._file)
         if number < 0:
-            raise NoReading(f"rubbish: {number:g}")
+            raise NoReading(f"implausible: {number:g}")
         values[self.metrics[0].name] = number * self._scale
 
 

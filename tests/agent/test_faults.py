@@ -10,7 +10,7 @@ import pytest
 
 from edge_tprune.record.reader import read_run
 from edge_tprune.record.summary import summarize
-from edge_tprune.simulator.virtual import KINDS, Fault
+from edge_tprune.simulator.virtual import KINDS, SensorFault
 from tests.record.virtual_run import Settings, write_profile
 
 SETTINGS = Settings(rounds=6, seconds=4.0, baseline_s=5.0, load=0.3)
@@ -26,9 +26,9 @@ def measured(
 ) -> Any:
     """(summary, true mJ per image, readings of each metric) of a run with one fault."""
 
-    def faults(begin_ns: int, end_ns: int) -> Sequence[Fault]:
+    def faults(begin_ns: int, end_ns: int) -> Sequence[SensorFault]:
         middle = (begin_ns + end_ns) // 2
-        return [] if kind is None else [Fault(kind, metric, middle, middle + round(seconds * 1e9), amount)]
+        return [] if kind is None else [SensorFault(kind, metric, middle, middle + round(seconds * 1e9), amount)]
 
     path, truth = write_profile(out, SETTINGS, seed=4, faults=faults)
     run = read_run(path)

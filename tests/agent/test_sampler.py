@@ -16,18 +16,18 @@ import pytest
 from edge_tprune.agent import sampler
 from edge_tprune.agent.observer import Observer
 from edge_tprune.record.writer import SAMPLES, SENSORS
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import Reading
 
 
-def power(interval_s: float | None, name: str = "vdd_in_power_mw") -> Metric:
-    return Metric(name, "mW", "lower", "mean", "", interval_s)
+def power(interval_s: float | None, name: str = "vdd_in_power_mw") -> SensorMetric:
+    return SensorMetric(name, "mW", "lower", "mean", "", interval_s)
 
 
 @pytest.mark.parametrize(("interval_s", "period_s"), [(0.43, 0.1075), (0.05, 0.1), (None, 0.1), (1.0, 0.25), (60.0, 0.5)])
 def test_power_is_read_four_times_per_new_value(interval_s: float | None, period_s: float) -> None:
     assert sampler.period_s([power(interval_s)]) == pytest.approx(period_s)
-    assert sampler.period_s([Metric("gpu_load_percent", "percent", None, "mean", "")]) == 0.5
+    assert sampler.period_s([SensorMetric("gpu_load_percent", "percent", None, "mean", "")]) == 0.5
 
 
 class Source:
@@ -63,7 +63,7 @@ class Clock:
         return self.now_ns >= self._until_ns
 
 
-def sample(monkeypatch: pytest.MonkeyPatch, clock: Clock, read_s: list[float], metric: Metric | None = None) -> list[int]:
+def sample(monkeypatch: pytest.MonkeyPatch, clock: Clock, read_s: list[float], metric: SensorMetric | None = None) -> list[int]:
     source = Source(clock, read_s)
     if metric is not None:
         source.metrics = (metric,)

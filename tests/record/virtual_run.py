@@ -13,8 +13,8 @@ from edge_tprune.agent.sampler import period_s
 from edge_tprune.record.energy import Energy, Idle, PowerWindow, Sensor, Turn, budget_energy, choose_sensor, idle_power
 from edge_tprune.record.writer import SENSORS, Recorder
 from edge_tprune.simulator.law import StepLoad
-from edge_tprune.simulator.virtual import Fault, VirtualMachine
-from edge_tprune.telemetry.metric import Metric
+from edge_tprune.simulator.virtual import SensorFault, VirtualMachine
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import NoReading, SensorSource, Source
 
 from .tiny_run import info
@@ -54,7 +54,7 @@ class Outcome:
 class _Counter:
     """Counts what the board dissipates, in whole millijoules, and shows a new value every 100 ms."""
 
-    metrics = (Metric("total_energy_mj", "mJ", "lower", "increase", "whole board, counted", 0.1, 1.0),)
+    metrics = (SensorMetric("total_energy_mj", "mJ", "lower", "increase", "whole board, counted", 0.1, 1.0),)
 
     def __init__(self, machine: VirtualMachine, phase_ns: int) -> None:
         self._machine = machine
@@ -106,7 +106,7 @@ def _plan(settings: Settings, chance: random.Random, load: StepLoad) -> _Timelin
     return _Timeline(before, turns, idle(settings.baseline_s))
 
 
-def _machine(settings: Settings, seed: int, load: StepLoad, faults: Sequence[Fault] = ()) -> VirtualMachine:
+def _machine(settings: Settings, seed: int, load: StepLoad, faults: Sequence[SensorFault] = ()) -> VirtualMachine:
     return VirtualMachine(
         settings.board,
         load=load,
@@ -168,7 +168,7 @@ def run(settings: Settings, seed: int) -> Outcome:
 
 
 def write_profile(
-    out: Path, settings: Settings, seed: int = 0, faults: Callable[[int, int], Sequence[Fault]] | None = None
+    out: Path, settings: Settings, seed: int = 0, faults: Callable[[int, int], Sequence[SensorFault]] | None = None
 ) -> tuple[Path, float]:
     """A profile directory as the agent writes it, of one budget "a" on a virtual board, and its true energy in mJ per image.
 

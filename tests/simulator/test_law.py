@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_tprune.errors import UserError
-from edge_tprune.simulator.law import BOARDS, Load, Physics, RailSensor, SquareLoad, StepLoad, board_law
+from edge_tprune.simulator.boards import BOARDS, board_law
+from edge_tprune.simulator.law import Load, Physics, RailSensor, StepLoad
 from edge_tprune.telemetry import boards
 
 SECOND = 10**9
@@ -48,19 +49,6 @@ def test_forgetting_changes_nothing_later(steps: list[tuple[int, float]], before
     for t_ns in (before_ns, before_ns + SECOND, before_ns + 20 * SECOND):
         assert forgetful.at(t_ns) == load.at(t_ns)
         assert forgetful.busy_s(before_ns, t_ns) == pytest.approx(load.busy_s(before_ns, t_ns), abs=1e-9)
-
-
-@given(st.integers(1, SECOND), st.integers(0, SECOND), st.integers(0, 5 * SECOND), st.integers(1, 5 * SECOND))
-def test_a_square_load(period_ns: int, busy_ns: int, begin_ns: int, length_ns: int) -> None:
-    load = SquareLoad(period_ns, min(busy_ns, period_ns), 0.9, 0.1)
-    assert load.busy_s(0, 7 * period_ns) == pytest.approx(
-        7 * (0.9 * min(busy_ns, period_ns) + 0.1 * max(0, period_ns - busy_ns)) / 1e9
-    )
-    if period_ns > length_ns / 20:
-        tolerance_s = 50 * length_ns / SECOND / 4000
-        assert load.busy_s(begin_ns, begin_ns + length_ns) == pytest.approx(
-            riemann(load, begin_ns, begin_ns + length_ns), abs=tolerance_s
-        )
 
 
 def test_time_of_a_load_does_not_run_backwards() -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from edge_tprune.errors import UserError
 from edge_tprune.simulator.__main__ import main
-from edge_tprune.simulator.faults import Fault
-from edge_tprune.simulator.law import BOARDS
+from edge_tprune.simulator.boards import BOARDS
+from edge_tprune.simulator.faults import FileFault
 from edge_tprune.simulator.tree import FAULT_LOG, FAULTS, STATE, Tree, run
 from edge_tprune.simulator.truth import TRUTH, true_energy_mj
 from edge_tprune.simulator.virtual import VirtualClock
@@ -153,7 +153,7 @@ FAULTY_FILES = {
         ("vanish", "curr1", "hwmon1/curr1_input is gone"),
         ("eio", "curr1", "EIO from hwmon1/curr1_input"),
         ("empty", "curr1", "hwmon1/curr1_input is empty"),
-        ("set", "curr1", "rubbish in hwmon1/curr1_input: '##'"),
+        ("set", "curr1", "no number in hwmon1/curr1_input: '##'"),
         ("vanish", "zone", "thermal_zone1/temp is gone"),
         ("eio", "zone", "EIO from thermal_zone1/temp"),
         ("eagain", "zone", "EAGAIN from thermal_zone1/temp"),
@@ -166,7 +166,7 @@ def test_a_fault_loses_its_own_samples_only(nano: Tree, clock: VirtualClock, kin
     offline = {metric.name for metric in reader.metrics if metric.name.startswith("cv")}
     go(nano, clock, 1)
     assert set(reader.read().gaps) == offline
-    nano.inject(Fault(kind, FAULTY_FILES[where], seconds=1.0, value="##"))
+    nano.inject(FileFault(kind, FAULTY_FILES[where], seconds=1.0, value="##"))
     reading = reader.read()
     assert set(reading.gaps) == lost | offline
     assert reason in {reading.gaps[metric] for metric in lost}
@@ -192,7 +192,7 @@ def test_a_stall_makes_the_read_wait_and_then_gives_the_value(nano: Tree, clock:
 
     reader = next(source for source in open_sources(nano.directory, clock_ns=stamp) if source.name == "rails")
     go(nano, clock, 1)
-    nano.inject(Fault("stall", FAULTY_FILES["curr1"], seconds=1.0))
+    nano.inject(FileFault("stall", FAULTY_FILES["curr1"], seconds=1.0))
     began.clear()
     got: list[Reading] = []
     thread = threading.Thread(target=lambda: got.append(reader.read()))
@@ -209,10 +209,10 @@ def test_a_stall_makes_the_read_wait_and_then_gives_the_value(nano: Tree, clock:
 
 def test_a_stall_that_nobody_waited_for_leaves_nothing_behind(nano: Tree, clock: VirtualClock) -> None:
     reader = source(nano, clock, "rails")
-    nano.inject(Fault("stall", FAULTY_FILES["curr1"], seconds=1.0))
+    nano.inject(FileFault("stall", FAULTY_FILES["curr1"], seconds=1.0))
     go(nano, clock, 2)
     assert reader.read().gaps == {}
-    nano.inject(Fault("stall", FAULTY_FILES["curr1"]))
+    nano.inject(FileFault("stall", FAULTY_FILES["curr1"]))
     nano.close()
     assert reader.read().gaps == {}
 
@@ -220,14 +220,14 @@ def test_a_stall_that_nobody_waited_for_leaves_nothing_behind(nano: Tree, clock:
 def test_a_renumbered_chip_is_found_again(nano: Tree, clock: VirtualClock) -> None:
     reader = source(nano, clock, "rails")
     go(nano, clock, 1)
-    nano.inject(Fault("renumber", "*/1-0040/*"))
+    nano.inject(FileFault("renumber", "*/1-0040/*"))
     assert reader.read().gaps == {}
     go(nano, clock, 2, load=1.0)
     assert reader.read().values["total_power_mw"] == pytest.approx(sum_of(nano, 1.0), rel=0.02)
-    nano.inject(Fault("renumber", "*/1-0040/*"))
+    nano.inject(FileFault("renumber", "*/1-0040/*"))
     assert (nano.directory / "sys/class/hwmon/hwmon41/curr1_input").exists()
     assert reader.read().gaps == {}
-    nano.inject(Fault("renumber", "*/1-0040/*"))  # again within a second of the last search
+    nano.inject(FileFault("renumber", "*/1-0040/*"))  # again within a second of the last search
     assert set(reader.read().gaps) == {metric.name for metric in reader.metrics}
     go(nano, clock, 1.1)
     assert reader.read().gaps == {}
@@ -240,10 +240,10 @@ def sum_of(tree: Tree, load: float) -> float:
 def test_a_counter_jumps_and_a_mode_changes(nano: Tree, clock: VirtualClock) -> None:
     events = source(nano, clock, "events")
     assert events.read().values["over_current_2_count"] == 0
-    nano.inject(Fault("jump", "*/oc2_event_cnt", value="5"))
-    nano.inject(Fault("set", "var/lib/nvpmodel/status", value="pmode:0003 fmode:fanNull"))
-    nano.inject(Fault("set", "*/devfreq/*/max_freq", value="306000000"))
-    nano.inject(Fault("set", "*/cooling_device1/cur_state", value="3"))
+    nano.inject(FileFault("jump", "*/oc2_event_cnt", value="5"))
+    nano.inject(FileFault("set", "var/lib/nvpmodel/status", value="pmode:0003 fmode:fanNull"))
+    nano.inject(FileFault("set", "*/devfreq/*/max_freq", value="306000000"))
+    nano.inject(FileFault("set", "*/cooling_device1/cur_state", value="3"))
     go(nano, clock, 1)
     assert events.read().values["over_current_2_count"] == 5
     found = state(nano.directory)
@@ -293,11 +293,11 @@ def test_mistakes_are_one_clear_line(
     nano: Tree, clock: VirtualClock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=r"no file of the simulated board matches 'nonsense'"):
-        nano.inject(Fault("vanish", "nonsense"))
+        nano.inject(FileFault("vanish", "nonsense"))
     with pytest.raises(UserError, match="must be a number"):
-        Fault("jump", "*", value="many")
+        FileFault("jump", "*", value="many")
     with pytest.raises(UserError, match="needs a value"):
-        Fault("set", "*")
+        FileFault("set", "*")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("years of work")
     assert main(["orin-nano", str(tmp_path / "mine")]) == 2

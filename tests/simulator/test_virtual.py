@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from edge_tprune.simulator.law import BOARDS
-from edge_tprune.simulator.virtual import KINDS, Fault, VirtualClock, VirtualMachine
+from edge_tprune.simulator.boards import BOARDS
+from edge_tprune.simulator.virtual import KINDS, SensorFault, VirtualClock, VirtualMachine
 from edge_tprune.telemetry.source import Reading, Source
 
 SECOND = 10**9
@@ -72,7 +72,7 @@ def test_seeds_give_other_phases_and_the_same_seed_the_same_run() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("stall", "jump")])
 def test_a_fault_is_a_gap_with_a_reason_that_ends(kind: str) -> None:
-    machine = VirtualMachine(faults=[Fault(kind, "vdd_in*", 2 * SECOND, 3 * SECOND)])
+    machine = VirtualMachine(faults=[SensorFault(kind, "vdd_in*", 2 * SECOND, 3 * SECOND)])
     for reading in readings(machine, 5):
         faulty = 2 * SECOND <= reading.t_ns < 3 * SECOND
         assert set(reading.gaps) == ({"vdd_in_power_mw", "total_power_mw"} if faulty else set())
@@ -83,8 +83,8 @@ def test_a_fault_is_a_gap_with_a_reason_that_ends(kind: str) -> None:
 def test_a_stall_takes_its_time_and_a_jump_stays() -> None:
     machine = VirtualMachine(
         faults=[
-            Fault("stall", "vdd_soc_power_mw", 2 * SECOND, 3 * SECOND),
-            Fault("jump", "over_current_1_count", 2 * SECOND, 9 * SECOND, amount=7),
+            SensorFault("stall", "vdd_soc_power_mw", 2 * SECOND, 3 * SECOND),
+            SensorFault("jump", "over_current_1_count", 2 * SECOND, 9 * SECOND, amount=7),
         ],
         read_s=0.001,
     )
@@ -115,4 +115,4 @@ def test_it_warms_up_under_load_and_cools_down() -> None:
 
 def test_an_unknown_fault_is_refused() -> None:
     with pytest.raises(ValueError, match="no fault is called 'boom'"):
-        Fault("boom", "*", 0, 1)
+        SensorFault("boom", "*", 0, 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_tprune.telemetry.boards import board, identify, jetpack
+from edge_tprune.telemetry.boards import board, guess_input, identify, jetpack, table
 
 from .tree import write
 
@@ -21,6 +21,9 @@ from .tree import write
         ("nvidia,p2972-0000\0nvidia,p2888-0004\0nvidia,tegra194", "agx-xavier", "p2888-0004", None),
         ("nvidia,p3971-0089+p3834-0008\0nvidia,tegra264", "thor", "p3834-0008", ("VIN",)),
         ("nvidia,p3449-0000-b00+p3448-0000-b00\0nvidia,jetson-nano\0nvidia,tegra210", "nano", "p3448-0000-b00", ("POM_5V_IN",)),
+        ("nvidia,p2972-0000\0nvidia,tegra194", "agx-xavier", None, None),
+        ("nvidia,p2822-0000+p2888-0001\0nvidia,tegra194", "agx-xavier", "p2888-0001", None),
+        ("nvidia,p2972-0000\0nvidia,p2888\0nvidia,tegra194", "agx-xavier", "p2888", None),
         ("raspberrypi,5-model-b\0brcm,bcm2712", "unknown", None, ()),
     ],
 )
@@ -34,6 +37,39 @@ def test_boards_are_known_by_their_module(
     assert set(found.total) <= set(found.rails)
     assert found.name == ("Some Model" if key == "unknown" else board(key).name)
     json.dumps(asdict(found), allow_nan=False)
+
+
+def test_a_rail_may_be_spelled_in_several_ways() -> None:
+    xavier = board("agx-xavier")
+    for label in ("SYS5V", "SYS5V0", "sys5v"):
+        assert xavier.match_rails(["GPU", "CPU", label])["SYS5V0"] == label
+    assert board("orin-nano").match_rails(["vdd-in", "VDD_SOC"]) == {"VDD_IN": "vdd-in", "VDD_SOC": "VDD_SOC"}
+
+
+def test_every_board_says_where_its_rails_come_from() -> None:
+    assert len(table()) >= 7
+    for each in table():
+        assert each.source
+        assert set(each.total) <= set(each.rails)
+        assert set(each.spellings) <= set(each.rails)
+        assert set(each.match_rails(each.rails)) == set(each.rails)
+        for rail, others in each.spellings.items():
+            for other in others:
+                assert each.match_rails([other]) == {rail: other}
+
+
+@pytest.mark.parametrize(
+    ("labels", "guess"),
+    [
+        (["VDD_SYS_GPU", "VDD_SYS_SOC", "VDD_IN", "VDD_SYS_CPU"], "VDD_IN"),
+        (["VDD_IN", "VIN"], "VIN"),
+        (["vdd-in"], "vdd-in"),
+        (["VIN_SYS_5V0", "VDD_MOTOR"], None),
+        ([], None),
+    ],
+)
+def test_the_input_of_an_unknown_board_is_guessed_by_its_name(labels: list[str], guess: str | None) -> None:
+    assert guess_input(labels) == guess
 
 
 def test_a_machine_that_tells_nothing_is_unknown(tmp_path: Path) -> None:

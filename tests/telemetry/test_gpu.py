@@ -49,13 +49,13 @@ def test_thor_has_no_load_and_zero_hertz_is_off(tmp_path: Path) -> None:
     assert source.read().values == {}
 
 
-def test_rubbish_and_refusals_are_gaps(tmp_path: Path) -> None:
+def test_implausible_values_and_refusals_are_gaps(tmp_path: Path) -> None:
     write(tmp_path, {"sys/devices/gpu.0/load": "5000", "sys/class/devfreq/57000000.gpu/cur_freq": "-7"})
     source = gpu_source(tmp_path)
     reading = source.read()
     assert reading.gaps == {
-        "gpu_load_percent": "rubbish: a load of 5000 permille",
-        "gpu_frequency_mhz": "rubbish: a clock of -7 Hz",
+        "gpu_load_percent": "implausible: a load of 5000 permille",
+        "gpu_frequency_mhz": "implausible: a clock of -7 Hz",
     }
     refuse(tmp_path, "sys/devices/gpu.0/load")
     (tmp_path / "sys/class/devfreq/57000000.gpu/cur_freq").unlink()

@@ -22,6 +22,8 @@ def test_the_power_mode_of_the_files(tmp_path: Path) -> None:
     assert power_mode(tmp_path) == {"id": 2, "name": "MAXN_SUPER"}
     (tmp_path / "etc/nvpmodel.conf").unlink()
     assert power_mode(tmp_path) == {"id": 2, "name": None}
+    write(tmp_path, {"etc/nvpmodel.conf": "# < POWER_MODEL ID=2 NAME=OLD >\n< POWER_MODEL ID=2 NAME=10W>\n"})
+    assert power_mode(tmp_path) == {"id": 2, "name": "10W"}  # Jetson Nano's file, with a comment before it
     write(tmp_path, {"var/lib/nvpmodel/status": "damaged"})
     assert power_mode(tmp_path) is None
 

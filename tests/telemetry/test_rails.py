@@ -115,6 +115,36 @@ def test_an_unknown_board_has_rails_and_no_total(tmp_path: Path) -> None:
     assert source.read().values == {"vdd_motor_2_power_mw": 1200}
 
 
+def tx2(root: Path) -> None:
+    """A board that is not in the table, in the older iio layout."""
+    for number, labels in ((0, ("VDD_SYS_GPU", "VDD_SYS_SOC", "VDD_4V0_WIFI")), (1, ("VDD_IN", "VDD_SYS_CPU", "VDD_SYS_DDR"))):
+        for channel_number, label in enumerate(labels):
+            directory = f"sys/bus/i2c/drivers/ina3221x/0-004{number}/iio:device{number}"
+            files = {f"rail_name_{channel_number}": label, f"in_power{channel_number}_input": str(1000 * (number + 1))}
+            write(root / directory, dict(files))
+    write(root, {"proc/device-tree/compatible": "nvidia,p2597-0000+p3310-1000\0nvidia,quill\0nvidia,tegra186\0"})
+
+
+def test_an_unknown_board_offers_its_input_as_a_guess(tmp_path: Path) -> None:
+    tx2(tmp_path)
+    source = rails_source(tmp_path, identify(tmp_path))
+    assert source.read().values["total_power_mw"] == 2000
+    total = source.metrics[-1]
+    assert total.guess
+    assert total.help.startswith("a guess: VDD_IN is taken for the power of the whole board")
+    assert not any(metric.guess for metric in source.metrics[:-1])
+
+
+@pytest.mark.parametrize("label", ["SYS5V", "SYS5V0"])
+def test_both_spellings_of_a_rail_make_the_total(tmp_path: Path, label: str) -> None:
+    chip(tmp_path, CHIP, channel(1, "GPU", 9000, 30), channel(2, "CPU", 9000, 60), channel(3, "SOC", 9000, 120))
+    chip(tmp_path, SECOND_CHIP, channel(1, "CV", 9000, 0), channel(2, "VDDRQ", 9000, 40), channel(3, label, 9000, 160))
+    source = rails_source(tmp_path, boards.board("agx-xavier"))
+    assert source.read().values["total_power_mw"] == 9 * (30 + 60 + 120 + 40 + 160)
+    assert not source.metrics[-1].guess
+    assert label in source.metrics[-1].help
+
+
 def test_a_known_board_that_lacks_its_total_has_rails_only(tmp_path: Path) -> None:
     chip(tmp_path, CHIP, channel(3, "VDD_SOC", 5000, 100))
     source = rails_source(tmp_path, boards.board("orin-nano"))
@@ -174,7 +204,7 @@ def test_one_step_below_zero_is_a_reading_and_a_megawatt_is_not(tmp_path: Path) 
     chip(tmp_path, CHIP, channel(1, "VDD_GPU_SOC", 20000, -20), channel(2, "VDD_CPU_CV", 20000, 9e9))
     reading = rails_source(tmp_path, identify(tmp_path)).read()
     assert reading.values == {"vdd_gpu_soc_power_mw": -400}
-    assert reading.gaps["vdd_cpu_cv_power_mw"].startswith("rubbish")
+    assert reading.gaps["vdd_cpu_cv_power_mw"].startswith("implausible")
 
 
 def test_a_chip_that_moves_is_found_and_one_that_leaves_is_searched_once_a_second(

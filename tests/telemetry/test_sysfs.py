@@ -42,14 +42,14 @@ def test_numbers(tmp_path: Path, text: str, number: float) -> None:
     [
         ("", "a/b is empty"),
         (" \n\0", "a/b is empty"),
-        ("nan", "rubbish in a/b: 'nan'"),
-        ("inf", "rubbish in a/b: 'inf'"),
-        ("12 34", "rubbish in a/b: '12 34'"),
-        ("x" * 100, f"rubbish in a/b: '{'x' * 40}'"),
-        (b"\xff\xfe", "rubbish in a/b: not text"),
+        ("nan", "no number in a/b: 'nan'"),
+        ("inf", "no number in a/b: 'inf'"),
+        ("12 34", "no number in a/b: '12 34'"),
+        ("x" * 100, f"no number in a/b: '{'x' * 40}'"),
+        (b"\xff\xfe", "a/b is not text"),
     ],
 )
-def test_rubbish_has_its_reason(tmp_path: Path, text: str | bytes, reason: str) -> None:
+def test_a_gap_has_its_reason(tmp_path: Path, text: str | bytes, reason: str) -> None:
     write(tmp_path, {"a/b": text})
     with pytest.raises(NoReading) as raised:
         sysfs.read_number(tmp_path / "a/b")

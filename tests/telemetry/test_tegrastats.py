@@ -94,6 +94,13 @@ def test_every_recorded_line_parses_completely() -> None:
         ("12%@[1300,1300]", 12, 1300),
         ("@[1574,1574,1574]", None, 1574),
         ("101%@306", None, 306),
+        ("@[300,off,600]", None, 450),
+        ("20%@[0, 300]", 20, 300),
+        ("12 %@[600, 600]", 12, 600),
+        ("12 % @[600,\t600]", 12, 600),
+        ("[10%@300,off,30%@600]", 20, 450),
+        ("[10%, off ,30%]@[300,off,600]", 20, 450),
+        ("off", None, None),
     ],
 )
 def test_every_shape_of_gpu(token: str, load: float | None, mhz: float | None) -> None:
@@ -131,10 +138,10 @@ def test_what_is_off_or_offline_is_missing() -> None:
     report = parse("GPU@-256C CPU [off,off] EMC_FREQ @2133 NC 0mW/0mW CPU@900C")
     assert report.gaps == {
         "gpu_temp_c": "offline",
-        "cpu_load_percent": "not told",
-        "cpu_frequency_mhz": "not told",
-        "emc_load_percent": "not told",
-        "cpu_temp_c": "rubbish: 900",
+        "cpu_load_percent": "not reported",
+        "cpu_frequency_mhz": "not reported",
+        "emc_load_percent": "not reported",
+        "cpu_temp_c": "implausible: 900",
     }
     assert report.values == {"emc_frequency_mhz": 2133}
     assert report.unknown == []
@@ -159,6 +166,32 @@ def test_unknown_words_are_listed_and_harm_nobody() -> None:
     report = parse("RAM 1/2MB FOO bar=3 [x GR3D_FREQ 5% GR3D_FREQ")
     assert report.unknown == ["FOO", "bar=3", "[x", "GR3D_FREQ"]
     assert report.values["gpu_load_percent"] == 5
+
+
+WORDS = [
+    "RAM 6185/7620MB (lfb 8x2MB)", "SWAP 851/3810MB (cached 1MB)", "CPU [15%@729,off,11%@729]", "EMC_FREQ 43%@2133",
+    "GR3D_FREQ 63%@[621,off,300]", "NVDEC off", "VIC_FREQ 0%@115", "APE 200", "MTS fg 0% bg 0%", "EDP limit 0", "cpu@53.968C",
+    "gpu@-256C", "VDD_IN 12479mW/12479mW", "SYS5V 2094/2094", "VIN 21000mW/21000mW/21000mW", "NC 0/0",
+]  # fmt: skip
+
+
+@given(st.permutations(WORDS))
+def test_the_order_of_words_makes_no_difference(words: list[str]) -> None:
+    report, expected = parse(" ".join(words)), parse(" ".join(WORDS))
+    assert report.unknown == []
+    assert (report.values, report.gaps) == (expected.values, expected.gaps)
+
+
+@given(
+    st.lists(st.sampled_from(["off", "0", "300", "600.5"]), min_size=1, max_size=4), st.lists(st.sampled_from(["", " ", "\t"]))
+)
+def test_blanks_inside_a_list_make_no_difference(clocks: list[str], blanks: list[str]) -> None:
+    spaced = "".join(f"{blank}{clock},{blank}" for clock, blank in zip(clocks, [*blanks, *[""] * len(clocks)]))[:-1].rstrip(",")
+    report = parse(f"GR3D_FREQ 20%@[{spaced}] APE 150")
+    values = [float(clock) for clock in clocks if clock not in ("off", "0")]
+    assert report.unknown == []
+    assert report.values["gpu_load_percent"] == 20
+    assert report.values.get("gpu_frequency_mhz") == (pytest.approx(sum(values) / len(values)) if values else None)
 
 
 def sane(report: Report) -> None:

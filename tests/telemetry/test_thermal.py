@@ -51,8 +51,8 @@ def test_zones_are_values_or_reasons(tmp_path: Path) -> None:
     assert reading.gaps == {
         "gpu_temp_c": "EAGAIN from thermal_zone1/temp",
         "cv0_temp_c": "offline",
-        "soc0_temp_c": "rubbish in thermal_zone3/temp: 'not a number'",
-        "tj_temp_c": "rubbish: 999 C",
+        "soc0_temp_c": "no number in thermal_zone3/temp: 'not a number'",
+        "tj_temp_c": "implausible: 999 C",
         "thermal_zone5_temp_c": "EIO from thermal_zone5/temp",
     }
     assert covers(source, reading)
@@ -70,7 +70,7 @@ def test_what_is_slowed_down_is_counted_without_the_fan(tmp_path: Path) -> None:
     assert source.read().values == {"throttling_devices_count": 0}
     for number in (2, 3):
         refuse(tmp_path, device.format(number) + "cur_state")
-    assert source.read().gaps == {"throttling_devices_count": "no cooling device tells"}
+    assert source.read().gaps == {"throttling_devices_count": "no cooling device reports its state"}
 
 
 @pytest.mark.parametrize("jetpack_4", [True, False])
@@ -102,7 +102,7 @@ def test_over_current_counters_and_alarms(tmp_path: Path) -> None:
     source = events_source(tmp_path)
     reading = source.read()
     assert reading.values == {"over_current_1_count": 0, "over_current_2_count": 4, "current_alarms_count": 2}
-    assert reading.gaps == {"over_current_3_count": "rubbish: -1"}
+    assert reading.gaps == {"over_current_3_count": "implausible: -1"}
     assert [metric.aggregation for metric in source.metrics] == ["increase", "increase", "increase", "max"]
     refuse(chip, "curr2_max_alarm")
     assert source.read().gaps["current_alarms_count"] == "EIO from hwmon2/curr2_max_alarm"

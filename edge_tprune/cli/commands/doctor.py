@@ -29,7 +29,7 @@ def doctor(
     ] = Path("/"),
     json: Json = False,
 ) -> None:
-    """Look at board, runtimes, sensors, clocks, memory and throttling; say what mends what is wrong. Changes nothing."""
+    """Look at board, runtimes, sensors, clocks, memory and throttling; say how to fix what is wrong. Changes nothing."""
     from edge_tprune.agent.doctor import examine
 
     if not (sysroot / "sys").is_dir() or not (sysroot / "proc").is_dir():
@@ -45,7 +45,7 @@ def doctor(
 
 
 def show(document: dict[str, Any]) -> None:
-    """The findings on one screen, each with the command that mends it below."""
+    """The findings on one screen, each with the command that fixes it below."""
     console, topic = out(), ""
     width = max(len(finding["topic"]) for finding in document["findings"])
     for finding in document["findings"]:
@@ -54,5 +54,5 @@ def show(document: dict[str, Any]) -> None:
         topic = finding["topic"]
         line = Text.assemble((f"{sign:<5}", style), f"{name:<{width}}  {finding['text']}")
         console.print(line, soft_wrap=True)
-        if finding["mend"]:
-            console.print(Text(f"{'':<{width + 7}}→ {finding['mend']}", style="dim"), soft_wrap=True)
+        if finding["fix"]:
+            console.print(Text(f"{'':<{width + 7}}→ {finding['fix']}", style="dim"), soft_wrap=True)

@@ -1,6 +1,6 @@
 """The doctor on simulated boards: whole screens against golden ones, and every kind of trouble by itself.
 
-    UPDATE_GOLDEN=1 python -m pytest tests/agent/test_doctor.py
+    UPDATE_GOLDEN=1 python -m pytest tests/agent/doctor/test_doctor.py
 
 writes the golden screens anew; read their difference before committing it.
 """
@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from edge_tprune.agent import doctor
-from edge_tprune.agent.doctor import examine
+from edge_tprune.agent.doctor import examine, runtimes
 from edge_tprune.cli import main
+from edge_tprune.errors import UserError
 from edge_tprune.runtime.tensorrt.cache import record_file
-from edge_tprune.simulator.faults import Fault
-from edge_tprune.simulator.law import BOARDS
+from edge_tprune.simulator.boards import BOARDS
+from edge_tprune.simulator.faults import FileFault
 from edge_tprune.simulator.tree import Tree
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -82,18 +82,18 @@ def test_locked_clocks_are_seen(tmp_path: Path) -> None:
 
 
 def test_free_clocks_come_with_the_command_that_locks_them(nano: Tree) -> None:
-    assert finding(examine(nano.directory), "clocks", "warning")["mend"] == "sudo jetson_clocks"
+    assert finding(examine(nano.directory), "clocks", "warning")["fix"] == "sudo jetson_clocks"
 
 
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        (Fault("set", "*/cooling_device*/cur_state", value="3"), "slowed down by heat"),
-        (Fault("set", "*/curr1_crit_alarm", value="1"), "over its current limit"),
+        (FileFault("set", "*/cooling_device*/cur_state", value="3"), "slowed down by heat"),
+        (FileFault("set", "*/curr1_crit_alarm", value="1"), "over its current limit"),
     ],
 )
 def test_what_is_throttled_now_must_not_be_measured(
-    nano: Tree, capsys: pytest.CaptureFixture[str], fault: Fault, text: str
+    nano: Tree, capsys: pytest.CaptureFixture[str], fault: FileFault, text: str
 ) -> None:
     nano.inject(fault)
     assert main(["doctor", "--sysroot", str(nano.directory)]) == 1
@@ -101,18 +101,18 @@ def test_what_is_throttled_now_must_not_be_measured(
     assert "STOP" in captured.out
     assert text in captured.out
     assert captured.err == "edge-tprune: a profile made now would be invalid, because of: throttling\n"
-    assert finding(examine(nano.directory), "throttling", "blocker")["mend"]
+    assert finding(examine(nano.directory), "throttling", "blocker")["fix"]
 
 
 def test_over_current_since_boot_is_a_warning(nano: Tree) -> None:
-    nano.inject(Fault("set", "*/oc2_event_cnt", value="7"))
+    nano.inject(FileFault("set", "*/oc2_event_cnt", value="7"))
     document = examine(nano.directory)
     assert "7" in finding(document, "throttling", "warning")["text"]
     assert document["ready"]
 
 
 def test_a_rail_that_fails_is_named_with_its_reason(nano: Tree) -> None:
-    nano.inject(Fault("eio", "*/1-0040/*/curr1_input"))
+    nano.inject(FileFault("eio", "*/1-0040/*/curr1_input"))
     assert "VDD_IN" in finding(examine(nano.directory), "rails", "warning")["text"]
 
 
@@ -120,7 +120,7 @@ def test_a_board_without_its_rails_says_that_energy_is_missing(nano: Tree) -> No
     shutil.rmtree(nano.directory / "sys/bus/i2c")
     for link in (nano.directory / "sys/class/hwmon").glob("hwmon*"):
         link.unlink()
-    assert finding(examine(nano.directory), "energy", "warning")["mend"] == "sudo modprobe ina3221"
+    assert finding(examine(nano.directory), "energy", "warning")["fix"] == "sudo modprobe ina3221"
 
 
 def test_swap_in_use_and_little_memory(nano: Tree) -> None:
@@ -142,13 +142,13 @@ def test_jetpacks_own_tensorrt_is_fine_and_another_is_not(nano: Tree) -> None:
     package(nano.directory, "tensorrt", "11.0.0.1")
     wrong = finding(examine(nano.directory), "TensorRT", "warning")
     assert "JetPack 6.2 has 10.3, and this is 11.0.0.1" in wrong["text"]
-    assert "pip uninstall tensorrt" in wrong["mend"]
+    assert "pip uninstall tensorrt" in wrong["fix"]
 
 
 def test_jtop_states(nano: Tree) -> None:
     assert finding(examine(nano.directory), "jtop", "note")
     package(nano.directory, "jetson_stats", "4.3.2")
-    assert finding(examine(nano.directory), "jtop", "warning")["mend"] == "sudo systemctl restart jtop.service"
+    assert finding(examine(nano.directory), "jtop", "warning")["fix"] == "sudo systemctl restart jtop.service"
     (nano.directory / "run").mkdir()
     (nano.directory / "run/jtop.sock").touch()
     assert "4.3.2" in finding(examine(nano.directory), "jtop", "ok")["text"]
@@ -157,7 +157,7 @@ def test_jtop_states(nano: Tree) -> None:
 def test_a_clock_that_was_not_set(nano: Tree) -> None:
     service = nano.directory / "run/systemd/timesync"
     service.mkdir(parents=True)
-    assert finding(examine(nano.directory), "time", "warning")["mend"] == "sudo timedatectl set-ntp true"
+    assert finding(examine(nano.directory), "time", "warning")["fix"] == "sudo timedatectl set-ntp true"
     (service / "synchronized").touch()
     assert finding(examine(nano.directory), "time", "ok")
 
@@ -170,6 +170,12 @@ def test_an_unknown_board_is_welcome(tmp_path: Path) -> None:
     assert document["ready"]
 
 
+def test_the_total_of_an_unknown_board_is_a_guess_and_says_so(nano: Tree) -> None:
+    (nano.directory / "proc/device-tree/compatible").write_text("nvidia,p2597-0000+p3310-1000\0nvidia,tegra186\0")
+    found = finding(examine(nano.directory), "energy", "warning")
+    assert found["text"].startswith("a guess: VDD_IN is taken for the power of the whole board")
+
+
 def test_this_machine_has_a_runtime_and_a_disk(tmp_path: Path) -> None:
     document = examine(disk=tmp_path)
     assert "onnxruntime" in finding(document, "runtime", "ok")["text"]
@@ -178,13 +184,13 @@ def test_this_machine_has_a_runtime_and_a_disk(tmp_path: Path) -> None:
 
 def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(runtime: str) -> str:
-        raise doctor.UserError(f"{runtime} is not installed")
+        raise UserError(f"{runtime} is not installed")
 
-    monkeypatch.setattr(doctor, "runtime_version", missing)
-    assert finding(examine(), "runtime", "blocker")["mend"].endswith(" -m pip install 'onnxruntime'")
+    monkeypatch.setattr(runtimes, "runtime_version", missing)
+    assert finding(examine(), "runtime", "blocker")["fix"].endswith(" -m pip install 'onnxruntime'")
 
 
-def test_plans_of_another_device_are_named(tmp_path: Path) -> None:
+def test_engine_files_of_another_device_are_named(tmp_path: Path) -> None:
     here = {
         "runtime": "tensorrt",
         "version": "10.3.0",
@@ -202,12 +208,12 @@ def test_plans_of_another_device_are_named(tmp_path: Path) -> None:
     plan("ours")
     plan("other-mode", power_mode="15W")
     plan("rtx", runtime="tensorrt-rtx", version="1.0")
-    assert list(doctor.foreign_plans("tensorrt", here, tmp_path)) == []
-    assert list(doctor.foreign_plans("tensorrt", here, tmp_path / "none")) == []
+    assert list(runtimes.check_foreign_engines("tensorrt", here, tmp_path)) == []
+    assert list(runtimes.check_foreign_engines("tensorrt", here, tmp_path / "none")) == []
     wrong = plan("nx", module="NVIDIA Jetson Orin NX")
     (tmp_path / "broken.plan").write_bytes(b"no record")
-    (found,) = doctor.foreign_plans("tensorrt", here, tmp_path)
-    assert found.mend == f"rm {wrong}"
+    (found,) = runtimes.check_foreign_engines("tensorrt", here, tmp_path)
+    assert found.fix == f"rm {wrong}"
 
 
 def test_a_sysroot_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
