@@ -1,66 +1,306 @@
-"""Reading the JSON documents this package writes: profiles, bundles, schedule files. Whatever is wrong with one is one clear line."""
+"""The JSON documents of this package: manifests, runs, schedule files. Each kind is one msgspec Struct, checked whenever it is read or written.
+
+Whatever is wrong with a document is one line that names the entry and its value.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from edge_tprune.errors import UserError
+from edge_tprune.files import read_regular, write_bytes
 
-_LARGEST_BYTES = 64_000_000  #: reading JSON takes many times its size in memory
+T = TypeVar("T")
+
+LARGEST_BYTES = 64_000_000  # reading JSON takes many times its size in memory
+_LONGEST_SHOWN = 60  # characters of a value in a message
+_LARGEST = 2**53  # beyond it a double no longer holds every whole number, and JSON is read as doubles elsewhere
+
+# Types for fields. A bound keeps a number of 400 digits out.
+Whole = Annotated[int, Meta(ge=0, le=_LARGEST)]
+Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
+Share = Annotated[float, Meta(gt=0)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Distance = Annotated[float, Meta(ge=0)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(min_length=1)]
+
+
+class InvalidDocument(ValueError):
+    """What is wrong with some JSON: the entry, its value, what was expected. One line, safe to print."""
+
+
+class _Header(msgspec.Struct):
+    format: Any = None
+    version: Any = None
 
 
 @dataclass(frozen=True)
-class DocumentKind:
-    """One kind of document: how it is recognised, checked and talked about."""
+class DocumentKind(Generic[T]):
+    """One kind of document: its type, how it is recognised, what messages call it.
+
+    In the file, `format` and `version` stand before the fields of `schema`.
+    """
 
     noun: str  #: what people call it: "bundle"
     format: str  #: its `format` key
-    version: int  #: the newest `version` that is read; older ones are read too
+    version: int  #: the newest `version` that is read, and the one that is written
     make: str  #: what makes one: "Make one with: edge-tprune build"
-    mend: str  #: what to do about a damaged one: "Copy the bundle again, or rebuild it"
+    remedy: str  #: what to do about a damaged one: "Copy the bundle again, or rebuild it"
+    schema: type[T]  #: a msgspec Struct
     file: str | None = None  #: its name in the directory that people name; None where they name the document itself
-    schema: Path | None = None  #: JSON schema (draft 7) that it must fit
+    convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Turns a document of an older version, its `version` included, into today's fields."""
+    most_bytes: int = LARGEST_BYTES
 
-    def read(self, path: Path) -> dict[str, Any]:
-        """The document at `path` (the directory that holds it, where the kind has a `file`), checked.
+    def read(self, path: Path) -> T:
+        """The document at `path` (the directory that holds it, where the kind has a `file`).
 
         Raises:
-            UserError: it is missing, unreadable, not JSON, of another kind, of a newer version, or does not fit its schema.
+            UserError: it is missing, not a regular file, too large, not JSON, of another kind, of a newer version, or an
+                entry has a wrong type or is out of range.
         """
-        place = self._place(path)
-        file = path / self.file if self.file else path
+        place = f"{self.noun} {path}: {self.file}" if self.file else f"{self.noun} {path}"
         try:
-            if (size := file.stat().st_size) > _LARGEST_BYTES:
-                raise UserError(f"{place} has {size / 1e6:.0f} MB, which no {self.noun} needs. {self.mend}")
-            document = json.loads(file.read_bytes())
+            data = read_regular(path / self.file if self.file else path, self.most_bytes)
         except OSError as error:
             if self.file and isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise UserError(f"{path} is not a {self.noun}: it has no {self.file}. {self.make}") from error
-            raise UserError(f"{place} cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is not readable JSON ({error}). {self.mend}") from error
-        if not isinstance(document, dict) or document.get("format") != self.format:
-            raise UserError(f"{path} is not a {self.noun}: its {self.file or 'JSON'} does not say format {self.format!r}")
-        version = document.get("version")
-        if isinstance(version, int) and version > self.version:
+            raise UserError(f"{place} cannot be read: {error.strerror}. {self.remedy}") from error
+        try:
+            version = self._version(data, path)
+            if version < self.version and self.convert is not None:
+                return _typed(self.convert(_parse(data)), self.schema)
+            return decode(data, self.schema)
+        except InvalidDocument as error:
+            raise UserError(f"{place}: {error}. {self.remedy}") from error
+
+    def _version(self, data: bytes, path: Path) -> int:
+        """The document's version, once it is sure that it is of this kind."""
+        try:
+            header = msgspec.json.decode(data, type=_Header)
+        except (ValueError, RecursionError):
+            document = _parse(data)
+            _refuse_foreign(document)
+            header = _Header(document.get("format"), document.get("version")) if isinstance(document, dict) else _Header()
+        if header.format != self.format:
+            what = self.file or "JSON"
+            raise UserError(f"{path} is not a {self.noun}: its {what} does not say format {self.format!r}. {self.make}")
+        if type(header.version) is not int or header.version < 1:
+            raise InvalidDocument(f"version is {_show(header.version)}: expected a whole number from 1 to {self.version}")
+        if header.version > self.version:
             raise UserError(
-                f"{self.noun} {path} has format version {version}, newer than the {self.version} this edge-tprune reads. "
-                "Run: pip install -U edge-tprune"
+                f"{self.noun} {path} has format version {_show(header.version)}, newer than the {self.version} this "
+                "edge-tprune reads. Run: pip install -U edge-tprune"
             )
+        return header.version
+
+    def encode(self, value: T) -> bytes:
+        """The document as it is written: indented JSON.
+
+        Raises:
+            ValueError: `value` does not fit its own type, or holds NaN or infinity (what is missing is null).
+        """
+        fields = _printable(msgspec.to_builtins(value, str_keys=True))
+        document = {"format": self.format, "version": self.version, **fields}
+        _refuse_foreign(document)
+        data = msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+        decode(data, self.schema)
+        return data
+
+    def write(self, path: Path, value: T) -> None:
+        """Writes the document to `path` (the directory, where the kind has a `file`), atomically. Errors as `encode`."""
+        write_bytes(path / self.file if self.file else path, self.encode(value))
+
+
+def decode(data: bytes, schema: type[T]) -> T:
+    """JSON as a value of `schema`: a whole document, or one line of a log.
+
+    Raises:
+        InvalidDocument: naming the first entry that does not fit, and its value.
+    """
+    try:
+        return msgspec.json.decode(data, type=schema)
+    except (ValueError, RecursionError) as error:
+        document = _parse(data)
+        _refuse_foreign(document)
+        _typed(document, schema)
+        raise InvalidDocument(f"not readable JSON ({_one_line(error)})") from error
+
+
+def _parse(data: bytes) -> Any:
+    """Any JSON; NaN and infinity too, so that the entry that holds one can be named."""
+    try:
+        return json.loads(data.decode())
+    except RecursionError as error:
+        raise InvalidDocument("not readable JSON (too many nested brackets)") from error
+    except ValueError as error:
+        raise InvalidDocument(f"not readable JSON ({_one_line(error)})") from error
+
+
+def _typed(document: Any, schema: type[T]) -> T:
+    try:
+        return msgspec.convert(document, schema)
+    except msgspec.ValidationError as error:
+        raise InvalidDocument(_describe(error, document, schema)) from error
+    except RecursionError as error:
+        raise InvalidDocument("too many nested brackets") from error
+
+
+_PATH = re.compile(r" - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`$")
+_STEP = re.compile(r"\.(?P<field>[^.\[\]]+)|\[(?P<index>\d+|\.\.\.)\]")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>.+)`$")
+
+
+def _describe(error: msgspec.ValidationError, document: Any, schema: type[Any]) -> str:
+    """One line: entry, value, what was expected. msgspec says `[...]` for any entry of a mapping: which one is found out."""
+    match = _PATH.search(str(error))
+    expectation = _one_line(error)[: match.start() if match else None]
+    steps = [step["field"] or step["index"] for step in _STEP.finditer(match["path"])] if match else []
+    entry, value = "", document
+    for number, step in enumerate(steps):
+        if step == "..." and isinstance(value, dict):
+            step = _offending_key(document, steps[:number], str(error), schema)
+        try:
+            value = value[int(step)] if isinstance(value, (list, tuple)) else value[step]
+        except (LookupError, TypeError, ValueError):
+            break
+        steps[number] = step
+        entry = _inside(entry, step)
+    if missing := _MISSING.match(expectation):
+        return f"{entry or 'it'} has no entry {missing['field']!r}"
+    expectation = expectation.replace("`", "").replace("Expected", "expected").replace("Invalid", "invalid")
+    if match and match["key"]:
+        return f"a name in {entry or 'it'} is wrong: {expectation}"
+    return f"{entry or 'it'} is {_show(value)}: {expectation}"
+
+
+def _offending_key(document: Any, steps: list[str], message: str, schema: type[Any]) -> str:
+    """Which entry of the mapping at `steps` msgspec means: the one that fails alone as all of them did."""
+    holder = _at(document, steps)
+    for key in list(holder):
+        try:
+            msgspec.convert(_with_only(document, steps, key), schema)
+        except msgspec.ValidationError as error:
+            if str(error) == message:
+                return str(key)
+    return "..."
+
+
+def _at(document: Any, steps: list[str]) -> Any:
+    for step in steps:
+        document = document[int(step)] if isinstance(document, list) else document[step]
+    return document
+
+
+def _with_only(document: Any, steps: list[str], key: str) -> Any:
+    """A copy along `steps` in which the mapping there has the one entry `key`."""
+    if not steps:
+        return {key: document[key]}
+    if isinstance(document, list):
+        place = int(steps[0])
+        return [*document[:place], _with_only(document[place], steps[1:], key), *document[place + 1 :]]
+    return {**document, steps[0]: _with_only(document[steps[0]], steps[1:], key)}
+
+
+def _refuse_foreign(document: Any) -> None:
+    """Refuses what Python takes for JSON and others do not: NaN, infinity, half a surrogate pair."""
+    for entry, value in _leaves(document, ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidDocument(f"{entry or 'it'} is {value}: expected a finite number")
+        if isinstance(value, str) and not _is_text(value):
+            raise InvalidDocument(f"{entry or 'it'} is {_show(value)}: expected text, and this holds half a character")
+
+
+def _leaves(value: Any, entry: str) -> Iterator[tuple[str, Any]]:
+    """(name of the entry, value) of everything in a document that is no list or mapping; names of mappings are values, too."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield entry, key
+            yield from _leaves(item, _inside(entry, key))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _leaves(item, _inside(entry, str(number)))
+    else:
+        yield entry, value
+
+
+def _inside(entry: str, step: str) -> str:
+    """What messages call the entry `step` of an entry: `budgets[0].macs`, `parity["a b"]`."""
+    if step.isdigit() and step.isascii():
+        return f"{entry}[{step}]"
+    if step.isidentifier() and step.isascii():
+        return f"{entry}.{step}".lstrip(".")
+    return f"{entry}[{_show(step)}]"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(value: Any) -> Any:
+    """Names of files need not be text: bytes that are not UTF-8 are written as escapes."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(item) for item in value]
+    return value
+
+
+def _show(value: Any) -> str:
+    """A value for a message: JSON in ASCII, cut where it is long."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST_SHOWN:
+        return "a number of more than 60 digits"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()).encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else "?" for c in text)[:200] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class UntypedDocumentKind:
+    """A kind that is still checked against a JSON schema (draft 7). Goes when the last document has a type."""
+
+    noun: str
+    format: str
+    version: int
+    make: str
+    mend: str
+    file: str | None = None
+    schema: Path | None = None
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """As `DocumentKind.read`, but the document as it is."""
+        kind = DocumentKind(self.noun, self.format, self.version, self.make, self.mend, dict[str, Any], self.file)
+        document = kind.read(path)
         self.check(document, path)
         return document
 
     def check(self, document: Any, path: Path) -> None:
-        """Holds a document, read or about to be written at `path`, against the schema.
-
-        Raises:
-            UserError: naming the first entry that does not fit.
-        """
+        """Holds a document, read or about to be written at `path`, against the schema; a UserError where it does not fit."""
         if self.schema is None:
             return
         import fastjsonschema
@@ -69,10 +309,8 @@ class DocumentKind:
             _validator(self.schema)(document)
         except fastjsonschema.JsonSchemaValueException as error:
             name = Path(self.file or "document").stem
-            raise UserError(f"{self._place(path)} is not valid: {error.message.replace('data', name, 1)}") from error
-
-    def _place(self, path: Path) -> str:
-        return f"{self.noun} {path}: {self.file}" if self.file else f"{self.noun} {path}"
+            place = f"{self.noun} {path}: {self.file}" if self.file else f"{self.noun} {path}"
+            raise UserError(f"{place} is not valid: {error.message.replace('data', name, 1)}") from error
 
 
 @lru_cache

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,10 +20,47 @@ from edge_tprune.errors import UserError
 _CHUNK = 1 << 20
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """Opens a file for reading, if it is a regular one: a named pipe would wait for ever, a device has no end.
+
+    Raises:
+        OSError: it cannot be opened, or is a directory, pipe, socket or device; `strerror` says which.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        what = next((name for is_one, name in _SPECIAL if is_one(mode)), "special file")
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"it is a {what}, not a file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+_SPECIAL = (
+    (stat.S_ISDIR, "directory"),
+    (stat.S_ISFIFO, "named pipe"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: as `open_regular`, or the file holds more than `most_bytes`.
+    """
+    with open_regular(path) as stream:
+        data = stream.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {most_bytes / 1e6:.0f} MB", str(path))
+    return data
+
+
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of a regular file's bytes, hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_tprune.documents import DocumentKind
+from edge_tprune.documents import UntypedDocumentKind as DocumentKind
 from edge_tprune.errors import UserError
 from edge_tprune.record.reader import Check, Run, describe_failure, read_run
 from edge_tprune.record.summary import FORMAT, SUMMARY, VERSION, summarize

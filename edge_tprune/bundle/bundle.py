@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.documents import DocumentKind
+from edge_tprune.documents import UntypedDocumentKind as DocumentKind
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import exclusive, sha256_file, write_json
 

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from edge_tprune.documents import DocumentKind
+from edge_tprune.documents import UntypedDocumentKind as DocumentKind
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, cut_last_line, sync_directory, write_json
 

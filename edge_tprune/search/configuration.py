@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from edge_tprune.documents import DocumentKind
+from edge_tprune.documents import UntypedDocumentKind as DocumentKind
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, exclusive, write_json
 from edge_tprune.models.data import Dataset, batches

@@ -48,7 +48,7 @@ def test_damage_in_the_last_line_is_told_and_elsewhere_refused(tmp_path: Path, d
     [
         ({"version": 3}, "version 3, newer than the 2"),
         ({"format": "something"}, "is not a profile"),
-        ({"version": "1"}, "is not valid"),
+        ({"version": "1"}, "version is"),
         ({"budgets": []}, "is not valid"),
         ({"plan": {}}, "is not valid"),
     ],

@@ -139,7 +139,7 @@ def test_schedule_files_that_lie(changes: dict[str, object], tmp_path: Path) -> 
     (tmp_path / "good.json").write_text(good_file())
     assert read(tmp_path / "good.json").budgets == {"0.65": (197,) * 12}
     (tmp_path / "bad.json").write_text(good_file(**changes))
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match=r"is damaged|expected a finite number"):
         read(tmp_path / "bad.json")
 
 
@@ -171,10 +171,10 @@ def test_labels_are_needed_for_errors_only(reference: LoadedModel, tmp_path: Pat
     ("text", "says"),
     [
         (None, "cannot be read: No such file"),
-        ("tokens: 3", "is not readable JSON"),
+        ("tokens: 3", "not readable JSON"),
         ("[1, 2]", "is not a schedule file"),
         ('{"format": "edge-tprune-schedule", "version": 2}', "format version 2, newer than the 1 this edge-tprune reads"),
-        ('{"format": "edge-tprune-schedule", "version": "1"}', "no format version that can be read: '1'"),
+        ('{"format": "edge-tprune-schedule", "version": "1"}', 'version is "1": expected a whole number'),
         ('{"format": "edge-tprune-schedule", "version": 1, "method": "evit"}', "is damaged"),
         (
             '{"format": "edge-tprune-schedule", "version": 1, "method": "evit", "options": {}, "budgets": {"0.5": 3}}',
