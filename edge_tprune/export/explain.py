@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 from edge_tprune.models import reference
-from edge_tprune.models.data import ImageFolder, eight_bit_rgb, open_dataset
+from edge_tprune.models.data import ImageFolder, open_dataset
+from edge_tprune.models.images import eight_bit_rgb
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
 from edge_tprune.reduction import plan, registry
 from edge_tprune.reduction.host import PrunedViT, network_shape

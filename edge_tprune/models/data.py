@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from edge_tprune.errors import UserError, missing_package
+from edge_tprune.errors import UserError
+from edge_tprune.models import labels
+from edge_tprune.models.class_names import ClassNames, read_class_map
+from edge_tprune.models.images import find_unreadable, list_images, printable, read_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
 REFERENCE = "reference"  #: the built-in task, where a directory could be named
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm"}
+
+D = TypeVar("D", bound="Dataset")
 
 
 class Dataset(Protocol):
@@ -36,8 +39,22 @@ class Dataset(Protocol):
         """Whether labels are known."""
 
     @property
+    def label_rule(self) -> str:
+        """Which rule gave the labels, or why there are none, in words."""
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """How many files beside the images were not taken, by extension or reason."""
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of what identifies the images and their order."""
+        """SHA-256 of what identifies the images, their order and their labels."""
+
+    def unreadable(self, workers: int = 4, progress: Callable[[int, int], None] | None = None) -> Mapping[Path, str]:
+        """All images that cannot be read, and why; each is read to its end. `progress` is called as (images done, of)."""
+
+    def without(self: D, files: Collection[Path], reason: str) -> D:
+        """The same without these images, which `left_out` then counts under `reason`."""
 
     def __len__(self) -> int: ...
 
@@ -52,6 +69,8 @@ class ReferenceTask:
     count: int = 1000
     split: str = "test"
     labelled: bool = True
+    label_rule: str = "labels: of the digits that the canvases were drawn from"
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -71,63 +90,88 @@ class ReferenceTask:
         """Of the task's seeds."""
         return hashlib.sha256(f"{self.name} {self.count}".encode()).hexdigest()
 
+    def unreadable(self, workers: int = 4, progress: Callable[[int, int], None] | None = None) -> Mapping[Path, str]:
+        """None: canvases are drawn."""
+        return {}
+
+    def without(self, files: Collection[Path], reason: str) -> ReferenceTask:
+        """The task itself."""
+        return self
+
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images under a directory: one sub-directory per class, or a flat directory of unlabelled images."""
+    """Images under a directory, with labels (`edge_tprune.models.labels`) or without."""
 
     root: Path
     files: tuple[Path, ...]
     labels: tuple[int, ...]
+    label_rule: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The directory's name."""
-        return self.root.resolve().name
+        return printable(self.root.resolve().name)
 
     @property
     def labelled(self) -> bool:
-        """Whether the images lay in class directories."""
+        """Whether the images' classes are known."""
         return bool(self.labels) and self.labels[0] >= 0
 
     @property
     def fingerprint(self) -> str:
-        """Of the relative file names and sizes, in order."""
+        """Of the relative file names, sizes and labels, in order."""
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n".encode())
+        for file, label in zip(self.files, self.labels):
+            name = os.fsencode(file.relative_to(self.root).as_posix())
+            digest.update(name + f" {file.stat().st_size}{f' {label}' if self.labelled else ''}\n".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        from PIL import Image
-
-        file = self.files[index]
-        try:
-            with Image.open(file) as image:
-                return eight_bit_rgb(image), self.labels[index]
-        except Exception as error:  # a damaged file can make a decoder raise almost anything
-            raise UserError(f"image {file} cannot be read ({error}). Remove or replace it") from error
+        return read_image(self.files[index]), self.labels[index]
 
     def first(self, count: int) -> ImageFolder:
         """At most `count` images, spread evenly over the folder so that every class keeps its share."""
         if count >= len(self):
             return self
-        pick = np.linspace(0, len(self) - 1, count).round().astype(int)
-        return ImageFolder(self.root, tuple(self.files[i] for i in pick), tuple(self.labels[i] for i in pick))
+        return self._picked([int(i) for i in np.linspace(0, len(self) - 1, count).round()])
+
+    def unreadable(self, workers: int = 4, progress: Callable[[int, int], None] | None = None) -> Mapping[Path, str]:
+        """As `Dataset.unreadable`."""
+        return find_unreadable(self.files, workers, progress)
+
+    def without(self, files: Collection[Path], reason: str) -> ImageFolder:
+        """As `Dataset.without`."""
+        rest = self._picked([i for i, file in enumerate(self.files) if file not in files])
+        counts = Counter(self.left_out) + Counter({reason: len(self) - len(rest)})
+        return replace(rest, left_out=dict(counts))
+
+    def _picked(self, indices: list[int]) -> ImageFolder:
+        return replace(self, files=tuple(self.files[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
 
 
-def open_dataset(source: str | Path, classes: int, limit: int | None = None, *, training: bool = False) -> Dataset:
-    """The dataset at `source` for a model with `classes` outputs.
+def open_dataset(
+    source: str | Path,
+    classes: int,
+    limit: int | None = None,
+    *,
+    training: bool = False,
+    class_map: Path | None = None,
+    class_names: ClassNames | None = None,
+) -> Dataset:
+    """The dataset at `source` for a model with `classes` outputs; its `label_rule` says where the labels are from.
 
     Args:
-        source: "reference", a directory with one sub-directory of images per class (class index = position in sorted order, or, for 1000
-            outputs and ImageNet synset names, ImageNet's own index), or a directory of unlabelled images.
+        source: "reference", a directory with one sub-directory of images per class, or a directory of images.
         classes: number of the model's outputs.
         limit: use at most this many images.
         training: of the reference task, canvases of the training split: what is tuned on them is not judged on them.
+        class_map: a file that gives classes to directories or images (`read_class_map`).
+        class_names: what the model's classes are called, where that is known.
 
     Raises:
         UserError: no such directory, no images, or class directories that do not match the model.
@@ -142,81 +186,51 @@ def open_dataset(source: str | Path, classes: int, limit: int | None = None, *, 
                 f"the reference task has {reference.CLASSES} classes and the model {classes}: give --data DIRECTORY"
             )
         return ReferenceTask(limit or ReferenceTask.count, "train" if training else "test")
-    root = _readable(Path(source))
-    directories = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-    if directories:
-        index = _class_indices([d.name for d in directories], classes, root)
-        pairs = [(file, index[d.name]) for d in directories for file in sorted(d.rglob("*")) if _is_image(file)]
-    else:
-        pairs = [(file, -1) for file in sorted(root.iterdir()) if _is_image(file)]
-    if not pairs:
-        raise UserError(f"image folder {root} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    folder = ImageFolder(root, tuple(f for f, _ in pairs), tuple(label for _, label in pairs))
+    listing = list_images(Path(source))
+    found = labels.label(listing, classes, None if class_map is None else read_class_map(class_map), class_names)
+    kept = [i for i in range(len(listing.files)) if i not in found.dropped]
+    folder = ImageFolder(
+        listing.root,
+        tuple(listing.files[i] for i in kept),
+        tuple(found.values[i] for i in kept),
+        found.rule,
+        {**listing.left_out, **found.left_out},
+    )
     return folder if limit is None else folder.first(limit)
 
 
 def open_images(source: Path) -> ImageFolder:
-    """All images under a directory, labels or not.
+    """All images under a directory, without labels.
 
     Raises:
         UserError: no such directory, or no images.
     """
-    files = tuple(file for file in sorted(_readable(source).rglob("*")) if _is_image(file))
-    if not files:
-        raise UserError(f"image folder {source} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    return ImageFolder(source, files, (-1,) * len(files))
+    listing = list_images(source)
+    return ImageFolder(source, listing.files, (labels.UNKNOWN,) * len(listing.files), "no labels are used", listing.left_out)
 
 
-def eight_bit_rgb(image: Image.Image) -> Image.Image:
-    """`image.convert("RGB")`, but sixteen bits of grey are scaled: Pillow clips all but the darkest of them to white.
+def check_readable(
+    dataset: D, *, skip: bool = False, workers: int = 4, progress: Callable[[int, int], None] | None = None
+) -> D:
+    """The dataset, once it is sure that every image of it can be read.
+
+    Args:
+        dataset: images.
+        skip: go on without those that cannot be read, and count them in `left_out`.
+        workers: threads that decode.
+        progress: called as (images done, of).
 
     Raises:
-        ValueError: floating-point pixels, of which nobody knows which is white.
+        UserError: naming all that cannot be read; or none can.
     """
-    from PIL import Image
-
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def _readable(root: Path) -> Path:
-    if importlib.util.find_spec("PIL") is None:
-        raise missing_package("pillow", "host")
-    if not root.is_dir():
-        raise UserError(f"image folder {root} does not exist or is not a directory")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise UserError(f"image folder {root} cannot be read: check its permissions")
-    return root
-
-
-def _class_indices(names: list[str], classes: int, root: Path) -> dict[str, int]:
-    if classes == 1000 and len(names) != classes:  # of all 1000, the sorted order is ImageNet's
-        synsets = _imagenet_synsets()
-        if all(name in synsets for name in names):
-            return {name: synsets[name] for name in names}
-    if len(names) != classes:
-        raise UserError(
-            f"image folder {root} has {len(names)} class directories but the model has {classes} classes. "
-            f"Give one directory per class{', or ImageNet synset names (n01440764, ...)' if classes == 1000 else ''}"
-        )
-    return {name: i for i, name in enumerate(names)}
-
-
-@lru_cache(maxsize=1)
-def _imagenet_synsets() -> dict[str, int]:
-    try:
-        from timm.data import ImageNetInfo
-    except ImportError as error:
-        raise missing_package("timm", "host") from error
-
-    return {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in EXTENSIONS and file.is_file()
+    found = dataset.unreadable(workers, progress)
+    if not found:
+        return dataset
+    if skip and len(found) < len(dataset):
+        return dataset.without(found.keys(), "unreadable")
+    lines = [f"  {printable(file)}: {cause}" for file, cause in found.items()]
+    way = "Remove or replace them" + ("" if skip else ", or give --skip-unreadable to go on without them")
+    raise UserError("\n".join([f"{len(found)} of {len(dataset)} images in {dataset.name} cannot be read. {way}:", *lines]))
 
 
 def batches(

@@ -1,7 +1,8 @@
-"""Image folders: labels by position or by ImageNet name, and refusals that name the folder."""
+"""Data sets: folders with labels and without, what cannot be read, and batches. Which label an image has is tested in test_labels.py."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.data import batches, eight_bit_rgb, open_dataset, sample_images
+from edge_tprune.models.data import Dataset, batches, check_readable, open_dataset, open_images, sample_images
+from tests.models.folders import save_classes, save_image
 
 
 def make_folder(root: Path, classes: list[str], each: int = 2) -> Path:
@@ -21,32 +23,22 @@ def make_folder(root: Path, classes: list[str], each: int = 2) -> Path:
     return root
 
 
-def test_class_directories_are_numbered_in_sorted_order(tmp_path: Path) -> None:
+def test_folders_have_labels_and_say_by_which_rule(tmp_path: Path) -> None:
     dataset = open_dataset(make_folder(tmp_path / "d", ["b", "c", "a"]), 3)
     assert len(dataset) == 6
     assert dataset.labelled
     assert [dataset[i][1] for i in range(6)] == [0, 0, 1, 1, 2, 2]
     assert dataset[0][0].getpixel((0, 0)) == (40, 0, 0), "class 0 is directory a"
+    assert "natural order of the 3 directory names" in dataset.label_rule
 
 
-def test_imagenet_names_find_their_own_index(tmp_path: Path) -> None:
-    dataset = open_dataset(make_folder(tmp_path / "d", ["n01443537", "n01440764", "n15075141"], 1), 1000)
-    assert [dataset[i][1] for i in range(3)] == [0, 1, 999]
-
-
-def test_folders_that_do_not_match_are_refused(tmp_path: Path) -> None:
-    root = make_folder(tmp_path / "d", ["a", "b"])
-    with pytest.raises(UserError, match="2 class directories but the model has 3 classes"):
-        open_dataset(root, 3)
+def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         open_dataset(tmp_path / "absent", 3)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no images"):
-        open_dataset(tmp_path / "empty", 3)
     with pytest.raises(UserError, match="reference task has 10 classes and the model 1000"):
         open_dataset("reference", 1000)
     with pytest.raises(UserError, match="0 images"):
-        open_dataset(root, 2, limit=0)
+        open_dataset(make_folder(tmp_path / "d", ["a", "b"]), 2, limit=0)
 
 
 def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
@@ -56,6 +48,50 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     assert not dataset.labelled
     assert dataset[1][1] == -1
     assert dataset[1][0].mode == "RGB"
+    assert dataset.label_rule.startswith("no labels: ")
+
+
+def test_a_map_of_images_drops_what_it_does_not_name(tmp_path: Path) -> None:
+    for i in range(3):
+        save_image(tmp_path / f"{i}.png", i)
+    (tmp_path / "map.txt").write_text("0.png 4\n2.png 1\n")
+    dataset = open_dataset(tmp_path, 7, class_map=tmp_path / "map.txt")
+    assert [dataset[i][1] for i in range(len(dataset))] == [4, 1]
+    assert dataset.left_out == {".txt": 1, f"image that {tmp_path / 'map.txt'} does not name": 1}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_every_way_to_list_finds_the_same_images(tmp_path: Path, labelled: bool) -> None:
+    save_classes(tmp_path / "store", ["x/y"], 2)
+    save_classes(tmp_path / "d", ["a", "b"])
+    (tmp_path / "d/a/link").symlink_to(tmp_path / "store/x")
+    save_image(tmp_path / "d/b/._0.png")
+    found = open_dataset(tmp_path / "d", 2) if labelled else open_images(tmp_path / "d")
+    assert len(found) == 4
+
+
+def unreadable(tmp_path: Path) -> Dataset:
+    root = save_classes(tmp_path / "d", ["a", "b"], 2)
+    (root / "a/0.png").write_bytes(b"")
+    (root / "b/1.png").write_bytes(b"no image")
+    return open_dataset(root, 2)
+
+
+def test_all_unreadable_images_are_named_before_anything_is_done(tmp_path: Path) -> None:
+    dataset = unreadable(tmp_path)
+    with pytest.raises(UserError, match=r"(?s)2 of 4 images in d cannot be read.*--skip-unreadable.*a/0\.png.*b/1\.png"):
+        check_readable(dataset)
+    kept = check_readable(dataset, skip=True)
+    assert len(kept) == 2
+    assert kept.left_out == {"unreadable": 2}
+    assert [kept[i][1] for i in range(2)] == [0, 1]
+    assert kept.fingerprint != dataset.fingerprint
+
+
+def test_a_folder_of_unreadable_images_is_refused_even_when_they_are_to_be_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 1 images"):
+        check_readable(open_dataset(tmp_path, 2), skip=True)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
@@ -84,8 +120,19 @@ def test_batches_keep_every_image_in_order(tmp_path: Path, size: int) -> None:
 
 
 def test_fingerprints_tell_datasets_apart(tmp_path: Path) -> None:
-    one, two = open_dataset(make_folder(tmp_path / "d", ["a", "b"]), 2), open_dataset("reference", 10)
-    assert len({one.fingerprint, two.fingerprint, open_dataset(tmp_path / "d", 2, limit=2).fingerprint}) == 3
+    root = make_folder(tmp_path / "d", ["a", "b"])
+    (tmp_path / "map.txt").write_text("b\na\n")
+    found = [
+        open_dataset(root, 2),
+        open_dataset("reference", 10),
+        open_dataset(root, 2, limit=2),
+        open_images(root),
+        open_dataset(root, 2, class_map=tmp_path / "map.txt"),  # the same images, other labels
+    ]
+    assert len({dataset.fingerprint for dataset in found}) == len(found)
+    before = found[0].fingerprint
+    shutil.move(root, tmp_path / "moved")
+    assert open_dataset(tmp_path / "moved", 2).fingerprint == before
 
 
 def test_sample_images_are_real_and_differ() -> None:
@@ -93,13 +140,3 @@ def test_sample_images_are_real_and_differ() -> None:
         images = sample_images(name, 10)
         assert len({image.tobytes() for image in images}) == 10
         assert all(np.asarray(image).std() > 10 for image in images)
-
-
-def test_sixteen_bits_of_grey_are_scaled_and_floats_refused(tmp_path: Path) -> None:
-    grey = np.array([[0, 256, 65535, 32896]], np.uint16)
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    image, _ = open_dataset(tmp_path, 10)[0]
-    assert np.asarray(image).tolist() == [[[value] * 3 for value in (0, 0, 255, 128)]]
-    assert np.asarray(eight_bit_rgb(Image.fromarray(grey.astype(np.int32)))).max() == 255
-    with pytest.raises(ValueError, match="floating-point"):
-        eight_bit_rgb(Image.fromarray(grey.astype(np.float32)))

@@ -1,0 +1,270 @@
+"""What a model's classes are called, and files that say so."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edge_tprune.errors import UserError
+from edge_tprune.models.images import printable
+
+SYNSET = re.compile(r"n\d{8}")
+_SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
+_LARGEST_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The names of a model's classes, by index."""
+
+    names: tuple[str, ...]  #: as directories of images are called; unique
+    source: str  #: where they are from, in words
+    descriptions: tuple[str, ...] = ()  #: for people, where they differ from the names: "tench, Tinca tinca" of n01440764
+
+    def title(self, index: int) -> str:
+        """What to call class `index` before people: its description up to the first comma, or its name."""
+        if self.descriptions:
+            return self.descriptions[index].split(",")[0].strip() or self.names[index]
+        return self.names[index]
+
+    @cached_property
+    def _table(self) -> NameTable:
+        pairs = [(name, i) for i, name in enumerate(self.names)]
+        words = [(part, i) for i, text in enumerate(self.descriptions) for part in (text, *text.split(","))]
+        return NameTable(pairs, words)
+
+    def find(self, name: str) -> int | None:
+        """The class that a directory's or a file's word means: a name, a description, or one of its synonyms that no other class has."""
+        return self._table.find(name)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a bundle keeps it."""
+        return {"names": list(self.names), "source": self.source, "descriptions": list(self.descriptions)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ClassNames:
+        """From `to_json`."""
+        return cls(tuple(record["names"]), str(record["source"]), tuple(record.get("descriptions", ())))
+
+
+class NameTable:
+    """Finds a class by its name: as it is written, else without what copying changes, where only one class has it."""
+
+    def __init__(self, *pairs: Iterable[tuple[str, int]]) -> None:
+        self._tables: list[dict[str, int]] = []
+        for some in map(list, pairs):  # names before descriptions
+            for key in (composed, normal):
+                found: dict[str, set[int]] = {}
+                for name, i in some:
+                    found.setdefault(key(name), set()).add(i)
+                self._tables.append({name: next(iter(classes)) for name, classes in found.items() if len(classes) == 1})
+
+    def find(self, name: str) -> int | None:
+        """The class called `name`, None where there is none, or more than one."""
+        keys = (composed(name), normal(name))
+        return next((table[keys[i % 2]] for i, table in enumerate(self._tables) if keys[i % 2] in table), None)
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: a Mac decomposes the names of files."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def normal(name: str) -> str:
+    """A name without case, and with one blank for blanks, hyphens and underscores."""
+    return re.sub(r"[\s_-]+", " ", composed(name)).strip().casefold()
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts as timm's `natural_key` does: numbers within names by value, letters without case."""
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """A file that gives classes to names, of classes or of images; read by `read_class_map`."""
+
+    file: Path
+    rows: tuple[tuple[int, str], ...] = ()  #: of text: the lines that are not empty, with their numbers from 0
+    index: Mapping[str, int] = field(default_factory=dict)  #: name -> class, where the file says it of each name
+    labels: Mapping[str, str] = field(default_factory=dict)  #: image -> name of its class
+    descriptions: Mapping[int, str] = field(default_factory=dict)  #: class -> words for people
+
+    def classes(self, classes: int) -> Mapping[str, int]:
+        """Name -> class, for a model with `classes` of them, where the file names classes.
+
+        Raises:
+            UserError: a name that is there twice, a class that the model does not have, text that names more or fewer classes.
+        """
+        index = dict(self.index) or self._by_line()
+        for name, i in index.items():
+            if not 0 <= i < classes:
+                raise UserError(
+                    f"class map {printable(self.file)}: {name!r} would be class {i}, and the model's {classes} classes "
+                    f"are 0 to {classes - 1}. Is it the map of this model?"
+                )
+        if not self.index and len(index) != classes:
+            raise UserError(
+                f"class map {printable(self.file)} names {len(index)} classes and the model has {classes}: "
+                "give one class name a line, line 1 for class 0, or JSON that maps names to classes"
+            )
+        return index
+
+    def _by_line(self) -> dict[str, int]:
+        index: dict[str, int] = {}
+        for number, text in self.rows:
+            name = _name(text)
+            if name in index:
+                raise UserError(
+                    f"class map {printable(self.file)}: {name!r} is on line {index[name] + 1} and on line {number + 1}. "
+                    "Give one class name a line, line 1 for class 0; or one line 'image class' for each image"
+                )
+            index[name] = number
+        return index
+
+    def class_names(self, classes: int) -> ClassNames:
+        """The names of all of a model's classes.
+
+        Raises:
+            UserError: as `classes`; or a class without a name, or with two.
+        """
+        names: dict[int, str] = {}
+        for name, i in self.classes(classes).items():
+            if i in names:
+                raise UserError(
+                    f"class map {printable(self.file)} calls class {i} both {names[i]!r} and {name!r}: give one name"
+                )
+            names[i] = name
+        if missing := [i for i in range(classes) if i not in names]:
+            raise UserError(
+                f"class map {printable(self.file)} names {len(names)} classes and the model has {classes}: "
+                f"class {missing[0]} has no name. Give a name for each"
+            )
+        words = dict(self.descriptions) or {n: m[2] for n, text in self.rows if (m := _SYNSET_LINE.fullmatch(text))}
+        listed = tuple(words.get(i, names[i]) for i in range(classes)) if words else ()
+        return ClassNames(tuple(names[i] for i in range(classes)), f"--class-map {printable(self.file.name)}", listed)
+
+
+def read_class_map(file: Path) -> ClassMap:
+    """Reads a class map.
+
+    Text has one class name a line (timm's format: line 1 is class 0), or one name and its class a line, for classes or images. JSON maps
+    names to classes or classes to names, or lists names.
+
+    Raises:
+        UserError: no such file, or none of these.
+    """
+    shown = printable(file)
+    if file.suffix.lower() in (".pkl", ".pickle"):
+        raise UserError(f"class map {shown} is a pickle, which is not read. Give text with one class name a line, or JSON")
+    try:
+        if (size := file.stat().st_size) > _LARGEST_BYTES:
+            raise UserError(f"class map {shown} has {size / 1e6:.0f} MB, more than any class map needs: is it the right file?")
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"class map {shown} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"class map {shown} is not text in UTF-8 (byte {error.start + 1}). Save it as UTF-8") from error
+    if file.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
+        return _read_json(file, text)
+    rows = tuple((n, line.strip()) for n, line in enumerate(text.splitlines()) if line.strip())
+    if not rows:
+        raise UserError(f"class map {shown} is empty")
+    return ClassMap(file, rows, _numbered([text for _, text in rows]))
+
+
+def read_columns(row: str) -> list[tuple[str, str]]:
+    """The ways to read a line as a name and its class: at tabs, commas, the first blank, the last."""
+    ways = [row.split("\t")] if "\t" in row else []
+    if "," in row:
+        ways.append(next(csv.reader([row])))
+    ways += [row.split(None, 1), row.split(), row.rsplit(None, 1)]
+    return [(way[0].strip(), way[1].strip()) for way in ways if len(way) > 1]
+
+
+def _numbered(rows: Sequence[str]) -> Mapping[str, int]:
+    """Of lines "cat 0" or "0 cat" that number as many classes from 0 on, in any order; empty where they do not."""
+    for pattern in (r"(?P<name>.*\S)[\s,]+(?P<class>\d+)", r"(?P<class>\d+)[\s,:]+(?P<name>\S.*)"):
+        matches = [re.fullmatch(pattern, row, re.ASCII) for row in rows]
+        index = {match["name"]: int(match["class"]) for match in matches if match}
+        if len(index) == len(rows) and sorted(index.values()) == list(range(len(rows))):
+            return index
+    return {}
+
+
+def _read_json(file: Path, text: str) -> ClassMap:
+    shown = printable(file)
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"class map {shown} is not readable JSON ({error})") from error
+    for key in ("id2label", "label_names", "class_to_idx"):
+        if isinstance(document, dict) and isinstance(document.get(key), (dict, list)):
+            document = document[key]
+    if isinstance(document, list):
+        document = {str(i): name for i, name in enumerate(document)}
+    if not isinstance(document, dict) or not document:
+        raise UserError(f"class map {shown} holds no names: give JSON that maps names to classes")
+    if all(type(value) is int for value in document.values()):
+        return ClassMap(file, index=document)
+    numbers = [key.isascii() and key.isdecimal() for key in document]
+    if all(isinstance(value, str) for value in document.values()) and not any(numbers):
+        return ClassMap(file, labels=document)
+    return _by_class(file, document)
+
+
+def _by_class(file: Path, document: Mapping[str, Any]) -> ClassMap:
+    """Of {"0": "cat"}, or of {"0": ["n01440764", "tench"]}."""
+    index: dict[str, int] = {}
+    descriptions: dict[int, str] = {}
+    for key, value in document.items():
+        name = value[0] if isinstance(value, list) and value else value
+        if not (key.isascii() and key.isdecimal() and isinstance(name, str)):
+            raise UserError(
+                f"class map {printable(file)}: {json.dumps({key: value})[1:60]} is not a name and its class. "
+                'Give {"cat": 0, "dog": 1}, or {"0": "cat", "1": "dog"}'
+            )
+        if name in index:
+            raise UserError(f"class map {printable(file)}: {name!r} is class {index[name]} and class {key}: give it one")
+        index[name] = int(key)
+        if isinstance(value, list) and len(value) > 1:
+            descriptions[int(key)] = str(value[1]).replace("_", " ")
+    return ClassMap(file, index=index, descriptions=descriptions)
+
+
+def _name(text: str) -> str:
+    """A line's class name. Of "n01440764 tench, Tinca tinca" the synset."""
+    match = _SYNSET_LINE.fullmatch(text)
+    return match[1] if match else text
+
+
+def to_class_names(record: object, classes: int, source: str) -> ClassNames | None:
+    """Class names from what a checkpoint or its configuration may say: a list, {name: index} or {index: name}; None where they are not `classes` names."""
+    names: Sequence[object]
+    if isinstance(record, Mapping):
+        pairs = [(v, k) if isinstance(v, int) else (k, v) for k, v in record.items()]
+        try:
+            numbered = sorted((int(i), name) for i, name in pairs)
+        except (TypeError, ValueError):
+            return None
+        if [i for i, _ in numbered] != list(range(classes)):
+            return None
+        names = [name for _, name in numbered]
+    elif isinstance(record, (list, tuple)):
+        names = record
+    else:
+        return None
+    if len(names) != classes or not all(isinstance(name, str) and name.strip() for name in names):
+        return None
+    texts = tuple(str(name).strip() for name in names)
+    if len(set(texts)) < classes or all(re.fullmatch(r"LABEL_\d+", name) for name in texts):
+        return None
+    return ClassNames(texts, source)

@@ -1,0 +1,333 @@
+"""Which class an image is of: each rule, their order, and what is refused. timm's own reader is the reference for natural order."""
+
+from __future__ import annotations
+
+import json
+import random
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from timm.data import ImageNetInfo
+from timm.data.readers.reader_image_folder import find_images_and_targets
+
+from edge_tprune.errors import UserError
+from edge_tprune.models.class_names import ClassNames, read_class_map
+from edge_tprune.models.images import list_images
+from edge_tprune.models.labels import label
+from tests.models.folders import save_classes, save_image
+
+
+def labelled(root: Path, classes: int, class_map: Path | None = None, class_names: ClassNames | None = None) -> dict[str, int]:
+    """Path -> class, of images that are not left out."""
+    listing = list_images(root)
+    found = label(listing, classes, None if class_map is None else read_class_map(class_map), class_names)
+    assert found.rule
+    return {
+        "/".join(parts): value for i, (parts, value) in enumerate(zip(listing.parts, found.values)) if i not in found.dropped
+    }
+
+
+def by_folder(root: Path, classes: int, class_map: Path | None = None, class_names: ClassNames | None = None) -> dict[str, int]:
+    """Directory -> class."""
+    return {path.split("/")[0]: value for path, value in labelled(root, classes, class_map, class_names).items()}
+
+
+def rule(root: Path, classes: int, class_names: ClassNames | None = None) -> str:
+    return label(list_images(root), classes, None, class_names).rule
+
+
+def touch_classes(root: Path, names: list[str]) -> None:
+    """Directories with an empty file of an image's name each: labels do not depend on what is in it."""
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "1.png").touch()
+
+
+NAMED = ClassNames(("bird", "cat", "dog"), "--class-map names.txt")
+WORDS = st.text(st.characters(codec="ascii", categories=("Ll", "Lu", "Nd"), include_characters="_ -."), min_size=1, max_size=6)
+
+
+@settings(max_examples=60)
+@given(st.lists(WORDS, min_size=2, max_size=12, unique_by=lambda name: name.lower()))
+def test_natural_order_is_that_of_timms_reader(names: list[str]) -> None:
+    assume(not any(name.startswith(".") or name.endswith(" ") or name.startswith(" ") for name in names))
+    assume(not all(name.isdigit() for name in names))
+    assume(not any(word in name.lower() for name in names for word in ("train", "val", "test", "dev")))
+    with TemporaryDirectory() as folder:
+        touch_classes(Path(folder), names)
+        _, expected = find_images_and_targets(folder)
+        assert by_folder(Path(folder), len(names)) == expected
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1))))
+def test_numbers_below_the_number_of_classes_are_the_classes(drawn: tuple[int, set[int]]) -> None:
+    classes, numbers = drawn
+    with TemporaryDirectory() as folder:
+        touch_classes(Path(folder), [str(n) for n in numbers])
+        assert by_folder(Path(folder), classes) == {str(n): n for n in numbers}
+
+
+@settings(max_examples=30)
+@given(st.permutations(["bird", "cat", "dog"]), st.sets(st.sampled_from(["bird", "cat", "dog"]), min_size=1))
+def test_names_decide_whatever_their_order(order: list[str], present: set[str]) -> None:
+    names = ClassNames(tuple(order), "the checkpoint")
+    with TemporaryDirectory() as folder:
+        touch_classes(Path(folder), sorted(present))
+        assert by_folder(Path(folder), 3, None, names) == {name: order.index(name) for name in present}
+
+
+@pytest.mark.parametrize("pad", [1, 3, 5])
+def test_a_thousand_numbered_folders_as_in_imagenet_v2(tmp_path: Path, pad: int) -> None:
+    touch_classes(tmp_path, [str(n).zfill(pad) for n in range(1000)])
+    synsets = ClassNames(tuple(ImageNetInfo("imagenet-1k").label_names()), "ImageNet-1k")
+    assert by_folder(tmp_path, 1000, None, synsets) == {str(n).zfill(pad): n for n in range(1000)}
+    assert "numbers below 1000" in rule(tmp_path, 1000, synsets)
+
+
+def test_numbers_from_one_on_are_in_natural_order(tmp_path: Path) -> None:
+    touch_classes(tmp_path, [str(n) for n in range(1, 13)])
+    assert by_folder(tmp_path, 12) == {str(n): n - 1 for n in range(1, 13)}
+    assert "natural order" in rule(tmp_path, 12)
+
+
+def test_a_thousand_synsets_are_sorted_and_some_of_them_need_names(tmp_path: Path) -> None:
+    synsets = ImageNetInfo("imagenet-1k").label_names()
+    names = ClassNames(tuple(synsets), "ImageNet-1k")
+    some = random.Random(1).sample(synsets, 20)
+    touch_classes(tmp_path, some)
+    assert by_folder(tmp_path, 1000, None, names) == {name: synsets.index(name) for name in some}
+    with pytest.raises(UserError, match=r"20 class directories but the model has 1000 .* --class-map FILE"):
+        by_folder(tmp_path, 1000)
+    touch_classes(tmp_path, [name for name in synsets if name not in some])
+    assert by_folder(tmp_path, 1000) == {name: i for i, name in enumerate(synsets)}
+    assert "1000 ImageNet synsets, in sorted order" in rule(tmp_path, 1000)
+
+
+def test_words_of_a_description_find_their_class(tmp_path: Path) -> None:
+    info = ImageNetInfo("imagenet-1k")
+    names = ClassNames(tuple(info.label_names()), "ImageNet-1k", tuple(info.index_to_description(i) for i in range(1000)))
+    touch_classes(tmp_path, ["tench", "Great_White_Shark"])
+    assert by_folder(tmp_path, 1000, None, names) == {"tench": 0, "Great_White_Shark": 2}
+    touch_classes(tmp_path, ["crane"])  # a bird and a machine
+    with pytest.raises(UserError, match="crane is not"):
+        by_folder(tmp_path, 1000, None, names)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["train/cat", "train/dog", "val/cat", "val/dog"],
+        ["train", "val"],
+        ["train", "validation", "test"],
+        ["val/cat", "val/dog"],
+        ["Train", "Test"],
+        ["train2017", "val2017"],
+        ["training_set", "test_set"],
+        ["train/cat", "train/dog", "val/cat", "val/dog", "extra/x"],
+        ["train-images", "test-images"],
+    ],
+)
+def test_the_parts_of_a_data_set_are_not_its_classes(tmp_path: Path, folders: list[str]) -> None:
+    save_classes(tmp_path, folders)
+    with pytest.raises(UserError, match=r"the parts of a data set, not its classes. Give one of them, such as"):
+        labelled(tmp_path, 2)
+    with pytest.raises(UserError, match="the parts of a data set"):
+        labelled(tmp_path, 2, None, NAMED)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["bus", "car", "train"])
+    assert by_folder(tmp_path, 3) == {"bus": 0, "car": 1, "train": 2}
+
+
+@pytest.mark.parametrize(
+    "folders", [["animals/cat", "animals/dog"], ["a/cat", "b/dog"], ["cat/images", "dog/images"], ["0/x", "1/y"]]
+)
+def test_images_one_level_down_are_refused_with_the_way_out(tmp_path: Path, folders: list[str]) -> None:
+    save_classes(tmp_path, folders)
+    with pytest.raises(UserError, match=r"holds no images itself, they lie deeper, in .* --class-map FILE"):
+        labelled(tmp_path, 2)
+
+
+def test_images_below_a_class_that_has_some_itself_are_its_own(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["cat", "dog", "cat/more", "dog/more"])
+    assert set(labelled(tmp_path, 2).items()) == {
+        ("cat/0.png", 0),
+        ("cat/more/0.png", 0),
+        ("dog/0.png", 1),
+        ("dog/more/0.png", 1),
+    }
+
+
+def test_named_classes_may_nest(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["cat/images", "dog/images"])
+    assert by_folder(tmp_path, 3, None, NAMED) == {"cat": 1, "dog": 2}
+    save_classes(tmp_path, ["cat/bird"])
+    with pytest.raises(UserError, match="they lie deeper"):
+        by_folder(tmp_path, 3, None, NAMED)
+
+
+def test_some_names_that_are_not_the_models_are_refused(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["cat", "dog", "fish", "horse"])
+    with pytest.raises(UserError, match=r"2 of its directories are classes of the model .* and fish, horse are not"):
+        labelled(tmp_path, 3, None, NAMED)
+
+
+def test_numbers_do_not_overrule_names_that_are_numbers(tmp_path: Path) -> None:
+    touch_classes(tmp_path, ["1", "2"])
+    assert by_folder(tmp_path, 3, None, ClassNames(("1", "2", "3"), "the checkpoint")) == {"1": 0, "2": 1}
+    touch_classes(tmp_path, ["0"])
+    with pytest.raises(UserError, match="0 is not"):
+        by_folder(tmp_path, 3, None, ClassNames(("1", "2", "3"), "the checkpoint"))
+
+
+def test_decomposed_and_differently_written_names(tmp_path: Path) -> None:
+    touch_classes(tmp_path, [unicodedata.normalize("NFD", "café"), "golden_retriever"])
+    names = ClassNames(("Golden Retriever", "café", "x"), "the checkpoint")
+    assert sorted(by_folder(tmp_path, 3, None, names).values()) == [0, 1]
+
+
+def test_names_that_differ_in_case_only_are_kept_apart(tmp_path: Path) -> None:
+    touch_classes(tmp_path, ["Crane", "crane"])
+    assert by_folder(tmp_path, 3, None, ClassNames(("crane", "x", "Crane"), "m")) == {"Crane": 2, "crane": 0}
+
+
+def test_a_wrong_number_of_classes_is_refused(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["a", "b"])
+    with pytest.raises(UserError, match="2 class directories but the model has 3 classes"):
+        labelled(tmp_path, 3)
+    save_classes(tmp_path / "n", ["1", "5"])
+    with pytest.raises(UserError, match="which are 0 to 3: 5 is none of them"):
+        labelled(tmp_path / "n", 4)
+
+
+def test_two_folders_for_one_class_are_refused(tmp_path: Path) -> None:
+    touch_classes(tmp_path, ["1", "01"])
+    with pytest.raises(UserError, match="both class 1"):
+        labelled(tmp_path, 12)
+
+
+def test_a_class_without_images_keeps_its_place(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["b", "c"])
+    (tmp_path / "a").mkdir()
+    assert by_folder(tmp_path, 3) == {"b": 1, "c": 2}
+    assert by_folder(tmp_path, 2) == {"b": 0, "c": 1}, "as timm, which does not see empty folders"
+
+
+def test_images_beside_the_class_directories_are_left_out_and_counted(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["a", "b"])
+    save_image(tmp_path / "collage.png")
+    found = label(list_images(tmp_path), 2)
+    assert len(found.dropped) == 1
+    assert found.left_out == {"image outside the class directories": 1}
+
+
+def test_a_flat_folder_says_why_it_has_no_labels(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "map.txt").write_text("a.png 0\n")
+    (tmp_path / "notes").mkdir()
+    assert labelled(tmp_path, 2) == {"a.png": -1}
+    assert "not in one directory per class. For labels, give --class-map FILE" in rule(tmp_path, 2)
+    assert "map.txt" in rule(tmp_path, 2)
+
+
+def test_one_output_has_no_labels(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["a", "b"])
+    assert set(labelled(tmp_path, 1).values()) == {-1}
+    assert "one output" in rule(tmp_path, 1)
+
+
+MAPS: dict[str, tuple[str, Callable[[Path], None] | None]] = {
+    "space": ("x1.JPEG 2\nx2.JPEG 0\n", None),
+    "tab": ("x1.JPEG\t2\t0\t0\t9\t9\nx2.JPEG\t0\t1\t1\t8\t8\n", None),
+    "comma": ("ImageId,PredictionString\nx1,dog 85 1 499 272\nx2,bird 3 4 5 6 bird 7 8 9 10\n", None),
+    "names": ("x1.JPEG dog\nx2.JPEG bird\n", None),
+    "paths": ("val/x1.JPEG 2\n./val/x2.JPEG 0\n", None),
+    "crlf and bom": ("\ufeffx1.JPEG 2\r\n\r\nx2.JPEG 0\r\n", None),
+    "more images than there are": ("x0.JPEG 1\nx1.JPEG 2\nx2.JPEG 0\nx3.JPEG 0\n", None),
+}
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_flat_folder_with_a_map_of_its_images(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "val"
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(root / name, format="JPEG")
+    file = tmp_path / ("map.csv" if kind == "comma" else "map.txt")
+    file.write_bytes(MAPS[kind][0].encode())
+    assert labelled(root, 3, file, NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
+
+
+@pytest.mark.parametrize("document", [{"x1.JPEG": 2, "x2.JPEG": 0}, {"x1.JPEG": "dog", "val/x2.JPEG": "bird"}])
+def test_a_map_of_images_in_json(tmp_path: Path, document: dict[str, object]) -> None:
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(tmp_path / name, format="JPEG")
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    assert labelled(tmp_path, 3, tmp_path / "m.json", NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x1.JPEG 3\n", "line 1: class 3 is out of range: the model's 3 classes are 0 to 2"),
+        ("x1.JPEG fish\n", "line 1: no class is called 'fish'"),
+        ("x1.JPEG 1\nx1.JPEG 2\n", "gives x1.JPEG class 1 and class 2"),
+        ("y.JPEG 1\nz.JPEG 1\n", "names 2 classes and the model has 3"),
+        ("490\n361\n490\n", "'490' is on line 1 and on line 3"),
+        ("a\nb\nc\n", "names none of the images"),
+        ("", "is empty"),
+    ],
+)
+def test_wrong_maps_of_images_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    save_image(tmp_path / "x1.JPEG", format="JPEG")
+    (tmp_path / "m.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        labelled(tmp_path, 3, tmp_path / "m.txt", NAMED)
+
+
+def test_images_that_the_map_does_not_name_are_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("x1.png", "x2.png", "x3.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "m.txt").write_text("x1.png 1\n")
+    assert labelled(tmp_path, 3, tmp_path / "m.txt") == {"x1.png": 1}
+    found = label(list_images(tmp_path), 3, read_class_map(tmp_path / "m.txt"))
+    assert list(found.left_out.values()) == [2]
+
+
+def test_a_bare_name_of_two_images_is_refused(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["a", "b"])
+    (tmp_path / "m.txt").write_text("0.png 1\n")
+    with pytest.raises(UserError, match=r"0\.png can be a/0\.png or b/0\.png"):
+        labelled(tmp_path, 3, tmp_path / "m.txt")
+    (tmp_path / "m.txt").write_text("a/0.png 1\nb/0.png 0\n")
+    assert labelled(tmp_path, 3, tmp_path / "m.txt") == {"a/0.png": 1, "b/0.png": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dog\ncat\nbird\n",
+        '{"cat": 1, "dog": 0, "bird": 2}',
+        '{"0": "dog", "1": "cat", "2": "bird"}',
+        '["dog", "cat", "bird"]',
+        "cat 1\ndog 0\nbird 2\n",
+    ],
+)
+def test_a_map_of_classes_comes_before_every_other_rule(tmp_path: Path, text: str) -> None:
+    root = save_classes(tmp_path / "d", ["bird", "cat", "dog"])
+    (tmp_path / "map").write_text(text)
+    assert by_folder(root, 3, tmp_path / "map", NAMED) == {"dog": 0, "cat": 1, "bird": 2}
+    _, timms = find_images_and_targets(str(root), class_to_idx={"dog": 0, "cat": 1, "bird": 2})
+    assert by_folder(root, 3, tmp_path / "map") == timms
+
+
+def test_a_map_finds_classes_in_any_depth(tmp_path: Path) -> None:
+    root = save_classes(tmp_path / "d", ["train/cat", "val/dog/images", "other"])
+    (tmp_path / "map.txt").write_text("dog\ncat\nbird\n")
+    assert labelled(root, 3, tmp_path / "map.txt") == {"train/cat/0.png": 1, "val/dog/images/0.png": 0}
