@@ -1,25 +1,32 @@
-"""Loading a timm ViT with real weights, and its preprocessing."""
+"""Loading a timm model with real weights, its preprocessing and the names of its classes."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.errors import UserError
 from edge_tprune.models import reference
+from edge_tprune.models.architecture import Created, check_name, create, create_pretrained
+from edge_tprune.models.checkpoint import WeightsFile, one_line, read_weights
+from edge_tprune.models.class_names import ClassNames, read_class_map
+from edge_tprune.models.fitting import fit
+from edge_tprune.models.inference import classifiers, infer_arguments
+from edge_tprune.models.records import find_class_names, find_preprocessing, imagenet_names, model_arguments
+from edge_tprune.models.state_dict import complete, find_network
+from edge_tprune.models.transform import make_transform, resolve_preprocessing
 
 RANDOM = "random"
 PRETRAINED = "pretrained"
+LOCAL = "local-dir:"  #: timm's word for a directory that holds config.json and weights
 
 
 @dataclass(frozen=True)
@@ -30,144 +37,214 @@ class LoadedModel:
     model: VisionTransformer  #: in eval mode, float32
     weights: str  #: a file's name, "pretrained", "reference" or "random"
     weights_sha256: str  #: over all tensors, names and shapes: equal for equal weights whatever file they came from
-    preprocessing: dict[str, Any]  #: input_size, mean, std, interpolation, crop_pct, crop_mode
+    preprocessing: dict[str, Any]  #: input_size, mean, std, interpolation, crop_pct, crop_mode: timm's names and meaning
+    arguments: Mapping[str, Any] = field(
+        default_factory=dict
+    )  #: beside its name, what timm was asked for: num_classes, img_size, ...
+    class_names: ClassNames | None = None
+    remarks: tuple[str, ...] = ()  #: what was decided from the checkpoint, to be told
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Maps a PIL image to a normalised tensor (3, H, W), as timm does at evaluation."""
+        """Maps a PIL image to a normalised tensor (C, H, W), as timm does at evaluation."""
         return make_transform(self.preprocessing)
 
 
-def make_transform(preprocessing: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation transform for a stored preprocessing record: PIL image -> (3, H, W) float32."""
-    transform: Callable[[Image.Image], Tensor] = create_transform(
-        input_size=tuple(preprocessing["input_size"]),
-        is_training=False,
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
-        interpolation=preprocessing["interpolation"],
-        crop_pct=preprocessing["crop_pct"],
-        crop_mode=preprocessing["crop_mode"],
-    )
-    return transform
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a user may say of a model beside its name; what is None is taken from the checkpoint, then from timm."""
+
+    weights: str | Path | None = None  #: a file, a directory, "random", or None for the model's own
+    classes: int | None = None  #: 0: without a classifier head
+    img_size: tuple[int, int] | None = None  #: (H, W), pixels
+    global_pool: str | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)  #: other keyword arguments for timm
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  #: mean, std, interpolation, crop_pct, crop_mode
+    use_ema: bool = True  #: prefer a moving average of the weights where a checkpoint has one, as timm does
+    class_map: Path | None = None  #: a file with the names of the classes (`read_class_map`)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for timm."""
+        named = {"num_classes": self.classes, "global_pool": self.global_pool}
+        if self.img_size is not None:
+            height, width = self.img_size
+            named["img_size"] = height if height == width else self.img_size  # type: ignore[assignment]
+        given = {key: value for key, value in named.items() if value is not None}
+        if twice := given.keys() & self.model_kwargs.keys():
+            raise UserError(f"{sorted(twice)[0]} is given twice, by --model-kwargs and by an option of its own: leave one out")
+        return {**self.model_kwargs, **given}
 
 
-def load_model(name: str, weights: str | Path | None = None, classes: int | None = None) -> LoadedModel:
+def load_model(
+    name: str, weights: str | Path | None = None, classes: int | None = None, options: ModelOptions | None = None
+) -> LoadedModel:
     """A model by name.
 
     Args:
-        name: "reference", or any timm name of a plain ViT.
-        weights: a .safetensors file, a PyTorch state dict (read with weights_only=True), "random", or None for the
+        name: "reference", any timm name, or "local-dir:DIRECTORY".
+        weights: a .safetensors file, a PyTorch checkpoint (tensors and plain values only), a directory of a hub, "random", or None for the
             reference model's shipped weights and for timm's own pretrained ones (fetched from the model hub).
-        classes: number of classes of a checkpoint that was fine-tuned; the model's own by default.
+        classes: number of classes; the checkpoint's own by default.
+        options: the same and more, instead of the two.
 
     Raises:
         UserError: an unknown name, unreadable or unfitting weights, or a hub that cannot be reached.
     """
-    label = str(weights) if weights is not None else (reference.NAME if name == reference.NAME else PRETRAINED)
+    options = options or ModelOptions(weights, classes)
+    if name.startswith(LOCAL):
+        return _load_local(name, options)
     if name == reference.NAME:
-        if classes not in (None, reference.CLASSES):
-            raise UserError(f"the reference model has {reference.CLASSES} classes: --classes {classes} does not fit it")
-        model: nn.Module = reference.build()
-        path: Path | None = reference.WEIGHTS if weights is None else None
-    else:
-        model = _create(name, pretrained=weights is None, classes=classes)
-        path = None
-    if weights is not None and label != RANDOM:
-        path = Path(weights)
-        label = path.name
-    if path is not None:
-        _load_strictly(model, read_state_dict(path), name, path)
-    elif label == RANDOM:
+        return _load_reference(options)
+    check_name(name)
+    if options.weights is None:
+        return _load_pretrained(name, options)
+    if str(options.weights) == RANDOM:
         torch.manual_seed(0)
-        model = reference.build() if name == reference.NAME else _create(name, pretrained=False, classes=classes)
-    if getattr(model, "num_classes", 1) == 0:
-        raise UserError(
-            f"{name} has no classifier head: choose a classifier, or give --classes N with the weights of a fine-tuned one"
-        )
-    model.eval().requires_grad_(False)
-    config = resolve_model_data_config(model)
-    preprocessing = {
-        "input_size": list(config["input_size"]),
-        "mean": list(config["mean"]),
-        "std": list(config["std"]),
-        "interpolation": config["interpolation"],
-        "crop_pct": config["crop_pct"],
-        "crop_mode": config["crop_mode"],
-    }
-    return LoadedModel(name, model, label, _hash_weights(model), preprocessing)
+        return _finish(name, create(name, options.arguments, random=True), RANDOM, options)
+    return _load_file(name, read_weights(Path(options.weights)), options)
 
 
-def _create(name: str, pretrained: bool, classes: int | None) -> nn.Module:
-    base = name.split(".")[0]
-    if not timm.is_model(base):
-        known = [n for n in timm.list_models() if n.startswith(("deit", "vit_"))]
-        hint = did_you_mean(base, known) or did_you_mean(base, timm.list_models())
-        raise UserError(
-            f"no model {name!r} in timm {timm.__version__}.{hint} Use 'reference' or a plain ViT (deit_*, deit3_*, vit_*)"
-        )
-    extra = {} if classes is None else {"num_classes": classes}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **extra)
-    except Exception as error:
-        if not pretrained:
-            raise UserError(f"timm cannot create {name!r}: {_first_line(error)}") from error
-        raise UserError(
-            f"the pretrained weights of {name} could not be fetched ({_first_line(error)}). Check the name and the connection, or give --weights FILE"
-        ) from error
-    return model
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or a PyTorch checkpoint; never executes code from it.
-
-    A checkpoint that wraps its state dict as {"model": ...} or {"state_dict": ...} is unwrapped.
+def check_has_classes(loaded: LoadedModel) -> None:
+    """Refuses a model without a classifier head, where its answers are compared.
 
     Raises:
-        UserError: no such file, or one that is neither.
+        UserError: saying what to give.
     """
-    if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    if getattr(loaded.model, "num_classes", 1) == 0:
         raise UserError(
-            f"weights file {path} cannot be read ({_first_line(error)}). Give a .safetensors file or a PyTorch state dict (tensors only)"
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UserError(f"weights file {path} holds no state dict: expected a mapping from names to tensors")
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
-
-
-def _load_strictly(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
-    wanted = model.state_dict()
-    missing = [k for k in wanted if k not in state]
-    unexpected = [k for k in state if k not in wanted]
-    reshaped = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in state and state[k].shape != wanted[k].shape
-    ]
-    parts = [
-        f"{label} {_some(keys)}"
-        for label, keys in (("missing", missing), ("unexpected", unexpected), ("other shape:", reshaped))
-        if keys
-    ]
-    if parts:
-        raise UserError(
-            f"the weights in {path} do not fit {name}: {'; '.join(parts)}. Is it the checkpoint of this very model?"
+            f"{loaded.name} has no classifier head: choose a classifier, or give --weights of a fine-tuned one (its classes are found in it)"
         )
-    model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in state.items()})
 
 
-def _some(keys: list[str], most: int = 4) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _load_local(name: str, options: ModelOptions) -> LoadedModel:
+    directory = Path(name[len(LOCAL) :])
+    file = read_weights(directory)
+    architecture = file.config.get("architecture")
+    if not isinstance(architecture, str):
+        raise UserError(
+            f"{directory}/config.json does not say of which timm model it is: give the model's name and --weights {directory}"
+        )
+    check_name(architecture)
+    return _load_file(architecture, file if options.weights is None else read_weights(Path(options.weights)), options)
+
+
+def _load_reference(options: ModelOptions) -> LoadedModel:
+    given = options.arguments
+    if given.pop("num_classes", reference.CLASSES) != reference.CLASSES:
+        raise UserError(f"the reference model has {reference.CLASSES} classes: --classes {options.classes} does not fit it")
+    if given:
+        raise UserError(f"the reference model is what it is: leave {', '.join(sorted(given))} out, or name a timm model")
+    if str(options.weights) == RANDOM:
+        torch.manual_seed(0)
+        return _finish(reference.NAME, Created(reference.build(), {}, None), RANDOM, options)
+    created = Created(reference.build(), {}, None)
+    file = read_weights(reference.WEIGHTS if options.weights is None else Path(options.weights))
+    found, remarks = find_network(file, created.model.state_dict().keys(), options.use_ema, reference.NAME)
+    state, more = fit(found, created.model, None, file, reference.NAME)
+    created.model.load_state_dict(state)
+    label = reference.NAME if options.weights is None else file.shown
+    return _finish(reference.NAME, created, label, options, file, [*remarks, *more])
+
+
+def _load_pretrained(name: str, options: ModelOptions) -> LoadedModel:
+    own = create(name, {}, shape_only=True).model
+    if options.classes not in (None, 0, getattr(own, "num_classes", None)):
+        raise UserError(
+            f"the pretrained weights of {name} are for {getattr(own, 'num_classes', None)} classes: --classes {options.classes} needs "
+            "--weights FILE of a fine-tuned checkpoint"
+        )
+    return _finish(name, create_pretrained(name, options.arguments), PRETRAINED, options)
+
+
+def _load_file(name: str, file: WeightsFile, options: ModelOptions) -> LoadedModel:
+    given = options.arguments
+    saved = {key: value for key, value in model_arguments(file).items() if key not in given}
+    shape = create(name, {**saved, **given}, shape_only=True).model
+    if file.numpy is not None:
+        return _load_numpy(name, file, {**saved, **given}, options)
+    wanted = shape.state_dict().keys()
+    found, remarks = find_network(file, wanted, options.use_ema, name)
+    inferred, more = infer_arguments(name, complete(found, wanted)[0], shape, given, saved, file.shown)
+    if given.get("num_classes") == 0:
+        heads = tuple(f"{layer}." for layer in classifiers(shape))
+        found = replace(found, tensors={key: value for key, value in found.tensors.items() if not key.startswith(heads)})
+    created = create(name, {**saved, **inferred, **given})
+    state, most = fit(found, created.model, created.filter, file, name)
+    created.model.load_state_dict(state)
+    return _finish(name, created, file.shown, options, file, [*remarks, *more, *most])
+
+
+def _load_numpy(name: str, file: WeightsFile, arguments: dict[str, Any], options: ModelOptions) -> LoadedModel:
+    """From a JAX archive, by the model's own reader. It passes over what does not fit, so every weight is marked before."""
+    heads = [value for key, value in file.content.items() if key.endswith("head/bias")]
+    remarks = []
+    if heads and "num_classes" not in arguments:
+        arguments = {**arguments, "num_classes": int(heads[0].shape[-1])}
+        remarks.append(f"{file.shown}: {arguments['num_classes']} classes, as its head has")
+    created = create(name, arguments)
+    reader = getattr(created.model, "load_pretrained", None)
+    if reader is None:
+        raise UserError(f"timm's {name} reads no JAX archives: give a .safetensors file or a PyTorch state dict")
+    with torch.no_grad():
+        for parameter in created.model.parameters():
+            parameter.fill_(float("nan"))
+    try:
+        reader(str(file.numpy))
+    except Exception as error:
+        raise UserError(f"the weights in {file.shown} do not fit {name} (timm: {one_line(error)})") from error
+    empty = [key for key, parameter in created.model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if empty:
+        raise UserError(
+            f"the weights in {file.shown} do not fit {name}: they hold nothing, or no finite numbers, for {', '.join(empty[:3])}"
+        )
+    return _finish(name, created, file.shown, options, file, remarks)
+
+
+def _finish(
+    name: str,
+    created: Created,
+    label: str,
+    options: ModelOptions,
+    file: WeightsFile | None = None,
+    remarks: Sequence[str] = (),
+) -> LoadedModel:
+    """With everything that is decided once the weights are there."""
+    model = created.model.float().eval().requires_grad_(False)
+    classes = int(getattr(model, "num_classes", 0))
+    said = list(remarks)
+    if classes == 1:
+        said.append(f"{name} has one output: its top-1 means nothing, and agreement is that of its sign (sigmoid above 0.5)")
+    recorded, more = ({}, []) if file is None else find_preprocessing(file)
+    said += more
+    class_names, more = _name_classes(name, model, classes, options, file)
+    channels = int(created.arguments.get("in_chans", 3))
+    preprocessing = resolve_preprocessing(
+        model, _image_size(model, created.arguments), channels, recorded, options.preprocessing
+    )
+    vit = cast(VisionTransformer, model)  # or another family, which who prunes it looks at
+    digest = _hash_weights(vit)
+    return LoadedModel(name, vit, label, digest, preprocessing, dict(created.arguments), class_names, (*said, *more))
+
+
+def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+    size = arguments.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _name_classes(
+    name: str, model: nn.Module, classes: int, options: ModelOptions, file: WeightsFile | None
+) -> tuple[ClassNames | None, list[str]]:
+    """What the classes are called: as the user says, or the checkpoint; or ImageNet's, where the number of classes is."""
+    if classes == 0:
+        return None, []
+    if options.class_map is not None:
+        return read_class_map(options.class_map).class_names(classes), []
+    if name == reference.NAME:
+        return ClassNames(tuple(map(str, range(reference.CLASSES))), "the digits of the built-in task"), []
+    found, remarks = (None, []) if file is None else find_class_names(file, classes)
+    return found or imagenet_names(model), remarks
 
 
 def _hash_weights(model: nn.Module) -> str:
@@ -176,8 +253,3 @@ def _hash_weights(model: nn.Module) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

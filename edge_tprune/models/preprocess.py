@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop in the middle, scale to [0, 1], normalise. Call it with an RGB image."""
+    """Resize, crop in the middle, scale to [0, 1], normalise. Call it with an RGB image, also where the graph takes grey ones."""
 
     size: tuple[int, int]  #: (H, W) of what the graph takes
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  #: of three channels, or of the one of grey
+    std: tuple[float, ...]
     interpolation: str  #: "bicubic", "bilinear", "nearest", "lanczos", "box" or "hamming"
     crop_pct: float  #: share of the resized image's side that the crop keeps
     crop_mode: str  #: "center", "squash" or "border", as timm has them
@@ -42,11 +42,14 @@ class Preprocess:
         )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """(3, H, W) float32."""
+        """(C, H, W) float32."""
         from PIL import Image
 
+        if len(self.mean) == 1:
+            image = image.convert("L")
         resized = image.resize(self._resized(*image.size), Image.Resampling[self.interpolation.upper()])
-        pixels = np.asarray(self._cropped(resized), np.float32).transpose(2, 0, 1) / np.float32(255)
+        pixels = np.asarray(self._cropped(resized), np.float32) / np.float32(255)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((pixels - mean) / std)
 
@@ -70,8 +73,8 @@ class Preprocess:
         left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
         if image.width >= width and image.height >= height:
             return image.crop((left, top, left + width, top + height))
-        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0,) * len(self.mean)
         before = max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)
-        canvas = Image.new("RGB", (max(width, image.width), max(height, image.height)), fill)
+        canvas = Image.new(image.mode, (max(width, image.width), max(height, image.height)), fill)
         canvas.paste(image, before)
         return self._cropped(canvas)

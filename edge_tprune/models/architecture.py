@@ -1,0 +1,144 @@
+"""Creating timm's models, and finding out from a checkpoint how its model was created."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models import _builder
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.models.checkpoint import one_line
+
+Filter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+
+_FACTORY = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Created:
+    """A model that timm created."""
+
+    model: nn.Module
+    arguments: Mapping[str, Any]  #: keyword arguments with which timm creates it again
+    filter: Filter | None  #: what timm applies to checkpoints of this very model
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that timm does not know.
+
+    Raises:
+        UserError: with near matches.
+    """
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        known = [n for n in timm.list_models() if n.startswith(("deit", "vit_"))]
+        hint = did_you_mean(base, known) or did_you_mean(base, timm.list_models())
+        raise UserError(
+            f"no model {name!r} in timm {timm.__version__}.{hint} Use 'reference' or a ViT (deit_*, deit3_*, vit_*)"
+        )
+
+
+def create(name: str, arguments: Mapping[str, Any], *, random: bool = False, shape_only: bool = False) -> Created:
+    """A model without pretrained weights, of a fixed image size.
+
+    Args:
+        name: timm's.
+        arguments: keyword arguments for timm.
+        random: with weights as for training. Otherwise they are whatever was in memory, until all of them are loaded.
+        shape_only: without memory for weights, where torch can: its names and shapes.
+
+    Raises:
+        UserError: timm cannot create it so.
+    """
+    kept: list[Filter | None] = []
+    try:
+        initialise = nullcontext() if random else _NoRandomParameters()
+        with _keep_filter(kept), _quiet(), torch.device("meta" if shape_only else "cpu"), initialise:
+            model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+    except Exception as error:
+        if shape_only:
+            return create(name, arguments, random=random)
+        raise UserError(_describe(name, arguments, error)) from error
+    if getattr(model, "dynamic_img_size", False):  # such a graph would have no fixed number of tokens
+        return create(name, {**arguments, "dynamic_img_size": False}, random=random, shape_only=shape_only)
+    return Created(model, dict(arguments), kept[-1] if kept else None)
+
+
+def create_pretrained(name: str, arguments: Mapping[str, Any]) -> Created:
+    """A model of a fixed image size with the weights that timm fetches for it.
+
+    Raises:
+        UserError: timm cannot create it so, or the weights cannot be fetched, or do not fit.
+    """
+    shape = create(name, arguments, shape_only=True)
+    try:
+        model = timm.create_model(name, pretrained=True, **shape.arguments)
+    except Exception as error:
+        raise UserError(
+            f"the pretrained weights of {name} could not be fetched ({one_line(error)}). Check the name and the connection, or give --weights FILE"
+        ) from error
+    return Created(model, shape.arguments, None)
+
+
+def _describe(name: str, arguments: Mapping[str, Any], error: Exception) -> str:
+    text = one_line(error)
+    with_ = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    if isinstance(error, TypeError) and "unexpected keyword argument" in text:
+        key = text.rpartition("argument ")[2].strip("'. ")
+        option = {"img_size": "--img-size", "global_pool": "--global-pool", "num_classes": "--classes"}.get(
+            key, f"--model-kwargs {key}"
+        )
+        return f"timm's {name} takes no argument {key}: leave {option} out"
+    return f"timm cannot create {name!r}{f' with {with_}' if with_ else ''}: {text}"
+
+
+@contextmanager
+def _keep_filter(kept: list[Filter | None]) -> Iterator[None]:
+    """timm chooses within its factories which function converts a model's checkpoints, and hands it to `load_pretrained`: which takes a note of it
+    here, and loads nothing."""
+
+    def take_note(model: nn.Module, *args: Any, filter_fn: Filter | None = None, **kwargs: Any) -> None:
+        kept.append(filter_fn)
+
+    with _FACTORY:
+        loader = _builder.load_pretrained
+        _builder.load_pretrained = take_note
+        try:
+            yield
+        finally:
+            _builder.load_pretrained = loader
+
+
+class _NoRandomParameters(TorchFunctionMode):
+    """Leaves out what draws random parameters: most of the time that a model takes to be created, for numbers that are loaded over."""
+
+    _SKIPPED = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._SKIPPED and isinstance(args[0], nn.Parameter):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what timm says of weights that are not loaded here."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

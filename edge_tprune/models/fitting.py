@@ -1,0 +1,108 @@
+"""Holding a checkpoint's tensors against a model: the same names, the same shapes, finite numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edge_tprune.errors import UserError
+from edge_tprune.models.checkpoint import WeightsFile, one_line
+from edge_tprune.models.inference import classifiers
+from edge_tprune.models.records import recorded_name
+from edge_tprune.models.state_dict import FITS, Found, Tensors, complete, describe_names, drop_others
+
+
+def fit(
+    found: Found, model: nn.Module, convert: Callable[[Tensors, nn.Module], Tensors] | None, file: WeightsFile, name: str
+) -> tuple[Tensors, list[str]]:
+    """The state dict for `model`, strictly: every name of it, in its shape, and no other; and what to tell of it.
+
+    Args:
+        found: the network in the file.
+        model: that it is for.
+        convert: what timm applies to its checkpoints: other names, other sizes of images.
+        file: that was read.
+        name: of the model.
+
+    Raises:
+        UserError: a name is missing, or another one is there, or has another shape, or holds NaN or infinity.
+    """
+    wanted = model.state_dict()
+    tensors, added, left = complete(found, wanted)
+    remarks = [f"{file.shown}: took {_some(added)} from beside {found.where}"] if added else []
+    if not _is_exact(tensors, wanted):
+        if convert is not None:
+            tensors = _converted(tensors, model, convert, file, name)
+        left += drop_others(tensors, wanted)
+    if left:
+        remarks.append(f"{file.shown}: left out {_some(left)}, which {'is' if len(left) == 1 else 'are'} not of the model")
+    if sum(key in wanted for key in tensors) < FITS * len(wanted):
+        raise UserError(f"the weights in {file.shown} are not those of {name}: {describe_names(found.tensors)}")
+    _refuse_misfits(tensors, wanted, model, file, name)
+    for key, value in tensors.items():
+        _refuse_odd_numbers(key, value, wanted[key], file)
+    return {key: value.to(wanted[key].dtype) for key, value in tensors.items()}, remarks
+
+
+def _is_exact(tensors: Tensors, wanted: Mapping[str, Tensor]) -> bool:
+    return tensors.keys() == wanted.keys() and all(tensors[key].shape == value.shape for key, value in wanted.items())
+
+
+def _converted(
+    tensors: Tensors, model: nn.Module, convert: Callable[[Tensors, nn.Module], Tensors], file: WeightsFile, name: str
+) -> Tensors:
+    try:
+        return dict(convert(dict(tensors), model))
+    except Exception as error:  # timm's functions assume that names and shapes are those they know
+        raise UserError(
+            f"the weights in {file.shown} do not fit {name}: {describe_names(tensors)} (timm: {one_line(error) or type(error).__name__})"
+        ) from error
+
+
+def _refuse_misfits(tensors: Tensors, wanted: Mapping[str, Tensor], model: nn.Module, file: WeightsFile, name: str) -> None:
+    missing = [key for key in wanted if key not in tensors]
+    unexpected = [key for key in tensors if key not in wanted]
+    reshaped = [
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in tensors and tensors[key].shape != wanted[key].shape
+    ]
+    parts = [
+        f"{label} {_some(keys, 4)}"
+        for label, keys in (("missing", missing), ("unexpected", unexpected), ("other shape:", reshaped))
+        if keys
+    ]
+    if not parts:
+        return
+    heads = {f"{layer}.{kind}" for layer in classifiers(model) for kind in ("weight", "bias")}
+    if missing and not reshaped and heads.issuperset(missing):
+        beside = f"; it has {_some(unexpected)}: is that the head?" if unexpected else ""
+        raise UserError(
+            f"the weights in {file.shown} have no classifier head ({_some(missing)}){beside}. Give --classes 0 for a model without one, "
+            "or the weights of a classifier"
+        )
+    said = recorded_name(file)
+    hint = f"The file says that it is of {said}" if said and said != name else "Is it the checkpoint of this very model?"
+    raise UserError(f"the weights in {file.shown} do not fit {name}: {'; '.join(parts)}. {hint}")
+
+
+def _refuse_odd_numbers(key: str, value: Tensor, wanted: Tensor, file: WeightsFile) -> None:
+    if wanted.is_floating_point() and not value.is_floating_point():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise UserError(
+            f"weights file {file.shown}: {key} holds {kind}: quantised weights are not supported, give those in floating point"
+        )
+    if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+        wrong = ~torch.isfinite(value.float())
+        first = [int(i) for i in wrong.nonzero()[0]]
+        kind = "NaN" if bool(torch.isnan(value.float()).any()) else "infinity"
+        raise UserError(
+            f"weights file {file.shown}: {key} holds {kind} ({int(wrong.sum())} of {value.numel()} values, the first at {first}). "
+            "Training diverged, or the file is damaged: take an earlier checkpoint"
+        )
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,169 @@
+"""What stands beside the tensors of a checkpoint: the names of its classes, its preprocessing, the arguments of its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+from edge_tprune.models.checkpoint import WeightsFile
+from edge_tprune.models.class_names import ClassNames, to_class_names
+
+_NAME_KEYS = (
+    "class_names",
+    "label_names",
+    "class_to_idx",
+    "idx_to_class",
+    "id2label",
+    "label2id",
+    "classes",
+    "CLASSES",
+    "names",
+)
+_HOLDERS = ("", "meta", "dataset_meta", "hyper_parameters", "args", "config", "pretrained_cfg")
+_RESAMPLE = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}  # Pillow's numbers, which transformers stores
+_PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def find_class_names(file: WeightsFile, classes: int) -> tuple[ClassNames | None, list[str]]:
+    """The class names that a checkpoint or what lies beside it records, and what to say of those that do not fit."""
+    remarks = []
+    for source, key, record in _name_records(file):
+        if isinstance(record, (Mapping, list, tuple)) and len(record) > 0:
+            names = to_class_names(record, classes, f"{key} in {source}")
+            if names is not None:
+                return _described(names, file), []
+            if len(record) != classes and not _is_generic(record):
+                remarks.append(f"{source}: its {key} has {len(record)} entries and the model {classes} classes: not used")
+    return None, remarks
+
+
+def _name_records(file: WeightsFile) -> Iterator[tuple[str, str, Any]]:
+    """(what messages call the place, key, record)."""
+    for key in _NAME_KEYS:
+        if key in file.metadata:
+            with suppress(ValueError):
+                yield file.shown, key, json.loads(file.metadata[key])
+    for source, document in ((f"config.json of {file.shown}", file.config), (file.shown, file.content)):
+        for holder in _HOLDERS:
+            record = plain(document.get(holder)) if holder else document
+            if isinstance(record, Mapping):
+                yield from ((source, key, plain(record[key])) for key in _NAME_KEYS if key in record)
+
+
+def _described(names: ClassNames, file: WeightsFile) -> ClassNames:
+    """With the descriptions that timm's configurations give beside the names."""
+    record = file.config.get("label_descriptions") or (file.config.get("pretrained_cfg") or {}).get("label_descriptions")
+    if isinstance(record, Mapping) and all(isinstance(record.get(name), str) for name in names.names):
+        return ClassNames(names.names, names.source, tuple(record[name] for name in names.names))
+    return names
+
+
+def _is_generic(record: Any) -> bool:
+    values = record.values() if isinstance(record, Mapping) else record
+    return all(str(value).startswith("LABEL_") or isinstance(value, (int, float, Tensor)) for value in values)
+
+
+def imagenet_names(model: nn.Module) -> ClassNames | None:
+    """The names of ImageNet's classes, in timm's order, for a model with as many outputs as one of its subsets has."""
+    subset = infer_imagenet_subset(model)
+    return None if subset is None else _subset_names(subset)
+
+
+@lru_cache(maxsize=2)
+def _subset_names(subset: str) -> ClassNames:
+    info = ImageNetInfo(subset)
+    names = info.label_names()
+    source = f"{subset}, which has as many classes as the model"
+    return ClassNames(tuple(names), source, tuple(info.index_to_description(i) for i in range(len(names))))
+
+
+def find_preprocessing(file: WeightsFile) -> tuple[dict[str, Any], list[str]]:
+    """The preprocessing that a checkpoint or what lies beside it records, by timm's names, and what to say of it."""
+    for source, found in (
+        (f"preprocessor_config.json of {file.shown}", _of_transformers(file.preprocessor)),
+        (f"config.json of {file.shown}", _of_timm(_timm_config(file))),
+        (f"the training arguments in {file.shown}", _of_timm(plain(file.content.get("args")))),
+    ):
+        if found:
+            listed = ", ".join(f"{key} {_short(value)}" for key, value in found.items())
+            return found, [f"{source}: {listed}"]
+    return {}, []
+
+
+def _of_timm(record: Any) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        return {}
+    return {key: record[key] for key in _PREPROCESSING if record.get(key)}
+
+
+def _of_transformers(record: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if record.get("do_normalize", True):
+        found |= {key: record[f"image_{key}"] for key in ("mean", "std") if record.get(f"image_{key}")}
+    elif record:
+        found |= {"mean": (0.0,), "std": (1.0,)}
+    if record.get("resample") in _RESAMPLE:
+        found["interpolation"] = _RESAMPLE[record["resample"]]
+    size, crop = record.get("size"), record.get("crop_size")
+    side = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
+    cropped = crop.get("height") if isinstance(crop, Mapping) else crop
+    if record.get("do_center_crop") and side and cropped:
+        found["crop_pct"] = cropped / side
+    elif side and not record.get("do_center_crop"):
+        found |= {"crop_pct": 1.0, "crop_mode": "squash"}
+    return found
+
+
+def model_arguments(file: WeightsFile) -> dict[str, Any]:
+    """Keyword arguments for timm's model that a hub's configuration records."""
+    arguments = plain(file.config.get("model_args"))
+    found = dict(arguments) if isinstance(arguments, Mapping) else {}
+    config = _timm_config(file)
+    size = config.get("input_size")
+    if config.get("fixed_input_size") and isinstance(size, (list, tuple)) and len(size) == 3:
+        found.setdefault("img_size", size[1] if size[1] == size[2] else tuple(size[1:]))
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def _timm_config(file: WeightsFile) -> Mapping[str, Any]:
+    """timm's `pretrained_cfg`; older files have its entries at the top."""
+    if "architecture" not in file.config:
+        return {}
+    inner = file.config.get("pretrained_cfg")
+    return inner if isinstance(inner, Mapping) else file.config
+
+
+def recorded_name(file: WeightsFile) -> str | None:
+    """The timm name of the model that a checkpoint says to be of."""
+    arguments = plain(file.content.get("args"))
+    given = [file.config.get("architecture"), file.content.get("arch")]
+    given += [arguments.get("model")] if isinstance(arguments, Mapping) else []
+    return next((name for name in given if isinstance(name, str) and name), None)
+
+
+def plain(value: Any) -> Any:
+    """A namespace as the mapping that it is."""
+    return vars(value) if hasattr(value, "__dict__") and not isinstance(value, (Mapping, Tensor)) else value
+
+
+def _short(value: Any) -> str:
+    return (
+        ",".join(f"{v:g}" for v in value)
+        if isinstance(value, (list, tuple))
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -1,0 +1,93 @@
+"""A model's preprocessing: where its parts are from, and timm's own transform for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from edge_tprune.errors import UserError, did_you_mean
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+
+
+def resolve_preprocessing(
+    model: nn.Module, size: tuple[int, int] | None, channels: int, recorded: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """input_size, mean, std, interpolation, crop_pct and crop_mode of a model.
+
+    Args:
+        model: of timm, whose own configuration is the default.
+        size: (H, W) of the images that it takes, where that is known.
+        channels: of these images.
+        recorded: what stands beside its checkpoint.
+        given: what the user said, which comes first.
+
+    Raises:
+        UserError: a value out of range, or an unknown word.
+    """
+    own = resolve_model_data_config(model)
+    chosen = {**own, **recorded, **{key: value for key, value in given.items() if value is not None}}
+    height, width = size or own["input_size"][-2:]
+    result = {
+        "input_size": [channels, int(height), int(width)],
+        "mean": _per_channel(chosen["mean"], channels, "mean"),
+        "std": _per_channel(chosen["std"], channels, "std"),
+        "interpolation": str(chosen["interpolation"]),
+        "crop_pct": float(chosen["crop_pct"]),
+        "crop_mode": str(chosen["crop_mode"]),
+    }
+    _check(result)
+    return result
+
+
+def _per_channel(values: Any, channels: int, name: str) -> list[float]:
+    """As timm: one value stands for every channel; the three of colours, for grey, for their mean."""
+    listed = [float(v) for v in (values if isinstance(values, (list, tuple)) else [values])]
+    if len(listed) == 1:
+        return listed * channels
+    if channels == 1 and len(listed) == 3:
+        return [sum(listed) / 3]
+    if len(listed) != channels:
+        raise UserError(f"--{name} has {len(listed)} values: give one, or {channels}")
+    return listed
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    for name in ("mean", "std"):
+        if any(not -1 <= v <= 1 for v in record[name]):
+            listed = ",".join(f"{v:g}" for v in record[name])
+            raise UserError(
+                f"--{name} {listed} is out of range: timm's are for pixels from 0 to 1. Divide those for 0 to 255 by 255"
+            )
+    if any(v <= 0 for v in record["std"]):
+        raise UserError(f"--std {','.join(f'{v:g}' for v in record['std'])} is out of range: give numbers above 0")
+    if not 0 < record["crop_pct"] <= 1:
+        raise UserError(
+            f"--crop-pct {record['crop_pct']:g} is out of range: it is the share of the resized image that the crop keeps, such as 0.875"
+        )
+    for option, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if record[option] not in known:
+            raise UserError(
+                f"--{option.replace('_', '-')} {record[option]!r} is unknown.{did_you_mean(record[option], known)} Known: {', '.join(known)}"
+            )
+
+
+def make_transform(preprocessing: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform for a stored preprocessing record: PIL image -> (C, H, W) float32."""
+    transform: Callable[[Image.Image], Tensor] = create_transform(
+        input_size=tuple(preprocessing["input_size"]),
+        is_training=False,
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
+        interpolation=preprocessing["interpolation"],
+        crop_pct=preprocessing["crop_pct"],
+        crop_mode=preprocessing["crop_mode"],
+    )
+    if preprocessing["input_size"][0] == 1:
+        return lambda image: transform(image.convert("L"))
+    return transform
