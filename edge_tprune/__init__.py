@@ -12,18 +12,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["EdgeTPruneError", "InternalError", "NegativeAnswer", "UserError", "__version__", "macs", "prune"]
+__all__ = ["EdgeTPruneError", "InternalError", "NegativeAnswer", "UserError", "__version__", "macs", "prune", "prune_in"]
 
 from edge_tprune.errors import EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.version import __version__
 
 if TYPE_CHECKING:
-    from edge_tprune.reduction import macs, prune
+    from edge_tprune.reduction import macs, prune, prune_in
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("prune", "macs"):
+    if name in ("prune", "prune_in", "macs"):
         from edge_tprune import reduction
 
         return getattr(reduction, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -28,8 +28,9 @@ from edge_tprune.export.graph import FORMS, INPUT, OUTPUT, Form, SharedWeights, 
 from edge_tprune.files import clear_write_errors, sha256_file, sha256_json, sync_directory, write_json
 from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
-from edge_tprune.reduction import plan, registry
-from edge_tprune.reduction.host import PrunedViT, code_sha256, explicit_attention, network_shape
+from edge_tprune.reduction import registry, solve_schedule
+from edge_tprune.reduction.attention import explicit_attention
+from edge_tprune.reduction.host import PrunedViT, code_sha256, network_shape
 from edge_tprune.reduction.precision import DEFAULT, precision
 from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.schedule import TOLERANCE, Schedule
@@ -139,13 +140,13 @@ def make_plan(
 
     for budget in budgets:
         how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
-        schedule = plan(loaded.model, how, budget=budget, blocks=blocks, multiple_of=multiple_of, name=loaded.name)
+        schedule = solve_schedule(loaded.model, how, budget=budget, blocks=blocks, multiple_of=multiple_of, name=loaded.name)
         add(f"{budget:.1f}" if budget == round(budget, 1) else f"{budget:.6g}", schedule)
     for tokens in schedules:
-        schedule = plan(loaded.model, method, schedule=tokens, name=loaded.name)
+        schedule = solve_schedule(loaded.model, method, schedule=tokens, name=loaded.name)
         add(f"s{schedule.share:.4f}", schedule)
     for name, tokens in (found or {}).items():
-        schedule = plan(loaded.model, method, schedule=tokens, name=loaded.name)
+        schedule = solve_schedule(loaded.model, method, schedule=tokens, name=loaded.name)
         wanted, remark = float(name), ""
         if abs(schedule.share - wanted) > TOLERANCE * wanted:
             remark = f"budget {name}: on this model the schedule that was found comes to {schedule.share:.3f} of its MACs"

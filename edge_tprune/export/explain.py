@@ -25,7 +25,7 @@ from edge_tprune.models import reference
 from edge_tprune.models.data import ImageFolder, open_dataset
 from edge_tprune.models.images import eight_bit_rgb
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
-from edge_tprune.reduction import plan, registry
+from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
 
 SAMPLE_IMAGES = 4  # of a directory, where a page has other things to say
@@ -223,7 +223,7 @@ def explain(
         for budget in budgets:
             how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
             try:
-                schedule = plan(loaded.model, how, budget=budget, blocks=blocks, name=loaded.name)
+                schedule = solve_schedule(loaded.model, how, budget=budget, blocks=blocks, name=loaded.name)
                 pruned = PrunedViT(loaded.model, reducer, schedule.tokens, given)
             except UserError as error:
                 raise UserError(f"{method}: {error}") from error

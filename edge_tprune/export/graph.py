@@ -21,7 +21,8 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from edge_tprune.errors import InternalError
-from edge_tprune.reduction.host import Attended, AttentionForm, PrunedViT, explicit_attention
+from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
+from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW
 
@@ -50,14 +51,15 @@ class GraphError(InternalError):
 
 
 def operator_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Bias
 ) -> Attended:
     """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
-    # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
-    mask = None
-    if bias is not None:
-        batch, tokens = bias.shape
-        mask = (bias if batch == 1 else bias[:, None, None]).expand(batch, 1, tokens, tokens)
+    mask = bias.mask()
+    if mask is not None:
+        # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
+        batch, queries, keys = len(mask), q.shape[1], k.shape[1]
+        mask = mask.expand(batch, mask.shape[1], queries, keys)
+        mask = mask[0, 0] if batch == 1 and mask.shape[1] == 1 else mask
     want_map = not needs.isdisjoint({ATTENTION, CLASS_ROW})
     output, _, _, attention = torch.onnx.ops.attention(
         q, k, v, attn_mask=mask, q_num_heads=heads, kv_num_heads=heads, scale=scale, qk_matmul_output_mode=3 if want_map else 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from edge_tprune.errors import UserError
+from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.models.families import can_adapt
 from edge_tprune.reduction import methods as _methods  # registers them
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT, check_method, network_shape
@@ -31,16 +33,17 @@ __all__ = [
     "macs",
     "network_shape",
     "pattern",
-    "plan",
     "prefix_bonus",
     "prune",
+    "prune_in",
     "register",
+    "solve_schedule",
     "top",
 ]
 del _methods
 
 
-def plan(
+def solve_schedule(
     model: nn.Module,
     method: str,
     *,
@@ -48,11 +51,13 @@ def plan(
     schedule: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
     multiple_of: int = 1,
+    exact_savings: bool = True,
+    output: str | None = None,
     name: str | None = None,
 ) -> Schedule:
     """The schedule that `prune` would realise, and how near it comes to the budget. Arguments as for `prune`."""
     reducer = registry.method(method)
-    shape = network_shape(model, name)
+    shape = network_shape(model, name, output)
     check_method(reducer, model, name)
     if (budget is None) == (schedule is None):
         raise UserError("give either a budget (share of MACs) or a schedule (tokens after each block), not both")
@@ -68,6 +73,7 @@ def plan(
         fewest=lambda tokens: reducer.fewest(tokens, shape.prefix_tokens),
         removal=reducer.removal,
         weights=weights,
+        exact_savings=exact_savings,
     )
 
 
@@ -79,6 +85,9 @@ def prune(
     schedule: Sequence[int] | None = None,
     blocks: Sequence[int] | None = None,
     multiple_of: int = 1,
+    exact_savings: bool = True,
+    output: str | None = None,
+    normalize: bool = False,
     **options: Any,
 ) -> PrunedViT:
     """A pretrained timm ViT with fewer tokens, without training.
@@ -86,22 +95,66 @@ def prune(
     The result shares the given model's parameters; the given model stays as it was and usable.
 
     Args:
-        model: a timm `VisionTransformer` with plain blocks (DeiT, DeiT-III, AugReg ViT, registers, ...).
+        model: a timm `VisionTransformer`, `Eva` or `Beit` (docs/models.md lists the names).
         method: a name that `edge-tprune methods` lists.
         budget: share of the unpruned model's MACs, in (0, 1].
         schedule: instead of a budget: tokens after each block, class token included.
         blocks: where tokens are removed, counted from 1; the method's own choice by default.
         multiple_of: with a budget, make token counts multiples of this.
+        exact_savings: with a budget below 1, let the last block compute only what the head reads, where it does not read all tokens: the same
+            output for fewer MACs, which go to more tokens before (`edge_tprune.schedule.macs`). A schedule is taken as it stands.
+        output: "logits", "embedding", "features" (a map with a vector for every patch) or "tokens"; by default logits where there is a head, else
+            an embedding.
+        normalize: bring an embedding to unit length.
         **options: the method's own.
 
     Returns:
-        A module that maps images (B, 3, H, W) to logits (B, classes), with `.schedule`.
+        A module that maps images (B, 3, H, W) to the output, with `.schedule` and timm's feature interface (`forward_features`,
+        `forward_head`, `forward_intermediates`, `get_intermediate_layers`).
 
     Raises:
         UserError: an unknown method or option, a model or budget that cannot be.
     """
-    chosen = plan(model, method, budget=budget, schedule=schedule, blocks=blocks, multiple_of=multiple_of)
-    return PrunedViT(model, registry.method(method), chosen.tokens, options)
+    chosen = solve_schedule(
+        model,
+        method,
+        budget=budget,
+        schedule=schedule,
+        blocks=blocks,
+        multiple_of=multiple_of,
+        exact_savings=exact_savings,
+        output=output,
+    )
+    return PrunedViT(model, registry.method(method), chosen.tokens, options, output=output, normalize=normalize)
+
+
+def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
+    """A network with a ViT somewhere inside, with that ViT pruned in place of the member at `path`.
+
+    Parameters are shared with the given module, which stays as it was and usable.
+
+    Args:
+        module: a detector, a segmentation network, ... that calls its ViT by timm's interface.
+        path: of the ViT inside it, as in `module.named_modules()`: "backbone.encoder".
+        **arguments: as for `prune`; exact savings are off, because the network around it may read any token.
+
+    Returns:
+        A copy of the module whose member at `path` is a `PrunedViT`.
+
+    Raises:
+        UserError: no such member, or one that cannot be pruned.
+    """
+    known = dict(module.named_modules())
+    if not path or path not in known:
+        vits = [name for name, part in known.items() if name and can_adapt(part)]
+        found = f" It has a ViT at {', '.join(map(repr, vits))}" if vits else " It has no ViT that can be pruned"
+        raise UserError(f"{type(module).__name__} has no member {path!r}.{did_you_mean(path, known)}{found}")
+    parent, _, name = path.rpartition(".")
+    pruned = prune(known[path], **{"exact_savings": False, **arguments})
+    kept = {id(parameter): parameter for parameter in (*module.parameters(), *module.buffers())}
+    clone = copy.deepcopy(module, dict(kept))  # everything but the tensors is copied
+    setattr(clone.get_submodule(parent) if parent else clone, name, pruned)
+    return clone
 
 
 def macs(model: nn.Module) -> int:

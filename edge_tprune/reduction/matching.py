@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import across, gather_tokens, top
+from edge_tprune.reduction.ops import as_rows, gather_tokens, top
 from edge_tprune.reduction.outcome import Merge
 
 NEIGHBOURS = 2  #: of a token, itself included, that its density is made of, unless asked for more
@@ -29,8 +29,8 @@ def pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Places in A (B, N), the most similar to its partner first; places in B of the partners, by place in A (B, N).
     """
-    likeness, partner = (a @ b.transpose(1, 2)).max(2)
-    return top(likeness, a.shape[1]), partner
+    similarity, partner = (a @ b.transpose(1, 2)).max(2)
+    return top(similarity, a.shape[1]), partner
 
 
 def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
@@ -52,16 +52,16 @@ def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
     return Merge.into(index, merged, prefix + alone.shape[1] + partner.gather(1, ranking[:, :count]))
 
 
-def apart(tokens: int, prefix: int = 0) -> Tensor:
+def exclusions(tokens: int, prefix: int = 0) -> Tensor:
     """What `density_peaks` adds to distances, (N, N): no token is near itself or a prefix token, and prefix tokens come before all others."""
-    never = torch.eye(tokens) * _FAR
-    never[:, :prefix] = _FAR
-    never[:prefix].fill_diagonal_(-_FAR)
-    return never
+    added = torch.eye(tokens) * _FAR
+    added[:, :prefix] = _FAR
+    added[:prefix].fill_diagonal_(-_FAR)
+    return added
 
 
 def density_peaks(
-    x: Tensor, count: int, never: Tensor, prefix: int = 0, neighbours: int = NEIGHBOURS
+    x: Tensor, count: int, exclusion: Tensor, prefix: int = 0, neighbours: int = NEIGHBOURS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Density-peak clustering with k nearest neighbours (Du et al., Knowledge-Based Systems 2016; used by TCFormer and BAT).
 
@@ -90,7 +90,7 @@ def density_peaks(
     Args:
         x: (B, N, D), float32.
         count: prefix tokens and clusters, up to N.
-        never: `apart(N, prefix)`, on the device of x.
+        exclusion: `exclusions(N, prefix)`, on the device of x.
         prefix: leading tokens that take no part.
         neighbours: k, from 2.
 
@@ -104,12 +104,12 @@ def density_peaks(
     place = torch.arange(tokens, device=x.device)
     product = x @ x.transpose(1, 2)
     square = 0.5 * product.flatten(1)[:, :: tokens + 1]
-    distance = across(square) + never - product
+    distance = as_rows(square) + exclusion - product
     least = distance.amin(2) if nearest == 1 else distance.topk(nearest, dim=2, largest=False).values.sum(2)
     total = (least + nearest * square).clamp_min(1e-12)  # k r_i / 2
     unit = total @ ((place >= prefix).to(x.dtype)[:, None] * (2 / patches))  # twice the patches' mean
     spread = total / unit + _TIE * place  # -2 log rho: the smaller, the denser
-    denser = across(spread) < spread[..., None]
+    denser = as_rows(spread) < spread[..., None]
     isolation = torch.where(denser, distance, _FAR).amin(2) + square
     clarity = isolation.clamp_min(1e-12).log() - spread  # 2 log (rho delta)
     centres, others = top(clarity, tokens).split_with_sizes([count, tokens - count], 1)

@@ -58,11 +58,11 @@ def unit(x: Tensor) -> Tensor:
     return x / length.clamp_min(1e-6)
 
 
-def across(row: Tensor) -> Tensor:
+def as_rows(row: Tensor) -> Tensor:
     """Values (B, N) shaped to meet each row of a (B, K, N); those of one image do as they are."""
     return row if len(row) == 1 else row[:, None]
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """In float32, where it is of a narrower type."""
     return x if x.dtype == torch.float64 else x.float()

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from edge_tprune.reduction.ops import across, gather_tokens, wide
+from edge_tprune.reduction.ops import as_rows, at_least_float32, gather_tokens
 
 
 class Outcome(ABC):
@@ -23,20 +24,20 @@ class Outcome(ABC):
         """Features (B, N, C) of tokens with `sizes` (B, N; None: all 1) -> (B, K, C)."""
 
     @abstractmethod
-    def added(self, amounts: Tensor) -> Tensor:
+    def sums(self, amounts: Tensor) -> Tensor:
         """Amounts (B, N, D) that add up where tokens merge, such as sizes or memberships -> (B, K, D)."""
+
+    @abstractmethod
+    def destinations(self, tokens: int) -> Tensor:
+        """Where each of the `tokens` tokens goes: (B or 1, N) int64, the place 0..K-1 of the token that stands for it, -1 where it is dropped."""
 
     def sizes(self, sizes: Tensor | None) -> Tensor | None:
         """Sizes (B, N) -> (B, K); None stays None where tokens only leave."""
-        return None if sizes is None else self.added(sizes[..., None])[..., 0]
+        return None if sizes is None else self.sums(sizes[..., None])[..., 0]
 
-    def positions(self, positions: Tensor) -> Tensor:
-        """Places (B, N) in the unpruned sequence -> (B, K): of the token that each one grew from.
-
-        Raises:
-            TypeError: an outcome whose tokens do not each grow from one.
-        """
-        raise TypeError(f"after {type(self).__name__} tokens have no single place in the image")
+    @abstractmethod
+    def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:
+        """Places (B, N) in the unpruned sequence -> (B, K): of the token that each one grew from; `nowhere` for one that grew from none."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,18 @@ class First(Outcome):
         """The first `count` of (B, N, C)."""
         return x[:, : self.count]
 
-    def added(self, amounts: Tensor) -> Tensor:
+    def sums(self, amounts: Tensor) -> Tensor:
         """The first `count` of (B, N, D)."""
         return amounts[:, : self.count]
 
-    def positions(self, positions: Tensor) -> Tensor:
+    def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:
         """The first `count` of (B, N)."""
         return positions[:, : self.count]
+
+    def destinations(self, tokens: int) -> Tensor:
+        """The first stay where they are."""
+        place = torch.arange(tokens)
+        return torch.where(place < self.count, place, -1)[None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Keep(Outcome):
         """(B, N, C) -> (B, K, C)."""
         return gather_tokens(x, self.index)
 
-    def added(self, amounts: Tensor) -> Tensor:
+    def sums(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D)."""
         return gather_tokens(amounts, self.index)
 
@@ -76,9 +82,13 @@ class Keep(Outcome):
         """Sizes (B, N) -> (B, K); None stays None."""
         return None if sizes is None else sizes.gather(1, self.index)
 
-    def positions(self, positions: Tensor) -> Tensor:
+    def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:
         """(B, N) -> (B, K)."""
         return positions.gather(1, self.index)
+
+    def destinations(self, tokens: int) -> Tensor:
+        """Of those at `index` their place in it."""
+        return _place(tokens, self.index) - 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Linked(Outcome):
     #: (B, K, C) and (B, S, C): the tokens at `index` and at `source`, where the reducer has gathered them already
     features: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
 
-    def added(self, amounts: Tensor) -> Tensor:
+    def sums(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D): sums."""
         return gather_tokens(amounts, self.index) + self.link.to(amounts.dtype) @ gather_tokens(amounts, self.source)
 
@@ -101,21 +111,30 @@ class Linked(Outcome):
         """Sizes (B, N) -> (B, K), in float32: sums."""
         return self._weighed(sizes)[2]
 
-    def positions(self, positions: Tensor) -> Tensor:
+    def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:
         """(B, N) -> (B, K): of the tokens that stayed."""
         return positions.gather(1, self.index)
+
+    def destinations(self, tokens: int) -> Tensor:
+        """Of those at `source` the token that receives most of them, where one receives anything."""
+        part, target = self.link.to(self._part_type).max(1)
+        return _place(tokens, self.index) + _place(tokens, self.source, torch.where(part > 0, target + 1, 0)) - 1
+
+    @property
+    def _part_type(self) -> torch.dtype:
+        return torch.float32 if self.link.dtype == torch.bool else self.link.dtype
 
     def _gathered(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, N, C) -> those at `index` and at `source`, in float32 at least, in which sums of them are formed."""
         kept, source = self.features or (gather_tokens(x, self.index), gather_tokens(x, self.source))
-        return wide(kept), wide(source)
+        return at_least_float32(kept), at_least_float32(source)
 
     def _weighed(self, weights: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
         """Weights (B, N), None for all 1 -> of each kept token (B, K), None likewise, of what it receives (B, K, S), the sum of both (B, K)."""
         if weights is None:
             share = self.link.float()
             return None, share, 1 + share.sum(-1)
-        own, given = weights.gather(1, self.index), across(weights.gather(1, self.source))
+        own, given = weights.gather(1, self.index), as_rows(weights.gather(1, self.source))
         share = self.link * given
         return own, share, own + share.sum(-1)
 
@@ -142,7 +161,7 @@ class Merge(Linked):
     ) -> Merge:
         """A merge where source s joins the kept token `index[target[s]]`; target is (B, S), counted in 0..K-1."""
         places = torch.arange(index.shape[1], device=index.device)
-        return Merge(index, source, places[None, :, None] == across(target), weights, equal, features=features)
+        return Merge(index, source, places[None, :, None] == as_rows(target), weights, equal, features=features)
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C): weighted means."""
@@ -164,6 +183,10 @@ class Propagate(Linked):
         kept, source = self._gathered(x)
         return (kept + self.link.to(source.dtype) @ source).to(x.dtype)
 
+    def destinations(self, tokens: int) -> Tensor:
+        """Only parts of the others are passed on: no token stands for them."""
+        return _place(tokens, self.index) - 1
+
 
 @dataclass(frozen=True)
 class Append(Outcome):
@@ -175,11 +198,11 @@ class Append(Outcome):
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C)."""
-        source = wide(gather_tokens(x, self.source))
+        source = at_least_float32(gather_tokens(x, self.source))
         fused = self.weights.to(source.dtype)[:, None] @ source
         return torch.cat([gather_tokens(x, self.index), fused.to(x.dtype)], 1)
 
-    def added(self, amounts: Tensor) -> Tensor:
+    def sums(self, amounts: Tensor) -> Tensor:
         """(B, N, D) -> (B, K, D)."""
         return torch.cat([gather_tokens(amounts, self.index), gather_tokens(amounts, self.source).sum(1, keepdim=True)], 1)
 
@@ -187,4 +210,21 @@ class Append(Outcome):
         """Sizes (B, N) -> (B, K); the appended token's is the sum of those it took in."""
         if sizes is None:
             sizes = torch.ones_like(self.weights[:, :1]).expand(-1, self.index.shape[1] + self.source.shape[1])
-        return self.added(sizes[..., None])[..., 0]
+        return self.sums(sizes[..., None])[..., 0]
+
+    def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:
+        """(B, N) -> (B, K): the appended token has no place."""
+        return functional.pad(positions.gather(1, self.index), (0, 1), value=nowhere)
+
+    def destinations(self, tokens: int) -> Tensor:
+        """The appended token stands for those it took in."""
+        count = self.index.shape[1]
+        return _place(tokens, self.index) + _place(tokens, self.source, torch.full_like(self.source, count + 1)) - 1
+
+
+def _place(tokens: int, index: Tensor, value: Tensor | None = None) -> Tensor:
+    """(B, tokens) int64: `value` (B, K), or 1..K, at the places `index` (B, K), 0 elsewhere. By a product: no Scatter, which TensorRT may drop."""
+    if value is None:
+        value = torch.arange(1, index.shape[1] + 1, device=index.device).expand(len(index), -1)
+    found = (index[:, :, None] == torch.arange(tokens, device=index.device)).float()
+    return (value.float()[:, None] @ found)[:, 0].long()

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError, did_you_mean
@@ -64,14 +63,15 @@ def precision(name: str) -> Precision:
     return PRECISIONS[name]
 
 
-def in_precision(model: VisionTransformer, wanted: Precision) -> VisionTransformer:
+def in_precision(model: nn.Module, wanted: Precision) -> nn.Module:
     """A copy of a float32 model in another precision; the model itself for fp32."""
     if wanted.name == DEFAULT:
         return model
     model = copy.deepcopy(model)
     for parameter in model.parameters(recurse=False):  # class token, position embeddings
         parameter.data = parameter.data.to(wanted.stream)
-    pooling = set() if model.attn_pool is None else set(model.attn_pool.modules())
+    pool = getattr(model, "attn_pool", None)
+    pooling = set() if pool is None else set(pool.modules())
     for module in model.modules():
         if module is model or any(True for _ in module.children()):
             continue

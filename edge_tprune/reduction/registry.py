@@ -99,6 +99,7 @@ class Stage:
     has_class_token: bool  #: whether token 0 is a class token
     #: The unpruned image's rows and columns of patches; None where not known. The image's and not the stage's, so stages compare without it.
     grid: tuple[int, int] | None = field(default=None, compare=False)
+    nowhere: int = field(default=-1, compare=False)  #: the position of a token that grew from no single one
 
 
 class Reducer(nn.Module, ABC):
@@ -108,6 +109,7 @@ class Reducer(nn.Module, ABC):
     paper: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     merges: ClassVar[bool] = False
+    drops: ClassVar[bool] = True  #: whether a token may leave without another standing for it
     needs_class_token: ClassVar[bool] = False
     default_blocks: ClassVar[tuple[int, ...]] = DEFAULT_BLOCKS  #: of a 12-block network
     removal: ClassVar[Removal] = "share"  #: a budget takes the same share, or the same count, at each block

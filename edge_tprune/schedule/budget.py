@@ -36,11 +36,6 @@ class Schedule:
     requested: float | None = None  #: the budget asked for; None where the schedule itself was given
     remark: str = ""  #: a clear statement where the counts cannot come within 1 % of the request
 
-    @property
-    def removes_nothing(self) -> bool:
-        """True for the unpruned network."""
-        return self.share == 1.0
-
 
 def default_blocks(depth: int, of_twelve: Sequence[int] = DEFAULT_BLOCKS) -> tuple[int, ...]:
     """Blocks given for a 12-block ViT, moved to the same relative depth of one with `depth` blocks; counted from 1."""
@@ -62,6 +57,7 @@ def from_budget(
     fewest: Callable[[int], int] | None = None,
     removal: Removal = "share",
     weights: Sequence[float] | None = None,
+    exact_savings: bool = False,
 ) -> Schedule:
     """The schedule that realises `budget` by removing tokens at `blocks`.
 
@@ -74,6 +70,9 @@ def from_budget(
         removal: "share": every block removes the same share of what is left; "count": the same number of tokens.
         weights: how much each of `blocks` removes relative to the others; equal by default. With shares they are exponents: a block of weight 2
             keeps the square of what one of weight 1 does.
+        exact_savings: the last block serves only the tokens that the head reads, where it does not read all
+            (`NetworkShape.exact_schedule`); nothing is then removed in it, and what that saves is spent on more tokens before.
+            A budget of 1 stays the unpruned network as timm runs it.
 
     Raises:
         UserError: a budget outside (0, 1], blocks the network lacks, weights that do not fit them, or a budget below what removing
@@ -98,6 +97,17 @@ def from_budget(
         raise UserError(f"budget {budget:g} needs at least one block to remove tokens at")
     if blocks[0] < 1 or blocks[-1] > shape.blocks:
         raise UserError(f"blocks {', '.join(map(str, blocks))} do not fit the model: it has blocks 1 to {shape.blocks}")
+    last = shape.read_tokens if exact_savings else None
+    if last is not None:
+        exact = shape.share(shape.exact_schedule())
+        if exact <= budget:
+            remark = f"budget {budget:g}: without removing any token, exact savings alone reach {exact:.3f}"
+            return Schedule(shape.exact_schedule(), exact, budget, remark)
+        blocks = tuple(block for block in blocks if block < shape.blocks)
+        if not blocks:
+            raise UserError(
+                f"budget {budget:g} needs a block before the last to remove tokens at: the head reads {last} token(s) of the last one"
+            )
 
     def spread(keep: float, up: Sequence[int]) -> tuple[int, ...]:
         after, current, wanted, stage = [], shape.tokens, patches, 0
@@ -113,7 +123,7 @@ def from_budget(
                 current = min(current, max(count, -(-floor // multiple_of) * multiple_of))
                 stage += 1
             after.append(current)
-        return tuple(after)
+        return tuple(after) if last is None else (*after[:-1], last)
 
     down = [0] * len(blocks)
     lowest = spread(0.0, down)
@@ -134,7 +144,7 @@ def from_budget(
     nudges = (0.0,) if multiple_of == 1 else (0.0, -0.01, 0.01, -0.02, 0.02, -0.04, 0.04)
     candidates = {spread(min(1.0, max(0.0, keep + nudge)), up) for nudge in nudges for up in roundings}
     if multiple_of > 1 and len(blocks) <= _ENUMERATED_STAGES:
-        candidates |= _all_multiples(shape, blocks, multiple_of, fewest)
+        candidates |= _all_multiples(shape, blocks, multiple_of, fewest, last)
     best = min(
         candidates,
         key=lambda after: (
@@ -151,7 +161,11 @@ def from_budget(
 
 
 def _all_multiples(
-    shape: NetworkShape, blocks: tuple[int, ...], multiple_of: int, fewest: Callable[[int], int] | None
+    shape: NetworkShape,
+    blocks: tuple[int, ...],
+    multiple_of: int,
+    fewest: Callable[[int], int] | None,
+    last: int | None,
 ) -> set[tuple[int, ...]]:
     """Every schedule whose counts after `blocks` are non-increasing multiples; with fine multiples, a coarser grid of them."""
     step = multiple_of * max(1, -(-shape.tokens // (multiple_of * 28)))
@@ -165,7 +179,7 @@ def _all_multiples(
             for block in range(1, shape.blocks + 1):
                 current = stages.get(block, current)
                 after.append(current)
-            found.add(tuple(after))
+            found.add(tuple(after) if last is None else (*after[:-1], last))
     return found
 
 

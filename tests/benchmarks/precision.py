@@ -25,7 +25,7 @@ from edge_tprune.export import parity
 from edge_tprune.export.graph import FORMS, export
 from edge_tprune.models.data import batches, open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model
-from edge_tprune.reduction import plan, registry
+from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import PRECISIONS
 from edge_tprune.runtime.engine import open_engine
@@ -47,7 +47,7 @@ def graph_logits(module: PrunedViT, images: list[np.ndarray], shape: tuple[int, 
 def judge(
     loaded: LoadedModel, method: str, budget: float, precision: str, images: list[np.ndarray], by_module: bool
 ) -> dict[str, Any]:
-    tokens = plan(loaded.model, "none" if budget == 1 else method, budget=budget).tokens
+    tokens = solve_schedule(loaded.model, "none" if budget == 1 else method, budget=budget).tokens
     exact, rounded = (
         PrunedViT(loaded.model, registry.method(method), tokens, {}, PRECISIONS[name]) for name in ("fp32", precision)
     )

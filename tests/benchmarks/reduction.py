@@ -33,7 +33,7 @@ from edge_tprune.cli.common import out, parse_list, parse_pairs, progress_bar
 from edge_tprune.cli.views import table
 from edge_tprune.export.graph import FORMS, SharedWeights, export, save
 from edge_tprune.models.loading import load_model
-from edge_tprune.reduction import plan, registry
+from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.statistics import Interval
@@ -174,7 +174,7 @@ def main() -> None:
             oracles: dict[tuple[int, ...], Path] = {}
             for method in options.methods.split():
                 name, blocks, given = chosen(method)
-                schedule = plan(loaded.model, name, budget=options.budget, blocks=blocks).tokens
+                schedule = solve_schedule(loaded.model, name, budget=options.budget, blocks=blocks).tokens
                 if schedule not in oracles:
                     oracles[schedule] = graph("slice", schedule, {})
                 graphs[method] = graph(name, schedule, given), oracles[schedule]

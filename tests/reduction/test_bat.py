@@ -65,7 +65,7 @@ def test_equals_the_loops(
     assert prefix + reducer.attentive - reducer.pairs + reducer.clusters == keep
     features = torch.from_numpy(x).float()
     outcome = reducer(features, Evidence(class_row=torch.from_numpy(row).float()))
-    found, members = outcome.tokens(features, None), outcome.added(torch.eye(tokens).expand(batch, -1, -1))
+    found, members = outcome.tokens(features, None), outcome.sums(torch.eye(tokens).expand(batch, -1, -1))
     for image in range(batch):
         groups = slow_bat(x[image], row[image], prefix, reducer.attentive, reducer.pairs, reducer.clusters, neighbours)
         weight = row[image].mean(0) + 1e-6

@@ -71,7 +71,7 @@ def test_merging_all_loses_nothing() -> None:
     outcome = DiffRate(Stage(4, 12, 15, 7, 1, True), pruned=0.0)(
         torch.randn(2, 15, 4), Evidence(class_row=torch.rand(2, 3, 15))
     )
-    members = outcome.added(torch.eye(15).expand(2, -1, -1))
+    members = outcome.sums(torch.eye(15).expand(2, -1, -1))
     assert torch.equal(members.sum(1), torch.ones(2, 15))
 
 
@@ -88,7 +88,7 @@ def test_adversarial_images_still_give_whole_tokens(kind: str) -> None:
     for keep in (2, 6, 12):
         outcome = DiffRate(Stage(4, 12, 13, keep, 1, True), pruned=0.3)(x, Evidence(class_row=row))
         assert outcome.tokens(x, None).isfinite().all()
-        members = outcome.added(torch.eye(13)[None])[0]
+        members = outcome.sums(torch.eye(13)[None])[0]
         assert members.shape == (keep, 13)
         assert members[0].tolist() == [1.0] + [0.0] * 12
         assert (members.sum(1) >= 1).all()

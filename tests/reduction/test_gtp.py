@@ -138,7 +138,7 @@ def test_a_semantic_flow_sums_to_alpha(seed: int) -> None:
     x, evidence = random_evidence(17)
     for tokens in (x, x.abs(), torch.ones_like(x), torch.zeros_like(x), 1e4 * x.abs()):
         outcome = GTP(Stage(1, 12, 17, 10, 1, True), alpha=0.3)(tokens, evidence)
-        parts = outcome.added(torch.eye(17).expand(2, -1, -1)).sum(1)
+        parts = outcome.sums(torch.eye(17).expand(2, -1, -1)).sum(1)
         removed = parts[parts != 1]
         assert (removed <= 0.3 + 1e-5).all()
         if tokens.min() > 0.01:

@@ -9,8 +9,10 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 
 import edge_tprune
 from edge_tprune.errors import UserError
+from edge_tprune.models.families import adapt
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.host import PrunedViT, explicit_attention
+from edge_tprune.reduction.attention import explicit_attention
+from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.outcome import First, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 
@@ -18,7 +20,7 @@ METHODS = sorted(registry.methods())
 
 
 def usable(method: str, model: VisionTransformer) -> bool:
-    return model.has_class_token or not registry.method(method).needs_class_token
+    return adapt(model).has_class_token or not registry.method(method).needs_class_token
 
 
 @torch.no_grad()
@@ -29,7 +31,7 @@ def test_removing_nothing_equals_the_model(method: str, any_vit: VisionTransform
             edge_tprune.prune(any_vit, method=method, budget=1.0)
         return
     hosted = edge_tprune.prune(any_vit, method=method, budget=1.0)
-    torch.testing.assert_close(hosted(images), any_vit(images), rtol=0, atol=1e-6)
+    torch.testing.assert_close(hosted(images), any_vit(images), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def test_every_model_runs_the_schedule_image_by_image(method: str, any_vit: Visi
     """The realised counts are the schedule's, whatever the model, and an image's logits do not depend on its batch."""
     if not usable(method, any_vit):
         return
-    prefix = any_vit.num_prefix_tokens
+    prefix = adapt(any_vit).prefix_tokens
     schedule = [prefix + n for n in (16, 11, 11, 6)]
     hosted = edge_tprune.prune(any_vit, method=method, schedule=schedule)
     seen: list[int] = []
@@ -71,7 +73,7 @@ def test_explicit_attention_gives_the_same_logits(method: str, any_vit: VisionTr
     hosted = edge_tprune.prune(any_vit, method=method, budget=0.7, blocks=[2, 3])
     fused = hosted(images)
     hosted.attention = explicit_attention
-    torch.testing.assert_close(hosted(images), fused, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hosted(images), fused, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -169,26 +171,13 @@ def test_macs_equal_what_pytorch_counts(vit: VisionTransformer, images: torch.Te
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("resnet18", "is a ResNet, not a timm VisionTransformer"),
-        ("swin_tiny_patch4_window7_224", "not a timm VisionTransformer"),
+        ("resnet18", "is a ResNet, not a plain ViT"),
+        ("swin_tiny_patch4_window7_224", "cannot lose tokens: its stages change the grid of patches"),
     ],
 )
 def test_other_networks_are_refused(name: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         edge_tprune.prune(timm.create_model(name), method="evit", budget=0.5)
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("vit_small_r26_s32_224", "embeds patches with HybridEmbed"),
-        ("vit_giant_patch14_dinov2", "block 1 has a GluMlp|block 1 has a SwiGLU"),
-        ("aimv2_large_patch14_224", "block 1 has a SwiGLU"),
-    ],
-)
-def test_parts_that_would_be_counted_wrongly_are_refused(name: str, says: str) -> None:
-    with torch.device("meta"), pytest.raises(UserError, match=says):
-        edge_tprune.prune(timm.create_model(name), method="slice", budget=0.8)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +190,13 @@ def test_parts_that_would_be_counted_wrongly_are_refused(name: str, says: str) -
         "vit_base_patch16_siglip_224",
         "vit_base_patch16_clip_224",
         "vit_medium_patch16_gap_256",
+        "vit_giant_patch14_dinov2",
+        "aimv2_large_patch14_224",
+        "vit_small_patch16_dinov3",
+        "eva02_tiny_patch14_224",
+        "vit_pe_core_base_patch16_224",
+        "vit_base_patch16_rope_mixed_224",
+        "beit_base_patch16_224",
     ],
 )
 def test_macs_of_real_models_equal_what_pytorch_counts(name: str) -> None:
@@ -232,10 +228,13 @@ def test_unusual_blocks_are_refused() -> None:
         edge_tprune.prune(model, method="evit", budget=0.9)
 
 
-def test_images_of_any_size_are_refused() -> None:
-    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, dynamic_img_size=True)
-    with pytest.raises(UserError, match="dynamic_img_size"):
-        edge_tprune.prune(model, method="evit", budget=0.9)
+def test_a_network_for_any_image_size_is_pruned_for_its_own(images: torch.Tensor) -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, dynamic_img_size=True).eval()
+    pruned = edge_tprune.prune(model, method="none", budget=1.0)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(images), model(images))
+        with pytest.raises(UserError, match="40 x 40 pixels gives 26 tokens, but the schedule is for 17"):
+            pruned(torch.zeros(1, 3, 40, 40))
 
 
 def test_budget_and_schedule_exclude_each_other(vit: VisionTransformer) -> None:

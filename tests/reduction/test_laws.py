@@ -83,7 +83,7 @@ def test_the_prefix_is_never_lost_and_never_mixed(method: str, kind: str) -> Non
         x, evidence = evidence_of(7, 2, 21, kind)
         outcome = made(method, 21, 9, prefix)(x, evidence)
         assert torch.equal(outcome.tokens(x, None)[:, :prefix], x[:, :prefix])
-        members = outcome.added(torch.eye(21).expand(2, -1, -1))
+        members = outcome.sums(torch.eye(21).expand(2, -1, -1))
         assert torch.equal(members[:, :prefix], torch.eye(21)[:prefix].expand(2, -1, -1))
         assert (members[:, prefix:, :prefix] == 0).all(), "no prefix token merges into a patch"
 
@@ -94,7 +94,7 @@ def test_nothing_is_counted_twice(method: str, sized: bool) -> None:
     """An original token ends in at most one place, and sizes are the sums of what merged."""
     x, evidence = evidence_of(3, 2, 25, sized=sized)
     outcome = made(method, 25, 14)(x, evidence)
-    members = outcome.added(torch.eye(25).expand(2, -1, -1))
+    members = outcome.sums(torch.eye(25).expand(2, -1, -1))
     if method != "gtp" and method != "vote_mix":  # these pass on parts of a token
         assert members.sum(1).max() <= 1
     sizes = outcome.sizes(evidence.sizes)
@@ -247,7 +247,7 @@ def test_sums_of_many_tokens_do_not_overflow_under_autocast() -> None:
 
     stream = Stream(torch.full((1, 130, 4), 600.0))
     with torch.autocast("cpu", dtype=torch.float16):
-        merged = stream.reduced(Gather(Stage(1, 12, 130, 2, 1, True)), Evidence())
+        merged = stream.reduce(Gather(Stage(1, 12, 130, 2, 1, True)), Evidence())
     torch.testing.assert_close(merged.x, torch.full((1, 2, 4), 600.0))
     assert merged.sizes is not None
     assert merged.sizes.tolist() == [[1, 129]]
@@ -260,7 +260,7 @@ def test_pooling_is_timms_own_where_attention_is_not_proportional(pool: str) -> 
     prefix = model.num_prefix_tokens
     pruned = edge_tprune.prune(model, method="tome", schedule=[prefix + n for n in (48, 36, 30)], proportional=False)
     image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(pruned(image), model.forward_head(model.norm(pruned.forward_features(image))))
+    assert torch.equal(pruned(image), model.forward_head(model.norm(pruned._run(image).x)))
 
 
 @torch.no_grad()
@@ -274,13 +274,13 @@ def test_pooling_by_size_in_half_precision(pool: str, kind: str, fused: bool) ->
     tome, schedule = registry.method("tome"), tuple(model.num_prefix_tokens + n for n in (64, 64, 40))
     exact = PrunedViT(model, tome, schedule, {})
     stream = exact._run(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4)))
-    expected = exact._head(model.norm(stream.x), stream)
+    expected = exact._head(stream)
     rounded = PrunedViT(copy.deepcopy(model), tome, schedule, {}, PRECISIONS.get(kind, PRECISIONS["fp32"]))
     if kind in ("bfloat16", "float16"):
         rounded.to(getattr(torch, kind))
         stream.x = stream.x.to(getattr(torch, kind))
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-        logits = rounded._head(rounded.model.norm(stream.x), stream)
+        logits = rounded._head(stream)
     assert (logits.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 

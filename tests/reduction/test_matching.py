@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_tprune.reduction.matching import apart, density_peaks, in_order, pairs
+from edge_tprune.reduction.matching import density_peaks, exclusions, in_order, pairs
 from tests.reduction.slow_clusters import slow_density_peaks
 
 
@@ -32,7 +32,7 @@ def test_density_peaks_equal_the_loops(
     # What a prefix token looks like changes nothing.
     leading = 30 * scale * rng.normal(size=(batch, prefix, 6))
     features = torch.from_numpy(np.concatenate([leading, x], 1)).float()
-    centres, others, cluster = density_peaks(features, prefix + count, apart(prefix + tokens, prefix), prefix, neighbours)
+    centres, others, cluster = density_peaks(features, prefix + count, exclusions(prefix + tokens, prefix), prefix, neighbours)
     for image in range(batch):
         wanted, joins = slow_density_peaks(x[image], count, neighbours)
         assert centres[image].tolist() == [*range(prefix), *(prefix + i for i in wanted)]
@@ -44,7 +44,7 @@ def test_well_separated_blobs_are_found() -> None:
     rng = np.random.default_rng(1)
     blob = np.repeat(np.arange(4), [5, 6, 5, 7])
     x = torch.from_numpy(10.0 * np.eye(4)[blob] + 0.1 * rng.normal(size=(23, 4))).float()[None]
-    centres, others, cluster = density_peaks(x, 4, apart(23))
+    centres, others, cluster = density_peaks(x, 4, exclusions(23))
     assert sorted(blob[centres[0]]) == [0, 1, 2, 3]
     assert (blob[others[0]] == blob[centres[0]][cluster[0]]).all()
 
@@ -52,13 +52,13 @@ def test_well_separated_blobs_are_found() -> None:
 @pytest.mark.parametrize("scale", [2.0**-6, 2.0**8])
 def test_clusters_do_not_depend_on_the_scale_of_the_features(scale: float) -> None:
     x = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(3))
-    found, scaled = density_peaks(x, 20, apart(40)), density_peaks(scale * x, 20, apart(40))
+    found, scaled = density_peaks(x, 20, exclusions(40)), density_peaks(scale * x, 20, exclusions(40))
     assert all(torch.equal(a, b) for a, b in zip(found, scaled))
 
 
 def test_of_twins_one_becomes_a_centre() -> None:
     x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
-    centres, others, cluster = density_peaks(torch.cat([x, x], 1), 6, apart(12))
+    centres, others, cluster = density_peaks(torch.cat([x, x], 1), 6, exclusions(12))
     assert sorted((centres[0] % 6).tolist()) == list(range(6))
     assert (centres[0][cluster[0]] % 6 == others[0] % 6).all()
 

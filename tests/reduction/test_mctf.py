@@ -104,7 +104,7 @@ def test_equals_the_loops(
     features = torch.from_numpy(x).float()
     outcome = reducer(features, Evidence(attention=torch.from_numpy(attention).float(), sizes=given_sizes))
     found, found_sizes = outcome.tokens(features, given_sizes), outcome.sizes(given_sizes)
-    members = outcome.added(torch.eye(tokens).expand(batch, -1, -1))
+    members = outcome.sums(torch.eye(tokens).expand(batch, -1, -1))
     places = outcome.positions(torch.arange(tokens).expand(batch, -1))
     assert found_sizes is not None
     assert torch.equal(found[:, :prefix], features[:, :prefix])
@@ -128,7 +128,7 @@ def test_what_a_token_has_absorbed_goes_along() -> None:
     """Places 1 (A) and 0 (B) are alike, and near 3 (A); 2 (B) is not. So 1 joins 0, then 0 joins 3."""
     x = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.01, 0.0], [0.0, 0.0, 1.0], [1.0, 0.5, 0.0]]])
     outcome = MCTF(Stage(1, 12, 4, 2, 0, False))(x, Evidence(attention=even_attention(4)))
-    members = outcome.added(torch.eye(4)[None])[0]
+    members = outcome.sums(torch.eye(4)[None])[0]
     assert members.tolist() == [[0, 0, 1, 0], [1, 1, 0, 1]]
     assert outcome.sizes(None)[0].tolist() == [1, 3]
     torch.testing.assert_close(outcome.tokens(x, None)[0, 1], (x[0, 0] + x[0, 1] + x[0, 3]) / 3)
@@ -156,7 +156,7 @@ def test_any_number_can_merge(tokens: int, prefix: int) -> None:
     x, attention = torch.randn(2, tokens, 4, generator=generator), torch.rand(2, 2, tokens, tokens, generator=generator)
     for tokens_out in range(prefix + 1, tokens):
         outcome = MCTF(Stage(1, 12, tokens, tokens_out, prefix, prefix > 0))(x, Evidence(attention=attention))
-        members = outcome.added(torch.eye(tokens).expand(2, -1, -1))
+        members = outcome.sums(torch.eye(tokens).expand(2, -1, -1))
         assert members.shape == (2, tokens_out, tokens)
         assert (members.sum(1) == 1).all(), "every token ends in exactly one"
 

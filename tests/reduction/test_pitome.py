@@ -103,7 +103,7 @@ def a_crowd_and_loners(seed: int) -> torch.Tensor:
 def test_the_second_half_protects_loners(seed: int) -> None:
     x = torch.randn(1, 17, 3)
     outcome = PiToMe(Stage(9, 12, 17, 11, 1, True))(x, Evidence(keys=a_crowd_and_loners(seed)))
-    members = outcome.added(torch.eye(17)[None])[0]
+    members = outcome.sums(torch.eye(17)[None])[0]
     for loner in range(13, 17):
         (row,) = members[:, loner].nonzero()[0].tolist()
         assert members[row].sum() == 1, "alone in its token"
@@ -115,7 +115,7 @@ def test_the_first_half_pairs_by_energy_and_not_by_place() -> None:
     keys = torch.eye(4)[torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])][None, :, None].clone()
     keys += 0.01 * torch.randn(keys.shape, generator=torch.Generator().manual_seed(0))
     outcome = PiToMe(Stage(1, 12, 8, 5, 0, False))(torch.randn(1, 8, 3), Evidence(keys=keys))
-    members = outcome.added(torch.eye(8)[None])[0]
+    members = outcome.sums(torch.eye(8)[None])[0]
     for row in members:
         assert row[::2].sum() == 0 or row[1::2].sum() == 0, "the two kinds never merge"
 

@@ -62,7 +62,7 @@ def test_a_token_that_nothing_attends_to_is_kept_for_its_values() -> None:
     attention, values = torch.full((1, 2, 10, 10), 0.1), torch.zeros(1, 10, 2, 4)
     values[0, 6] = 3.0
     outcome = POMT(Stage(4, 12, 10, 3, 1, True))(torch.zeros(1, 10, 1), Evidence(attention=attention, values=values))
-    kept = outcome.added(torch.eye(10)[None])
+    kept = outcome.sums(torch.eye(10)[None])
     assert kept[0, 1].argmax() == 6
 
 
@@ -73,4 +73,4 @@ def test_attention_that_patches_never_receive_gives_no_nan() -> None:
     x = torch.randn(1, 10, 3)
     outcome = POMT(Stage(4, 12, 10, 5, 1, True))(x, Evidence(attention=attention, values=torch.zeros(1, 10, 2, 4)))
     assert outcome.tokens(x, None).isfinite().all()
-    assert (outcome.added(torch.eye(10)[None]).sum(1) == 1).all()
+    assert (outcome.sums(torch.eye(10)[None]).sum(1) == 1).all()

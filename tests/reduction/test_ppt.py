@@ -96,7 +96,7 @@ def test_images_of_one_batch_take_their_own_branches() -> None:
     assert sizes is not None
     assert sizes[0].sum() == 21
     assert sizes[1].tolist() == [1.0] * 15
-    members = outcome.added(torch.eye(21).expand(2, -1, -1))
+    members = outcome.sums(torch.eye(21).expand(2, -1, -1))
     assert members[1, 1:5].argmax(1).sort().values.tolist() == [5, 6, 7, 8], "the peak stays, and comes first"
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.host import Attended, PrunedViT, Stream, _attend, explicit_attention
+from edge_tprune.reduction.attention import Attended, Bias, explicit_attention
+from edge_tprune.reduction.host import PrunedViT, Stream, attend, network_shape
 from edge_tprune.reduction.precision import PRECISIONS, in_precision, precision
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW, POSITIONS, Stage
 
@@ -42,9 +43,11 @@ def test_every_kind_of_network_computes_in_the_types_of_the_table(
     name: str, any_vit: VisionTransformer, images: Tensor
 ) -> None:
     wanted = PRECISIONS[name]
-    exact = PrunedViT(any_vit, registry.method("slice"), (17, 12, 12, 9), {})(images)
-    pruned = PrunedViT(any_vit, registry.method("slice"), (17, 12, 12, 9), {}, wanted)
-    pooling = set() if any_vit.attn_pool is None else set(pruned.model.attn_pool.modules())
+    schedule = tuple(network_shape(any_vit).prefix_tokens + patches for patches in (16, 12, 12, 9))
+    exact = PrunedViT(any_vit, registry.method("slice"), schedule, {})(images)
+    pruned = PrunedViT(any_vit, registry.method("slice"), schedule, {}, wanted)
+    pool = getattr(pruned.model, "attn_pool", None)
+    pooling = set() if pool is None else set(pool.modules())
     seen: list[str] = []
 
     def watch(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -55,7 +58,7 @@ def test_every_kind_of_network_computes_in_the_types_of_the_table(
     for module in pruned.model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm)) or type(module).__name__ == "LayerScale":
             module.register_forward_hook(watch)
-    assert pruned.forward_features(images).dtype == wanted.stream
+    assert pruned._run(images).x.dtype == wanted.stream
     logits = pruned(images)
     assert {"Linear", "Conv2d", "LayerNorm"} <= set(seen)
     assert logits.dtype == torch.float32
@@ -108,13 +111,11 @@ def extreme(kind: str, seed: int) -> tuple[Attention, Tensor]:
     return attn.half(), torch.cat([q, k, v], 2).half()
 
 
-def from_half_logits(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Tensor | None
-) -> Attended:
+def from_half_logits(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Bias) -> Attended:
     """The products q k^T as half precision has them, and everything after them in the type of q: arguments and result as `AttentionForm`."""
     split = [t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q * scale, k, v)]
     logits = (split[0].half() @ split[1].half().transpose(-2, -1)).to(q.dtype)
-    attention = (logits if bias is None else logits + bias[:, None, None]).softmax(-1)
+    attention = (logits if bias.keys is None else logits + bias.keys[:, None, None]).softmax(-1)
     return Attended((attention @ split[2]).transpose(1, 2).flatten(2), attention if ATTENTION in needs else None)
 
 
@@ -128,17 +129,18 @@ def choose(method: str, attn: Attention, x: Tensor, sizes: Tensor | None, dtype:
     needs = registry.method(method).needs | {CLASS_ROW, ATTENTION}
     stream = Stream(x.to(dtype), members=torch.eye(TOKENS, dtype=wide).expand(2, -1, -1))
     if sizes is not None:
-        stream = replace(stream, sizes=sizes.to(wide), bias=sizes.to(wide).log())
+        stream = replace(stream, sizes=sizes.to(wide), key_bias=sizes.to(wide).log())
     if POSITIONS in needs:
         stream = replace(stream, positions=torch.arange(TOKENS).expand(2, -1))
     form = explicit_attention if dtype == torch.float16 else from_half_logits
-    _, evidence = _attend(copy.deepcopy(attn).to(dtype), x.to(dtype), needs, form, stream)
+    q, k, v = copy.deepcopy(attn).to(dtype).qkv(x.to(dtype)).chunk(3, dim=-1)
+    _, evidence = attend(form, q, k, v, HEADS, attn.scale, needs, Bias(stream.key_bias), stream)
     for score in (evidence.class_row, evidence.attention):
         assert score is not None
         assert score.dtype == wide
-    after = stream.reduced(reducer, evidence)
+    after = stream.reduce(reducer, evidence)
     assert after.x.dtype == dtype
-    for tensor in (after.x, after.sizes, after.bias, after.members):
+    for tensor in (after.x, after.sizes, after.key_bias, after.members):
         assert tensor is None or tensor.isfinite().all()
     assert after.members is not None
     return after.members > 0.5

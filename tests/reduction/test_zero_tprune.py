@@ -155,7 +155,7 @@ def test_equals_the_loops(
     }
     found = run(attention, keys, stage, **options)
     outcome = decide(attention, keys, stage, **options)
-    members = outcome.added(torch.eye(tokens).expand(batch, -1, -1))
+    members = outcome.sums(torch.eye(tokens).expand(batch, -1, -1))
     for image in range(batch):
         wanted, twins = slow_zero_tprune(
             attention[image],

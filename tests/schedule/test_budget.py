@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from edge_tprune.errors import UserError
 from edge_tprune.schedule import NetworkShape, default_blocks, from_budget, from_tokens
 
-SMALL = NetworkShape(197, 1, 12, 384, 384, 1536, 196 * 384 * 768, 384 * 1000)
-REGISTERS = NetworkShape(201, 5, 12, 384, 384, 1536, 196 * 384 * 768, 384 * 1000)
+SMALL = NetworkShape.plain(197, 1, 12, 384, 384, 1536, 196 * 384 * 768, 384 * 1000)
+REGISTERS = NetworkShape.plain(201, 5, 12, 384, 384, 1536, 196 * 384 * 768, 384 * 1000)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,7 +50,7 @@ def test_common_budgets_are_met_within_one_percent(budget: float, multiple: int)
 
 def test_counts_are_as_good_as_an_exhaustive_search_nearby() -> None:
     """With two stages every pair of counts can be tried; among those that keep like shares, none is much nearer."""
-    shape = NetworkShape(50, 1, 4, 64, 64, 256, 0, 0)
+    shape = NetworkShape.plain(50, 1, 4, 64, 64, 256, 0, 0)
     for budget in (0.9, 0.8, 0.7, 0.6):
         found = from_budget(shape, budget, (2, 3))
         gaps = [
@@ -82,7 +82,7 @@ def test_with_multiples_the_nearest_really_is_the_nearest(multiple: int) -> None
 def test_the_unpruned_budget_removes_nothing() -> None:
     schedule = from_budget(SMALL, 1.0, (4, 7, 10))
     assert schedule.tokens == (197,) * 12
-    assert schedule.removes_nothing
+    assert schedule.share == 1
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.1, 1.01, 65])

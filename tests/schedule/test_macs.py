@@ -7,7 +7,7 @@ from edge_tprune.schedule import NetworkShape
 
 
 def deit(channels: int) -> NetworkShape:
-    return NetworkShape(197, 1, 12, channels, channels, 4 * channels, 196 * channels * 768, channels * 1000)
+    return NetworkShape.plain(197, 1, 12, channels, channels, 4 * channels, 196 * channels * 768, channels * 1000)
 
 
 SMALL, TINY = deit(384), deit(192)
@@ -40,7 +40,7 @@ def test_published_figures(what: str, shape: NetworkShape, schedule: list[int], 
 
 def test_macs_equal_a_count_of_every_product() -> None:
     """Against an obviously right count: walk the layers and multiply out each matrix product."""
-    shape = NetworkShape(10, 2, 3, 6, 4, 11, 8 * 6 * 12, 6 * 5)
+    shape = NetworkShape.plain(10, 2, 3, 6, 4, 11, 8 * 6 * 12, 6 * 5)
     schedule = [10, 7, 4]
     total, tokens = 8 * 6 * 12 + 6 * 5, 10
     for after in schedule:

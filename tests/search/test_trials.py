@@ -16,7 +16,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.schedule import NetworkShape, Schedule
 from edge_tprune.search.trials import Log, Space, Trial, search
 
-SHAPE = NetworkShape(197, 1, 12, 192, 192, 768, 28_901_376, 192_000)
+SHAPE = NetworkShape.plain(197, 1, 12, 192, 192, 768, 28_901_376, 192_000)
 SPACE = Space(SHAPE, 0.65, 2, 4, {"similar": (0.25, 0.5, 0.75), "votes": (1, 2)})
 
 
@@ -158,7 +158,7 @@ def test_the_defaults_run_first(tmp_path: Path) -> None:
 
 def test_a_small_space_ends(tmp_path: Path) -> None:
     log = Log(tmp_path / "log", {})
-    tight = Space(NetworkShape(17, 1, 2, 24, 24, 96, 1000, 10), 0.8, 1, 1, {"votes": (1, 2), "similar": (0.5,)})
+    tight = Space(NetworkShape.plain(17, 1, 2, 24, 24, 96, 1000, 10), 0.8, 1, 1, {"votes": (1, 2), "similar": (0.5,)})
     found = search(tight, Landscape(), log, trials=500)
     assert 2 <= len(found) <= 4
     even = Space(SHAPE, 0.65, 12, 12, removal="count").schedule(Trial(tuple(range(1, 13)), (1.0,) * 12))

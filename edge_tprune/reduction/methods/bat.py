@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.matching import NEIGHBOURS, apart, density_peaks, neighbours_of, pairs
+from edge_tprune.reduction.matching import NEIGHBOURS, density_peaks, exclusions, neighbours_of, pairs
 from edge_tprune.reduction.ops import gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
@@ -47,9 +47,10 @@ class BAT(Reducer):
     needs = frozenset({CLASS_ROW})
     needs_class_token = True
     merges = True
+    drops = False
     worth_searching: ClassVar = {"attentive": (0.3, 0.4, 0.5, 0.6, 0.7), "matched": (0.0, 0.1, 0.2, 0.3, 0.4)}
 
-    apart: Tensor
+    exclusion: Tensor
     order: Tensor
 
     def __init__(
@@ -72,7 +73,7 @@ class BAT(Reducer):
         self.clusters = patches - self.attentive - (removed - self.pairs)
         # Also what keeps the weight of a token that nothing attends to above 0.
         self.bonus += 1e-6
-        self.register_buffer("apart", apart(patches - self.attentive), persistent=False)
+        self.register_buffer("exclusion", exclusions(patches - self.attentive), persistent=False)
         # Places in the order of attentiveness: prefix, attentive tokens of either side of the matching, inattentive ones.
         places = torch.arange(patches) + stage.prefix_tokens
         first, rest = places[: self.attentive], places[self.attentive :]
@@ -84,21 +85,21 @@ class BAT(Reducer):
         attentiveness = evidence.attentiveness() + self.bonus
         ranking = top(attentiveness, self.stage.tokens_in).index_select(1, self.order)
         prefix, attentive, inattentive = ranking.split_with_sizes(
-            [self.stage.prefix_tokens, self.attentive, len(self.apart)], 1
+            [self.stage.prefix_tokens, self.attentive, len(self.exclusion)], 1
         )
         stay, leave, target = [prefix], [], []
         if self.attentive:
             sides = [self.attentive - self.attentive // 2, self.attentive // 2]
             b, a = attentive.split_with_sizes(sides, 1)
             feature_b, feature_a = unit(gather_tokens(x, attentive).float()).split_with_sizes(sides, 1)
-            likest, partner = pairs(feature_a, feature_b)
-            merged, alone = likest.split_with_sizes([self.pairs, likest.shape[1] - self.pairs], 1)
+            order, partner = pairs(feature_a, feature_b)
+            merged, alone = order.split_with_sizes([self.pairs, order.shape[1] - self.pairs], 1)
             stay += [a.gather(1, alone), b]
             leave.append(a.gather(1, merged))
             target.append(self.stage.prefix_tokens + alone.shape[1] + partner.gather(1, merged))
         if self.clusters:
             centres, others, cluster = density_peaks(
-                gather_tokens(x, inattentive).float(), self.clusters, self.apart, neighbours=self.neighbours
+                gather_tokens(x, inattentive).float(), self.clusters, self.exclusion, neighbours=self.neighbours
             )
             stay.append(inattentive.gather(1, centres))
             leave.append(inattentive.gather(1, others))

@@ -1,4 +1,4 @@
-"""`diffrate`: drop the least attended tokens, merge the next least into their like.
+"""`diffrate`: drop the least attended tokens, merge the next least into similar ones.
 
 Chen et al., "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023 (arXiv 2305.17997), section 3.
 
@@ -44,7 +44,7 @@ class DiffRate(Reducer):
     merges = True
     default_blocks = tuple(range(3, 13))
 
-    shut: Tensor
+    prefix_penalty: Tensor
 
     def __init__(self, stage: Stage, *, pruned: float = 0.25) -> None:
         super().__init__(stage)
@@ -53,9 +53,9 @@ class DiffRate(Reducer):
         self.proportional = True
         self.survivors = stage.tokens_in - round(pruned * (stage.tokens_in - stage.tokens_out))
         # Nothing is like a prefix token: cheaper than cutting the prefix out.
-        shut = torch.zeros(stage.tokens_out)
-        shut[: stage.prefix_tokens] = -1e30
-        self.register_buffer("shut", shut, persistent=False)
+        prefix_penalty = torch.zeros(stage.tokens_out)
+        prefix_penalty[: stage.prefix_tokens] = -1e30
+        self.register_buffer("prefix_penalty", prefix_penalty, persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then kept tokens from most to least attended."""
@@ -65,6 +65,6 @@ class DiffRate(Reducer):
             return Keep(ranking)
         stay, leave = ranking.split_with_sizes([border, self.survivors - border], 1)
         kept, merged = gather_tokens(x, stay), gather_tokens(x, leave)
-        # The likest of the kept is the same for whatever length of the one that joins it.
-        likeness = merged.float() @ unit(kept.float()).transpose(1, 2) + self.shut
-        return Merge.into(stay, leave, likeness.argmax(2), features=(kept, merged))
+        # The most similar of the kept is the same for whatever length of the one that joins it.
+        similarity = merged.float() @ unit(kept.float()).transpose(1, 2) + self.prefix_penalty
+        return Merge.into(stay, leave, similarity.argmax(2), features=(kept, merged))

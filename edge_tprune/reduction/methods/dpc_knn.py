@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edge_tprune.reduction.matching import NEIGHBOURS, apart, density_peaks, neighbours_of
+from edge_tprune.reduction.matching import NEIGHBOURS, density_peaks, exclusions, neighbours_of
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register
 
@@ -30,17 +30,18 @@ class DPCKNN(Reducer):
     name = "dpc_knn"
     paper = "Du et al., 2016; Zeng et al., CVPR 2022, arXiv 2204.08680"
     merges = True
+    drops = False
 
-    apart: Tensor
+    exclusion: Tensor
 
     def __init__(self, stage: Stage, *, neighbours: int = NEIGHBOURS) -> None:
         super().__init__(stage)
         self.neighbours = neighbours_of(self.name, neighbours)
-        self.register_buffer("apart", apart(stage.tokens_in, stage.prefix_tokens), persistent=False)
+        self.register_buffer("exclusion", exclusions(stage.tokens_in, stage.prefix_tokens), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then clusters, the clearest centre first."""
         centres, others, cluster = density_peaks(
-            x.float(), self.stage.tokens_out, self.apart, self.stage.prefix_tokens, self.neighbours
+            x.float(), self.stage.tokens_out, self.exclusion, self.stage.prefix_tokens, self.neighbours
         )
         return Merge.into(centres, others, cluster, equal=True)

@@ -53,7 +53,7 @@ class GTP(Reducer):
     removal = "count"
 
     flows: Tensor
-    shut: Tensor
+    prefix_penalty: Tensor
 
     def __init__(self, stage: Stage, *, graph: str = "semantic", neighbours: int = 4, alpha: float = 0.3) -> None:
         super().__init__(stage)
@@ -77,9 +77,9 @@ class GTP(Reducer):
             flows[prefix:, prefix:] = alpha * _spatial_graph(rows, columns)
             self.register_buffer("flows", flows.flatten(), persistent=False)
         else:
-            shut = torch.zeros(stage.tokens_out)
-            shut[:prefix] = -2.0  # below any cosine
-            self.register_buffer("shut", shut, persistent=False)
+            prefix_penalty = torch.zeros(stage.tokens_out)
+            prefix_penalty[:prefix] = -2.0  # below any cosine
+            self.register_buffer("prefix_penalty", prefix_penalty, persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then tokens from most to least important."""
@@ -104,7 +104,7 @@ class GTP(Reducer):
     def _semantic_flow(self, kept: Tensor, removed: Tensor) -> Tensor:
         """Features (B, kept, C) and (B, removed, C) -> (B, kept, removed)."""
         cosine = unit(removed.float()) @ unit(kept.float()).transpose(1, 2)
-        edges = (cosine + self.shut).relu()
+        edges = (cosine + self.prefix_penalty).relu()
         least = edges.topk(self.neighbours, dim=2).values[..., -1:]
         edges = torch.where(edges >= least, edges, 0.0)
         return (edges * (self.alpha / edges.sum(2, keepdim=True).clamp_min(1e-6))).transpose(1, 2)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.ops import across, gather_tokens, top, unit
+from edge_tprune.reduction.ops import as_rows, gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, Evidence, Reducer, Stage, register
 
@@ -53,6 +53,7 @@ class MCTF(Reducer):
     paper = "Lee et al., CVPR 2024, arXiv 2403.10030"
     needs = frozenset({ATTENTION})
     merges = True
+    drops = False
     default_blocks = tuple(range(1, 13))
     removal = "count"
 
@@ -87,9 +88,9 @@ class MCTF(Reducer):
             joins, stays = ranking.split_with_sizes([self.from_a, ranking.shape[1] - self.from_a], 1)
             leaving, alone = alone.gather(1, joins), alone.gather(1, stays)
             a, force_a, partner = gather_tokens(a, stays), force_a.gather(1, stays), partner.gather(1, joins)
-            joined = place[:, : b.shape[1], None] == across(partner)
+            joined = place[:, : b.shape[1], None] == as_rows(partner)
             # A sum points where the mean does, and so does the sum of a token and what joins it in proportion to it.
-            share = joined * across(weight.gather(1, leaving)) / weight[:, self.b, None]
+            share = joined * as_rows(weight.gather(1, leaving)) / weight[:, self.b, None]
             b = unit(in_b + share @ gather_tokens(in_a, joins))
             force_b = self._force(self._grown(info, joined, leaving), self._grown(size, joined, leaving))
         second, destined = _attracted(b, a, force_b, force_a)
@@ -112,7 +113,7 @@ class MCTF(Reducer):
         """Amounts (B, N), None for all 1 -> of B's tokens (B, M), with those of the tokens `leaving` (B, S) that `joined` (B, M, S) them."""
         if amount is None:
             return 1 + joined.float().sum(-1)
-        return amount[:, self.b] + (joined * across(amount.gather(1, leaving))).sum(-1)
+        return amount[:, self.b] + (joined * as_rows(amount.gather(1, leaving))).sum(-1)
 
 
 def _attracted(source: Tensor, target: Tensor, force: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,5 +128,5 @@ def _attracted(source: Tensor, target: Tensor, force: Tensor, pull: Tensor) -> t
     Returns:
         Places of the sources (B, S), the most attracted first; by place, the target that attracts each most (B, S).
     """
-    strongest, partner = ((source @ target.transpose(1, 2) + 1) * across(pull)).max(2)
+    strongest, partner = ((source @ target.transpose(1, 2) + 1) * as_rows(pull)).max(2)
     return top(strongest * force, force.shape[1]), partner

@@ -44,6 +44,7 @@ class PiToMe(Reducer):
     paper = "Tran et al., NeurIPS 2024, arXiv 2405.16148"
     needs = frozenset({KEYS})
     merges = True
+    drops = False
     default_blocks = tuple(range(1, 13))
     limit = "at most half of a block's patch tokens merge"
 

@@ -36,6 +36,7 @@ class ToMe(Reducer):
     paper = "Bolya et al., ICLR 2023, arXiv 2210.09461"
     needs = frozenset({KEYS})
     merges = True
+    drops = False
     default_blocks = tuple(range(1, 13))
     removal = "count"
     limit = "at most half of a block's patch tokens merge"

@@ -48,6 +48,7 @@ class VoteMix(Reducer):
     paper = "Peng et al., ICME 2025, arXiv 2408.17062"
     needs = frozenset({KEYS})
     merges = True
+    drops = False
     default_blocks = tuple(range(1, 13))
 
     own: Tensor

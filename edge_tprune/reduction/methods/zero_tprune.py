@@ -38,7 +38,7 @@ from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import pairs
-from edge_tprune.reduction.ops import across, gather_tokens, top, unit
+from edge_tprune.reduction.ops import as_rows, gather_tokens, top, unit
 from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
@@ -72,7 +72,7 @@ class ZeroTPrune(Reducer):
 
     start: Tensor
     position: Tensor
-    apart: Tensor
+    kept_places: Tensor
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class ZeroTPrune(Reducer):
         self.b = slice(first, half, 1) if partition == "sequential" else slice(first, None, 2)
         places = torch.arange(tokens)
         self.register_buffer("position", places, persistent=False)
-        self.register_buffer("apart", torch.cat([places[:first], places[self.b]]), persistent=False)
+        self.register_buffer("kept_places", torch.cat([places[:first], places[self.b]]), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then survivors from most to least important."""
@@ -134,10 +134,10 @@ class ZeroTPrune(Reducer):
             alive = torch.where(dropped[:, None, :, None] == self.position, 0.0, 1.0).amin(2, keepdim=True)
             return Keep(top(self._page_rank(attention, self.votes, alive) + self.bonus, self.stage.tokens_out))
         # The ranking without the duplicates, by its places.
-        left = torch.cat([self.apart.expand(len(x), -1), self.a.start + others * self.a.step], 1)
+        left = torch.cat([self.kept_places.expand(len(x), -1), self.a.start + others * self.a.step], 1)
         first = left.topk(self.stage.tokens_out, dim=1, largest=False).values
         survivors = ranking.gather(1, first)
-        return Merge(survivors, dropped, survivors[:, :, None] == across(b.gather(1, best.gather(1, chosen))))
+        return Merge(survivors, dropped, survivors[:, :, None] == as_rows(b.gather(1, best.gather(1, chosen))))
 
     def _page_rank(self, attention: Tensor, rounds: int, alive: Tensor | None = None) -> Tensor:
         """WPR, EIR and VHF: importance (B, N) up to a monotone map, after `rounds` among the tokens alive (B, 1, 1, N; all where None)."""
