@@ -140,7 +140,15 @@ def make_plan(
 
     for budget in budgets:
         how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
-        schedule = solve_schedule(loaded.model, how, budget=budget, blocks=blocks, multiple_of=multiple_of, name=loaded.name)
+        schedule = solve_schedule(
+            loaded.model,
+            how,
+            budget=budget,
+            blocks=blocks,
+            multiple_of=multiple_of,
+            exact_savings=False,
+            name=loaded.name,
+        )
         add(f"{budget:.1f}" if budget == round(budget, 1) else f"{budget:.6g}", schedule)
     for tokens in schedules:
         schedule = solve_schedule(loaded.model, method, schedule=tokens, name=loaded.name)

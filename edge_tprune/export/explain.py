@@ -223,7 +223,9 @@ def explain(
         for budget in budgets:
             how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
             try:
-                schedule = solve_schedule(loaded.model, how, budget=budget, blocks=blocks, name=loaded.name)
+                schedule = solve_schedule(
+                    loaded.model, how, budget=budget, blocks=blocks, exact_savings=False, name=loaded.name
+                )
                 pruned = PrunedViT(loaded.model, reducer, schedule.tokens, given)
             except UserError as error:
                 raise UserError(f"{method}: {error}") from error
