@@ -290,6 +290,63 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(min(1.0, 2 * bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
+def paired_share_difference(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> Interval:
+    """Share of `total` images that the first of two gets right, less the second's, with its interval.
+
+    The adjusted Wald interval for paired proportions (Bonett & Price 2012, "Adjusted Wald confidence interval for a difference
+    of binomial proportions based on paired data"): one image is added to either kind of disagreement, which keeps the interval
+    from having no width where the two never disagreed.
+
+    Args:
+        only_first: images on which only the first is right.
+        only_second: images on which only the second is.
+        total: images that both were judged on.
+        confidence: share of such intervals that cover the truth.
+
+    Raises:
+        ValueError: negative counts, or more than `total`.
+    """
+    if min(only_first, only_second) < 0 or only_first + only_second > total or total < 1:
+        raise ValueError(f"{only_first} and {only_second} of {total} images make no sense")
+    first, second = (only_first + 1) / (total + 2), (only_second + 1) / (total + 2)
+    error = math.sqrt((first + second - (first - second) ** 2) / (total + 2))
+    reach = float(_special("ndtri")((1 + confidence) / 2)) * error
+    return Interval(
+        (only_first - only_second) / total, max(-1.0, first - second - reach), min(1.0, first - second + reach), confidence
+    )
+
+
+def count_for_reach(count: int, reach: float, wanted: float, confidence: float = 0.95) -> int | None:
+    """How many rounds (or images) it takes to narrow an interval that `count` of them gave, at the noise seen.
+
+    The half-width of an interval of a mean goes down with the root of the count and with Student's quantile.
+
+    Args:
+        count: what was measured; at least 2.
+        reach: half the width that the interval has now.
+        wanted: half the width that it should have.
+        confidence: of the interval.
+
+    Returns:
+        The count, at least `count`; None where it is more than a million, or nothing is known about the noise.
+    """
+    if count < 2 or wanted <= 0:
+        return None
+    share = (1 + confidence) / 2
+    noise = reach * math.sqrt(count) / _student(count - 1, share)
+    low, high = count, 1_000_000
+
+    def suffices(many: int) -> bool:
+        return noise * _student(many - 1, share) / math.sqrt(many) <= wanted
+
+    if not suffices(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if suffices(middle) else (middle + 1, high)
+    return low
+
+
 def _log(ms_by_round: Mapping[int, float], rounds: Sequence[int]) -> NDArray[np.float64]:
     values = np.array([ms_by_round[index] for index in rounds], np.float64)
     if not (np.isfinite(values) & (values > 0)).all():

@@ -14,10 +14,12 @@ from edge_tprune.statistics import (
     Interval,
     combine_difference,
     combine_ratio,
+    count_for_reach,
     mcnemar,
     mean_interval,
     nearest_rank,
     paired_difference,
+    paired_share_difference,
     paired_speedup,
     percentile_intervals,
     proportion_interval,
@@ -324,3 +326,50 @@ def test_mcnemar_counts_every_way_the_split_could_have_gone(first, second):
     assert mcnemar(first, second) == pytest.approx(as_uneven / 2**discordant)
     with pytest.raises(ValueError, match="negative"):
         mcnemar(-1, 2)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(80, 400))
+def test_a_paired_difference_of_shares_is_centred_and_covers_its_value(first: int, second: int, total: int) -> None:
+    found = paired_share_difference(first, second, total)
+    assert found.value == pytest.approx((first - second) / total)
+    assert -1 <= found.low < found.high <= 1
+    mirrored = paired_share_difference(second, first, total)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    assert paired_share_difference(4 * first, 4 * second, 4 * total).high - found.value <= found.high - found.value + 1e-12
+
+
+def test_a_paired_difference_of_shares_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    only_first, only_second, total, covered = 0.06, 0.03, 300, 0
+    for _ in range(2000):
+        counts = rng.multinomial(total, [only_first, only_second, 1 - only_first - only_second])
+        found = paired_share_difference(int(counts[0]), int(counts[1]), total)
+        covered += found.low <= only_first - only_second <= found.high
+    assert 0.935 <= covered / 2000 <= 0.975
+
+
+@pytest.mark.parametrize("counts", [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
+def test_counts_that_make_no_sense_are_refused(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="make no sense"):
+        paired_share_difference(*counts)
+
+
+@given(st.integers(2, 50), st.floats(0.01, 10), st.floats(0.01, 10))
+def test_the_count_for_a_reach_is_the_least_that_suffices(count: int, reach: float, wanted: float) -> None:
+    from scipy.stats import t
+
+    def half(many: int) -> float:
+        return reach * np.sqrt(count / many) * t.ppf(0.975, many - 1) / t.ppf(0.975, count - 1)
+
+    found = count_for_reach(count, reach, wanted)
+    if found is None:
+        assert half(1_000_000) > wanted
+        return
+    assert found >= count
+    assert half(found) <= wanted * (1 + 1e-9)
+    assert found == count or half(found - 1) > wanted * (1 - 1e-9)
+
+
+def test_without_noise_no_count_is_known() -> None:
+    assert count_for_reach(1, 1.0, 0.5) is None
+    assert count_for_reach(10, 1.0, 0.0) is None

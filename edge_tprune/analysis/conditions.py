@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_tprune.text import printable
+
 UNKNOWN = "unknown"
 NOT_EVALUATED = "not evaluated"
 
@@ -12,11 +14,6 @@ NOT_EVALUATED = "not evaluated"
 FIXED = (
     "host", "board", "CPU", "CPUs", "device", "power mode", "clocks", "CPU governor", "load", "input", "batch", "model",
 )  # fmt: skip
-
-
-def clean(value: Any) -> str:
-    """Text from a file, safe to show: what could steer a terminal or a layout becomes '�'."""
-    return "".join(letter if letter.isprintable() else "�" for letter in str(value))
 
 
 def run_conditions(
@@ -60,7 +57,7 @@ def run_conditions(
         "model": model.get("name"),
         "weights": (model.get("weights_sha256") or "")[:12] or None,
     }
-    return {label: UNKNOWN if value is None else clean(value) for label, value in known.items()}
+    return {label: UNKNOWN if value is None else printable(value) for label, value in known.items()}
 
 
 def data_conditions(budgets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -80,8 +77,8 @@ def _describe_data(accuracy: Mapping[str, Any] | None) -> dict[str, str] | None:
     record: Mapping[str, Any] = data if isinstance(data, Mapping) else {"name": data}
     name, images = record.get("name") or UNKNOWN, record.get("images", accuracy.get("images"))
     return {
-        "eval data": clean(name if images is None else f"{name}, {images} images"),
-        "eval data hash": clean(record.get("sha256") or UNKNOWN)[:12],
+        "eval data": printable(name if images is None else f"{name}, {images} images"),
+        "eval data hash": printable(record.get("sha256") or UNKNOWN)[:12],
     }
 
 

@@ -1,4 +1,4 @@
-"""Constraints on a budget: which there are, the room that a row leaves to them, and how both are said."""
+"""Constraints on a budget: which there are, and the room that a row leaves to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ LIMITS: dict[str, tuple[str, Literal["max", "min"]]] = {
     "max_missed_percent": ("missed_deadlines_percent", "max"),
 }
 ACCURACY_LIMITS = ("max_top1_drop", "min_agreement")
-_MASS_NOUNS = ("throughput", "agreement", "mean power", "missed", "energy", "peak memory")  #: labels that take no article
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,13 @@ class Limit:
         """What is bounded."""
         return METRICS[LIMITS[self.name][0]]
 
-    @property
-    def text(self) -> str:
-        """'p95 latency of at most 8 ms'."""
-        side = "at most" if LIMITS[self.name][1] == "max" else "at least"
-        return f"{self.metric.label} of {side} {quantity(self.bound, self.metric)}"
-
-    def margin(self, value: float) -> float:
-        """Room left to the bound, in the metric's unit; negative where it is broken."""
+    def room(self, value: float) -> float:
+        """What `value` leaves to the bound, in the metric's unit; negative where the bound is broken."""
         return self.bound - value if LIMITS[self.name][1] == "max" else value - self.bound
 
 
 @dataclass(frozen=True)
-class Margin:
+class Headroom:
     """How a row stands to one constraint."""
 
     limit: Limit
@@ -64,8 +57,8 @@ class Margin:
 
     @property
     def room(self) -> float:
-        """What is left to the bound, in the metric's unit; negative where it is broken."""
-        return self.limit.margin(self.value)
+        """What is left to the bound, in the metric's unit; negative where the bound is broken."""
+        return self.limit.room(self.value)
 
     @property
     def sure(self) -> bool | None:
@@ -73,10 +66,10 @@ class Margin:
         if self.interval is None:
             return None
         end = self.interval.high if LIMITS[self.limit.name][1] == "max" else self.interval.low
-        return None if end is None else self.limit.margin(end) >= 0
+        return None if end is None else self.limit.room(end) >= 0
 
     def to_json(self) -> dict[str, Any]:
-        """The margin as JSON."""
+        """The headroom as JSON."""
         return {
             "constraint": self.limit.name,
             "metric": self.limit.metric.name,
@@ -88,17 +81,17 @@ class Margin:
         }
 
 
-def margins_of(row: Row, limits: Iterable[Limit]) -> tuple[Margin, ...]:
+def headroom_of(row: Row, limits: Iterable[Limit]) -> tuple[Headroom, ...]:
     """How `row` stands to each limit whose metric it has."""
-    margins = []
+    found = []
     for limit in limits:
         value = row.value(limit.metric.name)
         if value is not None:
-            margins.append(Margin(limit, value, row.intervals.get(limit.metric.name)))
-    return tuple(margins)
+            found.append(Headroom(limit, value, row.intervals.get(limit.metric.name)))
+    return tuple(found)
 
 
-def limits_from(constraints: Mapping[str, float | None], rows: Sequence[Row], default: bool) -> tuple[Limit, ...]:
+def make_limits(constraints: Mapping[str, float | None], rows: Sequence[Row], default: bool) -> tuple[Limit, ...]:
     """The constraints that have a bound; where none has and `default` is set, one on what accuracy `rows` tell of.
 
     Raises:
@@ -111,7 +104,7 @@ def limits_from(constraints: Mapping[str, float | None], rows: Sequence[Row], de
         if bound is None:
             continue
         if not math.isfinite(bound):
-            raise UserError(f"{option(name)} must be a number, not {bound}")
+            raise UserError(f"{option_name(name)} must be a number, not {bound}")
         limits.append(Limit(name, float(bound)))
     if not limits and default:
         # Without labels: as many images keep their class as may lose it, which bounds the drop on these images just as well.
@@ -123,34 +116,6 @@ def limits_from(constraints: Mapping[str, float | None], rows: Sequence[Row], de
     return tuple(limits)
 
 
-def join_limits(limits: Iterable[Limit]) -> str:
-    """'a p95 latency of at most 8 ms and a top-1 drop of at most 1 point'."""
-    texts = [limit.text for limit in limits]
-    return " and ".join(text if text.startswith(_MASS_NOUNS) else f"a {text}" for text in texts)
-
-
-def margin_text(margin: Margin) -> str:
-    """One constraint, its value and the room it leaves, in words."""
-    unknown = "uncertainty unknown" if margin.interval is None else "too few rounds to say how sure"
-    sure = {True: "for sure", False: "not for sure", None: unknown}[margin.sure]
-    metric = margin.limit.metric
-    return f"{margin.limit.text}: {metric.quantity(margin.value)}, {metric.quantity(margin.room)} to spare, {sure}"
-
-
-def quantity(bound: float, metric: Metric) -> str:
-    """A bound as the user wrote it, with the metric's unit."""
-    separator = "" if metric.unit in ("×", "%") else " "
-    unit = metric.unit[:-1] if bound == 1 and metric.unit == "points" else metric.unit
-    return f"{bound:g}{separator}{unit}".rstrip()
-
-
-def exact(value: float, limit: Limit) -> str:
-    """A value with enough digits that a miss never reads like the bound itself."""
-    metric = limit.metric
-    text = metric.quantity(value)
-    return quantity(float(f"{value:.3g}"), metric) if float(metric.format(value)) in (0.0, limit.bound) else text
-
-
-def option(name: str) -> str:
+def option_name(limit: str) -> str:
     """What a constraint is called on the command line."""
-    return "--" + name.replace("_", "-")
+    return "--" + limit.replace("_", "-")

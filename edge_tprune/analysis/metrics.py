@@ -11,7 +11,8 @@ from typing import Literal
 
 from edge_tprune.statistics import Interval
 
-MISSING = "–"  # what a table shows for a value nobody measured; never 0
+MISSING = "–"  # what a table shows for a value that was not measured; never 0
+_LOPSIDED = 0.25  # how much of the larger half of an interval the smaller one may lack for ± to stand for both
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,24 @@ class Metric:
         return self.format(value) + (separator + self.unit if self.unit else "")
 
     def uncertain(self, interval: Interval) -> str:
-        """The number with half the width of its interval: '1.42 ±0.02'; '±?' where the ends are unknown."""
-        if interval.low is None or interval.high is None:
-            return f"{self.format(interval.value)} ±?"
-        # The larger half, rounded up: an interval need not be symmetric, and the text must not claim more than is known.
-        half = max(interval.high - interval.value, interval.value - interval.low)
-        half = math.ceil(half * 10**self.digits - 1e-6) / 10**self.digits
-        return f"{self.format(interval.value)} ±{half:.{self.digits}f}" if half else self.format(interval.value)
+        """The number with its interval: '1.42 ±0.02'; '8.2 (8.1 to 9.4)' where the two halves differ too much for one number.
+
+        '±?' where neither end is known, '(8.1 or more)' where one is.
+        """
+        value = self.format(interval.value)
+        if interval.low is None and interval.high is None:
+            return f"{value} ±?"
+        if interval.high is None:
+            return f"{value} ({self.format(interval.low)} or more)"
+        if interval.low is None:
+            return f"{value} ({self.format(interval.high)} or less)"
+        # Rounded up: the text must not claim more than is known.
+        step = 10**self.digits
+        down, up = (math.ceil(half * step - 1e-6) for half in (interval.value - interval.low, interval.high - interval.value))
+        most, least = max(down, up), min(down, up)
+        if most - least > max(1, _LOPSIDED * most):
+            return f"{value} ({self.format(interval.low)} to {self.format(interval.high)})"
+        return f"{value} ±{most / step:.{self.digits}f}" if most else value
 
     def range(self, interval: Interval) -> str:
         """The ends of the interval with the unit: '1.40 to 1.44×'; '' where they are unknown."""

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_tprune.analysis.conditions import clean
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval, proportion_interval
+from edge_tprune.text import printable
 
 _OF_A_BUDGET = "budget"  #: code of the run's reasons that only repeat a budget's verdict
 _RANK = {"valid": 0, "suspect": 1, "invalid": 2}
@@ -65,7 +65,7 @@ def read_recorded(summary: Mapping[str, Any], budget: str) -> Recorded:
         if interval is not None:
             recorded.intervals[name], recorded.values[name] = interval, interval.value
         elif energy.get("reason"):
-            recorded.why_missing[name] = clean(energy["reason"])
+            recorded.why_missing[name] = printable(energy["reason"])
         elif energy.get("status") == "no_sensor":
             recorded.why_missing[name] = "no power sensor"
     fixed = own.get("fixed_rate") or {}
@@ -106,18 +106,18 @@ def check_units(info: Mapping[str, Any], budgets: Iterable[tuple[str, Mapping[st
         expected = _UNITS.get(name.rsplit("_", 1)[-1])
         if expected is not None and unit != expected:
             raise UserError(
-                f"mixed units: sensor {clean(name)} says it counts in {clean(unit)}. Measure again with one version"
+                f"mixed units: sensor {printable(name)} says it counts in {printable(unit)}. Measure again with one version"
             )
     for budget, values, batch in budgets:
         for metric, value in values.items():
             if metric in _PERCENTAGES and value is not None and not 0 <= value <= 100:
-                raise UserError(f"mixed units: budget {clean(budget)} has a {metric} of {value:g}, which is no percentage")
+                raise UserError(f"mixed units: budget {printable(budget)} has a {metric} of {value:g}, which is no percentage")
         power, energy, latency = (values.get(name) for name in ("mean_power_w", "energy_mj_per_image", "mean_ms"))
         if power and energy and latency and "duty_cycle_percent" not in values:
             factor = energy / (power * latency / batch)
             if not 1 / _UNIT_SLIP < factor < _UNIT_SLIP:
                 raise UserError(
-                    f"mixed units: budget {clean(budget)} has {power:g} W for {latency:g} ms, which is not {energy:g} mJ per image. "
+                    f"mixed units: budget {printable(budget)} has {power:g} W for {latency:g} ms, which is not {energy:g} mJ per image. "
                     "Measure again with one version"
                 )
 
@@ -144,5 +144,5 @@ def _worst(run: Any, own: Any) -> Verdict | None:
         known[0] = {**run, "reasons": others} if others else {"status": "valid", "reasons": []}
     status = max((str(verdict.get("status")) for verdict in known), key=lambda status: _RANK.get(status, 1))
     reasons = [reason for verdict in known for reason in verdict.get("reasons") or ()]
-    texts = [clean(reason["text"] if isinstance(reason, Mapping) else reason) for reason in reasons]
+    texts = [printable(reason["text"] if isinstance(reason, Mapping) else reason) for reason in reasons]
     return Verdict(status if status in _RANK else "suspect", tuple(dict.fromkeys(texts)))

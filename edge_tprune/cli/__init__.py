@@ -38,13 +38,13 @@ def _run(arguments: list[str]) -> int:
     import typer
 
     from edge_tprune.cli.app import app
-    from edge_tprune.cli.common import Stopped
+    from edge_tprune.cli.stopping import Interruption
 
     # Typer carries its own copy of click in some releases and uses the real one in others; this names its base error in both.
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         code = app(args=arguments, prog_name="edge-tprune", standalone_mode=False)
-    except Stopped as stop:
+    except Interruption as stop:
         return _fail(str(stop), 130)
     except usage_error as error:
         context = getattr(error, "ctx", None)

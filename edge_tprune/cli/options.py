@@ -19,6 +19,16 @@ Threads = Annotated[
     int | None, typer.Option(help="CPU threads per engine; one per physical core by default.", show_default=False)
 ]
 BudgetNames = Annotated[str | None, typer.Option("--budgets", help="Only these budgets of the bundle, by name, with commas.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+EqualWithin = Annotated[
+    str | None,
+    typer.Option(
+        metavar="2%",
+        help="Differences below this are equal: per cent of amounts, points of percentages, or both: 2%,0.5points. "
+        "That is the default; between two points in time 3%,0.5points.",
+        show_default=False,
+    ),
+]
 
 #: name as in `analysis.limits.LIMITS` -> its option
 _LIMITS: dict[str, Any] = {

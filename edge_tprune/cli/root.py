@@ -2,21 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import ast
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.markup import escape
 
 from edge_tprune.version import __version__
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def format_examples(examples: tuple[str, ...]) -> str:
+    """The last part of a command's help: an example a line, each of which can be copied."""
+    return "\n\n".join(escape(line) for line in ("Examples:", *examples))
+
+
+_EXAMPLES = (
+    "edge-tprune build reference --out bundles/ref",
+    "edge-tprune eval bundles/ref",
+    "edge-tprune profile bundles/ref --out profiles",
+    "edge-tprune select profiles --max-top1-drop 1",
+)
+
 app = typer.Typer(
     name="edge-tprune",
-    help="Fit a vision transformer to an edge board: remove tokens without training, build one checked graph per budget, measure, choose.",
-    epilog="Example: edge-tprune build reference --out bundles/ref && edge-tprune eval bundles/ref && edge-tprune profile bundles/ref",
+    help="Fit a vision transformer to an edge board: remove tokens, build one checked graph per budget, measure, choose.",
+    epilog=format_examples(_EXAMPLES),
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def command(*examples: str, name: str | None = None) -> Callable[[Command], Command]:
+    """Registers a function as a command: its docstring is the help, and the examples follow it.
+
+    Args:
+        examples: command lines, each at most 76 characters wide so that no terminal folds them.
+        name: of the command, where the function's own will not do.
+    """
+
+    def register(function: Command) -> Command:
+        registered: Command = app.command(name, help=read_docstring(function), epilog=format_examples(examples))(function)
+        return registered
+
+    return register
+
+
+def read_docstring(function: Callable[..., Any]) -> str:
+    """The docstring, from the source where Python was told to leave docstrings out (-OO)."""
+    if function.__doc__:
+        return inspect.cleandoc(function.__doc__)
+    try:
+        (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(inspect.unwrap(function)))).body
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    documented = isinstance(definition, (ast.FunctionDef, ast.ClassDef))
+    return (ast.get_docstring(definition) or "") if documented else ""  # type: ignore[arg-type]  # checked above
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from edge_tprune.deploy import remote
-from edge_tprune.deploy.ssh import Board
+from edge_tprune.deploy.ssh import Connection
 from edge_tprune.errors import UserError
 from edge_tprune.files import atomic_writer, clear_write_errors
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")
 _DEPTH = 4  #: a profile is a flat directory; what its writer may add lies little deeper
 
 
-def collect(board: Board, out: Path) -> list[Path]:
+def collect(connection: Connection, out: Path) -> list[Path]:
     """Brings the board's profiles into `out`, and returns those that are new or have grown.
 
     Each file appears whole or not at all, readable by the user alone. What its writer has not finished (hidden files) stays there.
@@ -28,14 +28,16 @@ def collect(board: Board, out: Path) -> list[Path]:
         UserError: the board offers something that does not belong into a profile, or more than `LIMIT_BYTES` (nothing is written then); or a
             file arrived damaged.
     """
-    files = check_listing(board.call("list", directory="profiles")["files"], str(board.target))
+    files = check_listing(connection.call("list", directory="profiles")["files"], str(connection.target))
     wanted = _wanted(files, out)
     if not wanted:
         return []
     need, free = sum(wanted.values()), _free(out)
     if need > free:
-        raise UserError(f"{out}: the profiles of {board.target} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here")
-    board.call("send", on_frame=Receiver(out, wanted, str(board.target)), directory="profiles", paths=wanted)
+        raise UserError(
+            f"{out}: the profiles of {connection.target} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here"
+        )
+    connection.call("send", on_frame=Receiver(out, wanted, str(connection.target)), directory="profiles", paths=wanted)
     return sorted({out / PurePosixPath(path).parts[0] for path in wanted})
 
 

@@ -17,7 +17,7 @@ from edge_tprune.bundle.bundle import MANIFEST, Bundle
 from edge_tprune.deploy import remote, wheels
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
-from edge_tprune.deploy.ssh import Board, hang_up
+from edge_tprune.deploy.ssh import Connection, hang_up
 from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.files import sha256_file
 
@@ -40,7 +40,7 @@ class Options:
 
 
 @dataclass
-class Outcome:
+class Deployment:
     """What became of one board."""
 
     target: Target
@@ -63,39 +63,41 @@ class Watcher(Protocol):
         """What a program on the board writes while it runs, as it comes."""
 
 
-def deploy(bundle: Bundle, target: Target, options: Options, watcher: Watcher) -> Outcome:
+def deploy(bundle: Bundle, target: Target, options: Options, watcher: Watcher) -> Deployment:
     """Brings one board up to date with `bundle` and this package, and does what `options` ask for beyond.
 
-    Repeating it is cheap and safe: what is there and right is left alone. Errors end the board's journey and are in the outcome.
+    Repeating it is cheap and safe: what is there and right is left alone. Errors end the board's journey and are in the deployment.
     """
-    outcome = Outcome(target)
+    deployment = Deployment(target)
     try:
-        _journey(bundle, target, options, watcher, outcome)
+        _journey(bundle, target, options, watcher, deployment)
     except EdgeTPruneError as error:
-        outcome.error = error
-    return outcome
+        deployment.error = error
+    return deployment
 
 
-def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher, outcome: Outcome) -> None:
+def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher, deployment: Deployment) -> None:
     watcher.step(f"logging in to {target}")
-    with Board(target, ssh_config=options.ssh_config) as board:
-        facts = board.call("check")
+    with Connection(target, ssh_config=options.ssh_config) as connection:
+        facts = connection.call("check")
         _check(target, facts)
-        outcome.steps.append("agent installed" if _install(board, facts, bundle, options, watcher) else "agent up to date")
-        name, copied = _copy_bundle(board, bundle, watcher)
-        outcome.steps.append(f"bundle {name}: {copied / 1e6:.1f} MB copied" if copied else f"bundle {name} up to date")
+        deployment.steps.append(
+            "agent installed" if _install(connection, facts, bundle, options, watcher) else "agent up to date"
+        )
+        name, copied = _copy_bundle(connection, bundle, watcher)
+        deployment.steps.append(f"bundle {name}: {copied / 1e6:.1f} MB copied" if copied else f"bundle {name} up to date")
         watcher.step("asking the doctor")
-        outcome.doctor = _doctor(board)
+        deployment.doctor = _doctor(connection)
         if options.profile is not None:
             try:
-                _profile(board, name, outcome.doctor, options, watcher)
+                _profile(connection, name, deployment.doctor, options, watcher)
             except ConnectionLost:
                 raise
             except EdgeTPruneError:  # what was measured until then is worth having
-                _collect(board, options, watcher, outcome)
+                _collect(connection, options, watcher, deployment)
                 raise
-            outcome.steps.append("profile made")
-        _collect(board, options, watcher, outcome)
+            deployment.steps.append("profile made")
+        _collect(connection, options, watcher, deployment)
 
 
 def _check(target: Target, facts: dict[str, Any]) -> None:
@@ -111,7 +113,7 @@ def _check(target: Target, facts: dict[str, Any]) -> None:
         raise UserError(f"{target}: {facts['home']} cannot be written by this user")
 
 
-def _install(board: Board, facts: dict[str, Any], bundle: Bundle, options: Options, watcher: Watcher) -> bool:
+def _install(connection: Connection, facts: dict[str, Any], bundle: Bundle, options: Options, watcher: Watcher) -> bool:
     """Brings the agent on the board up to date. Returns whether anything had to be done."""
     _, data = wheels.agent_wheel()
     extras = sorted({*options.extras, *_needed_extras(facts, bundle)})
@@ -135,9 +137,9 @@ def _install(board: Board, facts: dict[str, Any], bundle: Bundle, options: Optio
     files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in dict.fromkeys(carried)}
     size = sum(file.stat().st_size for file in carried)
     watcher.step(f"copying the agent ({size / 1e6:.1f} MB)")
-    _copy(board, {sha256_file(file): file for file in carried}, watcher, extra_bytes=_INSTALLED_OVER_WHEEL * size)
+    _copy(connection, {sha256_file(file): file for file in carried}, watcher, extra_bytes=_INSTALLED_OVER_WHEEL * size)
     watcher.step("installing the agent on the board")
-    board.call(
+    connection.call(
         "install",
         stamp=stamp,
         wheels=files,
@@ -177,7 +179,7 @@ def _missing_requirements(present: dict[str, str], extras: Sequence[str]) -> lis
     return missing
 
 
-def _copy_bundle(board: Board, bundle: Bundle, watcher: Watcher) -> tuple[str, int]:
+def _copy_bundle(connection: Connection, bundle: Bundle, watcher: Watcher) -> tuple[str, int]:
     """Copies what the board lacks of the bundle, and puts it into place. Returns (its name there, bytes that were sent)."""
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", bundle.path.resolve().name).strip("-.")[:100] or "bundle"
     manifest = bundle.path / MANIFEST
@@ -185,15 +187,15 @@ def _copy_bundle(board: Board, bundle: Bundle, watcher: Watcher) -> tuple[str, i
     files[MANIFEST] = {"sha256": sha256_file(manifest), "bytes": manifest.stat().st_size}
     watcher.step(f"copying the bundle {name}")
     sources = {entry["sha256"]: bundle.path / path for path, entry in files.items()}
-    copied = _copy(board, sources, watcher, reuse=name)
-    board.call("bundle", name=name, files=files)
+    copied = _copy(connection, sources, watcher, reuse=name)
+    connection.call("bundle", name=name, files=files)
     return name, copied
 
 
-def _copy(board: Board, sources: dict[str, Path], watcher: Watcher, **request: Any) -> int:
+def _copy(connection: Connection, sources: dict[str, Path], watcher: Watcher, **request: Any) -> int:
     """Sends the files (by SHA-256) that the board lacks, each from where an earlier attempt stopped. Returns the bytes sent."""
     files = {digest: file.stat().st_size for digest, file in sources.items()}
-    plan = board.call("wanted", files=files, **request)
+    plan = connection.call("wanted", files=files, **request)
     if not plan["offsets"]:
         return 0
 
@@ -210,25 +212,27 @@ def _copy(board: Board, sources: dict[str, Path], watcher: Watcher, **request: A
                     watcher.advance(sent, plan["bytes"])
         stream.write(b"{}\n")
 
-    board.call("receive", payload, files=files)
+    connection.call("receive", payload, files=files)
     return int(plan["bytes"])
 
 
-def _doctor(board: Board) -> dict[str, Any]:
+def _doctor(connection: Connection) -> dict[str, Any]:
     """The doctor's document from the board."""
-    answer = board.call("run", arguments=["doctor", "--json"])
+    answer = connection.call("run", arguments=["doctor", "--json"])
     try:
         document: dict[str, Any] = json.loads(answer["stdout"])
     except ValueError as error:
-        raise InternalError(f"{board.target}: the doctor on the board gave no answer (exit code {answer['code']})") from error
+        raise InternalError(
+            f"{connection.target}: the doctor on the board gave no answer (exit code {answer['code']})"
+        ) from error
     return document
 
 
-def _profile(board: Board, name: str, doctor: dict[str, Any], options: Options, watcher: Watcher) -> None:
+def _profile(connection: Connection, name: str, doctor: dict[str, Any], options: Options, watcher: Watcher) -> None:
     """Runs `profile` on the board and passes on what it shows."""
     blockers = [finding["text"] for finding in doctor["findings"] if finding["level"] == "blocker"]
     if blockers and not options.anyway:
-        raise NegativeAnswer(f"{board.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
+        raise NegativeAnswer(f"{connection.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
     watcher.step("profiling")
     said: list[str] = []
 
@@ -237,32 +241,32 @@ def _profile(board: Board, name: str, doctor: dict[str, Any], options: Options, 
         watcher.live(text)
 
     arguments = ["profile", f"bundles/{name}", "--out", "profiles", *(options.profile or ())]
-    answer = board.call("run", on_stderr=live, arguments=arguments, alone=True, environment=_TERMINAL)
+    answer = connection.call("run", on_stderr=live, arguments=arguments, alone=True, environment=_TERMINAL)
     if answer["code"]:
         lines = [
             line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "".join(said))) if line.strip()
         ]
         reason = lines[-1].removeprefix("edge-tprune: ") if lines else f"exit code {answer['code']}"
         kind: type[EdgeTPruneError] = {1: NegativeAnswer, 2: UserError}.get(answer["code"], InternalError)
-        raise kind(f"{board.target}: {reason}")
+        raise kind(f"{connection.target}: {reason}")
 
 
 #: Lets the progress bar on the board draw although it writes into a pipe.
 _TERMINAL = {"FORCE_COLOR": "1", "COLUMNS": "100"}
 
 
-def _collect(board: Board, options: Options, watcher: Watcher, outcome: Outcome) -> None:
+def _collect(connection: Connection, options: Options, watcher: Watcher, deployment: Deployment) -> None:
     if options.collect is None:
         return
     watcher.step("collecting profiles")
-    outcome.collected = collect(board, options.collect)
-    outcome.steps.append(f"{len(outcome.collected)} profiles collected" if outcome.collected else "no new profiles")
+    deployment.collected = collect(connection, options.collect)
+    deployment.steps.append(f"{len(deployment.collected)} profiles collected" if deployment.collected else "no new profiles")
 
 
 def deploy_all(
     bundle: Bundle, targets: Sequence[Target], options: Options, watch: Callable[[Target], Watcher]
-) -> list[Outcome]:
-    """`deploy` to several boards at the same time; outcomes in the order of `targets`. Ctrl-C ends all of them."""
+) -> list[Deployment]:
+    """`deploy` to several boards at the same time; deployments in the order of `targets`. Ctrl-C ends all of them."""
     with ThreadPoolExecutor(max_workers=min(len(targets), _AT_ONCE)) as pool:
         try:
             return list(pool.map(lambda target: deploy(bundle, target, options, watch(target)), targets))

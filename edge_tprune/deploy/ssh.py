@@ -52,8 +52,8 @@ def hang_up() -> None:
         process.kill()
 
 
-class Board:
-    """A connected board. A context manager: leaving it closes the connection.
+class Connection:
+    """A connection to a board. A context manager: leaving it closes the connection.
 
     Args:
         target: which board.
@@ -72,7 +72,7 @@ class Board:
             self._ssh += ["-l", target.user]
         self._python = "python3"
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> Connection:
         try:
             self._connect()
             self._python = self._find_python()

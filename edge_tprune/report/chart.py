@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_tprune.analysis.compare import metric_text
+from edge_tprune.analysis.choice import accuracy_metric, pareto_front
+from edge_tprune.analysis.comparison import metric_text
 from edge_tprune.analysis.metrics import METRICS, Metric
-from edge_tprune.analysis.select import accuracy_metric, label, pareto_front
 from edge_tprune.analysis.table import QUANTILES, Row
+from edge_tprune.analysis.wording import NOT_RESOLVED, name_row
 
 #: Colours of lines and points on light and on dark grounds: at least 3:1 against both of a theme's grounds, and apart for people
 #: with any common colour vision (24 or more in CIELAB, also as Machado et al. (2009) simulate protanopia and deuteranopia).
@@ -109,7 +110,7 @@ class Lines:
         }
 
 
-def scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scatter | None:
+def make_scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scatter | None:
     """Accuracy against the metric named `x`; None where no row has it.
 
     Without labels, accuracy is the agreement with the unpruned model; where nothing is known about it, the share of MACs
@@ -144,15 +145,15 @@ def scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scatter |
     )
 
 
-def tokens(rows: Sequence[Row], chosen: Row | None = None) -> Lines:
+def make_token_lines(rows: Sequence[Row], chosen: Row | None = None) -> Lines:
     """Tokens after each block; block 0 is the input."""
-    shown = _most_telling(rows, chosen)
+    shown = _select_lines(rows, chosen)
     lines = []
-    for row, style, dash in _dressed(shown, rows):
+    for row, style, dash in _style_lines(shown, rows):
         counts = (row.tokens if row.tokens is not None else row.schedule[0], *row.schedule)
         lines.append(
             Line(
-                label(row, rows).removeprefix("budget "),
+                name_row(row, rows).removeprefix("budget "),
                 style,
                 dash,
                 tuple(map(float, range(len(counts)))),
@@ -165,16 +166,16 @@ def tokens(rows: Sequence[Row], chosen: Row | None = None) -> Lines:
     )
 
 
-def latency(rows: Sequence[Row], chosen: Row | None = None) -> Lines | None:
+def make_distribution(rows: Sequence[Row], chosen: Row | None = None) -> Lines | None:
     """The cumulative distribution of latency, shown at first up to the 99.5th percentile; None where nothing was timed."""
     timed = [row for row in rows if row.latency_quantiles_ms]
     if not timed:
         return None
-    shown = _most_telling(timed, chosen)
+    shown = _select_lines(timed, chosen)
     shares = tuple(100 * quantile for quantile in QUANTILES)
     lines = tuple(
-        Line(label(row, rows).removeprefix("budget "), style, dash, row.latency_quantiles_ms, shares)
-        for row, style, dash in _dressed(shown, rows)
+        Line(name_row(row, rows).removeprefix("budget "), style, dash, row.latency_quantiles_ms, shares)
+        for row, style, dash in _style_lines(shown, rows)
     )
     low = min(row.latency_quantiles_ms[0] for row in shown)
     high = max(row.latency_quantiles_ms[-2] for row in shown)
@@ -195,8 +196,9 @@ def facts(row: Row) -> tuple[tuple[str, str], ...]:
 
 def quantity_text(row: Row, metric: Metric) -> str:
     """A row's value with unit and, where it is known, its 95 % interval: '7.12 ms (7.01 to 7.30 ms)'."""
-    if metric_text(row, metric) == "equal":
-        return "equal to unpruned within the noise"
+    text = metric_text(row, metric)
+    if text in ("equal", NOT_RESOLVED):
+        return f"{text} to unpruned" if text == "equal" else f"{text} from unpruned"
     reach = interval_text(row, metric)
     return metric.quantity(row.value(metric.name)) + (f" ({reach})" if reach else "")
 
@@ -224,20 +226,20 @@ def _styles(rows: Sequence[Row]) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
-def _dressed(shown: Sequence[Row], among: Sequence[Row]) -> list[tuple[Row, int, int]]:
+def _style_lines(shown: Sequence[Row], among: Sequence[Row]) -> list[tuple[Row, int, int]]:
     """Rows with the colour of their budget and the kind of line of their method."""
     budgets = list(dict.fromkeys(row.budget for row in among))
     series = list(dict.fromkeys((row.profile.path, row.method) for row in shown))
     one = len(series) == 1
-    dressed = []
+    styled = []
     for row in shown:
         budget = budgets.index(row.budget)
         # One method: the line's kind repeats what its colour says. Several: it tells them apart.
-        dressed.append((row, budget, budget if one else series.index((row.profile.path, row.method))))
-    return dressed
+        styled.append((row, budget, budget if one else series.index((row.profile.path, row.method))))
+    return styled
 
 
-def _most_telling(rows: Sequence[Row], chosen: Row | None) -> list[Row]:
+def _select_lines(rows: Sequence[Row], chosen: Row | None) -> list[Row]:
     """At most MAX_LINES of the rows, in their order: the chosen one, unpruned ones and the fastest before others."""
     if len(rows) <= MAX_LINES:
         return list(rows)

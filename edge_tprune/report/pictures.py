@@ -125,11 +125,11 @@ def page(explanation: Explanation) -> str:
         model=explanation.model,
         patches=explanation.grid[0] * explanation.grid[1],
         prefix=explanation.prefix_tokens,
-        **described(explanation),
+        **describe_explanation(explanation),
     )
 
 
-def described(explanation: Explanation, photo: bool = False) -> dict[str, Any]:
+def describe_explanation(explanation: Explanation, photo: bool = False) -> dict[str, Any]:
     """What a page shows of an explanation: `image`, `unpruned`, `input` and `rows` with their `panels` (macros in panels.html).
 
     Args:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_tprune.analysis.table import clean
 from edge_tprune.record.reader import Run
+from edge_tprune.text import printable
 
 MAX_POINTS = 500  #: of one trace; more readings than that are drawn as their mean with a band from the lowest to the highest
 MAX_TRACES = 6  #: in one lane
@@ -51,7 +51,7 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnSpan:
     """One budget's turn in one round."""
 
     begin_s: float
@@ -66,7 +66,7 @@ class Timeline:
     """A run over time, from its first turn or reading on."""
 
     budgets: tuple[str, ...]  #: of the bundle, in its order: their places are their styles
-    turns: tuple[Turn, ...]
+    turns: tuple[TurnSpan, ...]
     lanes: tuple[Lane, ...]
     seconds: float  #: from the first thing shown to the last
     absent: tuple[str, ...]  #: titles of lanes that no sensor filled
@@ -111,14 +111,14 @@ class Timeline:
         }
 
 
-def timeline(run: Run) -> Timeline:
+def make_timeline(run: Run) -> Timeline:
     """Everything that `run` recorded over time; what was read from its files is not held in memory.
 
     Energy counters are drawn as the power between two readings, where their source gives no power itself.
     """
-    budgets = tuple(map(clean, run.budgets))
+    budgets = tuple(map(printable, run.budgets))
     rows = [
-        (entry.session, entry.t_ns, entry.end_ns, entry.round, clean(entry.budget), float(np.median(entry.latency_ms)))
+        (entry.session, entry.t_ns, entry.end_ns, entry.round, printable(entry.budget), float(np.median(entry.latency_ms)))
         for entry in run.rounds
     ]
     series: dict[tuple[str, str], tuple[array[int], array[int], array[float]]] = {}
@@ -131,10 +131,10 @@ def timeline(run: Run) -> Timeline:
             stamps.append(reading.t_ns)
             values.append(value)
     idle = [(base.session, base.t_ns, base.end_ns) for base in run.baselines]
-    clock = _Clock([*((row[0], *row[1:3]) for row in rows), *idle, *_spans(series.values())])
+    clock = _SessionClock([*((row[0], *row[1:3]) for row in rows), *idle, *_spans(series.values())])
     every = max(1, -(-len(rows) // MAX_TURNS))
     turns = tuple(
-        Turn(float(clock(session, begin)), float(clock(session, end)), number, budget, p50)
+        TurnSpan(float(clock(session, begin)), float(clock(session, end)), number, budget, p50)
         for session, begin, end, number, budget, p50 in rows
         if number % every == 0
     )
@@ -152,7 +152,7 @@ def timeline(run: Run) -> Timeline:
     )
 
 
-class _Clock:
+class _SessionClock:
     """Seconds from the first thing that happened, over the sessions of a run, whose own clocks do not compare."""
 
     def __init__(self, spans: Sequence[tuple[int, int, int]]) -> None:
@@ -202,7 +202,7 @@ def _spans(series: Iterable[tuple[array[int], array[int], array[float]]]) -> Ite
 
 
 def _on_clock(
-    series: Mapping[tuple[str, str], tuple[array[int], array[int], array[float]]], clock: _Clock
+    series: Mapping[tuple[str, str], tuple[array[int], array[int], array[float]]], clock: _SessionClock
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Metric -> (seconds, values) of every sensor, sorted by time."""
     names = [metric for _, metric in series]
@@ -244,7 +244,7 @@ def _counted_power(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[
 
 
 def _words(name: str) -> str:
-    return clean(name.replace("_", " ")).strip() or "all"
+    return printable(name.replace("_", " ")).strip() or "all"
 
 
 def _round(value: float) -> float:

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from edge_tprune.analysis.candidates import Candidates, choose_everywhere, render_candidates
+from edge_tprune.analysis.candidates import Candidates, choose_everywhere
+from edge_tprune.analysis.choice import Choice, NoChoice
+from edge_tprune.analysis.documents import answer_document
 from edge_tprune.analysis.limits import LIMITS
-from edge_tprune.analysis.select import Choice, NothingFits
 from edge_tprune.analysis.table import Rows
+from edge_tprune.analysis.wording import describe_refusals, list_caveats
+from edge_tprune.cli.comparison_views import print_candidates
 from edge_tprune.errors import UserError
 
 
@@ -44,7 +47,7 @@ def test_which_board_and_budget(boards):
     assert isinstance(found, Candidates)
     assert found.only is not None
     assert (found.only.row.conditions["board"], found.only.row.budget) == ("Nano", "0.5")
-    document = json.loads(json.dumps(found.to_document(), allow_nan=False))
+    document = json.loads(json.dumps(answer_document(found), allow_nan=False))
     assert document["chosen"]["budget"] == "0.5"
     assert [entry["environment"] for entry in document["candidates"]] == ["Nano · 15W"]
     assert [entry["environment"] for entry in document["without"]] == ["Nano · MAXN", "Xavier · 15W"]
@@ -56,7 +59,7 @@ def test_several_that_fit_are_not_ranked_and_what_differs_is_said(boards):
     assert isinstance(found, Candidates)
     assert [choice.row.budget for choice in found.choices] == ["0.5", "1.0"]
     assert found.only is None
-    assert found.to_document()["chosen"] is None
+    assert answer_document(found)["chosen"] is None
     text = _printed(found)
     assert "2 of 3 environments have a budget with throughput of at least 60 images/s:" in text
     assert (
@@ -68,7 +71,7 @@ def test_several_that_fit_are_not_ranked_and_what_differs_is_said(boards):
 
 def test_profiles_that_could_not_be_read_are_said(boards):
     found = choose_everywhere(Rows(boards.rows, left_out=("left out: runs/x is damaged",)), {"min_fps": 60})
-    assert found.to_document()["warnings"] == ["left out: runs/x is damaged"]
+    assert answer_document(found)["warnings"] == ["left out: runs/x is damaged"]
     assert "warning: left out: runs/x is damaged" in _printed(found)
 
 
@@ -76,17 +79,19 @@ def test_force_ranks_and_says_so(boards):
     choice = choose_everywhere(boards, {"min_fps": 60}, "throughput", force=True)
     assert isinstance(choice, Choice)
     assert choice.row.value("throughput_images_per_s") == 170
-    assert choice.caveats[0].startswith("forced: the rows differ in board")
+    assert list_caveats(choice)[0].startswith("forced: the rows differ in board")
 
 
 def test_where_nothing_fits_every_environment_says_its_nearest_miss(boards):
-    with pytest.raises(NothingFits) as caught:
-        choose_everywhere(boards, {"min_fps": 500})
-    text = str(caught.value)
+    found = choose_everywhere(boards, {"min_fps": 500})
+    assert isinstance(found, Candidates)
+    assert found.choices == []
+    assert answer_document(found)["chosen"] is None
+    text = describe_refusals(found)
     assert "\n" not in text
     for part in ("Nano · 15W: no budget fits", "Nano · MAXN: no budget fits", "with 170.0 images/s", "Xavier"):
         assert part in text
-    assert len(caught.value.misses) == 3
+    assert sum(len(answer.misses) for _, answer in found.refusals) == 3
 
 
 def test_one_environment_is_answered_as_ever(profiles):
@@ -98,7 +103,7 @@ def test_one_environment_is_answered_as_ever(profiles):
 
 def _printed(found):
     stream = io.StringIO()
-    render_candidates(found, Console(file=stream, width=100))
+    print_candidates(found, Console(file=stream, width=100))
     assert stream.getvalue().isascii()
     return stream.getvalue()
 
@@ -106,7 +111,7 @@ def _printed(found):
 def test_a_terminal_of_80_columns_holds_it(boards):
     stream = io.StringIO()
     found = choose_everywhere(boards, {"min_fps": 60, "max_mean_power_w": 20, "max_top1_drop": 1})
-    render_candidates(found, Console(file=stream, width=80, force_terminal=True, color_system=None))
+    print_candidates(found, Console(file=stream, width=80, force_terminal=True, color_system=None))
     assert max(map(len, stream.getvalue().splitlines())) <= 80
     assert "…" not in stream.getvalue()
 
@@ -132,9 +137,8 @@ def test_an_offer_keeps_every_constraint_and_environments_never_mix(profiles, ta
                 return False
         return True
 
-    try:
-        found = choose_everywhere(Rows(tuple(rows)), constraints, "latency")
-    except NothingFits:
+    found = choose_everywhere(Rows(tuple(rows)), constraints, "latency")
+    if isinstance(found, NoChoice) or (isinstance(found, Candidates) and not found.choices):
         assert not any(keeps(row) and row.value("p50_ms") is not None for row in rows)
         return
     answers = found.answers if isinstance(found, Candidates) else ((None, found),)
@@ -143,7 +147,8 @@ def test_an_offer_keeps_every_constraint_and_environments_never_mix(profiles, ta
         if isinstance(answer, Choice):
             assert keeps(answer.row)
             assert {answer.row.conditions["host"]} == {row.conditions["host"] for row in own}
-            for other in (*answer.equals, *answer.pareto, *([answer.runner_up] if answer.runner_up else [])):
+            front = answer.front.rows if answer.front else ()
+            for other in (*answer.equals, *front, *([answer.runner_up] if answer.runner_up else [])):
                 assert any(other is row for row in own)
         else:
             assert not any(keeps(row) and row.value("p50_ms") is not None for row in own)

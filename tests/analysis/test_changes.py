@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from edge_tprune.analysis.changes import find_changes, render_changes
-from edge_tprune.analysis.table import load_rows
+from edge_tprune.analysis.changes import find_changes
+from edge_tprune.analysis.contrast import EqualityMargin
+from edge_tprune.analysis.documents import changes_document
+from edge_tprune.analysis.loading import load_rows
+from edge_tprune.analysis.recorded import Verdict
+from edge_tprune.analysis.wording import abbreviate_change, describe_change, list_regressions, list_undecided
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
 
@@ -19,41 +21,62 @@ def _around(value, percent=1.0):
 
 def _row(profiles, budget="0.65", started="2025-11-21T00:00:00+00:00", **values):
     conditions = values.pop("conditions", {"host": "a", "eval data hash": "d", "power sensor": "VDD_IN"})
-    intervals = {name: _around(value) for name, value in values.items() if name not in ("per_image", "unfit", "top1_percent")}
+    intervals = {
+        name: _around(value) for name, value in values.items() if name not in ("per_image", "unfit", "verdict", "top1_percent")
+    }
     return profiles.row(budget, profile=started, started_utc=started, conditions=conditions, intervals=intervals, **values)
 
 
 def _verdicts(changes):
-    return {change.metric.name: change.verdict for pair in changes.pairs for change in pair.changes}
+    return {change.metric.name: change.verdict for budget in changes.budgets for change in budget.changes}
 
 
-def test_what_is_beyond_the_noise_and_the_tolerance_counts(profiles):
+def test_what_is_beyond_the_noise_and_the_margin_counts(profiles):
     old = _row(profiles, p50_ms=10.0, p95_ms=12.0, mean_power_w=8.0, energy_mj_per_image=80.0)
     new = _row(profiles, p50_ms=11.0, p95_ms=12.1, mean_power_w=8.2, energy_mj_per_image=70.0)
     changes = find_changes([old], [new])
     assert _verdicts(changes) == {
-        "p50_ms": "worse", "p95_ms": "equal", "mean_power_w": "equal", "energy_mj_per_image": "better",
+        "p50_ms": "worse", "p95_ms": "equal", "mean_power_w": "not resolved", "energy_mj_per_image": "better",
     }  # fmt: skip
-    (failure,) = changes.failures
-    assert failure.startswith("zero_tprune 0.65: p50 latency 11.00 ms instead of 10.00 ms (+10.0 %, 95 % interval +8.")
-    assert _verdicts(find_changes([old], [new], tolerance_percent=15))["p50_ms"] == "equal"
+    (regression,) = list_regressions(changes)
+    assert regression.startswith("zero_tprune 0.65: p50 latency 11.00 ms instead of 10.00 ms (+10.0 %, 95 % interval +8.")
+    assert [change.metric.name for _, change in changes.undecided] == ["mean_power_w"]
+    assert all("rounds would tell; 5 were measured" in text for text in list_undecided(changes))
+    assert _verdicts(find_changes([old], [new], EqualityMargin(15)))["p50_ms"] == "equal"
 
 
-def test_a_change_within_its_interval_is_equal_however_large(profiles):
+def test_a_change_within_a_wide_interval_is_not_resolved_however_large(profiles):
     noisy = {"intervals": {"p50_ms": _around(10, 30)}}
     changes = find_changes([profiles.row(p50_ms=10.0, **noisy)], [profiles.row(p50_ms=12.0, **noisy)])
+    assert _verdicts(changes) == {"p50_ms": "not resolved"}
+    assert list_regressions(changes) == []
+    assert len(changes.undecided) == 1
+
+
+def test_equal_is_an_interval_inside_the_margin(profiles):
+    precise = {"intervals": {"p50_ms": _around(10, 0.5)}}
+    changes = find_changes([profiles.row(p50_ms=10.0, **precise)], [profiles.row(p50_ms=10.05, **precise)])
     assert _verdicts(changes) == {"p50_ms": "equal"}
-    assert changes.failures == []
+    assert changes.undecided == []
 
 
-def test_one_round_cannot_tell_and_that_is_said(profiles):
+def test_what_is_perhaps_better_and_surely_no_worse_passes_a_gate(profiles):
+    old, new = _row(profiles, p50_ms=10.0), _row(profiles, p50_ms=9.8)
+    changes = find_changes([old], [new])
+    ((_, change),) = changes.select("not resolved")
+    assert change.no_worse
+    assert changes.undecided == []
+
+
+def test_one_round_cannot_tell(profiles):
     once = {"intervals": {"p50_ms": Interval(10, None, None)}}
-    changes = find_changes([profiles.row(p50_ms=10.0, **once)], [profiles.row(p50_ms=15.0, **once)])
-    assert _verdicts(changes) == {"p50_ms": "unknown"}
-    assert "too few rounds to tell" in _printed(changes)
+    for now in (10.0, 15.0):
+        changes = find_changes([profiles.row(p50_ms=10.0, **once)], [profiles.row(p50_ms=now, **once)])
+        assert _verdicts(changes) == {"p50_ms": "not resolved"}
+        assert len(changes.undecided) == 1
 
 
-def test_memory_is_measured_once_so_the_tolerance_alone_decides(profiles):
+def test_memory_is_measured_once_so_the_margin_alone_decides(profiles):
     changes = find_changes([profiles.row(peak_memory_mb=100.0)], [profiles.row(peak_memory_mb=102.0)])
     assert _verdicts(changes) == {"peak_memory_mb": "equal"}
     changes = find_changes([profiles.row(peak_memory_mb=100.0)], [profiles.row(peak_memory_mb=120.0)])
@@ -73,7 +96,9 @@ def test_accuracy_is_paired_by_image(profiles):
 
     assert _verdicts(find_changes([row(right)], [row(worse)])) == {"top1_percent": "worse"}
     assert _verdicts(find_changes([row(worse)], [row(right)])) == {"top1_percent": "better"}
-    assert _verdicts(find_changes([row(right)], [row(jittered)])) == {"top1_percent": "equal"}
+    assert _verdicts(find_changes([row(right)], [row(jittered)])) == {"top1_percent": "not resolved"}
+    assert _verdicts(find_changes([row(right)], [row(jittered)], EqualityMargin(points=2))) == {"top1_percent": "equal"}
+    assert _verdicts(find_changes([row(right)], [row(right.copy())])) == {"top1_percent": "equal"}
 
 
 def test_accuracy_on_other_images_and_power_from_another_sensor_are_not_compared(profiles):
@@ -101,26 +126,33 @@ def test_new_software_is_what_is_judged_and_named(profiles):
     old = _row(profiles, p50_ms=10.0, conditions={"host": "a", "runtime": "onnxruntime 1.23"})
     new = _row(profiles, p50_ms=10.0, conditions={"host": "a", "runtime": "onnxruntime 1.24"})
     changes = find_changes([old], [new])
-    assert changes.failures == []
-    assert changes.differs == {"runtime": ("onnxruntime 1.23", "onnxruntime 1.24")}
-    assert "runtime (onnxruntime 1.23 -> onnxruntime 1.24)" in _printed(changes).replace(">", "->").replace("-->", "->")
+    assert list_regressions(changes) == []
+    assert changes.differences == {"runtime": ("onnxruntime 1.23", "onnxruntime 1.24")}
 
 
 def test_an_invalid_or_missing_new_measurement_is_no_pass(profiles):
     old = [_row(profiles, "0.65", p50_ms=10.0), _row(profiles, "0.5", p50_ms=8.0)]
-    new = [_row(profiles, "0.65", p50_ms=10.0, unfit="its run is invalid: throttled")]
+    invalid = Verdict("invalid", ("throttled",))
+    new = [_row(profiles, "0.65", p50_ms=10.0, unfit="its run is invalid: throttled", verdict=invalid)]
     changes = find_changes(old, new)
-    assert changes.failures == [
+    assert list_regressions(changes) == []
+    assert list_undecided(changes) == [
         "zero_tprune 0.65 cannot be judged: now: its run is invalid: throttled",
         "zero_tprune 0.5 was not measured again",
     ]
-    assert find_changes(new, new[:1]).pairs[0].changes == ()
+    assert changes_document(changes)["regression"] is None
+    assert find_changes(new, new[:1]).budgets[0].changes == ()
+
+
+def test_wrong_outputs_are_a_regression(profiles):
+    changes = find_changes([_row(profiles, p50_ms=10.0)], [_row(profiles, p50_ms=9.0, unfit="its outputs failed the check")])
+    assert list_regressions(changes) == ["zero_tprune 0.65: now: its outputs failed the check"]
 
 
 def test_of_several_runs_the_newest_counts(profiles):
     runs = [_row(profiles, started=f"2025-11-{day}T00:00:00+00:00", p50_ms=float(day)) for day in (21, 23, 22)]
-    (pair,) = find_changes(runs, runs).pairs
-    assert pair.old.value("p50_ms") == pair.new.value("p50_ms") == 23
+    (budget,) = find_changes(runs, runs).budgets
+    assert budget.old.value("p50_ms") == budget.new.value("p50_ms") == 23
 
 
 def test_nothing_in_common(profiles):
@@ -135,10 +167,12 @@ def test_equal_runs_are_hardly_ever_called_changed(profiles, tmp_path):
         path = profiles.write(tmp_path / str(seed), seed=seed)
         found.append(list(load_rows(path)))
     alarms = sum(
-        bool(find_changes(one, other, tolerance_percent=0).of("worse")) for one, other in zip(found, [*found[1:], found[0]])
+        bool(find_changes(one, other, EqualityMargin(0, 0)).select("worse"))
+        for one, other in zip(found, [*found[1:], found[0]])
     )
     alarms += sum(
-        bool(find_changes(one, other, tolerance_percent=0).of("worse")) for one, other in zip(found, [*found[7:], *found[:7]])
+        bool(find_changes(one, other, EqualityMargin(0, 0)).select("worse"))
+        for one, other in zip(found, [*found[7:], *found[:7]])
     )
     assert alarms <= 4
 
@@ -148,29 +182,23 @@ def test_a_slower_budget_of_a_real_profile_is_found(profiles, tmp_path):
     slower = {"1.0": 10.0, "0.9": 9.2, "0.8": 8.3, "0.65": 9.1, "0.5": 5.6}
     new = load_rows(profiles.write(tmp_path / "new", latencies=slower, seed=3))
     changes = find_changes(list(old), list(new))
-    assert {(pair.new.budget, change.metric.name) for pair, change in changes.of("worse")} >= {
+    assert {(budget.new.budget, change.metric.name) for budget, change in changes.select("worse")} >= {
         ("0.65", "p50_ms"),
         ("0.65", "speedup"),
     }
-    assert {pair.new.budget for pair, _ in changes.of("worse")} == {"0.65"}
+    assert {budget.new.budget for budget, _ in changes.select("worse")} == {"0.65"}
 
 
-def _printed(changes):
-    stream = io.StringIO()
-    render_changes(changes, Console(file=stream, width=100))
-    return stream.getvalue()
-
-
-def test_it_is_printed_plain_and_documented(profiles):
-    old, new = _row(profiles, p50_ms=10.0), _row(profiles, p50_ms=12.0)
-    changes = find_changes([old], [new])
-    text = _printed(changes)
-    assert text.isascii()
-    assert "worse: zero_tprune 0.65: p50 latency 12.00 ms instead of 10.00 ms" in text
-    assert "1 of 1 measures got worse" in text
-    document = json.loads(json.dumps(changes.to_document(), allow_nan=False))
+def test_it_is_worded_and_documented(profiles):
+    changes = find_changes([_row(profiles, p50_ms=10.0)], [_row(profiles, p50_ms=12.0)])
+    ((_, change),) = changes.select("worse")
+    assert describe_change(change).startswith("p50 latency 12.00 ms instead of 10.00 ms (+20.0 %, 95 % interval +18.")
+    assert abbreviate_change(change).startswith("+20.0 % ±1.")
+    document = json.loads(json.dumps(changes_document(changes), allow_nan=False))
     assert document["regression"] is True
-    assert document["budgets"][0]["changes"][0]["change"]["value"] == pytest.approx(1.2)
+    entry = document["budgets"][0]["changes"][0]
+    assert entry["change"]["value"] == pytest.approx(1.2)
+    assert (entry["verdict"], entry["rounds_measured"], entry["rounds_needed"]) == ("worse", 5, None)
 
 
 def test_deadlines_that_are_missed_now_count(profiles):
@@ -180,5 +208,5 @@ def test_deadlines_that_are_missed_now_count(profiles):
 
     changes = find_changes([row(0.0, 0.3)], [row(5.0, 1.0)])
     assert _verdicts(changes) == {"missed_deadlines_percent": "worse"}
-    assert "missed deadlines 5.00% instead of 0.00% (+5.0 points" in changes.failures[0]
+    assert "missed deadlines 5.00% instead of 0.00% (+5.0 points" in list_regressions(changes)[0]
     assert _verdicts(find_changes([row(0.0, 0.1)], [row(0.5, 0.1)])) == {"missed_deadlines_percent": "equal"}

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from edge_tprune.analysis.export import records, write_export
-from edge_tprune.analysis.table import load_rows
+from edge_tprune.analysis.loading import load_rows
 from edge_tprune.errors import UserError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_tprune.analysis.select import choose
+from edge_tprune.analysis.choice import choose
 from edge_tprune.statistics import Interval
 
 
@@ -18,7 +18,7 @@ from edge_tprune.statistics import Interval
         (None, None),
     ],
 )
-def test_a_margin_is_sure_where_the_end_that_matters_keeps_the_bound(profiles, interval, sure):
+def test_headroom_is_sure_where_the_end_that_matters_keeps_the_bound(profiles, interval, sure):
     row = profiles.row(p95_ms=9.0, p50_ms=8.0, intervals={} if interval is None else {"p95_ms": interval})
-    (margin,) = choose([row], {"max_p95_ms": 10}, "latency").margins
-    assert margin.sure is sure
+    (headroom,) = choose([row], {"max_p95_ms": 10}, "latency").headroom
+    assert headroom.sure is sure

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from edge_tprune.analysis.choice import NoChoice, choose
 from edge_tprune.analysis.conditions import run_conditions
+from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.recorded import Verdict, read_recorded
-from edge_tprune.analysis.select import NothingFits, choose
-from edge_tprune.analysis.table import load_rows
+from edge_tprune.analysis.wording import describe_no_choice, list_caveats
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
 
@@ -54,7 +57,7 @@ def test_energy_that_cannot_be_resolved_is_missing_and_says_why(profiles, tmp_pa
     assert rows[3].value("energy_mj_per_image") is None
     choice = choose(rows, {"max_energy_mj": 1000}, "energy")
     assert choice.row.budget == "0.5"
-    assert any("0.65: energy per image not measured (turns of 0.2 s are too short" in caveat for caveat in choice.caveats)
+    assert any("0.65: energy per image not measured (turns of 0.2 s are too short" in caveat for caveat in list_caveats(choice))
 
 
 def test_an_invalid_run_is_never_chosen_and_a_suspect_one_with_a_warning(profiles, tmp_path):
@@ -65,13 +68,14 @@ def test_an_invalid_run_is_never_chosen_and_a_suspect_one_with_a_warning(profile
     rows = load_rows(profiles.write(tmp_path / "run", info, summary=summary))
     choice = choose(rows, {"max_top1_drop": 50})
     assert choice.row.budget == "0.65"
-    assert "the measurement of budget 0.65 is suspect: throttled twice" in choice.caveats
-    assert any("0.5: its run is invalid: over-current" in caveat for caveat in choice.caveats)
+    assert "the measurement of budget 0.65 is suspect: throttled twice" in list_caveats(choice)
+    assert any("0.5: its run is invalid: over-current" in caveat for caveat in list_caveats(choice))
     everything = profiles.summary(info, verdict={"status": "invalid", "reasons": [{"code": "z", "text": "swapping"}]})
     rows = load_rows(profiles.write(tmp_path / "all", info, summary=everything))
     assert all(row.unfit for row in rows)
-    with pytest.raises(NothingFits, match=r"no budget can be chosen: .*its run is invalid: swapping"):
-        choose(rows)
+    answer = choose(rows)
+    assert isinstance(answer, NoChoice)
+    assert re.search(r"no budget can be chosen: .*its run is invalid: swapping", describe_no_choice(answer))
 
 
 def test_a_doubt_about_one_budget_is_none_about_the_others(profiles):

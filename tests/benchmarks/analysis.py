@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from edge_tprune.cli.common import out
 from edge_tprune.cli.views import table
+
 from edge_tprune.record.summary import SUMMARY
 from edge_tprune.record.writer import FORMAT, SAMPLES, VERSION
 
@@ -76,7 +76,7 @@ def _run(rounds: int) -> dict[str, Any]:
 
 def ours(path: Path) -> None:
     """What `compare` does before it prints: rows with percentiles, intervals and speed-ups."""
-    from edge_tprune.analysis.table import load_rows
+    from edge_tprune.analysis.loading import load_rows
 
     assert len(load_rows(path)) == len(BUDGETS)
 

@@ -26,8 +26,8 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.cli import main
 from edge_tprune.deploy import journey, wheels
 from edge_tprune.deploy.hosts import Target
-from edge_tprune.deploy.journey import Options, Outcome, deploy
-from edge_tprune.deploy.ssh import Board
+from edge_tprune.deploy.journey import Deployment, Options, deploy
+from edge_tprune.deploy.ssh import Connection
 from edge_tprune.errors import ConnectionLost, UserError
 from edge_tprune.record.reader import read_run
 from tests.agent.tiny_bundle import hash_golden, write_bundle
@@ -170,9 +170,9 @@ def wait_for(condition: Callable[[], bool], then: Callable[[], None]) -> Iterato
     assert happened.is_set(), "what the test waited for did not happen"
 
 
-def done(outcome: Outcome) -> Outcome:
-    assert outcome.error is None, outcome.error
-    return outcome
+def done(deployment: Deployment) -> Deployment:
+    assert deployment.error is None, deployment.error
+    return deployment
 
 
 def profiles(board: Emulated) -> list[Path]:
@@ -237,8 +237,8 @@ def test_the_agent_is_small(installed: Emulated) -> None:
 
 
 def test_repeating_copies_and_installs_nothing(installed: Emulated, bundle: Bundle) -> None:
-    outcome = done(deploy(bundle, TARGET, OPTIONS, Watcher()))
-    assert outcome.steps == ["agent up to date", "bundle tiny up to date"]
+    deployment = done(deploy(bundle, TARGET, OPTIONS, Watcher()))
+    assert deployment.steps == ["agent up to date", "bundle tiny up to date"]
 
 
 def test_only_what_changed_is_copied(installed: Emulated, tmp_path: Path) -> None:
@@ -288,16 +288,16 @@ def test_a_wrong_host_key_ends_it_before_anything_is_sent(board: Emulated, bundl
     text = (DIRECTORY / "ssh_config").read_text()
     config = tmp_path / "config"
     config.write_text(text.replace(str(DIRECTORY / "keys" / "known_hosts"), str(tmp_path / "known_hosts")))
-    outcome = deploy(bundle, TARGET, replace(OPTIONS, ssh_config=config), Watcher())
-    assert isinstance(outcome.error, UserError)
-    assert "its host key is not the one that was seen before" in str(outcome.error)
-    assert outcome.steps == []
+    deployment = deploy(bundle, TARGET, replace(OPTIONS, ssh_config=config), Watcher())
+    assert isinstance(deployment.error, UserError)
+    assert "its host key is not the one that was seen before" in str(deployment.error)
+    assert deployment.steps == []
 
 
 def test_a_connection_that_breaks_while_copying_goes_on_where_it_stopped(installed: Emulated, tmp_path: Path) -> None:
     large = Bundle.open(write_bundle(tmp_path / "large", {"big": (16, 512), "small": (1, 64)}))
-    outcome = deploy(large, TARGET, OPTIONS, Watcher(half_way=installed.break_connections))
-    assert isinstance(outcome.error, ConnectionLost), outcome.error
+    deployment = deploy(large, TARGET, OPTIONS, Watcher(half_way=installed.break_connections))
+    assert isinstance(deployment.error, ConnectionLost), deployment.error
     assert not (installed.agent / "bundles" / "large").exists()
     there = sum(file.stat().st_size for file in (installed.agent / "incoming").iterdir())
     assert there > 0
@@ -316,11 +316,11 @@ def test_a_connection_that_breaks_while_profiling_ends_the_profile_in_order(
     known = profiles(installed)
     long = replace(OPTIONS, profile=LONG)
     with wait_for(has_round(installed, known), installed.break_connections):
-        outcome = deploy(bundle, TARGET, long, Watcher())
-    assert isinstance(outcome.error, ConnectionLost), outcome.error
+        deployment = deploy(bundle, TARGET, long, Watcher())
+    assert isinstance(deployment.error, ConnectionLost), deployment.error
     # Repeated at once: it waits until the board has ended the first, then measures.
-    outcome = done(deploy(bundle, TARGET, replace(OPTIONS, profile=QUICK, collect=tmp_path), Watcher()))
-    interrupted, complete = sorted(path for path in outcome.collected if path.name not in {known.name for known in known})
+    deployment = done(deploy(bundle, TARGET, replace(OPTIONS, profile=QUICK, collect=tmp_path), Watcher()))
+    interrupted, complete = sorted(path for path in deployment.collected if path.name not in {known.name for known in known})
     assert read_run(interrupted).end == "interrupted"
     assert read_run(complete).end == "complete"
 
@@ -329,9 +329,9 @@ def test_an_agent_that_is_killed_leaves_a_readable_profile(installed: Emulated, 
     known = profiles(installed)
     long = replace(OPTIONS, profile=LONG, collect=tmp_path)
     with wait_for(has_round(installed, known), installed.kill_agent):
-        outcome = deploy(bundle, TARGET, long, Watcher())
-    assert outcome.error is not None
-    (killed,) = (path for path in outcome.collected if path.name not in {known.name for known in known})
+        deployment = deploy(bundle, TARGET, long, Watcher())
+    assert deployment.error is not None
+    (killed,) = (path for path in deployment.collected if path.name not in {known.name for known in known})
     run = read_run(killed)
     assert run.end is None
     assert run.rounds
@@ -342,12 +342,12 @@ def test_an_agent_that_is_killed_leaves_a_readable_profile(installed: Emulated, 
 def test_a_board_without_the_venv_module_is_told_the_package(board: Emulated, bundle: Bundle) -> None:
     board.root("mv", "/usr/lib/python3.11/venv", "/usr/lib/python3.11/venv-away")
     try:
-        outcome = deploy(bundle, TARGET, OPTIONS, Watcher())
+        deployment = deploy(bundle, TARGET, OPTIONS, Watcher())
     finally:
         board.root("mv", "/usr/lib/python3.11/venv-away", "/usr/lib/python3.11/venv")
-    assert isinstance(outcome.error, UserError)
-    assert "sudo apt-get install python3.11-venv" in str(outcome.error)
-    assert outcome.steps == []
+    assert isinstance(deployment.error, UserError)
+    assert "sudo apt-get install python3.11-venv" in str(deployment.error)
+    assert deployment.steps == []
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_there(board: Emulated, tmp_path: Path) -> None:
@@ -357,11 +357,11 @@ def test_a_full_disk_is_said_and_nothing_is_half_there(board: Emulated, tmp_path
     board.root("mkdir", "-p", place)
     board.root("mount", "-t", "tmpfs", "-o", "size=30m,mode=700,uid=1000,gid=1000", "tmpfs", place)
     try:
-        outcome = deploy(bundle, TARGET, OPTIONS, Watcher())
-        assert isinstance(outcome.error, UserError)
-        assert "too full" in str(outcome.error)
+        deployment = deploy(bundle, TARGET, OPTIONS, Watcher())
+        assert isinstance(deployment.error, UserError)
+        assert "too full" in str(deployment.error)
         assert board.user(f"ls -A {place}/venv {place}/bundles 2>/dev/null || true").strip() == ""
-        with Board(TARGET, ssh_config=OPTIONS.ssh_config) as connected:
+        with Connection(TARGET, ssh_config=OPTIONS.ssh_config) as connected:
             board.root("mount", "-o", "remount,size=60m", place)
             fill = Watcher(
                 half_way=lambda: board.root("sh", "-c", f"yes | head -c 100000000 > {place}/filler", check=False) and None
@@ -401,7 +401,7 @@ def test_an_older_agent_is_upgraded_and_an_upgrade_that_breaks_is_repeated(
     assert installed.user(asks).strip() == "True"
     stamp = installed.agent / "venv" / "edge-tprune.json"
     with wait_for(lambda: not stamp.exists(), installed.break_connections):  # the new one is being installed
-        outcome = deploy(bundle, TARGET, OPTIONS, Watcher())
-    assert isinstance(outcome.error, ConnectionLost), outcome.error
+        deployment = deploy(bundle, TARGET, OPTIONS, Watcher())
+    assert isinstance(deployment.error, ConnectionLost), deployment.error
     done(deploy(bundle, TARGET, OPTIONS, Watcher()))
     assert installed.user(asks).strip() == "False"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_tprune.deploy.hosts import Target, parse_target
-from edge_tprune.deploy.ssh import Board
+from edge_tprune.deploy.ssh import Connection
 from edge_tprune.errors import ConnectionLost, UserError
 
 # Logs its arguments, fails as told, and otherwise runs the command here with a login script's chatter before it.
@@ -47,7 +47,7 @@ def calls(log: Path) -> list[list[str]]:
 
 
 def test_one_login_for_everything_and_no_prompt(log: Path) -> None:
-    with Board(parse_target("jetson@orin:2222")) as board:
+    with Connection(parse_target("jetson@orin:2222")) as board:
         assert board.call("check")["system"] == "linux"
         assert board.call("list", directory="profiles") == {"files": {}}
     made = calls(log)
@@ -63,7 +63,7 @@ def test_one_login_for_everything_and_no_prompt(log: Path) -> None:
 
 
 def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:
-    with Board(Target("orin"), ssh_config=tmp_path / "config"):
+    with Connection(Target("orin"), ssh_config=tmp_path / "config"):
         pass
     assert all(words[words.index("-F") + 1] == str(tmp_path / "config") for words in calls(log))
 
@@ -82,7 +82,7 @@ def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:
 )
 def test_why_a_login_fails_is_said_with_what_to_do(log: Path, monkeypatch: pytest.MonkeyPatch, said: str, remedy: str) -> None:
     monkeypatch.setenv("SSH_SAYS", said)
-    with pytest.raises(UserError, match=remedy) as raised, Board(parse_target("jetson@orin")):
+    with pytest.raises(UserError, match=remedy) as raised, Connection(parse_target("jetson@orin")):
         pass
     assert "jetson@orin" in str(raised.value)
 
@@ -90,18 +90,18 @@ def test_why_a_login_fails_is_said_with_what_to_do(log: Path, monkeypatch: pytes
 def test_a_connection_that_breaks_is_no_mistake_of_the_user(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_SAYS", "client_loop: send disconnect: Broken pipe")
     monkeypatch.setenv("SSH_FAILS", "later")
-    with pytest.raises(ConnectionLost, match="Broken pipe"), Board(Target("orin")) as board:
+    with pytest.raises(ConnectionLost, match="Broken pipe"), Connection(Target("orin")) as board:
         board.call("check")
 
 
 def test_a_refusal_of_the_board_names_it(log: Path) -> None:
-    with Board(Target("orin")) as board, pytest.raises(UserError, match=r"^orin: not a usable name"):
+    with Connection(Target("orin")) as board, pytest.raises(UserError, match=r"^orin: not a usable name"):
         board.call("bundle", name="../x", files={})
 
 
 def test_without_ssh_the_package_is_named(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(log.parent / "nothing"))
-    with pytest.raises(UserError, match="openssh-client"), Board(Target("orin")):
+    with pytest.raises(UserError, match="openssh-client"), Connection(Target("orin")):
         pass
 
 
@@ -112,5 +112,5 @@ def test_a_board_with_an_old_python_only_is_told_so(log: Path, monkeypatch: pyte
     python.chmod(0o755)
     for minor in range(10, 15):  # whatever else is here says that it is as old
         (log.parent / "bin" / f"python3.{minor}").symlink_to(python)
-    with pytest.raises(UserError, match=r"Python 3\.8, and the agent needs 3\.10"), Board(Target("orin")):
+    with pytest.raises(UserError, match=r"Python 3\.8, and the agent needs 3\.10"), Connection(Target("orin")):
         pass

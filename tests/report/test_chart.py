@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from edge_tprune.analysis.choice import choose
+from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.metrics import METRICS
-from edge_tprune.analysis.select import choose
-from edge_tprune.analysis.table import load_rows
 from edge_tprune.report import chart
 from edge_tprune.statistics import Interval
 
@@ -55,7 +55,7 @@ def test_colours_stand_out_and_apart(colours):
 
 def test_scatter_holds_what_was_measured(rows):
     chosen = choose(rows).row
-    data = chart.scatter(rows, "p95_ms", chosen)
+    data = chart.make_scatter(rows, "p95_ms", chosen)
     assert [(point.x, point.y) for point in data.points] == [(row.value("p95_ms"), row.value("top1_percent")) for row in rows]
     assert [point.chosen for point in data.points] == [row is chosen for row in rows]
     assert [point.unpruned for point in data.points] == [True, False, False, False, False]
@@ -69,22 +69,22 @@ def test_scatter_holds_what_was_measured(rows):
 
 def test_what_takes_the_place_of_accuracy(profiles):
     agreement = [profiles.row("a", p95_ms=1.0, agreement_percent=99.0, macs_share_percent=50.0)]
-    assert chart.scatter(agreement, "p95_ms").y is METRICS["agreement_percent"]
+    assert chart.make_scatter(agreement, "p95_ms").y is METRICS["agreement_percent"]
     nothing = [profiles.row("a", p95_ms=1.0, macs_share_percent=50.0)]
-    data = chart.scatter(nothing, "p95_ms")
+    data = chart.make_scatter(nothing, "p95_ms")
     assert data.y is METRICS["macs_share_percent"]
     assert data.front == ()
 
 
 def test_what_nobody_measured_has_no_chart(profiles):
     rows = [profiles.row("a", top1_percent=90.0)]
-    assert chart.scatter(rows, "p95_ms") is None
-    assert chart.latency(rows) is None
+    assert chart.make_scatter(rows, "p95_ms") is None
+    assert chart.make_distribution(rows) is None
 
 
 def test_an_interval_may_know_one_end_only(profiles):
     one_sided = {"p95_ms": Interval(5.0, 4.0, None)}
-    (point,) = chart.scatter([profiles.row("a", p95_ms=5.0, top1_percent=90.0, intervals=one_sided)], "p95_ms").points
+    (point,) = chart.make_scatter([profiles.row("a", p95_ms=5.0, top1_percent=90.0, intervals=one_sided)], "p95_ms").points
     assert point.x_range == (4.0, None)
     assert point.y_range is None
     assert dict(point.facts)["p95 latency"] == "5.00 ms (4.00 ms or more)"
@@ -93,18 +93,18 @@ def test_an_interval_may_know_one_end_only(profiles):
 def test_styles_say_the_budget_of_one_method_and_the_method_of_several(profiles, tmp_path):
     profiles.write(tmp_path / "a")
     one = load_rows(tmp_path)
-    assert [point.style for point in chart.scatter(one, "p95_ms").points] == [0, 1, 2, 3, 4]
+    assert [point.style for point in chart.make_scatter(one, "p95_ms").points] == [0, 1, 2, 3, 4]
     profiles.write(tmp_path / "b", profiles.info("evit"))
     both = load_rows(tmp_path)
-    data = chart.scatter(both, "p95_ms")
+    data = chart.make_scatter(both, "p95_ms")
     assert {(row.method, point.style) for row, point in zip(both, data.points)} == {(m, i) for i, m in enumerate(data.methods)}
-    lines = chart.tokens(both).lines
+    lines = chart.make_token_lines(both).lines
     assert len({(line.style, line.dash) for line in lines}) == len(lines)
 
 
 def test_a_thicket_of_lines_is_thinned_and_says_so(profiles):
     many = [profiles.row(f"{index}", p50_ms=float(index)) for index in range(40)]
-    data = chart.tokens(many, many[39])
+    data = chart.make_token_lines(many, many[39])
     assert len(data.lines) == chart.MAX_LINES
     assert data.left_out == 40 - chart.MAX_LINES
     assert {line.name for line in data.lines} == {"39", *(str(index) for index in range(chart.MAX_LINES - 1))}

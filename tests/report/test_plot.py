@@ -7,28 +7,28 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from edge_tprune.analysis.select import choose
-from edge_tprune.analysis.table import load_rows
+from edge_tprune.analysis.choice import choose
+from edge_tprune.analysis.loading import load_rows
 from edge_tprune.errors import UserError
 from edge_tprune.report import chart, plot
-from edge_tprune.report.timeline import Lane, Timeline, Trace, Turn
+from edge_tprune.report.timeline import Lane, Timeline, Trace, TurnSpan
 
 
 def _scatter(rows, chosen=None):
-    return plot.scatter_figure(chart.scatter(rows, "p95_ms", chosen))
+    return plot.scatter_figure(chart.make_scatter(rows, "p95_ms", chosen))
 
 
 def _timeline(count=300):
     seconds = np.linspace(0, 60, count)
     power = Trace("total", seconds, 5 + np.sin(seconds), 4 + np.sin(seconds), 6 + np.sin(seconds))
-    turns = tuple(Turn(10.0 * i, 10.0 * i + 8, i // 2, "ab"[i % 2], 5.0 + i) for i in range(6))
+    turns = tuple(TurnSpan(10.0 * i, 10.0 * i + 8, i // 2, "ab"[i % 2], 5.0 + i) for i in range(6))
     return Timeline(("a", "b"), turns, (Lane("power", "W", (power,), 0),), 60.0, ("clocks",), count)
 
 
 FIGURES = [
     _scatter,
-    lambda rows: plot.lines_figure(chart.tokens(rows)),
-    lambda rows: plot.lines_figure(chart.latency(rows)),
+    lambda rows: plot.lines_figure(chart.make_token_lines(rows)),
+    lambda rows: plot.lines_figure(chart.make_distribution(rows)),
     lambda rows: plot.timeline_figure(_timeline()),
 ]
 
@@ -58,7 +58,7 @@ def test_budgets_latency_and_accuracy_are_where_they_belong(rows):
 
 
 def test_whiskers_reach_to_the_ends_that_are_known(rows):
-    known = chart.scatter(rows, "p95_ms").points[3]
+    known = chart.make_scatter(rows, "p95_ms").points[3]
     (axes,) = _scatter(rows).axes
     reached = {(float(line.get_xdata()[-1]), float(line.get_ydata()[-1])) for line in axes.lines if len(line.get_xdata()) == 2}
     assert {(end, known.y) for end in known.x_range if end is not None} <= reached
@@ -66,7 +66,7 @@ def test_whiskers_reach_to_the_ends_that_are_known(rows):
 
 
 def test_tokens_step_down_after_their_blocks(rows):
-    (axes,) = plot.lines_figure(chart.tokens(rows)).axes
+    (axes,) = plot.lines_figure(chart.make_token_lines(rows)).axes
     line = axes.lines[3]
     assert list(line.get_xdata()) == list(range(13))
     assert list(line.get_ydata()) == [197, *rows[3].schedule]
@@ -75,7 +75,7 @@ def test_tokens_step_down_after_their_blocks(rows):
 
 
 def test_distributions_rise_to_all(rows):
-    (axes,) = plot.lines_figure(chart.latency(rows)).axes
+    (axes,) = plot.lines_figure(chart.make_distribution(rows)).axes
     for line in axes.lines[: len(rows)]:
         assert list(line.get_xdata()) == sorted(line.get_xdata())
         assert line.get_ydata()[-1] == 100
@@ -86,7 +86,7 @@ def test_several_methods_have_colours_of_their_own(profiles, tmp_path):
     profiles.write(tmp_path / "b", profiles.info("evit"))
     both = load_rows(tmp_path)
     assert {"evit", "zero_tprune"} <= set(_texts(_scatter(both)))
-    assert "evit 0.5" in _texts(plot.lines_figure(chart.tokens(both)))
+    assert "evit 0.5" in _texts(plot.lines_figure(chart.make_token_lines(both)))
 
 
 def test_a_timeline_has_a_lane_per_kind_and_shades_every_turn():
@@ -112,13 +112,13 @@ def test_saved_whole_and_the_same_each_time(draw, rows, tmp_path):
 
 
 def test_png_too(rows, tmp_path):
-    path = plot.save(plot.lines_figure(chart.tokens(rows)), tmp_path / "new" / "tokens.png")
+    path = plot.save(plot.lines_figure(chart.make_token_lines(rows)), tmp_path / "new" / "tokens.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_other_kinds_are_refused(rows, tmp_path):
     with pytest.raises(UserError, match=r"must end in \.svg or \.png"):
-        plot.save(plot.lines_figure(chart.tokens(rows)), tmp_path / "tokens.gif")
+        plot.save(plot.lines_figure(chart.make_token_lines(rows)), tmp_path / "tokens.gif")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,8 +149,8 @@ def test_names_are_text_not_markup_or_mathematics(profiles):
 def test_pyplot_and_global_settings_stay_untouched(profile_dir):
     code = (
         "import sys; from pathlib import Path; import matplotlib; before = matplotlib.rcParams.copy()\n"
-        "from edge_tprune.analysis import table\nfrom edge_tprune.report import chart, plot\n"
-        f"plot.save(plot.lines_figure(chart.tokens(table.load_rows({str(profile_dir)!r}))), Path(sys.argv[1]))\n"
+        "from edge_tprune.analysis import loading\nfrom edge_tprune.report import chart, plot\n"
+        f"plot.save(plot.lines_figure(chart.make_token_lines(loading.load_rows({str(profile_dir)!r}))), Path(sys.argv[1]))\n"
         "assert matplotlib.rcParams.copy() == before; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(profile_dir.parent / "x.svg")], check=True)
@@ -159,10 +159,10 @@ def test_pyplot_and_global_settings_stay_untouched(profile_dir):
 def test_without_matplotlib_the_error_says_what_to_install(profile_dir):
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from edge_tprune.analysis import table\nfrom edge_tprune.report import chart, plot\n"
+        "from edge_tprune.analysis import loading\nfrom edge_tprune.report import chart, plot\n"
         "from edge_tprune.errors import UserError\n"
-        f"rows = table.load_rows({str(profile_dir)!r})\n"
-        "try: plot.lines_figure(chart.tokens(rows))\n"
+        f"rows = loading.load_rows({str(profile_dir)!r})\n"
+        "try: plot.lines_figure(chart.make_token_lines(rows))\n"
         "except UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

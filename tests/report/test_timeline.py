@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_tprune.record.reader import read_run
-from edge_tprune.report.timeline import MAX_POINTS, MAX_TRACES, MAX_TURNS, thinned, timeline
+from edge_tprune.report.timeline import MAX_POINTS, MAX_TRACES, MAX_TURNS, make_timeline, thinned
 
 SECOND = 1_000_000_000
 
@@ -21,7 +21,7 @@ def _with_readings(profiles, path, readings):
         {"kind": "sensors", "t_ns": int(seconds * SECOND), "source": source, "read_ns": 1000, "values": values}
         for seconds, source, values in readings
     ]
-    return timeline(read_run(profiles.write(path, info, lines)))
+    return make_timeline(read_run(profiles.write(path, info, lines)))
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.integers(1, 60))
@@ -89,7 +89,7 @@ def test_too_many_sensors_are_counted(profiles, tmp_path):
 
 def test_turns_are_those_of_the_run(profile_dir):
     run = read_run(profile_dir)
-    data = timeline(run)
+    data = make_timeline(run)
     assert [(turn.round, turn.budget) for turn in data.turns] == [(turn.round, turn.budget) for turn in run.rounds]
     for turn, entry in zip(data.turns, run.rounds):
         assert turn.p50_ms == pytest.approx(np.median(entry.latency_ms))
@@ -108,7 +108,7 @@ def test_a_day_is_thinned_to_what_a_page_can_hold(profiles, tmp_path):
         {"kind": "sensors", "t_ns": 10 * index * SECOND, "source": "board", "read_ns": 1, "values": values}
         for index in range(8640)
     ]
-    data = timeline(read_run(profiles.write(tmp_path / "run", info, lines), keep=False))
+    data = make_timeline(read_run(profiles.write(tmp_path / "run", info, lines), keep=False))
     assert data.every == 2
     assert len(data.turns) <= MAX_TURNS
     assert {turn.round for turn in data.turns} == set(range(0, 1000, 2)), "whole rounds stay"
@@ -126,7 +126,7 @@ def test_sessions_are_set_one_after_the_other(profiles, tmp_path):
         line["t_ns"] = (1000 + index if line["round"] == 0 else index) * SECOND
     place = lines.index(next(line for line in rounds if line["round"] == 1))
     lines.insert(place, {"kind": "resume", "t_ns": 0, "utc": info["started_utc"]})
-    data = timeline(read_run(profiles.write(tmp_path / "run", info, lines)))
+    data = make_timeline(read_run(profiles.write(tmp_path / "run", info, lines)))
     assert data.sessions == 2
     begins = [turn.begin_s for turn in data.turns]
     assert begins == sorted(begins)

@@ -7,16 +7,19 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune.cli.common import out, parse_list, parse_pairs, print_json, progress_bar, say
-from edge_tprune.cli.options import Json
-from edge_tprune.cli.root import app
+from edge_tprune.cli.options import Json, Quiet
+from edge_tprune.cli.parsing import parse_list, parse_pairs
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_note, print_table, print_warning
 from edge_tprune.errors import UserError
 
 
-@app.command(
-    epilog="Examples: edge-tprune build reference --out bundles/ref · "
-    "edge-tprune build deit_small_patch16_224 --weights w.safetensors --method zero_tprune --budgets 1.0,0.8,0.65,0.5 --out bundles/deit-s · "
-    "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true --blocks 4,7,10 --multiple-of 8"
+@command(
+    "edge-tprune build reference --out bundles/ref",
+    "edge-tprune build deit_small_patch16_224 --weights w.safetensors",
+    "edge-tprune build deit_small_patch16_224 --method bat --budgets 1.0,0.8,0.5",
+    "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true",
 )
 def build(
     model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
@@ -67,14 +70,14 @@ def build(
         Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Build a bundle: one checked ONNX graph per budget, sharing one weight file."""
-    from edge_tprune.cli.views import need_host
+    from edge_tprune.cli.model_views import bundle_table, engines_table, require_host
 
-    need_host()
+    require_host()
     from edge_tprune.bundle.engines import AHEAD, build_ahead, check_targets
-    from edge_tprune.cli.views import bundle_table, engines_table
     from edge_tprune.export.builder import build as build_bundle
     from edge_tprune.export.builder import make_plan
     from edge_tprune.models.loading import load_model
@@ -112,20 +115,18 @@ def build(
         precisions=parse_list(precision, str, "--precision"),
     )
     for remark in plan.remarks:
-        say(f"note: {remark}")
-    with progress_bar("building") as advance:
+        print_note(f"note: {remark}")
+    with show_progress("building", quiet) as advance:
         built = build_bundle(loaded, plan, bundle or Path("bundles") / f"{model}-{method}", force=force, progress=advance)
     engines = []
     if targets:
-        with progress_bar("building engines") as advance:
-            engines = build_ahead(
-                built.bundle, targets, force=force, progress=advance, warn=lambda text: say(f"warning: {text}")
-            )
+        with show_progress("building engines", quiet) as advance:
+            engines = build_ahead(built.bundle, targets, force=force, progress=advance, warn=print_warning)
     up_to_date = built.reused and all(engine.reused for engine in engines)
-    say(f"{built.bundle.path} is up to date" if up_to_date else f"built {built.bundle.path}")
+    print_note(f"{built.bundle.path} is up to date" if up_to_date else f"built {built.bundle.path}")
     if json:
         print_json(built.bundle.manifest)
     else:
-        out().print(bundle_table(built.bundle))
+        print_table(bundle_table(built.bundle))
         if engines:
-            out().print(engines_table([(engine.budget, engine.record) for engine in engines]))
+            print_table(engines_table([(engine.budget, engine.record) for engine in engines]))

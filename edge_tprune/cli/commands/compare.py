@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_tprune.cli.common import out, print_json, say
-from edge_tprune.cli.options import Json, ProfilesArgument
-from edge_tprune.cli.root import app
-from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.cli.options import EqualWithin, Json, ProfilesArgument
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_note, print_text
+from edge_tprune.errors import NegativeAnswer, UnresolvedAnswer, UserError
 
 if TYPE_CHECKING:
     from edge_tprune.analysis.changes import Changes
+    from edge_tprune.analysis.contrast import EqualityMargin
     from edge_tprune.analysis.table import Rows
 
 _NOT_TWO = (
@@ -22,29 +23,27 @@ _NOT_TWO = (
 )
 
 
-@app.command(
-    epilog="Examples: edge-tprune compare profiles/RUN · edge-tprune compare profiles --export runs.parquet · "
-    "edge-tprune compare OLD NEW --fail-on-regression · edge-tprune compare profiles/today --against profiles/release"
+@command(
+    "edge-tprune compare profiles/RUN",
+    "edge-tprune compare profiles --export runs.parquet",
+    "edge-tprune compare OLD NEW --fail-on-regression --equal-within 5%",
+    "edge-tprune compare profiles/today --against profiles/release",
 )
 def compare(
     profiles: ProfilesArgument,
     against: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Older profiles: say what got slower, hungrier or less accurate since, beyond the noise.", metavar="OLD"
+            help="Older profiles: say what became slower, hungrier or less accurate since, beyond the noise.", metavar="OLD"
         ),
     ] = None,
     fail_on_regression: Annotated[
-        bool, typer.Option("--fail-on-regression", help="Exit code 1 where something got worse, cannot be judged, or is gone.")
+        bool,
+        typer.Option("--fail-on-regression", help="Exit code 1 where something became worse, 3 where that cannot be told."),
     ] = False,
-    tolerance_percent: Annotated[
-        float | None,
-        typer.Option(
-            help="Changes of latency, power, energy and memory below this are equal; 3 by default.", min=0, show_default=False
-        ),
-    ] = None,
+    equal_within: EqualWithin = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Judge changes although the machine or the load differ, and say so.")
+        bool, typer.Option("--force", help="Compare although the machine or the load differ; the output names what differs.")
     ] = False,
     export: Annotated[
         Path | None, typer.Option(help="Also write all rows to a .csv, .json or .parquet file.", metavar="FILE")
@@ -54,44 +53,69 @@ def compare(
 ) -> None:
     """Show one row per budget: tokens, MACs, accuracy, latency, power, energy, memory, speed-up with its uncertainty.
 
-    Profiles that may not be compared stand in tables of their own. Of two profiles, OLD and NEW, the changes are shown too.
+    Profiles that may not be compared have tables of their own. For two profiles, OLD and NEW, the changes are shown too.
     """
-    from edge_tprune.analysis.changes import render_changes
-    from edge_tprune.analysis.compare import render, to_document
+    from edge_tprune.analysis.contrast import BETWEEN_RUNS, WITHIN_RUN, EqualityMargin
+    from edge_tprune.analysis.documents import changes_document, comparison_document
     from edge_tprune.analysis.export import write_export
-    from edge_tprune.analysis.table import load_rows
-    from edge_tprune.report.report import markdown_table
+    from edge_tprune.analysis.loading import load_rows
+    from edge_tprune.cli.comparison_views import print_changes, print_comparison
+    from edge_tprune.report.markdown import markdown_table
 
+    within = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within else WITHIN_RUN
+    between = EqualityMargin.parse(equal_within, BETWEEN_RUNS) if equal_within else BETWEEN_RUNS
     rows = load_rows(profiles)
-    changes = _changes(rows, profiles, against, tolerance_percent, force, wanted=fail_on_regression or force)
+    changes = _find_changes(rows, profiles, against, between, force, wanted=fail_on_regression or force)
     if export is not None:
-        say(f"wrote {write_export(rows, export)}")
+        print_note(f"wrote {write_export(rows, export)}")
     if json:
-        print_json({**to_document(rows), "changes": None if changes is None else changes.to_document()})
+        print_json({**comparison_document(rows), "changes": None if changes is None else changes_document(changes)})
     elif markdown:
-        print(markdown_table(rows), end="")
+        print_text(markdown_table(rows, within))
     else:
-        render(rows, out())
+        print_comparison(rows, within)
         if changes is not None:
-            render_changes(changes, out())
-    if fail_on_regression and changes is not None and changes.failures:
-        raise NegativeAnswer(f"regression: {'; '.join(changes.failures)}")
+            print_changes(changes)
+    if fail_on_regression and changes is not None:
+        _raise_for_regression(changes)
 
 
-def _changes(
-    rows: Rows, named: list[Path], against: list[Path] | None, tolerance_percent: float | None, force: bool, wanted: bool
+def _raise_for_regression(changes: Changes) -> None:
+    """The gate: it passes only where a regression is ruled out.
+
+    Raises:
+        NegativeAnswer: something became worse.
+        UnresolvedAnswer: nothing is known to be worse, but something may be.
+    """
+    from edge_tprune.analysis.wording import list_regressions, list_undecided
+
+    if regressions := list_regressions(changes):
+        raise NegativeAnswer(f"regression: {_shorten(regressions)}")
+    if undecided := list_undecided(changes):
+        raise UnresolvedAnswer(
+            f"cannot tell whether this is a regression: {_shorten(undecided)}. Measure more, or widen --equal-within"
+        )
+
+
+def _shorten(reasons: list[str], most: int = 3) -> str:
+    """The first few of many reasons; the table above has them all."""
+    more = f"; and {len(reasons) - most} more" if len(reasons) > most else ""
+    return "; ".join(reasons[:most]) + more
+
+
+def _find_changes(
+    rows: Rows, named: list[Path], against: list[Path] | None, margin: EqualityMargin, force: bool, wanted: bool
 ) -> Changes | None:
     """What changed from `against`, or from the first to the second of two profiles; None where there are no two points in time.
 
     Raises:
-        UserError: changes are `wanted`, or there is something to judge `against`, and they cannot be judged.
+        UserError: changes are `wanted`, or there is something to compare `against`, and they cannot be compared.
     """
-    from edge_tprune.analysis.changes import DEFAULT_TOLERANCE_PERCENT, find_changes
-    from edge_tprune.analysis.table import find_profiles, load_rows
+    from edge_tprune.analysis.changes import find_changes
+    from edge_tprune.analysis.loading import find_profiles, load_rows
 
-    tolerance = DEFAULT_TOLERANCE_PERCENT if tolerance_percent is None else tolerance_percent
     if against:
-        return find_changes(list(load_rows(against)), list(rows), tolerance, force)
+        return find_changes(list(load_rows(against)), list(rows), margin, force)
     found = [find_profiles(path) for path in named] if len(named) == 2 else []
     if [len(profiles) for profiles in found] != [1, 1] or found[0][0].resolve() == found[1][0].resolve():
         if wanted:
@@ -99,7 +123,7 @@ def _changes(
         return None
     old, new = ([row for row in rows if row.profile.path.resolve() == path.resolve()] for (path,) in found)
     try:
-        return find_changes(old, new, tolerance, force)
+        return find_changes(old, new, margin, force)
     except UserError:
         if wanted:
             raise

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from edge_tprune.cli.common import err, out, print_json, say
-from edge_tprune.cli.options import BundleArgument, Json
-from edge_tprune.cli.root import app
-from edge_tprune.cli.views import table
+from edge_tprune.cli.options import BundleArgument, Json, Quiet
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_table
 from edge_tprune.errors import EdgeTPruneError, InternalError, NegativeAnswer, UserError
 
 if TYPE_CHECKING:
-    from edge_tprune.deploy.journey import Outcome
+    from edge_tprune.deploy.journey import Deployment
+
+_EXTRAS = ("ort", "jetson", "cuda")
 
 
-@app.command(
-    epilog="Examples: edge-tprune deploy bundles/ref jetson@orin · edge-tprune deploy bundles/ref jetson@orin:2222 --offline "
-    "--profile '--rounds 5' --collect profiles · edge-tprune deploy bundles/ref --hosts boards.txt --profile '' --collect profiles"
+@command(
+    "edge-tprune deploy bundles/ref jetson@orin",
+    "edge-tprune deploy bundles/ref jetson@orin:2222 --offline",
+    "edge-tprune deploy bundles/ref jetson@orin --profile '' --collect profiles",
+    "edge-tprune deploy bundles/ref --hosts boards.txt --profile '--rounds 5'",
 )
 def deploy(
     bundle: BundleArgument,
@@ -44,10 +47,13 @@ def deploy(
     ssh_config: Annotated[
         Path | None, typer.Option(help="SSH configuration to use instead of your own.", show_default=False)
     ] = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Install the agent on a board over SSH, copy the bundle, run the doctor; profile and collect if asked."""
     from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.cli.board_views import deployments_table, print_deployment
+    from edge_tprune.cli.progress import BoardLines, BoardProgress
     from edge_tprune.deploy.hosts import parse_target, read_hosts
     from edge_tprune.deploy.journey import Options, deploy_all
 
@@ -56,136 +62,59 @@ def deploy(
     targets = read_hosts(hosts) if hosts is not None else [parse_target(target or "")]
     options = Options(
         offline=offline,
-        extras=_extras(extras),
-        profile=None if profile is None else _words(profile),
+        extras=_parse_extras(extras),
+        profile=None if profile is None else _parse_words(profile),
         anyway=anyway,
         collect=collect,
         ssh_config=ssh_config,
     )
     opened = Bundle.open(bundle)
     if len(targets) == 1:
-        with _OneBoard(quiet=json) as watcher:
-            outcomes = deploy_all(opened, targets, options, lambda _: watcher)
+        with BoardProgress(quiet or json) as watcher:
+            deployments = deploy_all(opened, targets, options, lambda _: watcher)
     else:
-        outcomes = deploy_all(opened, targets, options, lambda target: _ManyBoards(str(target)))
+        deployments = deploy_all(opened, targets, options, lambda target: BoardLines(str(target), quiet))
     if json:
-        print_json({"boards": [_document(outcome) for outcome in outcomes]})
+        print_json({"boards": [_document(deployment) for deployment in deployments]})
     elif len(targets) == 1:
-        _show_one(outcomes[0])
+        print_deployment(deployments[0])
     else:
-        out().print(_outcome_table(outcomes))
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    if len(targets) == 1 and failed and failed[0].error is not None:
+        print_table(deployments_table(deployments))
+    _raise_for_failures(deployments)
+
+
+def _raise_for_failures(deployments: Sequence[Deployment]) -> None:
+    """Ends the command as the worst of the boards did: an internal error, else a mistake, else a no."""
+    failed = [deployment for deployment in deployments if deployment.error is not None]
+    if len(deployments) == 1 and failed and failed[0].error is not None:
         raise failed[0].error
     if failed:
-        raise _worst(failed)(
-            f"{len(failed)} of {len(outcomes)} boards failed: {', '.join(str(outcome.target) for outcome in failed)}"
-        )
+        kinds: tuple[type[EdgeTPruneError], ...] = (InternalError, UserError, NegativeAnswer)
+        worst = next(kind for kind in kinds if any(isinstance(deployment.error, kind) for deployment in failed))
+        names = ", ".join(str(deployment.target) for deployment in failed)
+        raise worst(f"{len(failed)} of {len(deployments)} boards failed: {names}")
 
 
-def _worst(failed: list[Outcome]) -> type[EdgeTPruneError]:
-    """The kind of error that ends a deployment to several boards: an internal error, else a mistake, else a no."""
-    kinds = (InternalError, UserError, NegativeAnswer)
-    return next(kind for kind in kinds if any(isinstance(outcome.error, kind) for outcome in failed))
-
-
-def _extras(text: str) -> tuple[str, ...]:
-    known = ("ort", "jetson", "cuda")
+def _parse_extras(text: str) -> tuple[str, ...]:
     extras = tuple(part for part in text.replace(" ", ",").split(",") if part)
     for extra in extras:
-        if extra not in known:
-            raise UserError(f"--with {extra!r}: no such part (there are: {', '.join(known)})")
+        if extra not in _EXTRAS:
+            raise UserError(f"--with {extra!r}: no such part (there are: {', '.join(_EXTRAS)})")
     return extras
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _parse_words(text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
         raise UserError(f"--profile {text!r}: {error}") from error
 
 
-def _show_one(outcome: Outcome) -> None:
-    from edge_tprune.cli.commands.doctor import show
-
-    if outcome.doctor is not None:
-        show(outcome.doctor)
-    for step in outcome.steps:
-        say(step)
-    for path in outcome.collected:
-        print(path)
-
-
-def _outcome_table(outcomes: list[Outcome]) -> Any:
-    result = table("Boards")
-    for heading in ("board", "outcome", "done", "doctor", "profiles"):
-        result.add_column(heading, overflow="fold")
-    for outcome in outcomes:
-        levels = [finding["level"] for finding in outcome.doctor["findings"]] if outcome.doctor else []
-        doctor = f"{levels.count('blocker')} blockers, {levels.count('warning')} warnings" if outcome.doctor else "–"
-        result.add_row(
-            str(outcome.target),
-            "done" if outcome.error is None else str(outcome.error),
-            "; ".join(outcome.steps) or "–",
-            doctor,
-            "\n".join(map(str, outcome.collected)) or "–",
-        )
-    return result
-
-
-def _document(outcome: Outcome) -> dict[str, Any]:
+def _document(deployment: Deployment) -> dict[str, Any]:
     return {
-        "board": str(outcome.target),
-        "error": None if outcome.error is None else str(outcome.error),
-        "steps": outcome.steps,
-        "doctor": outcome.doctor,
-        "profiles": [str(path) for path in outcome.collected],
+        "board": str(deployment.target),
+        "error": None if deployment.error is None else str(deployment.error),
+        "steps": deployment.steps,
+        "doctor": deployment.doctor,
+        "profiles": [str(path) for path in deployment.collected],
     }
-
-
-class _OneBoard:
-    """Steps as lines, copying as a bar, and what `profile` draws as it draws it; on stderr."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._console = err()
-        self._live = self._console.is_terminal and not quiet
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._live)
-        self._task = self._bar.add_task("", total=None, visible=False)
-
-    def __enter__(self) -> _OneBoard:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def step(self, text: str) -> None:
-        self._bar.update(self._task, visible=False)
-        if text == "profiling":
-            self._bar.stop()  # the board draws now
-        self._console.print(f"… {text}", markup=False, soft_wrap=True)
-
-    def advance(self, done: int, of: int) -> None:
-        self._bar.update(self._task, visible=True, completed=done, total=of)
-
-    def live(self, text: str) -> None:
-        if self._live:
-            self._console.file.write(text)
-            self._console.file.flush()
-
-
-class _ManyBoards:
-    """Steps as lines that begin with the board's name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def step(self, text: str) -> None:
-        say(f"{self._name}: {text}")
-
-    def advance(self, done: int, of: int) -> None:
-        pass
-
-    def live(self, text: str) -> None:
-        pass

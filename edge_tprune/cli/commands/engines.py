@@ -6,15 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_tprune.cli.common import out, parse_list, print_json, progress_bar, say
-from edge_tprune.cli.options import BudgetNames, BundleArgument, Json
-from edge_tprune.cli.root import app
+from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Quiet
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_table, print_warning
 from edge_tprune.errors import UserError
 
 
-@app.command(
-    epilog="Examples: edge-tprune engines bundles/ref --runtime tensorrt --layers · "
-    "edge-tprune engines bundles/ref --runtime tensorrt-rtx --target sm86,sm89"
+@command(
+    "edge-tprune engines bundles/ref --runtime tensorrt --layers",
+    "edge-tprune engines bundles/ref --runtime tensorrt-rtx --target sm86,sm89",
 )
 def engines(
     bundle: BundleArgument,
@@ -37,6 +39,7 @@ def engines(
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Time each layer; prints the ten slowest of each budget.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Build anew even if a fitting engine is there.")] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Build every budget's TensorRT engine for this GPU (kept for `profile`), and report what it became.
@@ -45,7 +48,7 @@ def engines(
     """
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.engines import build_ahead, prepare
-    from edge_tprune.cli.views import engines_table, layers_table
+    from edge_tprune.cli.model_views import engines_table, layers_table
     from edge_tprune.runtime.tensorrt.builder import Settings
     from edge_tprune.runtime.tensorrt.cache import read_record
     from edge_tprune.runtime.tensorrt.inspection import slowest
@@ -57,9 +60,6 @@ def engines(
     opened = Bundle.open(bundle)
     settings = Settings(workspace_mb, optimization_level)
 
-    def warn(text: str) -> None:
-        say(f"warning: {text}")
-
     if target:
         if runtime != "tensorrt-rtx":
             raise UserError(
@@ -68,15 +68,17 @@ def engines(
         if budgets or precision or layers:
             raise UserError("--target builds every graph and runs none: leave --budgets, --precision and --layers out")
         targets = parse_list(target.lower(), str, "--target")
-        with progress_bar("building engines") as advance:
-            built = build_ahead(opened, targets, settings=settings, force=force, progress=advance, warn=warn)
+        with show_progress("building engines", quiet) as advance:
+            built = build_ahead(opened, targets, settings=settings, force=force, progress=advance, warn=print_warning)
         rows = [(ahead.budget, ahead.plan, ahead.record) for ahead in built]
     else:
         library, rows = load(runtime), []
         names = parse_list(budgets, str, "--budgets") if budgets else [budget.name for budget in opened.budgets]
         for name in names:
-            with progress_bar(f"budget {name}") as advance:
-                plan = prepare(opened, name, runtime, precision, settings=settings, force=force, progress=advance, warn=warn)
+            with show_progress(f"budget {name}", quiet) as advance:
+                plan = prepare(
+                    opened, name, runtime, precision, settings=settings, force=force, progress=advance, warn=print_warning
+                )
             rows.append((name, plan, read_record(plan) or {}))
     document: list[dict[str, Any]] = []
     for name, plan, record in rows:
@@ -88,7 +90,7 @@ def engines(
     if json:
         print_json({"runtime": runtime, "engines": document})
         return
-    out().print(engines_table([(name, record) for name, _, record in rows]))
+    print_table(engines_table([(name, record) for name, _, record in rows]))
     for entry in document:
         if entry["layer_times_ms"]:
-            out().print(layers_table(entry["budget"], slowest(entry["layer_times_ms"])))
+            print_table(layers_table(entry["budget"], slowest(entry["layer_times_ms"])))

@@ -6,16 +6,19 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune.cli.common import out, parse_list, print_json, progress_bar
-from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Threads
-from edge_tprune.cli.root import app
+from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Quiet, Threads
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_table
 from edge_tprune.errors import UserError
 
 
-@app.command(
-    "eval",
-    epilog="Examples: edge-tprune eval bundles/ref · edge-tprune eval bundles/deit-s --data imagenet/val --limit 5000 · "
+@command(
+    "edge-tprune eval bundles/ref",
+    "edge-tprune eval bundles/deit-s --data imagenet/val --limit 5000",
     "edge-tprune eval bundles/deit-s --data imagenet/val --precision fp16",
+    name="eval",
 )
 def evaluate(
     bundle: BundleArgument,
@@ -34,16 +37,16 @@ def evaluate(
     ] = "fp32",
     budgets: BudgetNames = None,
     threads: Threads = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy per budget through the built graphs and store it in the bundle."""
-    from edge_tprune.cli.views import need_host
+    from edge_tprune.cli.model_views import accuracy_table, require_host
 
-    need_host()
+    require_host()
     from edge_tprune.agent.profile import default_threads
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.evaluate import evaluate as run
-    from edge_tprune.cli.views import accuracy_table
     from edge_tprune.models.data import open_dataset
 
     opened = Bundle.open(bundle)
@@ -52,7 +55,7 @@ def evaluate(
         raise UserError("no images to evaluate on: give --data DIRECTORY (one sub-directory per class, or unlabelled images)")
     dataset = open_dataset(source, opened.manifest["model"]["classes"], limit)
     names = parse_list(budgets, str, "--budgets") if budgets else None
-    with progress_bar("images") as advance:
+    with show_progress("images", quiet) as advance:
         records = run(
             opened,
             dataset,
@@ -65,4 +68,4 @@ def evaluate(
     if json:
         print_json({"bundle": str(bundle), "accuracy": records})
     else:
-        out().print(accuracy_table(opened, records))
+        print_table(accuracy_table(opened, records))

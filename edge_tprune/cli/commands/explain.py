@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune.cli.common import out, parse_list, parse_pairs, print_json, say
 from edge_tprune.cli.options import Json
-from edge_tprune.cli.root import app
+from edge_tprune.cli.parsing import parse_list, parse_pairs
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_note, print_table
 
 
-@app.command(
-    epilog="Examples: edge-tprune explain reference:17 --methods zero_tprune,evit,tome --budgets 0.65,0.5 · "
-    "edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --weights w.safetensors --method zero_tprune --budgets 0.8,0.65,0.5 "
-    "--out explain.png · edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --methods tome,vote_mix --out explain.html"
+@command(
+    "edge-tprune explain reference:17 --methods zero_tprune,evit,tome",
+    "edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --method bat",
+    "edge-tprune explain cat.jpg --methods tome,vote_mix --out explain.html",
 )
 def explain(
     image: Annotated[
@@ -40,9 +41,9 @@ def explain(
     json: Json = False,
 ) -> None:
     """Draw which patches of an image every stage keeps, drops or merges, one row per method and budget."""
-    from edge_tprune.cli.views import explanation_table, need_host
+    from edge_tprune.cli.model_views import explanation_table, require_host
 
-    need_host()
+    require_host()
     from edge_tprune.export.explain import explain as follow
     from edge_tprune.export.explain import open_image
     from edge_tprune.models.loading import load_model
@@ -64,8 +65,8 @@ def explain(
         options=parse_pairs(option or [], "--option"),
     )
     write(explanation, picture)
-    say(f"drew {picture}")
+    print_note(f"drew {picture}")
     if json:
         print_json(explanation.to_json() | {"out": str(picture)})
     else:
-        out().print(explanation_table(explanation.to_json()))
+        print_table(explanation_table(explanation.to_json()))

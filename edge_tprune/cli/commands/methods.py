@@ -1,20 +1,29 @@
-"""`edge-tprune methods`: what there is to choose from."""
+"""`edge-tprune methods`: which reductions there are."""
 
 from __future__ import annotations
 
-from edge_tprune.cli.common import out, print_json
+from typing import Annotated
+
+import typer
+
 from edge_tprune.cli.options import Json
-from edge_tprune.cli.root import app
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json
 
 
-@app.command(epilog="Examples: edge-tprune methods · edge-tprune methods --json")
-def methods(json: Json = False) -> None:
-    """List the reduction methods: paper, the evidence they need, where they reduce, their options; and which are absent, and why."""
-    from edge_tprune.cli.views import absent_table, methods_document, methods_table
+@command("edge-tprune methods", "edge-tprune methods zero_tprune", "edge-tprune methods --json")
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Everything about this method.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """List the reduction methods, or show one: paper, the evidence it needs, where it reduces, its options."""
+    from edge_tprune.cli.method_views import find_method, methods_document, print_method, print_methods
 
     document = methods_document()
-    if json:
+    if name is not None:
+        row = find_method(document, name)
+        print_json(row) if json else print_method(row)
+    elif json:
         print_json(document)
     else:
-        out().print(methods_table(document))
-        out().print(absent_table(document))
+        print_methods(document)

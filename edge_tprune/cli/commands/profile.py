@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune.cli.common import Stopped, err, parse_list, print_json
 from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Threads
-from edge_tprune.cli.root import app
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.root import command
+from edge_tprune.cli.stopping import Interruption
+from edge_tprune.cli.terminal import open_stderr, print_json, print_text
 from edge_tprune.errors import UserError
 
 
-@app.command(
-    epilog="Examples: edge-tprune profile bundles/ref --out profiles · edge-tprune profile bundles/ref --rounds 30 --seconds 5 --budgets 1.0,0.5"
-    " · edge-tprune profile bundles/ref --fps 30 · edge-tprune profile bundles/ref --resume profiles/RUN"
+@command(
+    "edge-tprune profile bundles/ref --out profiles",
+    "edge-tprune profile bundles/ref --rounds 30 --seconds 5 --budgets 1.0,0.5",
+    "edge-tprune profile bundles/ref --fps 30",
+    "edge-tprune profile bundles/ref --resume profiles/RUN",
 )
 def profile(
     bundle: BundleArgument,
@@ -91,7 +95,7 @@ def profile(
         if value is not None
     }
     try:
-        with TerminalProgress(err()) as progress:
+        with TerminalProgress(open_stderr()) as progress:
             if resume is None:
                 path = run(
                     opened,
@@ -118,5 +122,5 @@ def profile(
                     progress=progress,
                 )
     except Interrupted as stop:
-        raise Stopped(str(stop)) from stop
-    print_json({"profile": str(path)}) if json else print(path)
+        raise Interruption(str(stop)) from stop
+    print_json({"profile": str(path)}) if json else print_text(str(path))

@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_tprune.cli.common import print_json, say
-from edge_tprune.cli.options import Json, Limits, Minimize, ProfilesArgument, with_limits
-from edge_tprune.cli.root import app
+from edge_tprune.cli.options import EqualWithin, Json, Limits, Minimize, ProfilesArgument, with_limits
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_note, print_text
 
 
-@app.command(
-    epilog="Examples: edge-tprune report profiles/RUN --out report.html · edge-tprune report profiles/RUN --picture figure.svg "
-    "--picture tokens=tokens.png --max-top1-drop 2 · edge-tprune report profiles/RUN --bundle bundles/NAME --images photos"
+@command(
+    "edge-tprune report profiles/RUN --out report.html",
+    "edge-tprune report profiles/RUN --picture figure.svg --max-top1-drop 2",
+    "edge-tprune report profiles/RUN --picture tokens=tokens.png",
+    "edge-tprune report profiles/RUN --bundle bundles/NAME --images photos",
 )
 @with_limits
 def report(
@@ -25,8 +27,8 @@ def report(
         typer.Option(
             "--picture",
             metavar="[NAME=]FILE",
-            help="Also draw an .svg or .png for paper; may be repeated. NAME: p95 (accuracy against p95 latency, the default), "
-            "energy, memory, latency, tokens or timeline.",
+            help="Also draw an .svg or .png for a paper; may be repeated. NAME: accuracy (against latency, the default), p50, p95, "
+            "energy or memory (accuracy against each), latency, tokens or timeline.",
         ),
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="With --images: the bundle that was profiled.")] = None,
@@ -37,38 +39,42 @@ def report(
     *,
     limits: Limits,
     objective: Minimize = None,
+    equal_within: EqualWithin = None,
     json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: the answer, the table, the plots, the environment, how to reproduce."""
+    from edge_tprune.analysis.contrast import WITHIN_RUN, EqualityMargin
     from edge_tprune.errors import UserError
-    from edge_tprune.report.report import write_report
+    from edge_tprune.report.report import Request, write_report
 
     if (bundle is None) != (images is None):
         raise UserError("--bundle and --images go together: the bundle says which tokens stay, the images what of")
     if weights is not None and bundle is None:
         raise UserError("--weights is for --bundle and --images")
-    pictures = [_named(text) for text in picture or []]
+    pictures = [_parse_picture(text) for text in picture or []]
     samples: list[dict[str, Any]] = []
     if bundle is not None and images is not None:
-        from edge_tprune.cli.views import need_host
+        from edge_tprune.cli.model_views import require_host
 
-        need_host()
+        require_host()
         from edge_tprune.export.explain import explain_bundle
-        from edge_tprune.report.pictures import described
+        from edge_tprune.report.pictures import describe_explanation
 
-        samples = [described(explanation, photo=True) for explanation in explain_bundle(bundle, images, weights)]
-    written = write_report(profiles, page, constraints=limits, objective=objective, pictures=pictures, samples=samples)
+        samples = [describe_explanation(explanation, photo=True) for explanation in explain_bundle(bundle, images, weights)]
+    margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within else WITHIN_RUN
+    request = Request(limits, objective, margin, samples)
+    written = write_report(profiles, page, request, pictures)
     for _, file in pictures:
-        say(f"drew {file}")
+        print_note(f"drew {file}")
     if json:
         print_json({"report": str(written), "pictures": {name: str(file) for name, file in pictures}})
     else:
-        print(written)
+        print_text(str(written))
 
 
-def _named(text: str) -> tuple[str, Path]:
+def _parse_picture(text: str) -> tuple[str, Path]:
     """ "tokens=t.svg" -> ("tokens", t.svg); a file alone is the first picture there is."""
-    from edge_tprune.report.report import PICTURES
+    from edge_tprune.report.figures import PICTURES
 
     name, sign, file = text.partition("=")
     return (name, Path(file)) if sign else (PICTURES[0], Path(text))

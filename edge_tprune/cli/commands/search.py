@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune.cli.common import Stopped, out, parse_list, parse_pairs, parse_range, print_json, progress_bar, say
-from edge_tprune.cli.options import Json
-from edge_tprune.cli.root import app
+from edge_tprune.cli.options import Json, Quiet
+from edge_tprune.cli.parsing import parse_list, parse_pairs, parse_range
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.root import command
+from edge_tprune.cli.stopping import Interruption
+from edge_tprune.cli.terminal import print_json, print_note, print_table
 from edge_tprune.errors import UserError
 
 
-@app.command(
-    epilog="Examples: edge-tprune search reference --budgets 0.65 --out ref.json && edge-tprune build reference --schedule ref.json · "
-    "edge-tprune search deit_tiny_patch16_224 --weights w.safetensors --method bat --data photos --budgets 0.8,0.65,0.5 --stages 2-4"
+@command(
+    "edge-tprune search reference --budgets 0.65 --out ref.json",
+    "edge-tprune build reference --schedule ref.json",
+    "edge-tprune search deit_tiny_patch16_224 --method bat --data photos",
 )
 def search(
     model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
@@ -44,18 +48,18 @@ def search(
     file: Annotated[Path, typer.Option("--out", help="The schedule file; what was tried is logged beside it.")] = Path(
         "schedule.json"
     ),
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Search where a method should remove how many tokens, and its options, at a budget.
 
     Run again to continue a search that was cut short, or with more trials to continue one that was not.
     """
-    from edge_tprune.cli.views import need_host
+    from edge_tprune.cli.model_views import require_host, search_table
 
-    need_host()
+    require_host()
     import torch
 
-    from edge_tprune.cli.views import search_table
     from edge_tprune.models.data import open_dataset
     from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
@@ -71,7 +75,7 @@ def search(
             raise UserError(f"--threads {threads} is out of range: give 1 or more")
         torch.set_num_threads(threads)
     try:
-        with progress_bar("searching") as advance:
+        with show_progress("searching", quiet) as advance:
             found = find(
                 loaded,
                 method,
@@ -84,15 +88,15 @@ def search(
                 seed=seed,
                 options=options,
                 progress=advance,
-                warn=say,
+                warn=print_note,
             )
     except KeyboardInterrupt as stop:
-        raise Stopped(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
+        raise Interruption(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
     if json:
         print_json(found)
     else:
-        out().print(search_table(found))
+        print_table(search_table(found))
         given = "".join(
             f" --{name} {value}" for name, value in (("weights", weights), ("classes", classes)) if value is not None
         )
-        say(f"wrote {file}; build it with: edge-tprune build {model}{given} --schedule {file}")
+        print_note(f"wrote {file}; build it with: edge-tprune build {model}{given} --schedule {file}")

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune.cli.common import out, print_json
-from edge_tprune.cli.options import Json, Limits, Minimize, ProfilesArgument, with_limits
-from edge_tprune.cli.root import app
+from edge_tprune.cli.options import EqualWithin, Json, Limits, Minimize, ProfilesArgument, with_limits
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json
+from edge_tprune.errors import NegativeAnswer
 
 
-@app.command(
-    epilog="Examples: edge-tprune select profiles/RUN · edge-tprune select profiles/RUN --max-p95-ms 8 --max-top1-drop 1 --minimize latency · "
-    "edge-tprune select profiles --min-fps 60 --max-mean-power-w 10 --maximize accuracy"
+@command(
+    "edge-tprune select profiles/RUN",
+    "edge-tprune select profiles/RUN --max-p95-ms 8 --max-top1-drop 1",
+    "edge-tprune select profiles --min-fps 60 --max-mean-power-w 10",
 )
 @with_limits
 def select(
@@ -21,27 +23,33 @@ def select(
     *,
     limits: Limits,
     objective: Minimize = None,
-    force: Annotated[bool, typer.Option("--force", help="Rank rows that should not be compared, and say so.")] = False,
+    equal_within: EqualWithin = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rank rows that should not be compared; the output names what differs.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Choose a budget under constraints, with the reason, the room it leaves and the runner-up. Exit code 1: nothing fits.
 
-    Profiles of several boards or methods may be named: every environment offers its best budget, and what keeps them from being
-    ranked is said.
+    Profiles of several boards or methods may be named: every environment offers its best budget, and the output says what keeps
+    them from being ranked.
     """
-    from edge_tprune.analysis.candidates import Candidates, choose_everywhere, render_candidates
-    from edge_tprune.analysis.select import NothingFits, render_choice
-    from edge_tprune.analysis.table import load_rows
+    from edge_tprune.analysis.candidates import Candidates, choose_everywhere
+    from edge_tprune.analysis.choice import Choice
+    from edge_tprune.analysis.contrast import WITHIN_RUN, EqualityMargin
+    from edge_tprune.analysis.documents import answer_document
+    from edge_tprune.analysis.loading import load_rows
+    from edge_tprune.cli.comparison_views import describe_failure, print_candidates, print_choice
 
-    try:
-        answer = choose_everywhere(load_rows(profiles), limits, objective, force)
-    except NothingFits as no:
-        if json:
-            print_json(no.to_document())
-        raise
+    margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within else WITHIN_RUN
+    answer = choose_everywhere(load_rows(profiles), limits, objective, force, margin)
     if json:
-        print_json(answer.to_document())
-    elif isinstance(answer, Candidates):
-        render_candidates(answer, out())
+        print_json(answer_document(answer))
+    if isinstance(answer, Choice):
+        if not json:
+            print_choice(answer)
+    elif isinstance(answer, Candidates) and answer.choices:
+        if not json:
+            print_candidates(answer)
     else:
-        render_choice(answer, out())
+        raise NegativeAnswer(describe_failure(answer))

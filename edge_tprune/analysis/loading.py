@@ -1,0 +1,270 @@
+"""Profiles on a disk become rows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_tprune.analysis.conditions import UNKNOWN, data_conditions, run_conditions
+from edge_tprune.analysis.recorded import check_units, read_recorded
+from edge_tprune.analysis.samples import Samples, Turn, read_samples
+from edge_tprune.analysis.table import QUANTILES, Profile, Row, Rows
+from edge_tprune.errors import UserError
+from edge_tprune.record.writer import RUN
+from edge_tprune.statistics import Interval, nearest_rank, paired_speedup, percentile_intervals, ratio_interval
+from edge_tprune.text import printable
+
+
+def load_rows(paths: Path | str | Iterable[Path | str]) -> Rows:
+    """Reads profiles into rows: by path, then in bundle order.
+
+    A profile that was named must be readable. Where a directory of profiles was named, those that are not are left out, which
+    is said in `warnings`, as long as one is.
+
+    Args:
+        paths: profile directories, directories of profiles, or a mix; the same profile counts once.
+
+    Raises:
+        UserError: nothing at a path, no profile there, a damaged, empty or newer-format one.
+    """
+    names = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not names:
+        raise UserError("no profile given. Make one with: edge-tprune profile")
+    loaded: dict[Path, list[Row]] = {}
+    left_out: list[str] = []
+    for path in map(Path, names):
+        refused: list[UserError] = []
+        found = find_profiles(path)
+        for profile in found:
+            if profile.resolve() in loaded:
+                continue
+            try:
+                loaded[profile.resolve()] = profile_rows(read_samples(profile))
+            except UserError as error:
+                if profile == path:
+                    raise
+                refused.append(error)
+        if len(refused) == len(found):
+            raise refused[0]
+        left_out += [f"left out: {error}" for error in refused]
+    warnings = list(left_out)
+    several = len(loaded) > 1
+    for rows in loaded.values():
+        profile_of = rows[0].profile
+        warnings += [f"{profile_of.name}: {text}" if several else text for text in profile_of.warnings]
+    return Rows(tuple(row for rows in loaded.values() for row in rows), tuple(warnings), tuple(left_out))
+
+
+def find_profiles(path: Path | str) -> list[Path]:
+    """The profiles at `path`, which is one or a directory that holds some, at any depth; the newest first.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is a file; a profile is a directory")
+    if (path / RUN).is_file():
+        return [path]
+    found = []
+    for directory, inside, files in os.walk(path):
+        if RUN in files:
+            found.append(Path(directory))
+            inside.clear()  # a profile holds no profiles
+        else:  # a directory whose name begins with a dot holds runs that are just being created
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+    if not found:
+        raise UserError(f"{path} is neither a profile nor a directory of profiles: no {RUN} in it. Run: edge-tprune profile")
+    return sorted(found, key=lambda profile: (_started(profile), profile.name), reverse=True)
+
+
+def profile_rows(samples: Samples) -> list[Row]:
+    """One row per budget of a run, in bundle order.
+
+    Raises:
+        UserError: the run timed nothing, or what it recorded makes no sense.
+    """
+    if not samples.count:
+        raise UserError(f"profile {samples.path} holds no measurement: the run ended before its first round. Profile again")
+    try:
+        return _rows(samples)
+    except UserError as error:
+        raise UserError(f"profile {samples.path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # beyond what the schema of run.json can promise
+        raise UserError(
+            f"profile {samples.path} holds values that make no sense ({error!r}). Copy the profile again"
+        ) from error
+
+
+def _rows(samples: Samples) -> list[Row]:
+    info, model = samples.info, samples.info["bundle"]["model"]
+    profile = Profile(
+        samples.path, info, (*samples.warnings, *_unsteady(samples)), tuple(map(printable, samples.notes)), samples.summary
+    )
+    engine = next((check.engine for check in samples.checks.values() if check.engine), {})
+    shared = run_conditions(info, samples.state, engine, samples.summary)
+    data = data_conditions(info["budgets"])
+    batch, tokens = info["bundle"]["batch"], model.get("tokens")
+    timed = {name: _timed(turns, batch) for name, turns in samples.turns.items()}
+    unpruned = (entry["name"] for entry in info["budgets"] if _is_unpruned(entry, tokens))
+    baseline = next((name for name in unpruned if timed[name] is not None), None)
+    rows = []
+    for entry in info["budgets"]:
+        name, latency, recorded = entry["name"], timed[entry["name"]], read_recorded(samples.summary, entry["name"])
+        accuracy, check = entry["accuracy"] or {}, samples.checks.get(name)
+        values, intervals = _accuracy(accuracy, _is_unpruned(entry, tokens))
+        values |= recorded.values
+        intervals |= recorded.intervals
+        schedule = tuple(entry["schedule"])
+        values |= {
+            "final_tokens": schedule[-1] if schedule else tokens,
+            "macs_g": entry["macs"] / 1e9,
+            "macs_share_percent": 100 * entry["macs_share"],
+            "peak_memory_mb": None if check is None or check.peak_memory_bytes is None else check.peak_memory_bytes / 1e6,
+        }
+        if latency is not None:
+            intervals |= latency.intervals
+            values |= {metric: interval.value for metric, interval in latency.intervals.items()}
+            if baseline is not None and (speedup := _speedup(timed[baseline], latency)) is not None:
+                intervals["speedup"], values["speedup"] = speedup, speedup.value
+        unfit = "its outputs failed the check on that machine" if check is not None and not check.golden_ok else None
+        if recorded.verdict is not None and recorded.verdict.status == "invalid":
+            unfit = unfit or f"its run is invalid: {'; '.join(recorded.verdict.reasons) or 'not said why'}"
+        rows.append(
+            Row(
+                profile=profile,
+                model=printable(model.get("name", UNKNOWN)),
+                method=printable(info["bundle"]["method"].get("name", UNKNOWN)),
+                budget=printable(name),
+                schedule=schedule,
+                tokens=tokens,
+                unpruned=_is_unpruned(entry, tokens),
+                values=values,
+                intervals=intervals,
+                by_round={} if latency is None else latency.by_round,
+                latency_quantiles_ms=() if latency is None else latency.quantiles_ms,
+                inferences=0 if latency is None else latency.inferences,
+                rounds=len(samples.turns[name]),
+                conditions={**shared, "precision": printable(entry["artifact"]["precision"]), **data[name]},
+                unfit=unfit,
+                verdict=recorded.verdict,
+                why_missing=recorded.why_missing,
+                per_image=_per_image(accuracy),
+            )
+        )
+    check_units(info, [(row.budget, row.values, batch) for row in rows])
+    return rows
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """What one budget's latencies come to."""
+
+    intervals: dict[str, Interval]  #: metric name -> value, and how sure it is
+    by_round: dict[str, dict[int, float]]
+    quantiles_ms: tuple[float, ...]
+    inferences: int
+
+
+def _timed(turns: Sequence[Turn], batch: int) -> _Timed | None:
+    """Everything that is computed from raw latencies; None where nothing was timed."""
+    if not turns:
+        return None
+    rounds = [turn.latency_ns for turn in turns]
+    if not all((values > 0).all() for values in rounds):
+        raise ValueError("a latency of zero or less")
+    totals_ms, counts = [float(values.sum()) / 1e6 for values in rounds], [values.size for values in rounds]
+    ordered = np.sort(np.concatenate(rounds))
+    percents = {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
+    found = percentile_intervals(rounds, list(percents.values()), ordered=ordered)
+    intervals = {metric: interval.scaled(1e-6) for metric, interval in zip(percents, found)}
+    intervals["mean_ms"] = ratio_interval(totals_ms, counts)
+    intervals["throughput_images_per_s"] = ratio_interval([batch * 1e3 * count for count in counts], totals_ms)
+    own = {turn.round: np.sort(turn.latency_ns) for turn in turns}
+    return _Timed(
+        intervals=intervals,
+        by_round={
+            **{
+                metric: {index: _nearest_rank(values, percents[metric] / 100) / 1e6 for index, values in own.items()}
+                for metric in ("p50_ms", "p95_ms")
+            },
+            "throughput_images_per_s": {index: 1e9 * batch / float(values.mean()) for index, values in own.items()},
+        },
+        quantiles_ms=tuple(_nearest_rank(ordered, quantile) / 1e6 for quantile in QUANTILES),
+        inferences=ordered.size,
+    )
+
+
+def _nearest_rank(ordered: NDArray[np.int64], share: float) -> float:
+    return float(ordered[nearest_rank(ordered.size, share)])
+
+
+def _speedup(baseline: _Timed | None, own: _Timed) -> Interval | None:
+    if baseline is own:
+        return Interval(1.0, 1.0, 1.0)
+    return None if baseline is None else paired_speedup(baseline.by_round["p50_ms"], own.by_round["p50_ms"])
+
+
+def _per_image(accuracy: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
+    """Metric name -> whether it counts each image, where the evaluation kept that."""
+    bits, images = accuracy.get("per_image") or {}, accuracy.get("images")
+    keys = {"top1_percent": "top1_right", "agreement_percent": "agrees"}
+    return {
+        metric: np.unpackbits(np.frombuffer(base64.b64decode(bits[key]), np.uint8), count=images).astype(np.bool_)
+        for metric, key in keys.items()
+        if isinstance(bits.get(key), str)
+    }
+
+
+def _accuracy(accuracy: Mapping[str, Any], unpruned: bool) -> tuple[dict[str, float | None], dict[str, Interval]]:
+    """Values and intervals of the accuracy metrics."""
+    intervals = {
+        name: interval
+        for name in ("top1_change_points", "top5_change_points", "agreement_percent", "kl_nats")
+        if (interval := Interval.from_json(accuracy.get(name))) is not None
+    }
+    for top in ("top1", "top5"):
+        if unpruned and accuracy.get(f"{top}_percent") is not None:  # the reference itself: no change by definition
+            intervals.setdefault(f"{top}_change_points", Interval(0.0, 0.0, 0.0))
+    values: dict[str, float | None] = {name: interval.value for name, interval in intervals.items()}
+    for name in ("top1_percent", "top5_percent", "kl_nats"):
+        number = accuracy.get(name)
+        if isinstance(number, (int, float)):
+            values[name] = float(number)
+    change = intervals.get("top1_change_points")
+    if change is not None:
+        low, high = change.low, change.high
+        drop = Interval(-change.value, None if high is None else -high, None if low is None else -low, change.confidence)
+        intervals["top1_drop_points"] = drop
+        values["top1_drop_points"] = drop.value
+    return values, intervals
+
+
+def _unsteady(samples: Samples) -> list[str]:
+    """Says so where latency had not settled when timing began."""
+    if not samples.unsteady:
+        return []
+    return [
+        f"latency had not settled when timing began in {samples.unsteady} of {samples.count} turns: other programs were running"
+    ]
+
+
+def _is_unpruned(entry: Mapping[str, Any], tokens: int | None) -> bool:
+    return tokens is not None and all(count >= tokens for count in entry["schedule"])
+
+
+def _started(profile: Path) -> str:
+    """When the run began, for sorting; '' where its run.json does not tell (reading it will say why)."""
+    try:
+        info = json.loads((profile / RUN).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(info.get("started_utc", "")) if isinstance(info, dict) else ""

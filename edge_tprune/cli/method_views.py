@@ -1,0 +1,121 @@
+"""The reduction methods: a list that fits 80 columns, and everything about one of them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_tprune.cli.model_views import require_host
+from edge_tprune.cli.terminal import Heading, Table, print_line, print_table
+from edge_tprune.errors import UserError, did_you_mean
+
+Document = Mapping[str, Any]
+
+_WIDTH = 78
+_SUMMARY = 66  # characters of a summary that leave a line of the list within 80 columns
+
+
+def methods_document() -> dict[str, Any]:
+    """Every method's facts, from its class, and why some are absent."""
+    require_host()
+    from edge_tprune.reduction import registry
+    from edge_tprune.reduction.tuned import tuned_blocks
+
+    def is_proportional(method: type[registry.Reducer]) -> bool:
+        tokens_out = max(190, method.fewest(197, 1))
+        return registry.make(method, registry.Stage(4, 12, 197, tokens_out, 1, True), {}).proportional
+
+    return {
+        "methods": [
+            {
+                "name": name,
+                "paper": method.paper,
+                "summary": (method.__doc__ or "").strip().splitlines()[0] if method.__doc__ else "",
+                "needs": sorted(method.needs),
+                "fused_attention": registry.ATTENTION not in method.needs,
+                "needs_class_token": method.needs_class_token,
+                "merges": method.merges,
+                "default_blocks_of_12": list(method.default_blocks),
+                "tuned_blocks_of_12": tuned_blocks(name),
+                "stages": len(method.default_blocks),
+                "removal": method.removal,
+                "proportional_attention": is_proportional(method),
+                "limit": method.limit,
+                "options": {key: parameter.default for key, parameter in registry.options(method).items()},
+            }
+            for name, method in sorted(registry.methods().items())
+        ],
+        "absent": dict(registry.ABSENT),
+    }
+
+
+def find_method(document: Document, name: str) -> Document:
+    """The facts of one method.
+
+    Raises:
+        UserError: there is none of this name, with the reason where one is known.
+    """
+    known = {row["name"]: row for row in document["methods"]}
+    if name in known:
+        found: Document = known[name]
+        return found
+    if name in document["absent"]:
+        raise UserError(f"method {name} is not here: {document['absent'][name]}")
+    raise UserError(f"no method {name!r}.{did_you_mean(name, known)} Run: edge-tprune methods")
+
+
+def print_methods(document: Document) -> None:
+    """A line per method; the absent ones by name."""
+    rows = [[row["name"], textwrap.shorten(row["summary"], _SUMMARY, placeholder=" ...")] for row in document["methods"]]
+    print_table(Table([Heading("method"), Heading("what it does")], rows))
+    print_line("")
+    for line in textwrap.wrap(f"Not here: {', '.join(document['absent'])}.", _WIDTH):
+        print_line(line)
+    print_line("More about one, or why it is not here: edge-tprune methods NAME")
+
+
+def print_method(row: Document) -> None:
+    """Everything about one method."""
+    options = " ".join(f"{key}={str(value).lower()}" for key, value in row["options"].items())
+    facts = [
+        ("summary", row["summary"]),
+        ("paper", row["paper"]),
+        ("evidence", ", ".join(row["needs"]) or "none"),
+        ("class token", "needed" if row["needs_class_token"] else "not needed"),
+        ("merges tokens", "yes" if row["merges"] else "no"),
+        ("removes by", row["removal"]),
+        ("blocks of 12", _block_ranges(row["default_blocks_of_12"])),
+        *_tuned_facts(row["tuned_blocks_of_12"]),
+        ("fused attention", "stays fused" if row["fused_attention"] else "no: the method reads the attention matrix"),
+        ("proportional", "yes" if row["proportional_attention"] else "no"),
+        ("limit", row["limit"] or "none"),
+        ("options", options or "none"),
+    ]
+    print_line(row["name"], "bold")
+    width = max(len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        first, *more = textwrap.wrap(str(value), _WIDTH - width) or [""]
+        print_line(f"{name:<{width}}{first}")
+        for line in more:
+            print_line(f"{'':<{width}}{line}")
+
+
+def _tuned_facts(tuned: Any) -> list[tuple[str, str]]:
+    """Blocks that a search found, which builds use instead of the method's own, by budget."""
+    if not tuned:
+        return []
+    if isinstance(tuned, Mapping):
+        return [(f"at budget {budget}", _block_ranges(blocks)) for budget, blocks in tuned.items()]
+    return [("tuned blocks", _block_ranges(tuned))]
+
+
+def _block_ranges(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3,7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)

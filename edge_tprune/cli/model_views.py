@@ -1,0 +1,165 @@
+"""What the commands about models and bundles show, as tables."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.cli.terminal import Heading, Table
+from edge_tprune.errors import missing_package
+
+Document = Mapping[str, Any]
+
+_HOST_PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "sklearn", "scipy")
+
+
+def require_host() -> None:
+    """Says which package is missing before a host-side command fails half-way.
+
+    Raises:
+        UserError: naming the first missing package and the command that installs it.
+    """
+    for package in _HOST_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, "host")
+
+
+def schedule_text(schedule: Sequence[int]) -> str:
+    """(197, 197, 160, 138, ...) -> "197 ×2 → 160 → 138 ×9"."""
+    runs: list[list[int]] = []
+    for count in schedule:
+        if runs and runs[-1][0] == count:
+            runs[-1][1] += 1
+        else:
+            runs.append([count, 1])
+    return " → ".join(f"{count} ×{length}" if length > 1 else str(count) for count, length in runs)
+
+
+def bundle_table(bundle: Bundle) -> Table:
+    """A bundle's budgets as built."""
+    model = bundle.manifest["model"]
+    rows = []
+    for budget in bundle.budgets:
+        worst: dict[str, float] = {}
+        for artifact in budget.artifacts:
+            off = budget.parity[artifact.key]["max_abs_logit_difference"]
+            worst[artifact.precision] = max(off, worst.get(artifact.precision, 0.0))
+        parity = ", ".join(f"{off:.1e}" if len(worst) == 1 else f"{name} {off:.1e}" for name, off in worst.items())
+        share, macs = f"{budget.macs_share:.3f}", f"{budget.macs / 1e9:.3f}"
+        rows.append([budget.name, schedule_text(budget.schedule), macs, share, parity])
+    numbers = [Heading(label, right=True) for label in ("MACs (G)", "share", "parity (logits)")]
+    return Table(
+        [Heading("budget"), Heading("tokens after blocks", fold=True), *numbers],
+        rows,
+        f"{model['name']}, {bundle.manifest['method']['name']}, batch {bundle.batch}",
+    )
+
+
+def explanation_table(document: Document) -> Table:
+    """What became of an image's patches, in numbers."""
+    unpruned = document["unpruned"]
+    rows = []
+    for row in document["rows"]:
+        last = row["stages"][-1] if row["stages"] else {"kept": document["patches"], "merged": 0, "dropped": 0}
+        found = f"{row['prediction']['name']} {row['prediction']['probability']:.2f}"
+        counts = [str(last[fate]) for fate in ("kept", "merged", "dropped")]
+        rows.append([row["method"], f"{row['budget']:g}", schedule_text(row["schedule"]), found, *counts])
+    return Table(
+        [
+            *(Heading(label, fold=True) for label in ("method", "budget", "tokens after blocks", "predicts")),
+            *(Heading(label, right=True) for label in ("kept", "merged", "dropped")),
+        ],
+        rows,
+        f"{document['image']}, {document['model']}, unpruned: {unpruned['name']} {unpruned['probability']:.2f}",
+    )
+
+
+def accuracy_table(bundle: Bundle, records: Mapping[str, Document]) -> Table:
+    """Accuracy per budget, with paired intervals."""
+    first = next(iter(records.values()))
+    headings = ["top-1 %", "change (points)", "top-5 %", "same top-1 %", "KL (nats)"]
+    if "against_fp32" in first:
+        headings += ["same as in fp32 %", "KL from fp32", "worst logit"]
+    rows = []
+    for name in [budget.name for budget in bundle.budgets if budget.name in records]:
+        record = records[name]
+        cells = [
+            _number(record["top1_percent"], 1),
+            _interval(record["top1_change_points"], 1, signed=True),
+            _number(record["top5_percent"], 1),
+            _number(record["agreement_percent"]["value"], 1),
+            _interval(record["kl_nats"], 3),
+        ]
+        if rounding := record.get("against_fp32"):
+            cells += [
+                _number(rounding["agreement_percent"]["value"], 1),
+                f"{rounding['kl_nats']['value']:.1e}",
+                _number(rounding["max_abs_logit_difference"], 2),
+            ]
+        rows.append([name, *cells])
+    return Table(
+        [Heading("budget"), *(Heading(label, right=True) for label in headings)],
+        rows,
+        f"{bundle.name} in {first['precision']} on {first['images']} images of {first['data']['name']} "
+        "(95 % intervals, paired by image)",
+    )
+
+
+def search_table(document: Document) -> Table:
+    """What a search found, beside the method's defaults."""
+    found = document["found"]
+    score, unit = found["score"], {"kl": "nats", "top1": "% wrong"}[found["score"]]
+    options = " ".join(f"{key}={value}" for key, value in document["options"].items())
+    rows = [
+        [name, schedule_text(entry["tokens"]), _interval(entry[score], 4), _interval(entry[f"default_{score}"], 4)]
+        for name, entry in document["budgets"].items()
+    ]
+    scores = [Heading(label, right=True) for label in (f"{score} ({unit})", f"{score} of the defaults")]
+    return Table(
+        [Heading("budget"), Heading("tokens after blocks", fold=True), *scores],
+        rows,
+        f"{found['model']}, {document['method']} {options}: {found['images']} images of {found['data']}",
+    )
+
+
+def engines_table(engines: Sequence[tuple[str, Document]]) -> Table:
+    """(budget, how its engine file was built: `edge_tprune.runtime.tensorrt.cache`) as a table."""
+    rows = []
+    for budget, record in engines:
+        built, attention = record["engine"], record["network"]["attention"]
+        layers, fp16, fused = f"{record['network']['layers']} parsed", "–", "–"  # what is not known where the GPU is not
+        if built is not None:
+            fused = f"{built['fused_attention']} of {len(attention)}"
+            layers = layers if built["layers"] is None else str(built["layers"])
+            fp16 = fp16 if built["fp16_layers_percent"] is None else f"{built['fp16_layers_percent']:.0f} %"
+        key = record["key"]
+        row = [budget, record["target"] or key["device"], key["precision"], f"{record['bytes'] / 1e6:.1f}"]
+        rows.append([*row, f"{record['build_seconds']:.1f}", layers, fp16, fused])
+    numbers = ("file MB", "built in s", "layers", "FP16 layers", "fused attention")
+    names = [Heading(label) for label in ("budget", "for", "precision")]
+    return Table([*names, *(Heading(label, right=True) for label in numbers)], rows, "engines")
+
+
+def layers_table(budget: str, layers: Sequence[tuple[str, float]]) -> Table:
+    """(name, ms) of a budget's slowest layers."""
+    return Table(
+        [Heading("layer", fold=True), Heading("ms", right=True)],
+        [[name, f"{ms:.4f}"] for name, ms in layers],
+        f"budget {budget}: slowest layers, timed one by one",
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(value: Mapping[str, float | None] | None, digits: int, signed: bool = False) -> str:
+    if value is None or value["value"] is None:
+        return "–"
+    sign = "+" if signed else ""
+    text = f"{value['value']:{sign}.{digits}f}"
+    if value["low"] is None or value["high"] is None:
+        return text
+    return f"{text} ({value['low']:{sign}.{digits}f} to {value['high']:{sign}.{digits}f})"

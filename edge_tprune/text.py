@@ -1,0 +1,36 @@
+"""Text from files, boards and other programs, made safe to show. Everything that is printed or drawn goes through here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+#: Our own symbols in ASCII, for files, pipes and terminals that know nothing else.
+_ASCII = str.maketrans(
+    {
+        "×": "x",
+        "±": "+-",
+        "→": ">",
+        "Δ": "d",
+        "–": "-",
+        "−": "-",
+        "·": "-",
+        "—": "-",
+        "…": "...",
+        "≥": ">=",
+        "≤": "<=",
+        REPLACEMENT: "?",
+    }
+)
+
+
+def printable(value: Any) -> str:
+    """`value` as one line of text: what could steer a terminal or a layout (escape sequences, line ends, marks that turn the
+    direction of writing, halves of characters) becomes a replacement character."""
+    return "".join(letter if letter.isprintable() else REPLACEMENT for letter in str(value))
+
+
+def to_ascii(text: str) -> str:
+    """`text` with our own symbols in ASCII. Letters of other languages in names stay what they are."""
+    return text.translate(_ASCII)

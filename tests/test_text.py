@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_tprune.text import REPLACEMENT, printable, to_ascii
+
+
+@given(st.text(st.characters(codec=None), max_size=40))
+def test_nothing_that_steers_a_terminal_is_left(text: str) -> None:
+    shown = printable(text)
+    assert len(shown) == len(text)
+    for before, after in zip(text, shown):
+        assert after in (before, REPLACEMENT)
+        assert unicodedata.category(after) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    shown.encode()  # half a character would not
+
+
+def test_names_stay_what_they_are() -> None:
+    assert printable("Jetson Orin · 模型 é [/nope]") == "Jetson Orin · 模型 é [/nope]"
+    assert printable("\x1b[31mred\r\n\u202e") == f"{REPLACEMENT}[31mred{REPLACEMENT * 3}"
+    assert printable(7) == "7"
+
+
+def test_our_symbols_have_an_ascii_form() -> None:
+    text = "1.42 ±0.02× · 197→112 – Δ … −3 ≥ 2"
+    assert to_ascii(text).isascii()
+    assert to_ascii("é") == "é"
