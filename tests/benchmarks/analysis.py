@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from edge_tprune.cli.common import out
-from edge_tprune.cli.views import table
 
+from edge_tprune.cli.terminal import Heading, Table, print_table
 from edge_tprune.record.summary import SUMMARY
 from edge_tprune.record.writer import FORMAT, SAMPLES, VERSION
 
@@ -135,20 +134,17 @@ def main() -> None:
         path = Path(scratch) / "profile"
         write_profile(path, arguments.samples)
         size = (path / SAMPLES).stat().st_size / 1e6
-        result = table(
-            f"{arguments.samples / 1e6:g} million latencies, {size:.0f} MB of JSON (target: {LIMIT_S:g} s, {LIMIT_MB:g} MB)"
-        )
-        for heading in ("reader", "s", "CPU s", "peak MB"):
-            result.add_column(heading)
+        rows = []
+        title = f"{arguments.samples / 1e6:g} million latencies, {size:.0f} MB of JSON (target: {LIMIT_S:g} s, {LIMIT_MB:g} MB)"
         for reader in READERS:
             command = [sys.executable, "-m", "tests.benchmarks.analysis", "--read", reader, str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                result.add_row(reader, done.stderr.strip().splitlines()[-1])
+                rows.append([reader, done.stderr.strip().splitlines()[-1], "", ""])
                 continue
             seconds, cpu_seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
-            result.add_row(reader, f"{seconds:.1f}", f"{cpu_seconds:.1f}", f"{megabytes:.0f}")
-        out().print(result)
+            rows.append([reader, f"{seconds:.1f}", f"{cpu_seconds:.1f}", f"{megabytes:.0f}"])
+        print_table(Table(list(map(Heading, ("reader", "s", "CPU s", "peak MB"))), rows, title))
 
 
 if __name__ == "__main__":

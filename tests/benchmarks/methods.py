@@ -23,8 +23,9 @@ import torch
 from edge_tprune.agent.profile import default_threads
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
-from edge_tprune.cli.common import err, out, parse_list, progress_bar, say
-from edge_tprune.cli.views import table
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
 from edge_tprune.errors import EdgeTPruneError
 from edge_tprune.export.builder import build, make_plan
 from edge_tprune.export.graph import FORMS, SharedWeights, export, save
@@ -55,7 +56,7 @@ def accuracy_of(
             possible.append(budget)
         except EdgeTPruneError as error:
             rows.append({"method": method, "budget": budget, "failed": str(error)})
-    with progress_bar(method) as advance:
+    with show_progress(method) as advance:
         try:
             plan = make_plan(loaded, name, budgets=possible, blocks=blocks, options=options)
             bundle = build(loaded, plan, folder / method, progress=advance).bundle
@@ -93,7 +94,7 @@ def time_all(
     graphs: dict[str, tuple[Opener, Opener]] = {}
     oracles: dict[tuple[int, ...], Opener] = {}
     (folder / "oracles").mkdir(exist_ok=True)
-    with (folder / "oracles" / "weights.bin").open("wb") as stream, progress_bar("oracles") as advance:
+    with (folder / "oracles" / "weights.bin").open("wb") as stream, show_progress("oracles") as advance:
         weights = SharedWeights(stream, "weights.bin")
         for number, row in enumerate(rows):
             advance("oracles", number, len(rows))
@@ -243,7 +244,7 @@ def main() -> None:
         rows += found
         if bundle is not None:
             bundles[method] = bundle
-            say(f"{method}: " + ", ".join(f"{r['budget']:g}: {cells(r)[5]}" for r in found if "failed" not in r))
+            print_note(f"{method}: " + ", ".join(f"{r['budget']:g}: {cells(r)[5]}" for r in found if "failed" not in r))
     if not bundles:
         raise SystemExit("no method could be built: " + "; ".join(row["failed"] for row in rows))
     good = [r for r in rows if "failed" not in r]
@@ -277,13 +278,8 @@ def main() -> None:
     write_bytes(folder / "methods.md", ("\n".join(lines) + "\n").encode())
     if latencies:
         picture(rows, folder / "accuracy-speed.svg", title)
-    result = table(title)
-    for heading in HEADINGS:
-        result.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in rows:
-        result.add_row(*cells(row))
-    out().print(result)
-    err().print(f"wrote {folder}/methods.json, methods.md" + (", accuracy-speed.svg" if latencies else ""))
+    print_table(Table([Heading(label, right=label != "method") for label in HEADINGS], [cells(row) for row in rows], title))
+    print_note(f"wrote {folder}/methods.json, methods.md" + (", accuracy-speed.svg" if latencies else ""))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ import numpy as np
 import onnx
 import torch
 
-from edge_tprune.cli.common import out, say
-from edge_tprune.cli.views import table
+from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
 from edge_tprune.export import parity
 from edge_tprune.export.graph import FORMS, export
 from edge_tprune.models.data import batches, open_dataset
@@ -86,24 +85,28 @@ def main() -> None:
         for precision in options.precisions.split(","):
             budget = 1.0 if method == "none" else options.budget
             records.append(judge(loaded, method, budget, precision, images, options.module))
-            say(json.dumps(records[-1]))
+            print_note(json.dumps(records[-1]))
     if options.json:
         options.json.write_text(json.dumps(records, indent=1))
-    rows = table(f"{options.model}, budget {options.budget:g}, against float32 on {len(dataset)} images")
-    for heading in ("method", "precision", "same top-1 %", "KL mean", "KL worst", "worst logit", "same tokens % by stage"):
-        rows.add_column(heading)
+    title = f"{options.model}, budget {options.budget:g}, against float32 on {len(dataset)} images"
+    labels = ("method", "precision", "same top-1 %", "KL mean", "KL worst", "worst logit", "same tokens % by stage")
+    rows = []
     for record in records:
         stages = record["selection"]
-        rows.add_row(
-            record["method"],
-            record["precision"],
-            f"{record['top1_agreement_percent']:.1f}",
-            f"{record['kl_nats']:.1e}",
-            f"{record['max_kl_nats']:.1e}",
-            f"{record['max_abs_logit_difference']:.3f}",
-            " ".join(f"{stage['same_percent']:.1f}" for stage in (stages if len(stages) <= 4 else stages[:: len(stages) // 3])),
+        rows.append(
+            [
+                record["method"],
+                record["precision"],
+                f"{record['top1_agreement_percent']:.1f}",
+                f"{record['kl_nats']:.1e}",
+                f"{record['max_kl_nats']:.1e}",
+                f"{record['max_abs_logit_difference']:.3f}",
+                " ".join(
+                    f"{stage['same_percent']:.1f}" for stage in (stages if len(stages) <= 4 else stages[:: len(stages) // 3])
+                ),
+            ]
         )
-    out().print(rows)
+    print_table(Table(list(map(Heading, labels)), rows, title))
 
 
 if __name__ == "__main__":

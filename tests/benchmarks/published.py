@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_tprune.cli.common import out, progress_bar
-from edge_tprune.cli.views import table
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import Heading, Table, print_table
 from edge_tprune.models.data import batches, open_dataset
 from edge_tprune.models.loading import load_model, make_transform
 from edge_tprune.reduction import network_shape
@@ -84,30 +84,24 @@ def main() -> None:
         return np.concatenate([np.array(part) for part in scorer(from_tokens(shape, tokens), given)])
 
     base = errors("none", list(shape.full_schedule()), {})
-    result = table(f"DeiT-Tiny, {len(base)} images, unpruned top-1 {100 - base.mean():.1f} %")
-    result.add_column("authors' code, parameter")
-    for heading in ("MACs", "their change", "our change", "apart (s.e.)"):
-        result.add_column(heading, justify="right")
+    title = f"DeiT-Tiny, {len(base)} images, unpruned top-1 {100 - base.mean():.1f} %"
+    numbers = [Heading(label, right=True) for label in ("MACs", "their change", "our change", "apart (s.e.)")]
+    shown = []
     rows = [row for row in ROWS if not options.only or row[1] in options.only.split(",")]
     found = []
-    with progress_bar("methods") as advance:
+    with show_progress("methods") as advance:
         for number, (label, method, tokens, given, theirs) in enumerate(rows):
             advance(label, number, len(rows))
             change = base - errors(method, tokens, given)
             ours = mean_interval(change)
             # Theirs was measured once; its own error is about that of ours.
             apart = (ours.value - theirs) / (2**0.5 * change.std(ddof=1) / len(change) ** 0.5)
-            result.add_row(
-                label,
-                f"{shape.share(tokens):.3f}",
-                f"{theirs:+.1f}",
-                f"{ours.value:+.1f} ({ours.low:+.1f} to {ours.high:+.1f})",
-                f"{apart:+.1f}",
-            )
+            interval = f"{ours.value:+.1f} ({ours.low:+.1f} to {ours.high:+.1f})"
+            shown.append([label, f"{shape.share(tokens):.3f}", f"{theirs:+.1f}", interval, f"{apart:+.1f}"])
             found.append(
                 {"code": label, "method": method, "tokens": tokens, "theirs": theirs, "ours": ours.to_json(), "apart": apart}
             )
-    out().print(result)
+    print_table(Table([Heading("authors' code, parameter"), *numbers], shown, title))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

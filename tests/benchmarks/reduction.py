@@ -29,8 +29,9 @@ import torch
 from scipy import stats
 from scipy.stats import mstats
 
-from edge_tprune.cli.common import out, parse_list, parse_pairs, progress_bar
-from edge_tprune.cli.views import table
+from edge_tprune.cli.parsing import parse_list, parse_pairs
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import Heading, Table, print_line, print_table
 from edge_tprune.export.graph import FORMS, SharedWeights, export, save
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import registry, solve_schedule
@@ -81,7 +82,7 @@ def measure(
     """Times all contestants in every round; methods, given with their oracles, directly before or after these: a shared machine changes its pace."""
     order = random.Random(0)
     found = Latencies({n: {} for n in alone}, {n: {} for n in methods}, {n: {} for n in methods})
-    with progress_bar(title) as advance:
+    with show_progress(title) as advance:
         for number in range(rounds):
             names = order.sample([*alone, *methods], len(alone) + len(methods))
             for position, name in enumerate(names):
@@ -204,20 +205,16 @@ def main() -> None:
 
 def show(found: Latencies, title: str) -> None:
     """The table of one batch size and number of threads."""
-    result = table(title)
-    result.add_column("method")
-    for heading in ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "time over the oracle"):
-        result.add_column(heading, justify="right")
+    labels = ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "time over the oracle")
+    rows = []
     unpruned, pytorch = found.alone["unpruned"], found.alone["PyTorch"]
     for method, own in found.methods.items():
         oracle = found.oracles[method]
         milliseconds = [f"{statistics.median(times.values()):.2f}" for times in (own, oracle)]
-        result.add_row(
-            method, *milliseconds, *(text(paired_ratio(*pair)) for pair in ((unpruned, own), (unpruned, oracle), (own, oracle)))
-        )
-    console = out()
-    console.print(result)
-    console.print(
+        pairs = ((unpruned, own), (unpruned, oracle), (own, oracle))
+        rows.append([method, *milliseconds, *(text(paired_ratio(*pair)) for pair in pairs)])
+    print_table(Table([Heading("method"), *(Heading(label, right=True) for label in labels)], rows, title))
+    print_line(
         f"unpruned: {statistics.median(unpruned.values()):.2f} ms in ONNX Runtime, {statistics.median(pytorch.values()):.2f} ms in PyTorch with "
         f"fused attention: the graph is {text(paired_ratio(pytorch, unpruned))} times as fast"
     )

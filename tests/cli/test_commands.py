@@ -67,7 +67,13 @@ def test_methods(command: Command) -> None:
     assert {"atc", "dynamicvit"} <= document["absent"].keys()
     shown = command("methods").out
     assert all(name in shown for name in [*rows, *document["absent"]])
-    assert "no static graph" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    one = command("methods", "bat").out
+    assert "at budget 0.65   5,7,10" in one, "the blocks that builds really use"
+    assert "attentive=0.4" in one
+    assert max(map(len, one.splitlines())) <= 80
+    one_line(command("methods", "atc"), 2, "method atc is not here: .*no static graph")
+    one_line(command("methods", "evitt"), 2, "no method 'evitt'. Did you mean evit")
 
 
 def test_the_journey_in_json(command: Command, journey: tuple[Path, Path]) -> None:
