@@ -97,10 +97,10 @@ class DocumentKind(Generic[T]):
             what = self.file or "JSON"
             raise UserError(f"{path} is not a {self.noun}: its {what} does not say format {self.format!r}. {self.make}")
         if type(header.version) is not int or header.version < 1:
-            raise InvalidDocument(f"version is {_show(header.version)}: expected a whole number from 1 to {self.version}")
+            raise InvalidDocument(f"version is {show(header.version)}: expected a whole number from 1 to {self.version}")
         if header.version > self.version:
             raise UserError(
-                f"{self.noun} {path} has format version {_show(header.version)}, newer than the {self.version} this "
+                f"{self.noun} {path} has format version {show(header.version)}, newer than the {self.version} this "
                 "edge-tprune reads. Run: pip install -U edge-tprune"
             )
         return header.version
@@ -111,7 +111,7 @@ class DocumentKind(Generic[T]):
         Raises:
             ValueError: `value` does not fit its own type, or holds NaN or infinity (what is missing is null).
         """
-        fields = _printable(msgspec.to_builtins(value, str_keys=True))
+        fields = printable(msgspec.to_builtins(value, str_keys=True))
         document = {"format": self.format, "version": self.version, **fields}
         _refuse_foreign(document)
         data = msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
@@ -182,7 +182,7 @@ def _describe(error: msgspec.ValidationError, document: Any, schema: type[Any]) 
     expectation = expectation.replace("`", "").replace("Expected", "expected").replace("Invalid", "invalid")
     if match and match["key"]:
         return f"a name in {entry or 'it'} is wrong: {expectation}"
-    return f"{entry or 'it'} is {_show(value)}: {expectation}"
+    return f"{entry or 'it'} is {show(value)}: {expectation}"
 
 
 def _offending_key(document: Any, steps: list[str], message: str, schema: type[Any]) -> str:
@@ -219,7 +219,7 @@ def _refuse_foreign(document: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidDocument(f"{entry or 'it'} is {value}: expected a finite number")
         if isinstance(value, str) and not _is_text(value):
-            raise InvalidDocument(f"{entry or 'it'} is {_show(value)}: expected text, and this holds half a character")
+            raise InvalidDocument(f"{entry or 'it'} is {show(value)}: expected text, and this holds half a character")
 
 
 def _leaves(value: Any, entry: str) -> Iterator[tuple[str, Any]]:
@@ -241,7 +241,7 @@ def _inside(entry: str, step: str) -> str:
         return f"{entry}[{step}]"
     if step.isidentifier() and step.isascii():
         return f"{entry}.{step}".lstrip(".")
-    return f"{entry}[{_show(step)}]"
+    return f"{entry}[{show(step)}]"
 
 
 def _is_text(value: str) -> bool:
@@ -252,18 +252,18 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
     """Names of files need not be text: bytes that are not UTF-8 are written as escapes."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
-        return {_printable(key): _printable(item) for key, item in value.items()}
+        return {printable(key): printable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_printable(item) for item in value]
+        return [printable(item) for item in value]
     return value
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A value for a message: JSON in ASCII, cut where it is long."""
     if isinstance(value, dict):
         return "an object"

@@ -1,9 +1,67 @@
-"""How rooms start Python processes of their own."""
+"""How rooms start Python processes of their own, and how signals end a command."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+#: What ends a command: Ctrl-C, `kill` or a service manager, and a terminal that is closed.
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class EndSignal(KeyboardInterrupt):
+    """A signal that ends the command in order."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+_received: list[int] | None = None  # while `end_signals` is active: the signals that came
+
+
+@contextmanager
+def end_signals() -> Iterator[list[int]]:
+    """Lets SIGINT, SIGTERM and SIGHUP end what is inside alike: by an `EndSignal`, which is a KeyboardInterrupt.
+
+    They do so even where they were ignored when this process was started, as a shell does with SIGINT for its background jobs. The
+    one exception is a SIGHUP that was ignored: `nohup` asks for that. After the first signal SIGTERM and SIGHUP are ignored, so that
+    an orderly end is not cut short; another Ctrl-C still interrupts. Python handles signals in the main thread only; elsewhere
+    nothing changes. May be nested.
+
+    Yields:
+        The numbers of the signals that came.
+    """
+    global _received
+    if threading.current_thread() is not threading.main_thread():
+        yield []
+        return
+    if _received is not None:
+        yield _received
+        return
+    received = _received = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        raise EndSignal(number)
+
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
+    for number in END_SIGNALS:
+        if number != signal.SIGHUP or before[number] is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        _received = None
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def child_environment() -> dict[str, str]:

@@ -16,6 +16,7 @@ the way surveys of clusters do it: `percentile_intervals`.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -161,7 +162,40 @@ def paired_speedup(
 
 def nearest_rank(count: int, share: float) -> int:
     """Index, among `count` sorted values, of the smallest that at least `share` (0 to 1) of them do not exceed."""
-    return max(0, math.ceil(share * count - 1e-9) - 1)
+    return max(0, math.ceil(share * count * (1 - 1e-12)) - 1)  # a product such as 0.95 * 20 may come out just above 19
+
+
+def percentile(values: NDArray[Any], percent: float) -> float:
+    """The nearest-rank percentile of `values` (N,), in any order: the smallest that at least `percent` % of them do not exceed."""
+    rank = nearest_rank(values.size, percent / 100)
+    return float(np.partition(values, rank)[rank])
+
+
+def student_95(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t, by the expansion of Cornish and Fisher about the normal; exact for 1 and 2.
+
+    Within 1 % from 3 degrees of freedom on, and within 0.1 % from 5. For boards, which have no scipy.
+    """
+    if freedom < 3:
+        return 12.706 if freedom < 2 else 4.303
+    z = 1.959964
+    z3, z5, z7, z9 = (math.pow(z, power) for power in (3, 5, 7, 9))
+    return (
+        z
+        + (z3 + z) / (4 * freedom)
+        + (5 * z5 + 16 * z3 + 3 * z) / (96 * freedom**2)
+        + (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * freedom**3)
+        + (79 * z9 + 776 * z7 + 1482 * z5 - 1920 * z3 - 945 * z) / (92160 * freedom**4)
+    )
+
+
+def student_interval(values: NDArray[Any]) -> Interval:
+    """Mean of `values` (N,) with its 95 % Student interval. For boards, which have no scipy; elsewhere `mean_interval`."""
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Interval(mean, None, None)
+    half = student_95(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
 
 
 def percentile_intervals(
@@ -255,10 +289,8 @@ def proportion_interval(count: int, total: int, confidence: float = 0.95) -> Int
     """
     if not 0 <= count <= total or not total:
         raise ValueError(f"a share needs 0 <= count <= total and a total, got {count} of {total}")
-    tail, inverse = (1 - confidence) / 2, _special("betaincinv")
-    low = float(inverse(count, total - count + 1, tail)) if count else 0.0
-    high = float(inverse(count + 1, total - count, 1 - tail)) if count < total else 1.0
-    return Interval(count / total, low, high, confidence)
+    low, high = _scipy("stats").binomtest(count, total).proportion_ci(confidence, method="exact")
+    return Interval(count / total, float(low), float(high), confidence)
 
 
 def simultaneous(interval: Interval, family: int) -> Interval:
@@ -284,10 +316,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """
     if only_first < 0 or only_second < 0:
         raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")
-    if only_first == only_second:
-        return 1.0
-    bdtr = _special("bdtr")
-    return float(min(1.0, 2 * bdtr(min(only_first, only_second), only_first + only_second, 0.5)))
+    discordant = only_first + only_second
+    return float(_scipy("stats").binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def paired_share_difference(only_first: int, only_second: int, total: int, confidence: float = 0.95) -> Interval:
@@ -357,11 +387,7 @@ def _log(ms_by_round: Mapping[int, float], rounds: Sequence[int]) -> NDArray[np.
 
 def _resampled_means(data: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Means of RESAMPLES resamples of `data` with replacement, (RESAMPLES,)."""
-    try:
-        from scipy.stats import bootstrap
-    except ImportError as error:
-        raise missing_package("scipy", "host") from error
-    outcome = bootstrap(
+    outcome = _scipy("stats").bootstrap(
         (data,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -418,11 +444,16 @@ def _student(degrees: int, share: float) -> float:
 
 
 def _special(name: str) -> Any:
+    """A function of scipy.special."""
+    return getattr(_scipy("special"), name)
+
+
+def _scipy(module: str) -> Any:
+    """A module of scipy, which a board need not have."""
     try:
-        import scipy.special
+        return importlib.import_module(f"scipy.{module}")
     except ImportError as error:
         raise missing_package("scipy", "host") from error
-    return getattr(scipy.special, name)
 
 
 def _log_interval(interval: Interval) -> Interval:

@@ -4,9 +4,11 @@ import json
 import math
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +23,13 @@ from edge_tprune.statistics import (
     paired_difference,
     paired_share_difference,
     paired_speedup,
+    percentile,
     percentile_intervals,
     proportion_interval,
     ratio_interval,
     simultaneous,
+    student_95,
+    student_interval,
 )
 
 
@@ -373,3 +378,42 @@ def test_the_count_for_a_reach_is_the_least_that_suffices(count: int, reach: flo
 def test_without_noise_no_count_is_known() -> None:
     assert count_for_reach(1, 1.0, 0.5) is None
     assert count_for_reach(10, 1.0, 0.0) is None
+
+
+def textbook_rank(values: list[float], percent: int) -> float:
+    """The textbook's definition, in exact arithmetic."""
+    rank = math.ceil(Fraction(percent, 100) * len(values))
+    return sorted(values)[max(rank, 1) - 1]
+
+
+@given(st.lists(st.integers(0, 10**10), min_size=1, max_size=300), st.sampled_from([50, 95, 99]))
+def test_percentiles_are_nearest_rank(values: list[int], percent: int) -> None:
+    assert percentile(np.array(values) / 1e6, percent) == textbook_rank([value / 1e6 for value in values], percent)
+
+
+@pytest.mark.parametrize("percent", [50, 95, 99])
+def test_percentiles_of_every_count(percent: int) -> None:
+    for count in range(1, 2001):
+        assert percentile(np.arange(1.0, count + 1), percent) == textbook_rank(list(range(1, count + 1)), percent)
+
+
+@given(st.floats(1, 500))
+def test_students_quantile(freedom: float) -> None:
+    exact = scipy.stats.t.ppf(0.975, freedom)
+    assert student_95(freedom) >= exact * (0.995 if freedom >= 3 else 0.999)
+    if freedom >= 3:
+        assert student_95(freedom) == pytest.approx(exact, rel=0.005)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30))
+def test_a_student_interval_is_scipys(values: list[float]) -> None:
+    data = np.array(values)
+    interval = student_interval(data)
+    exact = scipy.stats.t.ppf(0.975, len(values) - 1) * data.std(ddof=1) / math.sqrt(len(values))
+    assert interval.value == pytest.approx(data.mean())
+    assert interval.high is not None
+    assert interval.high - interval.value == pytest.approx(exact, rel=0.006, abs=1e-9)
+
+
+def test_one_value_has_no_student_interval() -> None:
+    assert student_interval(np.array([5.0])) == Interval(5.0, None, None)

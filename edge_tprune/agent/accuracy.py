@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import judge
 from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset
-from edge_tprune.record.energy import student_95
-from edge_tprune.statistics import Interval
+from edge_tprune.statistics import student_interval
 
 ACCURACY = "accuracy.npz"
 
@@ -46,19 +44,10 @@ def judge_here(
         precision=precision,
         threads=threads,
         budgets=budgets,
-        interval=mean_interval,
+        interval=student_interval,
         progress=progress,
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **found.arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
     write_bytes(directory / ACCURACY, buffer.getvalue())
     return {name: record for name, record in found.records.items() if name in budgets}
-
-
-def mean_interval(values: np.ndarray) -> Interval:
-    """Mean of `values` (N,) with its 95 % Student interval."""
-    mean, count = float(values.mean()), len(values)
-    if count < 2:
-        return Interval(mean, None, None)
-    half = student_95(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)

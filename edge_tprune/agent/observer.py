@@ -1,8 +1,7 @@
-"""The measuring process's side of the sampler: starts it, tells it where to write, notices when it is gone."""
+"""The measuring process's side of the sampler: starts it, sends it where to write, notices when it is gone."""
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import subprocess
@@ -10,9 +9,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+import msgspec
+
+from edge_tprune.agent.sampler import SampleOrder, SourceList
 from edge_tprune.processes import child_environment
+from edge_tprune.record.settings import SourceRecord
 
 _START_S = 30.0  #: how long opening all sources may take
 _END_S = 5.0
@@ -27,7 +29,7 @@ class Observer:
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
         self._begun: tuple[Path, int] | None = None
-        self.sources: list[dict[str, Any]] = []  #: `plan.sources` of the run.json
+        self.sources: tuple[SourceRecord, ...] = ()  #: what it reads
         self.problem: str | None = None
         self._start()
 
@@ -35,7 +37,7 @@ class Observer:
         """Samples into the profile at `directory` from now on."""
         self._begun = (directory, session)
         with suppress(OSError):  # it died: `keep_alive` notices
-            self._pipe_in.write(json.dumps({"directory": str(directory.resolve()), "session": session}).encode() + b"\n")
+            self._pipe_in.write(msgspec.json.encode(SampleOrder(str(directory.resolve()), session)) + b"\n")
             self._pipe_in.flush()
 
     def keep_alive(self) -> str | None:
@@ -80,7 +82,7 @@ class Observer:
         text = self._process.stdout.readline() if ready else b""
         self._process.stdout.close()
         try:
-            self.sources = json.loads(text)["sources"]
+            self.sources = msgspec.json.decode(text, type=SourceList).sources
         except ValueError:
             self._process.kill()
             self.problem = f"the sampler's process {'did not start' if ready else f'took more than {_START_S:g} s to start'}"

@@ -2,33 +2,32 @@
 
     python -m edge_tprune.agent.probe BUNDLE BUDGET --runtime onnxruntime --threads 2
 
-prints one JSON object. A fresh process, because memory that an engine once took is never wholly given back.
+prints one JSON object, a `Check`. A fresh process, because an engine does not give all its memory back.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.errors import UserError
 from edge_tprune.processes import child_environment
-from edge_tprune.record.reader import Check
+from edge_tprune.record.lines import Check
+from edge_tprune.record.settings import TOLERANCE
 from edge_tprune.runtime.engine import open_engine, runtime_version
 
-TOLERANCE = 1e-3  #: how far logits may be from the golden ones, absolute
-#: The same in half precision, whose rounding may turn a near tie between two tokens: logits of that image then move by tenths. An engine
-#: that computes something else, or overflows, is off by whole numbers or not finite.
+#: How far logits in half precision may be from the golden ones. Its rounding may turn a near tie between two tokens: logits of that image
+#: then move by tenths. An engine that computes something else, or overflows, is off by whole numbers or not finite.
 HALF_TOLERANCE = 1.0
 
 
@@ -39,26 +38,27 @@ def check_budget(
     command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path), budget]
     command += ["--runtime", runtime, "--threads", str(threads), "--tolerance", repr(tolerance)]
     command += [] if precision is None else ["--precision", precision]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
+    done = subprocess.run(command, capture_output=True, env=child_environment(), check=False)
     if done.returncode == 0:
-        return Check(budget=budget, error=None, **json.loads(done.stdout))
+        return msgspec.json.decode(done.stdout, type=Check)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        error = f"its process was ended by {name} (the system kills programs when memory runs out)"
-    else:
-        error = (done.stderr.strip() or f"its process ended with {done.returncode}").splitlines()[-1]
+        return failed_check(budget, f"its process was ended by {name} (the system kills programs when memory runs out)")
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return failed_check(budget, lines[-1] if lines else f"its process ended with {done.returncode}")
+
+
+def failed_check(budget: str, error: str) -> Check:
+    """The check of a budget that could not be run."""
     return Check(budget=budget, golden_ok=False, golden_max_abs_diff=None, load_ms=None, peak_memory_bytes=None, error=error)
 
 
 def probe(
     bundle: Bundle, budget: str, *, runtime: str, threads: int, precision: str | None = None, tolerance: float = TOLERANCE
-) -> dict[str, Any]:
+) -> Check:
     """Loads one budget's engine in this process, runs the golden inputs and compares.
 
     Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads.
-
-    Returns:
-        `golden_ok`, `golden_max_abs_diff`, `load_ms`, `peak_memory_bytes`, `engine`.
 
     Raises:
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
@@ -80,17 +80,18 @@ def probe(
         raise UserError(f"{file} returns {logits[0].shape}, but the golden outputs are {expected[0].shape}")
     diff = float(np.abs(np.stack(logits).astype(np.float64) - expected).max())
     finite = bool(np.isfinite(diff))
-    return {
-        "golden_ok": finite and diff <= tolerance,
-        "golden_max_abs_diff": diff if finite else None,
-        "load_ms": load_ms,
-        "peak_memory_bytes": peak,
-        "engine": info,
-    }
+    return Check(
+        budget=budget,
+        golden_ok=finite and diff <= tolerance,
+        golden_max_abs_diff=diff if finite else None,
+        load_ms=load_ms,
+        peak_memory_bytes=peak,
+        engine=info,
+    )
 
 
 class _PeakMemory:
-    """The growth of this process's peak resident memory from here on, where Linux tells it."""
+    """The growth of this process's peak resident memory from here on, where Linux reports it."""
 
     def __init__(self) -> None:
         with suppress(OSError):
@@ -107,7 +108,7 @@ class _PeakMemory:
 
 
 def _resident_bytes() -> tuple[int, int] | None:
-    """(resident now, peak resident) of this process; None where the system does not tell."""
+    """(resident now, peak resident) of this process; None where the system does not report them."""
     try:
         lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
     except OSError:
@@ -138,7 +139,7 @@ def _main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps(found))
+    sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
     return 0
 
 

@@ -1,16 +1,15 @@
 """The measurement: every budget of a bundle, in rounds, recorded raw.
 
-A round times each budget once, in an order drawn anew for each round. Budgets of the same round saw the same machine (its
-temperature, its other programs), so comparisons pair them by round. One engine is alive at a time: an idle one's spinning
-threads would slow the next (on two cores by half). A process of its own reads the sensors all the while.
+A round times each budget once, in a new random order. Budgets of the same round saw the same machine (its temperature, its other
+programs), so comparisons pair them by round. One engine is alive at a time: the spinning threads of an idle one would slow the next
+(on two cores by half). A process of its own reads the sensors all the while.
 
-The order of things: golden checks, accuracy (if asked for), idle, rounds, idle. A run that was cut off is resumed at the turns
-that are missing; its checks and idle times are made anew.
+A run is checks, accuracy (if asked for), idle, rounds, idle. A run that was cut off is resumed at the turns that are missing; its
+checks and idle times are made again.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,22 +18,24 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 
 from edge_tprune.agent.observer import Observer
-from edge_tprune.agent.probe import TOLERANCE
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.rounds import random_order
-from edge_tprune.agent.session import Job, check_space, see_through
+from edge_tprune.agent.session import Session, check_space, run_session
+from edge_tprune.agent.turns import random_order
 from edge_tprune.bundle.bundle import Budget, Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.errors import UserError
-from edge_tprune.models.data import batches, open_dataset, open_images
+from edge_tprune.models.data import Dataset, batches, open_dataset, open_images
 from edge_tprune.models.preprocess import Preprocess
-from edge_tprune.record.energy import choose_sensor
-from edge_tprune.record.reader import read_run
-from edge_tprune.record.writer import FORMAT, VERSION, Recorder, directory_name
+from edge_tprune.record.document import VERSION, ArtifactRecord, BudgetRecord, BundleRecord, RunDocument
+from edge_tprune.record.meter import Meter, choose_meter
+from edge_tprune.record.reader import Run, read_run
+from edge_tprune.record.settings import TOLERANCE, RunInput, RunRequest, RunSettings
+from edge_tprune.record.writer import Recorder, directory_name
 from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.runtime.tensorrt.builder import BuildError
 from edge_tprune.telemetry.environment import environment
@@ -45,7 +46,9 @@ _ISOLATION = (
     "one engine at a time: each is loaded, warmed up, timed and closed before the next is loaded; the runtime's threads spin "
     "as they do by default; Python's garbage collection is off while timing; a process of its own reads the sensors"
 )
-_SECONDS = 1.0  #: of a turn, where no power sensor asks for more
+_RUNTIME = "onnxruntime"
+_ROUNDS = 10
+_SECONDS = 1.0  #: of a turn, where no power sensor needs more
 _WARMUP_SECONDS = 0.5
 _BASELINE_SECONDS = 1.0
 _BASELINE_VALUES = 20  #: new values of a power sensor that a baseline should hold
@@ -55,20 +58,11 @@ _MOST_IMAGES = 64  #: of `images`, kept decoded in memory
 def profile(
     bundle: Bundle,
     out: Path,
+    request: RunRequest | None = None,
     *,
-    runtime: str = "onnxruntime",
-    precision: str | None = None,
-    threads: int | None = None,
-    rounds: int = 10,
-    seconds_per_round: float | None = None,
-    warmup_seconds: float | None = None,
-    baseline_seconds: float | None = None,
-    fps: float | None = None,
-    seed: int = 0,
     budgets: Sequence[str] | None = None,
     images: Path | None = None,
     data: Path | None = None,
-    tolerance: float = TOLERANCE,
     root: Path = Path("/"),
     trace: bool = False,
     progress: Progress | None = None,
@@ -78,22 +72,10 @@ def profile(
     Args:
         bundle: an opened (and verified) bundle.
         out: where profiles are collected; nothing in it is overwritten.
-        runtime: which of the bundle's artifacts to run.
-        precision: of the graphs; by default the one that the bundle was built for first.
-        threads: CPU threads per engine; by default one per physical core that this process may use.
-        rounds: how often each budget has its turn.
-        seconds_per_round: how long one turn is timed, with at least ten inferences. By default one second, or ten new values of the
-            sensor that measures the whole machine's power, where there is one.
-        warmup_seconds: how long an engine runs at least before it is timed; longer (up to five times) until latency is steady. By
-            default half a second, or so long that the power sensor has forgotten what was before.
-        baseline_seconds: how long the machine is left alone before and after all rounds, for its idle power. By default one
-            second, or twenty new values of the power sensor. 0: no baseline.
-        fps: run at this fixed rate instead of back to back.
-        seed: of the order within the rounds.
+        request: how to measure; what it leaves open is chosen for the bundle, the machine and its sensors.
         budgets: names of the budgets to run; all by default.
         images: a folder of images to run on instead of the bundle's golden inputs.
         data: a folder of images by class: accuracy is judged on them first, through the engines that are timed.
-        tolerance: how far logits of a float32 graph may be from the golden ones, absolute; a budget beyond it is not timed.
         root: the directory that holds the system's `proc`, `sys` and `etc`.
         trace: also write `trace.json`.
         progress: shown to the person who waits.
@@ -101,56 +83,39 @@ def profile(
     Raises:
         UserError: a setting or a file is wrong, the runtime is missing, the disk is full (what was recorded stays readable).
         CheckFailed: everything else was timed, but some budgets failed their check.
-        Interrupted: by Ctrl-C or SIGTERM.
+        Interrupted: by Ctrl-C, SIGTERM or SIGHUP.
     """
+    request, progress = request or RunRequest(), progress or Progress()
+    request.check()
     chosen = list(bundle.budgets) if budgets is None else [bundle.budget(name) for name in dict.fromkeys(budgets)]
-    threads = default_threads() if threads is None else threads
-    progress = progress or Progress()
-    _check_settings(chosen, threads, rounds, seconds_per_round, warmup_seconds, baseline_seconds, fps, tolerance)
+    if not chosen:
+        raise UserError("no budget to profile: name at least one")
+    runtime = request.runtime or _RUNTIME
     runtime_version(runtime)
-    graphs = [budget.artifact(runtime, precision) for budget in chosen]
+    graphs = [budget.artifact(runtime, request.precision) for budget in chosen]
     precision = graphs[0].precision
-    _build_engines(bundle, chosen, runtime, precision, progress)
-    inputs, described = _inputs(bundle, images)
-    dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
+    engines = _prepare_engines(bundle, chosen, runtime, precision, progress)
+    inputs, described = _open_inputs(bundle, images)
+    dataset = _open_data(bundle, data)
     check_space(out)
     with Observer(root) as observer:
-        sensor = choose_sensor(observer.sources, runtime)
-        settle_s = 0.0 if sensor is None else sensor.settle_s
-        plan = {
-            "mode": "saturation" if fps is None else "fixed_rate",
-            "fps": fps,
-            "seed": seed,
-            "rounds": rounds,
-            "seconds_per_round": _first(seconds_per_round, max(_SECONDS, sensor.turn_s if sensor else 0.0)),
-            "warmup_seconds": _first(warmup_seconds, max(_WARMUP_SECONDS, settle_s)),
-            "baseline_seconds": _first(
-                baseline_seconds, max(_BASELINE_SECONDS, settle_s + _BASELINE_VALUES * sensor.update_s if sensor else 0.0)
-            ),
-            "threads": threads,
-            "runtime": runtime,
-            "precision": precision,
-            "golden_tolerance": tolerance,
-            "isolation": _ISOLATION,
-            "input": described,
-            "sources": observer.sources,
-            "order": random_order([budget.name for budget in chosen], rounds, seed),
-        }
-        started = datetime.now(timezone.utc)
-        run = _describe(bundle, chosen, plan, _environment(root), started)
-        name = directory_name(started, bundle.name, run["environment"]["hostname"] or "")
-        with Recorder.create(out, name, run) as recorder:
-            job = Job(bundle, chosen, plan, recorder, observer, inputs, dataset, root, progress)
-            return see_through(job, trace)
+        settings = _settle(request, runtime, precision, described, observer, [budget.name for budget in chosen])
+        document = _describe(bundle, chosen, settings, _environment(root))
+        started = datetime.fromisoformat(document.started_utc)
+        name = directory_name(started, bundle.name, document.environment["hostname"] or "")
+        with Recorder.create(out, name, document) as recorder:
+            session = Session(bundle, settings, engines, recorder, observer, inputs, dataset, root, progress)
+            return run_session(session, trace)
 
 
 def resume(
     bundle: Bundle,
     path: Path,
+    request: RunRequest | None = None,
     *,
-    asked: Mapping[str, Any] | None = None,
-    data: Path | None = None,
+    budgets: Sequence[str] | None = None,
     images: Path | None = None,
+    data: Path | None = None,
     root: Path = Path("/"),
     trace: bool = False,
     progress: Progress | None = None,
@@ -160,77 +125,36 @@ def resume(
     Args:
         bundle: the bundle that the run measures.
         path: a profile that was interrupted or cut off.
-        asked: keys of the plan that the caller insists on; they must be those of the run.
-        data: as for `profile`, where accuracy is still to be judged.
+        request: settings that the caller insists on; they must be those of the run.
+        budgets: likewise.
         images: the folder that the run was made with, if it was.
+        data: as for `profile`, where accuracy is still to be judged.
         root: as for `profile`.
         trace: as for `profile`.
         progress: as for `profile`.
 
     Raises:
-        UserError: nothing is missing, the run is still going on, or bundle, plan or machine are not the same: saying what differs.
+        UserError: nothing is missing, the run is still going on, or bundle, settings or machine are not the same: saying what differs.
         CheckFailed, Interrupted: as for `profile`.
     """
     progress = progress or Progress()
     before = read_run(path, keep=False)
-    plan = {"precision": None, **before.info["plan"]}  # runs of the first days of version 2 do not tell it
-    if before.info["version"] < VERSION:
-        raise UserError(f"profile {path} has format version {before.info['version']}, which cannot be resumed. Profile again")
+    if before.document.version < VERSION:
+        raise UserError(f"profile {path} has format version {before.document.version}, which cannot be resumed. Profile again")
     if before.end == "complete":
         raise UserError(f"profile {path} is complete: there is nothing to resume")
-    inputs, described = _inputs(bundle, images)
-    differing = _differences(
-        {
-            "bundle fingerprint": (before.info["bundle"]["fingerprint"], bundle.manifest["fingerprint"]),
-            "images": (plan["input"], described),
-            **{key: (({**plan, "budgets": before.budgets}).get(key), value) for key, value in (asked or {}).items()},
-        }
-    )
-    now = _environment(root)
-    was = before.info["environment"]
-    differing += _differences({key: (was.get(key), now.get(key)) for key in sorted(was.keys() | now.keys())})
-    if differing:
-        raise UserError(f"profile {path} cannot be resumed, because not everything is as it was: {'; '.join(differing)}")
+    inputs, described = _open_inputs(bundle, images)
+    _refuse_changes(before, bundle, request or RunRequest(), budgets, described, root)
+    settings = before.document.settings
     chosen = [bundle.budget(name) for name in before.budgets]
-    runtime_version(plan["runtime"])
-    _build_engines(bundle, chosen, plan["runtime"], plan["precision"], progress)
-    dataset = None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
+    runtime_version(settings.runtime)
+    engines = _prepare_engines(bundle, chosen, settings.runtime, settings.precision, progress)
+    dataset = _open_data(bundle, data)
     check_space(path)
-    done = {(turn.round, turn.budget) for turn in before.rounds if turn.complete}
+    done = frozenset((turn.round, turn.budget) for turn in before.turns if turn.complete)
     with Observer(root) as observer, Recorder.reopen(path) as recorder:
-        job = Job(
-            bundle,
-            chosen,
-            plan,
-            recorder,
-            observer,
-            inputs,
-            dataset,
-            root,
-            progress,
-            session=before.sessions,
-            done=frozenset(done),
-        )
-        return see_through(job, trace)
-
-
-def _build_engines(bundle: Bundle, chosen: Sequence[Budget], runtime: str, precision: str | None, progress: Progress) -> None:
-    """Builds the engines that are missing now, in sight of the person: it may take minutes, and nothing is recorded yet.
-
-    A budget whose engine cannot be built is left to its check, which says so in the record.
-    """
-    for number, budget in enumerate(chosen):
-
-        def tell(text: str, done: int, of: int, number: int = number, name: str = budget.name) -> None:
-            progress.step(number, len(chosen), f"engine of budget {name}: {text.lower()}, {done} of {of}")
-
-        def warn(text: str, name: str = budget.name) -> None:
-            progress.warn(f"budget {name}: {text}")
-
-        try:
-            prepare(bundle, budget.name, runtime, precision, progress=tell, warn=warn)
-        except BuildError as error:
-            warn(str(error))
+        session = Session(bundle, settings, engines, recorder, observer, inputs, dataset, root, progress, before.sessions, done)
+        return run_session(session, trace)
 
 
 def default_threads() -> int:
@@ -240,19 +164,90 @@ def default_threads() -> int:
     return min(counts, default=1)
 
 
-def _inputs(bundle: Bundle, images: Path | None) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """What engines are run on, (B, 3, H, W) each, and what the plan says of it."""
+def _prepare_engines(
+    bundle: Bundle, chosen: Sequence[Budget], runtime: str, precision: str | None, progress: Progress
+) -> dict[str, Path | str]:
+    """Per budget what its engine is opened from, or why there is none, which its check will say.
+
+    Engines that are missing are built now, with progress: it may take minutes, and nothing is recorded yet.
+    """
+    engines: dict[str, Path | str] = {}
+    for number, budget in enumerate(chosen):
+
+        def show(text: str, done: int, of: int, number: int = number, name: str = budget.name) -> None:
+            progress.step(number, len(chosen), f"engine of budget {name}: {text.lower()}, {done} of {of}")
+
+        def warn(text: str, name: str = budget.name) -> None:
+            progress.warn(f"budget {name}: {text}")
+
+        try:
+            engines[budget.name] = prepare(bundle, budget.name, runtime, precision, progress=show, warn=warn)
+        except BuildError as error:
+            engines[budget.name] = str(error)
+            warn(str(error))
+    return engines
+
+
+def _settle(
+    request: RunRequest, runtime: str, precision: str, described: RunInput, observer: Observer, names: Sequence[str]
+) -> RunSettings:
+    """The settings of a run: what was asked for, and for the rest what the machine and its power sensor need."""
+    seconds, warmup_s, baseline_s = _lengths(choose_meter(observer.sources, runtime))
+    settings = msgspec.structs.replace(
+        RunSettings(
+            seed=0,
+            rounds=_ROUNDS,
+            seconds_per_round=seconds,
+            warmup_seconds=warmup_s,
+            baseline_seconds=baseline_s,
+            threads=default_threads(),
+            runtime=runtime,
+            precision=precision,
+            golden_tolerance=TOLERANCE,
+            isolation=_ISOLATION,
+            input=described,
+            sources=observer.sources,
+            order=(),
+        ),
+        **request.given(),
+    )
+    return msgspec.structs.replace(
+        settings,
+        mode="saturation" if settings.fps is None else "fixed_rate",
+        precision=precision,
+        order=random_order(names, settings.rounds, settings.seed),
+    )
+
+
+def _lengths(meter: Meter | None) -> tuple[float, float, float]:
+    """How long (s) turns, the warm-ups before them and baselines should be."""
+    if meter is None:
+        return _SECONDS, _WARMUP_SECONDS, _BASELINE_SECONDS
+    return (
+        max(_SECONDS, meter.turn_s),
+        max(_WARMUP_SECONDS, meter.settle_s),
+        max(_BASELINE_SECONDS, meter.settle_s + _BASELINE_VALUES * meter.update_s),
+    )
+
+
+def _open_inputs(bundle: Bundle, images: Path | None) -> tuple[list[np.ndarray], RunInput]:
+    """What engines are run on, (B, 3, H, W) each, and what the settings say of it."""
     if images is None:
         inputs = list(bundle.golden()[0])
         if not inputs:
             raise UserError(f"bundle {bundle.path} has no golden inputs: rebuild it")
-        return inputs, {"kind": "golden", "images": len(inputs) * bundle.batch}
+        return inputs, RunInput(kind="golden", images=len(inputs) * bundle.batch)
     folder = open_images(images).first(_MOST_IMAGES)
     prepared = batches(folder, Preprocess.from_record(bundle.manifest["preprocessing"]), bundle.batch)
     inputs = [batch for batch, _ in prepared if len(batch) == bundle.batch]
     if not inputs:
         raise UserError(f"image folder {images} holds {len(folder)} images, fewer than one batch of {bundle.batch}")
-    return inputs, {"kind": "images", "images": len(inputs) * bundle.batch, "name": folder.name, "sha256": folder.fingerprint}
+    described = RunInput(kind="images", images=len(inputs) * bundle.batch, name=folder.name, sha256=folder.fingerprint)
+    return inputs, described
+
+
+def _open_data(bundle: Bundle, data: Path | None) -> Dataset | None:
+    return None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
 
 
 def _environment(root: Path) -> dict[str, Any]:
@@ -270,65 +265,58 @@ def _environment(root: Path) -> dict[str, Any]:
     }
 
 
+def _refuse_changes(
+    before: Run, bundle: Bundle, request: RunRequest, budgets: Sequence[str] | None, described: RunInput, root: Path
+) -> None:
+    """Refuses to resume where bundle, settings, images or machine are not what they were.
+
+    Raises:
+        UserError: naming everything that differs.
+    """
+    document = before.document
+    pairs: dict[str, tuple[Any, Any]] = {
+        "bundle fingerprint": (document.bundle.fingerprint, bundle.manifest["fingerprint"]),
+        "images": (_plain(document.settings.input), _plain(described)),
+        **request.differences(document.settings),
+    }
+    if budgets is not None:
+        pairs["budgets"] = (before.budgets, list(budgets))
+    was, now = document.environment, _environment(root)
+    differing = _differences(pairs) + _differences(
+        {key: (was.get(key), now.get(key)) for key in sorted(was.keys() | now.keys())}
+    )
+    if differing:
+        text = "; ".join(differing)
+        raise UserError(f"profile {before.path} cannot be resumed, because not everything is as it was: {text}")
+
+
+def _plain(described: RunInput | None) -> Any:
+    return msgspec.to_builtins(described)
+
+
 def _differences(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"{what} was {was!r} and is {now!r}" for what, (was, now) in pairs.items() if was != now]
 
 
-def _first(given: float | None, default: float) -> float:
-    return default if given is None else given
-
-
-def _check_settings(
-    chosen: list[Budget],
-    threads: int,
-    rounds: int,
-    seconds_per_round: float | None,
-    warmup_seconds: float | None,
-    baseline_seconds: float | None,
-    fps: float | None,
-    tolerance: float,
-) -> None:
-    if not chosen:
-        raise UserError("no budget to profile: name at least one")
-    if threads < 1:
-        raise UserError(f"threads must be 1 or more, not {threads}")
-    if rounds < 1:
-        raise UserError(f"rounds must be 1 or more, not {rounds}")
-    if fps is not None and not (math.isfinite(fps) and 0 < fps <= 10_000):
-        raise UserError(f"fps must be a number above 0, up to 10000, not {fps}")
-    for what, value in (
-        ("seconds per round", seconds_per_round),
-        ("warm-up seconds", warmup_seconds),
-        ("baseline seconds", baseline_seconds),
-        ("tolerance", tolerance),
-    ):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{what} must be a number from 0, not {value}")
-
-
-def _describe(
-    bundle: Bundle, chosen: list[Budget], plan: dict[str, Any], where: dict[str, Any], started: datetime
-) -> dict[str, Any]:
+def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, environment: dict[str, Any]) -> RunDocument:
     """The run.json."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "run_id": uuid.uuid4().hex,
-        "started_utc": started.isoformat(),
-        "tool_version": __version__,
-        "bundle": {key: bundle.manifest[key] for key in ("name", "fingerprint", "batch", "model", "method")},
-        "budgets": [
-            {
-                "name": budget.name,
-                "requested": budget.requested,
-                "schedule": list(budget.schedule),
-                "macs": budget.macs,
-                "macs_share": budget.macs_share,
-                "accuracy": budget.accuracy_in(plan["precision"]),
-                "artifact": asdict(budget.artifact(plan["runtime"], plan["precision"])),
-            }
+    return RunDocument(
+        run_id=uuid.uuid4().hex,
+        started_utc=datetime.now(timezone.utc).isoformat(),
+        tool_version=__version__,
+        bundle=BundleRecord(**{key: bundle.manifest[key] for key in BundleRecord.__struct_fields__}),
+        budgets=tuple(
+            BudgetRecord(
+                name=budget.name,
+                requested=budget.requested,
+                schedule=budget.schedule,
+                macs=budget.macs,
+                macs_share=budget.macs_share,
+                accuracy=budget.accuracy_in(settings.precision or ""),
+                artifact=ArtifactRecord(**asdict(budget.artifact(settings.runtime, settings.precision))),
+            )
             for budget in chosen
-        ],
-        "plan": plan,
-        "environment": where,
-    }
+        ),
+        settings=settings,
+        environment=environment,
+    )

@@ -1,30 +1,32 @@
-"""One session of a run: checks, accuracy, idle, the turns that are missing, idle; and a usable profile whatever happens."""
+"""One session of a run: checks, accuracy, idle, the turns that are missing, idle; and a usable profile in any case."""
 
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
 
 from edge_tprune.agent.accuracy import judge_here
 from edge_tprune.agent.observer import Observer
-from edge_tprune.agent.probe import check_budget
+from edge_tprune.agent.probe import check_budget, failed_check
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.rounds import missing_turns, take_turn
-from edge_tprune.bundle.bundle import Budget, Bundle
-from edge_tprune.bundle.engines import prepare
+from edge_tprune.agent.turns import PlannedTurn, missing_turns, take_turn
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import Dataset
-from edge_tprune.record.reader import describe_failure, read_run
-from edge_tprune.record.summary import write_summary
+from edge_tprune.processes import end_signals
+from edge_tprune.record.lines import AccuracyLine, BaselineLine, Check, CheckLine, EndLine, NoteLine, PartLine, StateLine
+from edge_tprune.record.meter import choose_meter
+from edge_tprune.record.reader import read_run
+from edge_tprune.record.settings import RunSettings
+from edge_tprune.record.summarize import write_summary
 from edge_tprune.record.trace import write_trace
 from edge_tprune.record.writer import Recorder, clock_ns
 from edge_tprune.telemetry.machine import state
@@ -34,7 +36,7 @@ _BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten rea
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. What was measured until then is in the profile at `path`, summary included. Exit code 130."""
+    """Ctrl-C, SIGTERM or SIGHUP. What was measured until then is in the profile at `path`, summary included. Exit code 130."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"interrupted. What was measured until then is in {path}; --resume {path} goes on")
@@ -52,143 +54,179 @@ class CheckFailed(NegativeAnswer):
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything a session of a run needs."""
+class Session:
+    """Everything that a session of a run needs."""
 
     bundle: Bundle
-    chosen: list[Budget]
-    plan: dict[str, Any]
+    settings: RunSettings
+    engines: Mapping[str, Path | str]  #: budget -> what its engine is opened from, or why there is none
     recorder: Recorder
     observer: Observer
-    inputs: list[np.ndarray]
-    dataset: Dataset | None
+    inputs: Sequence[np.ndarray]  #: (B, 3, H, W) each
+    dataset: Dataset | None  #: to judge accuracy on first
     root: Path
     progress: Progress
-    session: int = 0
+    number: int = 0  #: 0 for the first; resumptions count up
     done: frozenset[tuple[int, str]] = frozenset()  #: (round, budget) of the turns that need not be taken again
 
     def note(self, text: str) -> None:
         """Into the record, and to the person who waits."""
-        self.recorder.append("note", text=text)
+        self.recorder.append(NoteLine(t_ns=clock_ns(), text=text))
         self.progress.warn(text)
 
+    def record_state(self, which: Literal["begin", "end"]) -> None:
+        """The state the machine is in, into the record."""
+        self.recorder.append(StateLine(t_ns=clock_ns(), which=which, values=state(self.root)))
 
-def see_through(job: Job, trace: bool) -> Path:
-    """Measures, and leaves a usable profile whatever happens."""
-    path = job.recorder.path
-    with _sigterm_as_ctrl_c():
+
+def run_session(session: Session, trace: bool) -> Path:
+    """Measures, and leaves a usable profile in any case.
+
+    Raises:
+        CheckFailed: everything else was timed, but some budgets failed their check.
+        Interrupted: by a signal.
+    """
+    path = session.recorder.path
+    with end_signals():
         try:
-            failures = _measure(job)
+            failures = _measure(session)
         except KeyboardInterrupt:
             with suppress(UserError, OSError):
-                _finish(job, "interrupted", trace)
+                _finish(session, "interrupted", trace)
             raise Interrupted(path) from None
         except BaseException:
             with suppress(UserError, OSError):
-                _finish(job, "failed", trace)
+                _finish(session, "failed", trace)
             raise
-        _finish(job, "complete", trace)
+        _finish(session, "complete", trace)
     if failures:
         raise CheckFailed(path, failures)
     return path
 
 
-def _measure(job: Job) -> dict[str, str]:
+def _measure(session: Session) -> dict[str, str]:
     """Checks and times everything that is not done yet, and returns the budgets that failed their check, with why."""
-    plan, recorder, progress = job.plan, job.recorder, job.progress
-    recorder.append("state", which="begin", values=state(job.root))
-    job.observer.begin(recorder.path, job.session)
-    if job.observer.problem is not None:
-        job.note(f"no sensor is read: {job.observer.problem}")
-    failures: dict[str, str] = {}
-    total = len(job.chosen) * (1 + len(plan["order"]))
-    for number, budget in enumerate(job.chosen):
-        progress.step(number, total, f"checking budget {budget.name}")
-        check = check_budget(
-            job.bundle,
-            budget.name,
-            runtime=plan["runtime"],
-            precision=plan["precision"],
-            threads=plan["threads"],
-            tolerance=plan["golden_tolerance"],
-        )
-        recorder.append("check", **asdict(check))
-        if not check.golden_ok:
-            failures[budget.name] = describe_failure(check)
-            total -= len(plan["order"])
-            progress.warn(f"budget {budget.name} failed its check and is not timed: {failures[budget.name]}")
-    if job.dataset is not None:
-        _judge(job, [budget.name for budget in job.chosen if budget.name not in failures])
-    missing = missing_turns(plan["order"], job.done, failures)
-    done = total - len(missing)
-    _warn_of_space(job, len(missing))
+    settings, progress = session.settings, session.progress
+    session.record_state("begin")
+    session.observer.begin(session.recorder.path, session.number)
+    if session.observer.problem is not None:
+        session.note(f"no sensor is read: {session.observer.problem}")
+    if (guess := _guessed_meter(settings)) is not None:
+        session.note(f"power and energy come from {guess}")
+    failures = _check_budgets(session)
+    if session.dataset is not None:
+        _record_accuracy(session, session.dataset, [name for name in session.engines if name not in failures])
+    planned = missing_turns(settings.order, session.done, failures)
+    total = len(session.engines) + (len(session.engines) - len(failures)) * len(settings.order)
+    done = total - len(planned)
+    _warn_of_space(session, len(planned))
     progress.step(done, total, "idle")
-    _leave_alone(job, "before")
-    for number, position, name in missing:
-        progress.step(done, total, f"round {number + 1} of {len(plan['order'])}, budget {name}")
-        check_space(recorder.path)
-        file = prepare(job.bundle, name, plan["runtime"], plan["precision"])
-        which: dict[str, Any] = {"round": number, "position": position, "budget": name}
-
-        def keep(t_ns: int, values: dict[str, Any], which: dict[str, Any] = which) -> None:
-            recorder.append("part", t_ns, sync=job.observer.problem is not None, **which, **values)  # else the sampler syncs it
-
-        t_ns, turn = take_turn(file, job.inputs, plan, keep)
-        recorder.append("round", t_ns, **which, **turn)
+    _record_baseline(session, "before")
+    for turn in planned:
+        progress.step(done, total, f"round {turn.round + 1} of {len(settings.order)}, budget {turn.budget}")
+        check_space(session.recorder.path)
+        _record_turn(session, turn)
         done += 1
-        if (happened := job.observer.keep_alive()) is not None:
-            job.note(happened)
+        if (event := session.observer.keep_alive()) is not None:
+            session.note(event)
     progress.step(done, total, "idle")
-    _leave_alone(job, "after")
+    _record_baseline(session, "after")
     progress.step(done, total, "done")
     return failures
 
 
-def _judge(job: Job, names: Sequence[str]) -> None:
+def _check_budgets(session: Session) -> dict[str, str]:
+    """Checks every budget in a process of its own; returns those that failed, with why."""
+    settings, progress = session.settings, session.progress
+    failures: dict[str, str] = {}
+    total = len(session.engines) * (1 + len(settings.order))
+    for number, (name, engine) in enumerate(session.engines.items()):
+        progress.step(number, total, f"checking budget {name}")
+        if isinstance(engine, str):
+            check = failed_check(name, engine)
+        else:
+            check = check_budget(
+                session.bundle,
+                name,
+                runtime=settings.runtime,
+                precision=settings.precision,
+                threads=settings.threads,
+                tolerance=settings.golden_tolerance,
+            )
+        session.recorder.append(_check_line(check))
+        if not check.golden_ok:
+            failures[name] = check.describe_failure()
+            progress.warn(f"budget {name} failed its check and is not timed: {failures[name]}")
+    return failures
+
+
+def _check_line(check: Check) -> CheckLine:
+    return CheckLine(t_ns=clock_ns(), **msgspec.structs.asdict(check))
+
+
+def _record_accuracy(session: Session, dataset: Dataset, names: Sequence[str]) -> None:
     """Accuracy on this device, into the record."""
-    assert job.dataset is not None
 
     def step(done: int, total: int) -> None:
-        job.progress.step(done, total, "judging accuracy, images")
+        session.progress.step(done, total, "judging accuracy, images")
 
     found = judge_here(
-        job.bundle,
-        job.dataset,
-        runtime=job.plan["runtime"],
-        precision=job.plan["precision"],
-        threads=job.plan["threads"],
+        session.bundle,
+        dataset,
+        runtime=session.settings.runtime,
+        precision=session.settings.precision,
+        threads=session.settings.threads,
         budgets=names,
-        directory=job.recorder.path,
+        directory=session.recorder.path,
         progress=step,
     )
     for name, accuracy in found.items():
-        job.recorder.append("accuracy", budget=name, accuracy=accuracy)
+        session.recorder.append(AccuracyLine(t_ns=clock_ns(), budget=name, accuracy=accuracy))
 
 
-def _leave_alone(job: Job, which: str) -> None:
-    """A time in which nothing of ours runs but the sampler."""
-    seconds = job.plan["baseline_seconds"]
+def _record_turn(session: Session, turn: PlannedTurn) -> None:
+    """Takes one turn; its parts are written as they come."""
+    file = session.engines[turn.budget]
+    assert isinstance(file, Path)  # a budget without an engine fails its check
+    sync = session.observer.problem is not None  # otherwise the sampler syncs the samples too
+
+    def write(part: PartLine) -> None:
+        session.recorder.append(part, sync=sync)
+
+    session.recorder.append(take_turn(file, session.inputs, session.settings, turn, write))
+
+
+def _record_baseline(session: Session, which: Literal["before", "after"]) -> None:
+    """A time in which only the sampler runs."""
+    seconds = session.settings.baseline_seconds
     if seconds > 0:
         begin_ns = clock_ns()
         time.sleep(seconds)
-        job.recorder.append("baseline", begin_ns, end_ns=clock_ns(), which=which)
+        session.recorder.append(BaselineLine(t_ns=begin_ns, end_ns=clock_ns(), which=which))
 
 
-def _finish(job: Job, reason: str, trace: bool) -> None:
-    job.recorder.append("state", which="end", values=state(job.root))
-    job.recorder.append("end", reason=reason)
-    job.recorder.close()
-    job.observer.close()
-    run = read_run(job.recorder.path, keep=False)
+def _finish(session: Session, reason: str, trace: bool) -> None:
+    """Ends the record and derives the summary from it."""
+    session.record_state("end")
+    session.recorder.append(EndLine(t_ns=clock_ns(), reason=reason))
+    session.recorder.close()
+    session.observer.close()
+    run = read_run(session.recorder.path, keep=False)
     summary = write_summary(run)
-    for name, budget in summary["budgets"].items():
-        if budget["energy"]["status"] == "not_resolvable" and budget["rounds"]:
-            job.progress.warn(f"budget {name}: energy is not resolvable: {budget['energy']['reason']}")
-    if summary["verdict"]["status"] != "valid":
-        seen = "; ".join(reason["text"] for reason in summary["verdict"]["reasons"])
-        job.progress.warn(f"the run is {summary['verdict']['status']}: {seen}")
+    for name, budget in summary.budgets.items():
+        if budget.energy.status == "not_resolvable" and budget.rounds:
+            session.progress.warn(f"budget {name}: energy is not resolvable: {budget.energy.reason}")
+    if summary.verdict is not None and summary.verdict.status != "valid":
+        seen = "; ".join(reason.text for reason in summary.verdict.reasons)
+        session.progress.warn(f"the run is {summary.verdict.status}: {seen}")
     if trace:
         write_trace(run)
+
+
+def _guessed_meter(settings: RunSettings) -> str | None:
+    """What the meter is made of, where that is a guess."""
+    meter = choose_meter(settings.sources, settings.runtime)
+    return meter.made_of if meter is not None and meter.guess else None
 
 
 def check_space(path: Path) -> None:
@@ -201,13 +239,13 @@ def check_space(path: Path) -> None:
         )
 
 
-def _warn_of_space(job: Job, turns: int) -> None:
+def _warn_of_space(session: Session, turns: int) -> None:
     """Says so where the disk may not hold what is planned."""
-    plan, free = job.plan, _free_bytes(job.recorder.path)
-    seconds = turns * (plan["seconds_per_round"] + plan["warmup_seconds"]) + 2 * plan["baseline_seconds"]
+    settings, free = session.settings, _free_bytes(session.recorder.path)
+    seconds = turns * (settings.seconds_per_round + settings.warmup_seconds) + 2 * settings.baseline_seconds
     needed = _RESERVE_BYTES + seconds * _BYTES_PER_SECOND
     if free is not None and free < needed:
-        job.note(f"the disk may fill up: {free / 1e6:.0f} MB are free, and the record may need {needed / 1e6:.0f} MB")
+        session.note(f"the disk may fill up: {free / 1e6:.0f} MB are free, and the record may need {needed / 1e6:.0f} MB")
 
 
 def _free_bytes(path: Path) -> int | None:
@@ -217,21 +255,3 @@ def _free_bytes(path: Path) -> int | None:
         return shutil.disk_usage(path).free
     except OSError:
         return None
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Lets SIGTERM end a run as Ctrl-C does. Python allows that in the main thread only; elsewhere nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the summary short
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

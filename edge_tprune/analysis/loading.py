@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from edge_tprune.analysis.conditions import UNKNOWN, data_conditions, run_conditions
 from edge_tprune.analysis.recorded import check_units, read_recorded
-from edge_tprune.analysis.samples import Samples, Turn, read_samples
+from edge_tprune.analysis.samples import Samples, read_samples
 from edge_tprune.analysis.table import QUANTILES, Profile, Row, Rows
 from edge_tprune.errors import UserError
-from edge_tprune.record.writer import RUN
+from edge_tprune.record.document import RUN
+from edge_tprune.record.turn import Turn
 from edge_tprune.statistics import Interval, nearest_rank, paired_speedup, percentile_intervals, ratio_interval
 from edge_tprune.text import printable
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
 from edge_tprune.errors import EdgeTPruneError, InternalError
+from edge_tprune.processes import end_signals
 
 #: What an operating system refuses for reasons that the person can do something about.
 _REFUSALS = (
@@ -21,11 +23,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     0 done, 1 the answer is no, 2 a mistake that the person can put right, 3 a fault of edge-tprune or an answer that cannot be given
-    (see `edge_tprune.errors`), 130 interrupted, 141 nobody reads the output any more.
+    (see `edge_tprune.errors`), 130 interrupted, 143 or 129 ended by SIGTERM or SIGHUP, 141 nobody reads the output any more.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    with end_signals() as received:
+        code = _main(arguments)
+    return 128 + received[0] if received else code
+
+
+def _main(arguments: list[str]) -> int:
     try:
         return _run(arguments or ["--help"])
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again while exiting
         return 141
@@ -77,5 +87,10 @@ def _fail(message: str, code: int) -> int:
 
 
 def run() -> None:
-    """Entry point of the console script."""
-    sys.exit(main())
+    """Entry point of the console script: ends with the exit code, or by the signal that ended the command."""
+    code = main()
+    ended_by = {128 + number: number for number in (signal.SIGTERM, signal.SIGHUP)}.get(code)
+    if ended_by is not None:
+        signal.signal(ended_by, signal.SIG_DFL)
+        os.kill(os.getpid(), ended_by)
+    sys.exit(code)

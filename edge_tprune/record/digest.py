@@ -6,15 +6,17 @@ import math
 
 import numpy as np
 
-_MOST_KEYS = 100_000  #: distinct values that are told apart; beyond that neighbours are counted as one
+from edge_tprune.statistics import nearest_rank
+
+_MOST_KEYS = 100_000  #: distinct values that are counted separately; beyond that neighbours are joined
 
 
 class Digest:
     """Counts of integer values in bins of 2^k ns.
 
     A bin is one nanosecond wide, so percentiles are exact, until more than `most` distinct values have come; then bins are joined
-    in pairs. Latencies that spread over a millisecond are told apart to 16 ns however many there are. Mean, deviation,
-    least and greatest are exact throughout (means are merged as in Chan, Golub and LeVeque 1979).
+    in pairs. Latencies that spread over a millisecond are resolved to 16 ns, however many there are. Mean, deviation,
+    least and greatest are always exact (means are merged as in Chan, Golub and LeVeque 1979).
     """
 
     def __init__(self, most: int = _MOST_KEYS) -> None:
@@ -57,8 +59,8 @@ class Digest:
         """The nearest-rank percentile: the least value that at least `percent` % do not exceed; None where there is none."""
         if not self.count or self.least is None or self.greatest is None:
             return None
-        rank = max(1, math.ceil(percent * self.count / 100))
-        key = int(self._keys[np.searchsorted(np.cumsum(self._counts), rank)])
+        rank = nearest_rank(self.count, percent / 100)
+        key = int(self._keys[np.searchsorted(np.cumsum(self._counts), rank, side="right")])
         middle = (key << self._shift) + (self.width_ns - 1) / 2
         return float(min(max(middle, self.least), self.greatest))
 

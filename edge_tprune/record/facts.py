@@ -1,4 +1,4 @@
-"""What the sensors saw of a run: one pass over the readings, which are sorted into turns and idle times and not kept."""
+"""Facts of the machine during a run: one pass over the sensor readings, which are sorted into turns and idle times and not kept."""
 
 from __future__ import annotations
 
@@ -7,40 +7,17 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from edge_tprune.record.energy import Power, PowerWindow, Sensor
-from edge_tprune.record.reader import Reading, Round, Run, read_lines
-from edge_tprune.record.writer import SENSORS
-
-IDLE = None  #: in place of a budget's name: the machine was left alone
-
-
-@dataclass(frozen=True)
-class Span:
-    """A time in which the machine did one thing: a turn of one budget, or nothing."""
-
-    budget: str | None
-    load_begin_ns: int  #: of the warm-up
-    begin_ns: int
-    end_ns: int
-    session: int = 0
-
-    @classmethod
-    def of(cls, turn: Round) -> Span:
-        """The span of a turn."""
-        begin_ns = turn.t_ns if turn.warmup_begin_ns is None else turn.warmup_begin_ns
-        return cls(turn.budget, begin_ns, turn.t_ns, turn.end_ns, turn.session)
-
-    @property
-    def seconds(self) -> float:
-        """Its length, without the warm-up."""
-        return (self.end_ns - self.begin_ns) / 1e9
+from edge_tprune.record.meter import Meter
+from edge_tprune.record.power import Power, PowerWindow
+from edge_tprune.record.reader import Run, SourceReading, read_costs
+from edge_tprune.record.settings import SourceRecord
+from edge_tprune.record.spans import IDLE, Span
 
 
 @dataclass
 class Stat:
-    """Readings of one metric, summed up."""
+    """Sums over the readings of one metric."""
 
     count: int = 0
     total: float = 0.0
@@ -118,31 +95,32 @@ class Facts:
         return self.stats.get(budget, {}).get(metric)
 
 
-def gather(run: Run, spans: Sequence[Span], sensor: Sensor | None) -> Facts:
+def gather(run: Run, spans: Sequence[Span], meter: Meter | None) -> Facts:
     """Goes over the readings of `run` once.
 
     Args:
         run: whose readings are taken.
         spans: turns and idle times, in order of time within each session.
-        sensor: what power is computed from.
+        meter: what power is computed from.
     """
-    gatherer = _Gatherer(run.info["plan"].get("sources") or [], spans, sensor)
+    gatherer = _Gatherer(run.document.settings.sources, spans, meter)
     for reading in run.readings:
         gatherer.add(reading)
     facts = gatherer.facts()
-    _read_cost(run, facts)
+    if costs := read_costs(run.path):
+        facts.cpu_s = sum(cost.cpu_s for cost in costs)
+        facts.elapsed_s = sum(cost.elapsed_s for cost in costs)
+        facts.sampler_memory_bytes = max(cost.memory_bytes for cost in costs)
     return facts
 
 
 class _Gatherer:
-    def __init__(self, sources: Sequence[dict[str, Any]], spans: Sequence[Span], sensor: Sensor | None) -> None:
+    def __init__(self, sources: Sequence[SourceRecord], spans: Sequence[Span], meter: Meter | None) -> None:
         self._spans = spans
-        self._sensor = sensor
+        self._meter = meter
         self._facts = Facts(powers=[None] * len(spans))
-        self._periods = {source["name"]: float(source["period_s"]) for source in sources if source.get("period_s")}
-        self._counters = {
-            metric["name"] for source in sources for metric in source["metrics"] if metric["aggregation"] == "increase"
-        }
+        self._periods = {source.name: source.period_s for source in sources if source.period_s}
+        self._counters = {metric.name for source in sources for metric in source.metrics if metric.aggregation == "increase"}
         self._sessions: dict[int, tuple[list[int], list[int]]] = {}  #: session -> load begins, and the spans they are of
         for index in sorted(range(len(spans)), key=lambda index: (spans[index].session, spans[index].load_begin_ns)):
             begins, indices = self._sessions.setdefault(spans[index].session, ([], []))
@@ -153,7 +131,7 @@ class _Gatherer:
         self._last: dict[tuple[int, str], float] = {}  #: (session, metric) -> value of a counter
         self._gaps: dict[str, Counter[str]] = defaultdict(Counter)
 
-    def add(self, reading: Reading) -> None:
+    def add(self, reading: SourceReading) -> None:
         facts = self._facts
         period_s = self._periods.get(reading.source)
         if period_s is not None and reading.read_ns > 1e9 * period_s:
@@ -172,21 +150,21 @@ class _Gatherer:
                 facts.stats.setdefault(budget, {}).setdefault(metric, Stat()).add(value, increase)
             if timed and budget is not IDLE and metric.endswith("_temp_c"):
                 facts.trends.setdefault(metric, Trend()).add(reading.t_ns, value)
-        if self._sensor is not None and reading.source == self._sensor.source:
+        if self._meter is not None and reading.source == self._meter.source:
             self._add_power(index, reading)
         elif timed and index is not None and reading.values and reading.source in self._came:
             self._came[reading.source][index] += 1
 
-    def _add_power(self, index: int | None, reading: Reading) -> None:
-        assert self._sensor is not None
-        value = reading.values.get(self._sensor.metric)
+    def _add_power(self, index: int | None, reading: SourceReading) -> None:
+        assert self._meter is not None
+        value = reading.values.get(self._meter.metric)
         if self._open is not None and self._open[0] != index:
             self._close()
         if index is None or value is None:
             return
         span = self._spans[index]
         if self._open is None:
-            self._open = index, PowerWindow(self._sensor, span.load_begin_ns, span.begin_ns, span.end_ns)
+            self._open = index, PowerWindow(self._meter, span.load_begin_ns, span.begin_ns, span.end_ns)
         self._open[1].add(reading.t_ns, reading.read_ns, value)
         if reading.t_ns >= span.begin_ns and reading.source in self._came:
             self._came[reading.source][index] += 1
@@ -197,7 +175,7 @@ class _Gatherer:
             self._facts.powers[index] = window.power()
             self._open = None
 
-    def _find(self, reading: Reading) -> int | None:
+    def _find(self, reading: SourceReading) -> int | None:
         """The span that holds a reading, warm-up included."""
         begins, indices = self._sessions.get(reading.session, ([], []))
         place = bisect.bisect_right(begins, reading.t_ns) - 1
@@ -220,28 +198,6 @@ class _Gatherer:
             if of_turns:
                 lost = sum(count for budget, count in missing.items() if budget is not IDLE)
                 facts.missing_sources[source] = lost / of_turns
-            if self._sensor is not None and source == self._sensor.source:
+            if self._meter is not None and source == self._meter.source:
                 facts.missing = {budget: missing[budget] / ticks for budget, ticks in expected.items() if ticks}
         return facts
-
-
-def _read_cost(run: Run, facts: Facts) -> None:
-    """What the samplers say they cost; the last word of each session counts."""
-    if not (run.path / SENSORS).exists():
-        return
-    costs: dict[int, tuple[float, float, float]] = {}
-    session = 0
-
-    def parse(line: dict[str, Any]) -> None:
-        nonlocal session
-        if line["kind"] == "sampler":
-            session += 1
-        elif line["kind"] == "cost":
-            costs[session] = (float(line["cpu_s"]), float(line["elapsed_s"]), float(line["memory_bytes"]))
-
-    for _ in read_lines(run.path / SENSORS, parse):
-        pass
-    if costs:
-        facts.cpu_s = sum(cost[0] for cost in costs.values())
-        facts.elapsed_s = sum(cost[1] for cost in costs.values())
-        facts.sampler_memory_bytes = max(cost[2] for cost in costs.values())

@@ -33,14 +33,14 @@ def write_trace(run: Run) -> Path:
 
 def _events(run: Run) -> Iterator[dict[str, Any]]:
     threads = {name: number for number, name in enumerate(run.budgets, _IDLE_THREAD + 1)}
-    yield _name("process_name", _MEASUREMENT, 0, run.info["bundle"]["name"])
+    yield _name("process_name", _MEASUREMENT, 0, run.document.bundle.name)
     yield _name("process_name", _SENSORS, 0, "sensors")
     yield _name("thread_name", _MEASUREMENT, _IDLE_THREAD, "idle")
     for name, thread in threads.items():
         yield _name("thread_name", _MEASUREMENT, thread, f"budget {name}")
     for idle in run.baselines:
         yield _slice(f"idle {idle.which}", _IDLE_THREAD, idle.t_ns, idle.end_ns)
-    for turn in run.rounds:
+    for turn in run.turns:
         thread = threads[turn.budget]
         about = {"round": turn.round, "load_ms": turn.load_ms}
         if turn.warmup_begin_ns is not None:
@@ -48,7 +48,7 @@ def _events(run: Run) -> Iterator[dict[str, Any]]:
         yield _slice(f"turn {turn.round}", thread, turn.t_ns, turn.end_ns, about)
         for start_ns, latency_ns in zip(turn.start_ns.tolist(), turn.latency_ns.tolist()):
             yield _slice("inference", thread, turn.t_ns + start_ns, turn.t_ns + start_ns + latency_ns)
-    units = {metric["name"]: metric["unit"] for source in run.info["plan"].get("sources") or [] for metric in source["metrics"]}
+    units = {metric.name: metric.unit for source in run.document.settings.sources for metric in source.metrics}
     for reading in run.readings:
         for metric, value in reading.values.items():
             if units.get(metric) in _COUNTED_UNITS:

@@ -1,8 +1,8 @@
-"""Whether a run's numbers may be believed. Pure functions over what was recorded; every threshold is named here, with its reason.
+"""Whether the numbers of a run are trustworthy. Pure functions over what was recorded; every threshold is named here, with its reason.
 
 `invalid`: the numbers are not what they claim to be (another output, another power mode, other clocks), whatever they are.
-`suspect`: they are what happened, but something was going on that may have favoured a budget or will not happen again.
-`valid`: nothing of the kind was seen. What is worth knowing and changes nothing is a reason too, and leaves the status alone.
+`suspect`: they are what happened, but something disturbed the run that may have favoured a budget or may not happen again.
+`valid`: nothing of the kind was seen. What is worth knowing and changes nothing is a reason too; it does not change the status.
 """
 
 from __future__ import annotations
@@ -10,47 +10,31 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from edge_tprune.record.facts import IDLE, Facts, Stat
-from edge_tprune.record.reader import Check, Run, State, describe_failure
+from edge_tprune.record.facts import Facts, Stat
+from edge_tprune.record.lines import Check
+from edge_tprune.record.meter import Meter
+from edge_tprune.record.reader import Run, State
+from edge_tprune.record.spans import IDLE
+from edge_tprune.record.summary import Reason, Status, Verdict
 
 LEAST_COVERAGE = 0.90  #: of the readings that should have come: below, a mean power may have missed a whole phase
 MOST_CV = 0.05  #: between a budget's round medians: beyond it, differences of a few per cent between budgets are chance
 MOST_UNSTEADY = 0.20  #: of the turns that began before latency had settled: medians bear a few, not many
-MOST_RISE_C = (
-    5.0  #: of a temperature from the first turn to the last: leakage and clocks follow at about a per cent per 5 degrees
-)
+#: Of a temperature from the first turn to the last: leakage and clocks follow at about a per cent per 5 degrees.
+MOST_RISE_C = 5.0
 MOST_OTHERS_CORES = 0.25  #: of one core, used by other programs while timing: the share at which two threads begin to wait
-MOST_OTHERS_GPU_PERCENT = 5.0  #: of the GPU, busy while nothing of ours ran
-MOST_SWAP_GROWTH_BYTES = 16e6  #: while sampling: less is the system tidying up
+MOST_OTHERS_GPU_PERCENT = 5.0  #: of the GPU, busy while this measurement did not use it
+MOST_SWAP_GROWTH_BYTES = 16e6  #: while sampling: smaller changes are normal
 LOCKED_SHARE = 0.97  #: of a locked clock: below, something else holds the clock down
-LEAST_ROUNDS = 3  #: below, there is no spread between rounds to speak of
+LEAST_ROUNDS = 3  #: below, the spread between rounds is not known
 
-Status = Literal["valid", "suspect", "invalid"]
 _ORDER: Sequence[Status] = ("valid", "suspect", "invalid")
 
 
 @dataclass(frozen=True)
-class Reason:
-    """Something that was seen, and how bad it is."""
-
-    status: Status
-    code: str  #: stable, for programs
-    text: str  #: for people, with the number
-
-
-def verdict_json(reasons: Iterable[Reason]) -> dict[str, Any]:
-    """A `verdict` of the summary.json: the worst status, and all reasons, the worst first."""
-    ordered = sorted(reasons, key=lambda reason: -_ORDER.index(reason.status))
-    return {
-        "status": ordered[0].status if ordered else "valid",
-        "reasons": [{"code": reason.code, "text": reason.text} for reason in ordered],
-    }
-
-
-@dataclass(frozen=True)
-class Turns:
+class TurnStatistics:
     """What a budget's turns say of themselves."""
 
     count: int
@@ -58,38 +42,44 @@ class Turns:
     round_median_ms: Sequence[float]
 
 
-def judge_budget(name: str, check: Check | None, turns: Turns, facts: Facts) -> list[Reason]:
+def conclude(reasons: Iterable[Reason]) -> Verdict:
+    """The worst status, and all reasons, the worst first."""
+    ordered = sorted(reasons, key=lambda reason: -_ORDER.index(reason.status or "suspect"))
+    return Verdict(ordered[0].status or "suspect" if ordered else "valid", tuple(ordered))
+
+
+def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: Facts) -> list[Reason]:
     """Reasons that concern one budget."""
     if check is not None and not check.golden_ok:
-        return [Reason("invalid", "golden_mismatch", f"budget {name} was not timed: {describe_failure(check)}")]
+        return [_invalid("golden_mismatch", f"budget {name} was not timed: {check.describe_failure()}")]
     if not turns.count:
-        return [Reason("invalid", "not_timed", f"budget {name} was not timed")]
+        return [_invalid("not_timed", f"budget {name} was not timed")]
     found: list[Reason] = []
     if turns.count < LEAST_ROUNDS:
-        found.append(Reason("suspect", "few_rounds", f"{turns.count} turns only: give --rounds {LEAST_ROUNDS} or more"))
+        found.append(_suspect("few_rounds", f"{turns.count} turns only: give --rounds {LEAST_ROUNDS} or more"))
     if len(turns.round_median_ms) > 1:
         spread = statistics.stdev(turns.round_median_ms) / statistics.mean(turns.round_median_ms)
         if spread > MOST_CV:
             text = f"median latency differs by {spread:.0%} from round to round (coefficient of variation)"
-            found.append(Reason("suspect", "latency_unstable", text))
+            found.append(_suspect("latency_unstable", text))
     if turns.unsteady > MOST_UNSTEADY * turns.count:
         text = f"latency had not settled when timing began in {turns.unsteady} of {turns.count} turns"
-        found.append(Reason("suspect", "warmup_unsteady", text))
+        found.append(_suspect("warmup_unsteady", text))
     if (missing := facts.missing.get(name, 0.0)) > 1 - LEAST_COVERAGE:
-        found.append(Reason("suspect", "coverage", f"{missing:.0%} of the power readings are missing"))
+        found.append(_suspect("coverage", f"{missing:.0%} of the power readings are missing"))
     return found + _slowed_down(facts.stats.get(name, {}))
 
 
-def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]]) -> list[Reason]:
+def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], meter: Meter | None = None) -> list[Reason]:
     """Reasons that concern the whole run, those of its budgets included where they are bad."""
     found: list[Reason] = []
     for name, reasons in budgets.items():
-        worst = max((reason.status for reason in reasons), key=_ORDER.index, default="valid")
+        worst = conclude(reasons).status
         if worst != "valid":
             codes = ", ".join(dict.fromkeys(reason.code for reason in reasons if reason.status != "valid"))
-            found.append(Reason("suspect", "budget", f"budget {name} is {worst} ({codes})"))
+            found.append(_suspect("budget", f"budget {name} is {worst} ({codes})"))
     if run.end != "complete":
-        found.append(Reason("suspect", "incomplete", f"the run {run.end or 'was cut off'}: not every round was measured"))
+        found.append(_suspect("incomplete", f"the run {run.end or 'was cut off'}: not every round was measured"))
     found += _slowed_down(facts.whole)
     found += _changes(run.states)
     found += _below_lock(run.states, facts)
@@ -97,10 +87,12 @@ def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]]) -
     rises = {metric: trend.rise for metric, trend in facts.trends.items()}
     if rises and abs(rises[hottest := max(rises, key=lambda metric: abs(rises[metric]))]) > MOST_RISE_C:
         text = f"{hottest.removesuffix('_temp_c')} went {rises[hottest]:+.1f} degrees from the first turn to the last: let it settle"
-        found.append(Reason("suspect", "temperature", text))
+        found.append(_suspect("temperature", text))
     if (swap := facts.whole.get("swap_used_bytes")) and swap.greatest - swap.least > MOST_SWAP_GROWTH_BYTES:
         text = f"swap in use changed by {(swap.greatest - swap.least) / 1e6:.0f} MB: memory is too small"
-        found.append(Reason("suspect", "swap", text))
+        found.append(_suspect("swap", text))
+    if meter is not None and meter.guess:
+        found.append(_note("meter_guessed", f"power and energy come from {meter.made_of}"))
     return found + _sensors(run, facts)
 
 
@@ -109,15 +101,15 @@ def _slowed_down(stats: Mapping[str, Stat]) -> list[Reason]:
     found: list[Reason] = []
     events = sum(stat.increase for metric, stat in stats.items() if metric.startswith("over_current_"))
     if events:
-        found.append(Reason("suspect", "over_current", f"{events:.0f} over-current events: the board cut its clocks"))
+        found.append(_suspect("over_current", f"{events:.0f} over-current events: the board cut its clocks"))
     if (throttled := stats.get("cpu_throttle_count")) and throttled.increase:
         text = f"the CPU was slowed down for heat {throttled.increase:.0f} times"
-        found.append(Reason("suspect", "throttled", text))
+        found.append(_suspect("throttled", text))
     if (cooling := stats.get("throttling_devices_count")) and cooling.greatest > 0:
         text = f"up to {cooling.greatest:.0f} cooling devices held clocks down for heat"
-        found.append(Reason("suspect", "cooling", text))
+        found.append(_suspect("cooling", text))
     if (alarms := stats.get("current_alarms_count")) and alarms.greatest > 0:
-        found.append(Reason("suspect", "current_alarm", f"up to {alarms.greatest:.0f} current limits were exceeded"))
+        found.append(_suspect("current_alarm", f"up to {alarms.greatest:.0f} current limits were exceeded"))
     return found
 
 
@@ -128,10 +120,10 @@ def _changes(states: Sequence[State]) -> list[Reason]:
     found: list[Reason] = []
     modes = list(dict.fromkeys(_mode(state.values.get("power_mode")) for state in states))
     if len(modes) > 1:
-        found.append(Reason("invalid", "power_mode_changed", f"the power mode changed: {' to '.join(modes)}"))
+        found.append(_invalid("power_mode_changed", f"the power mode changed: {' to '.join(modes)}"))
     limits = list(dict.fromkeys(str(_limits(state.values.get("clocks"))) for state in states))
     if len(limits) > 1 and len(modes) == 1:
-        found.append(Reason("invalid", "clock_limits_changed", f"clock limits changed: {' to '.join(limits)}"))
+        found.append(_invalid("clock_limits_changed", f"clock limits changed: {' to '.join(limits)}"))
     return found
 
 
@@ -170,24 +162,24 @@ def _below_lock(states: Sequence[State], facts: Facts) -> list[Reason]:
         lowest = min((stat.mean for stat in stats if stat.greatest > 0), default=lock)  # a GPU that is off reads 0
         if lowest < LOCKED_SHARE * lock:
             text = f"{metric.split('_')[0].upper()} clock was {lowest:.0f} MHz on average for a budget, and is locked at {lock:.0f} MHz"
-            found.append(Reason("invalid", "clock_below_lock", text))
+            found.append(_invalid("clock_below_lock", text))
     return found
 
 
 def _others(run: Run, facts: Facts) -> list[Reason]:
     """Other programs."""
     found: list[Reason] = []
-    cores = run.info["environment"].get("cpu_count")
+    cores = run.document.environment.get("cpu_count")
     loads = [of["cpu_load_others_percent"] for budget, of in facts.stats.items() if budget and "cpu_load_others_percent" in of]
     if loads and cores:
         used = sum(stat.total for stat in loads) / sum(stat.count for stat in loads) / 100 * cores
         if used > MOST_OTHERS_CORES:
             text = f"other programs used {used:.2g} CPU cores on average while timing: end them"
-            found.append(Reason("suspect", "other_cpu", text))
+            found.append(_suspect("other_cpu", text))
     idle_gpu = facts.stat(IDLE, "gpu_load_percent")
     if idle_gpu is not None and idle_gpu.mean > MOST_OTHERS_GPU_PERCENT:
         text = f"the GPU was busy for {idle_gpu.mean:.0f} % of the time when nothing of this run used it: end the other program"
-        found.append(Reason("suspect", "other_gpu", text))
+        found.append(_suspect("other_gpu", text))
     return found
 
 
@@ -197,18 +189,30 @@ def _sensors(run: Run, facts: Facts) -> list[Reason]:
     for source, missing in facts.missing_sources.items():
         if missing > 1 - LEAST_COVERAGE:
             text = f"{missing:.0%} of the readings of {source} are missing while timing"
-            found.append(Reason("suspect", "coverage", text))
+            found.append(_suspect("coverage", text))
     for metric, reasons in sorted(facts.gaps.items()):
         lost = sum(reasons.values())
         share = lost / (lost + facts.whole[metric].count)
         why = ", ".join(reason for reason, _ in reasons.most_common(2))
         text = f"{metric}: {lost} readings missing ({why})"
-        found.append(Reason("suspect" if share > 1 - LEAST_COVERAGE else "valid", "sensor_gaps", text))
+        found.append(Reason("sensor_gaps", text, "suspect" if share > 1 - LEAST_COVERAGE else "valid"))
     for source, count in sorted(facts.slow.items()):
-        found.append(Reason("valid", "sensor_slow", f"{count} reads of {source} took longer than the time between two"))
+        found.append(_note("sensor_slow", f"{count} reads of {source} took longer than the time between two"))
     leaps = sum(power.leaps for power in facts.powers if power is not None)
     if leaps:
-        found.append(Reason("valid", "counter_leaps", f"the energy counter leapt or ran backwards {leaps} times; left out"))
-    if facts.whole and facts.elapsed_s is None and run.info["version"] > 1:
-        found.append(Reason("valid", "observer_unknown", "what sampling cost is not known: the sampler did not end by itself"))
+        found.append(_note("counter_leaps", f"the energy counter leapt or ran backwards {leaps} times; left out"))
+    if facts.whole and facts.elapsed_s is None and run.document.version > 1:
+        found.append(_note("observer_unknown", "what sampling cost is not known: the sampler did not end by itself"))
     return found
+
+
+def _invalid(code: str, text: str) -> Reason:
+    return Reason(code, text, "invalid")
+
+
+def _suspect(code: str, text: str) -> Reason:
+    return Reason(code, text, "suspect")
+
+
+def _note(code: str, text: str) -> Reason:
+    return Reason(code, text, "valid")

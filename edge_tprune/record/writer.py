@@ -1,4 +1,4 @@
-"""Writing a profile directory; `run` reads it. The format is described in profiles/README.md.
+"""Writing a profile directory; `reader` reads it. The format is described in profiles/README.md.
 
 A directory appears under its final name with `run.json` and the first line of `samples.jsonl` in it, and every line after that
 is one write: whenever the process dies, what was measured until then can be read. Nothing that was written is held in memory.
@@ -7,8 +7,6 @@ is one write: whenever the process dies, what was measured until then can be rea
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import re
 import shutil
@@ -16,55 +14,39 @@ import time
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from edge_tprune.documents import UntypedDocumentKind as DocumentKind
-from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, cut_last_line, sync_directory, write_json
-
-FORMAT = "edge-tprune-profile"
-VERSION = 2
-RUN = "run.json"
-SAMPLES = "samples.jsonl"
-SENSORS = "sensors.jsonl"
-KIND = DocumentKind(
-    noun="profile",
-    format=FORMAT,
-    version=VERSION,
-    make="Make one with: edge-tprune profile",
-    mend="Copy the profile again",
-    file=RUN,
-    schema=Path(__file__).with_name("run.schema.json"),
-)
-LEAST_INFERENCES = 10  #: of a turn; one that was cut off before so many is not used
+from edge_tprune.files import clear_write_errors, sync_directory
+from edge_tprune.record.document import KIND, RunDocument
+from edge_tprune.record.lines import SAMPLES, SENSORS, CheckLine, Line, ResumeLine, SamplerLine, StartLine
+from edge_tprune.record.log import LogWriter
 
 #: The clock of every `t_ns`, `start_ns` and `latency_ns`; on Linux the monotonic one, so other processes can stamp with it too.
 clock_ns = time.perf_counter_ns
 
 
 class Recorder:
-    """The writing end of one profile directory. Created by `Recorder.create`; a context manager."""
+    """The writing end of one profile directory. Made by `Recorder.create`; a context manager."""
 
-    def __init__(self, path: Path, handle: int) -> None:
+    def __init__(self, path: Path, log: LogWriter) -> None:
         self.path = path
-        self._handle = handle
+        self._log = log
 
     @classmethod
-    def create(cls, out: Path, name: str, run: dict[str, Any]) -> Recorder:
-        """Makes `out/<name>` (or `<name>-2`, ... where that exists) with `run` as its run.json.
+    def create(cls, out: Path, name: str, document: RunDocument) -> Recorder:
+        """Makes `out/<name>` (or `<name>-2`, ... where that exists) with `document` as its run.json.
 
         Raises:
             UserError: `out` cannot be written.
+            ValueError: the document does not fit its own type.
         """
-        KIND.check(run, out)
-        draft = out / f".{name}.{run['run_id']}.tmp"
+        draft = out / f".{name}.{document.run_id}.tmp"
         with clear_write_errors(out):
             draft.mkdir(parents=True)
             try:
-                write_json(draft / RUN, run)
-                recorder = cls(draft, _open_locked(draft / SAMPLES, os.O_CREAT | os.O_EXCL))
+                KIND.write(draft, document)
+                recorder = cls(draft, LogWriter(draft / SAMPLES, os.O_CREAT | os.O_EXCL))
                 try:
-                    recorder.append("start", utc=datetime.now(timezone.utc).isoformat())
+                    recorder.append(StartLine(t_ns=clock_ns(), utc=_utc_now()))
                     recorder.path = _rename_to_new(draft, out, name)
                 except BaseException:
                     recorder.close()
@@ -77,44 +59,32 @@ class Recorder:
 
     @classmethod
     def reopen(cls, path: Path) -> Recorder:
-        """Goes on with a run that ended early. What a dying process left of its last line is cut off.
+        """Goes on with a run that ended early.
 
         Raises:
             UserError: the run is still going on, or its directory cannot be written.
         """
         with clear_write_errors(path / SAMPLES):
-            recorder = cls(path, _open_locked(path / SAMPLES))
-            cut_last_line(recorder._handle)
-        recorder.append("resume", utc=datetime.now(timezone.utc).isoformat())
+            recorder = cls(path, LogWriter(path / SAMPLES))
+        recorder.append(ResumeLine(t_ns=clock_ns(), utc=_utc_now()))
         return recorder
 
-    def append(self, kind: str, t_ns: int | None = None, *, sync: bool = True, **values: Any) -> None:
-        """Adds one line to samples.jsonl; `t_ns` is now unless given.
+    def append(self, line: Line | CheckLine, *, sync: bool = True) -> None:
+        """Adds one line to samples.jsonl.
 
         When this returns, the line survives the process; with `sync` it is on the disk and survives a power cut too.
 
         Raises:
             UserError: no space is left. The lines before this one stay whole.
         """
-        line = {"kind": kind, "t_ns": clock_ns() if t_ns is None else t_ns, **values}
-        data = (json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n").encode()
         with clear_write_errors(self.path / SAMPLES):
-            size = os.fstat(self._handle).st_size
-            try:
-                while data:  # once, unless the disk is nearly full
-                    data = data[os.write(self._handle, data) :]
-                if sync:
-                    os.fsync(self._handle)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._handle, size)
-                raise
+            self._log.append(line)
+            if sync:
+                self._log.sync()
 
     def close(self) -> None:
         """Closes samples.jsonl. A second call does nothing."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        self._log.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -123,29 +93,46 @@ class Recorder:
         self.close()
 
 
+class SensorRecorder:
+    """The writing end of a profile's sensors.jsonl, in the process that samples; it syncs the samples beside it, too.
+
+    A full disk loses a line whole. The measuring process, which writes to the same disk, says so.
+
+    Raises:
+        OSError: the profile at `path` cannot be written.
+    """
+
+    def __init__(self, path: Path, session: int) -> None:
+        # A sampler whose parent was killed needs a moment to notice, so that its successor waits.
+        self._log = LogWriter(path / SENSORS, os.O_CREAT, wait=True)
+        self._samples = os.open(path / SAMPLES, os.O_RDONLY)
+        self.append(SamplerLine(t_ns=clock_ns(), session=session, pid=os.getpid()))
+        self.sync()
+
+    def append(self, line: Line) -> None:
+        """Adds one line."""
+        with suppress(OSError):
+            self._log.append(line)
+
+    def sync(self) -> None:
+        """Sends both logs to the disk, so that the measuring process need not wait for it."""
+        with suppress(OSError):
+            self._log.sync()
+            os.fsync(self._samples)
+
+
 def directory_name(started: datetime, bundle: str, hostname: str) -> str:
     """'<UTC time>-<bundle>-<hostname>', safe as a file name."""
     safe = [re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:80] or "unnamed" for text in (bundle, hostname)]
     return "-".join([started.strftime("%Y%m%dT%H%M%SZ"), *safe])
 
 
-def _open_locked(file: Path, flags: int = 0) -> int:
-    """Opens a file for appending, for this process alone.
-
-    Raises:
-        UserError: another process is writing it.
-    """
-    handle = os.open(file, os.O_RDWR | os.O_APPEND | flags, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise UserError(f"{file.parent} is being written: wait until that run has ended, or stop it") from error
-    return handle
+def _utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat()
 
 
 def _rename_to_new(draft: Path, out: Path, name: str) -> Path:
-    """Renames the directory `draft` to the first free of `out/name`, `out/name-2`, ...; never onto something."""
+    """Renames the directory `draft` to the first free of `out/name`, `out/name-2`, ..., without replacing anything."""
     count = 1
     while True:
         path = out / (name if count == 1 else f"{name}-{count}")

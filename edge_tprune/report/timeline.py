@@ -119,7 +119,7 @@ def make_timeline(run: Run) -> Timeline:
     budgets = tuple(map(printable, run.budgets))
     rows = [
         (entry.session, entry.t_ns, entry.end_ns, entry.round, printable(entry.budget), float(np.median(entry.latency_ms)))
-        for entry in run.rounds
+        for entry in run.turns
     ]
     series: dict[tuple[str, str], tuple[array[int], array[int], array[float]]] = {}
     readings = 0

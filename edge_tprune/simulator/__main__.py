@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, write_json
+from edge_tprune.processes import end_signals
 from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import KINDS, FileFault
 from edge_tprune.simulator.tree import FAULTS, STATE, Tree, run
@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> int:
     commands = {"fault": _fault, "energy": _energy}
     try:
         command = commands.get(arguments[0]) if arguments else None
-        return command(arguments[1:]) if command else _simulate(arguments)
+        with end_signals():
+            return command(arguments[1:]) if command else _simulate(arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -35,7 +36,7 @@ def _simulate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m edge_tprune.simulator",
         description="Keeps a directory like a board's /sys and /proc, whose power follows this machine's CPU load by a known law.",
-        epilog="fault DIR KIND FILE [--seconds S] [--value V] breaks it; energy DIR BEGIN_NS END_NS tells what it dissipated.",
+        epilog="fault DIR KIND FILE [--seconds S] [--value V] breaks it; energy DIR BEGIN_NS END_NS prints what it dissipated.",
     )
     parser.add_argument("board", help=", ".join(BOARDS))
     parser.add_argument("directory", type=Path, help="new, empty, or left by an earlier simulation")
@@ -44,7 +45,6 @@ def _simulate(arguments: list[str]) -> int:
     parser.add_argument("--locked", action="store_true", help="clocks are locked at their highest")
     parser.add_argument("--seconds", type=float, help="how long; by default until Ctrl-C")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     tree = Tree(
         options.directory,
         options.board,

@@ -12,9 +12,10 @@ class SensorMetric:
 
     name: str  #: ends with its unit: "memory_available_bytes"
     unit: str  #: "bytes", "percent", "MHz", "mW", "mJ", "C", ...
-    better: Literal["lower", "higher"] | None  #: None where neither is
-    aggregation: Literal["mean", "min", "max", "increase"]  #: how a run's readings become one number; increase = last - first
-    help: str  #: one sentence for people; a total says what it is made of
+    better: Literal["lower", "higher"] | None = None  #: None where neither is
+    #: How a run's readings become one number; increase = last - first.
+    aggregation: Literal["mean", "min", "max", "increase"] = "mean"
+    help: str = ""  #: one sentence for people; a total says what it is made of
     #: The sensor has a new value this often; reading it faster repeats the old one. None: unknown.
     interval_s: float | None = None
     step: float | None = None  #: the smallest change the sensor can show, in `unit`. None: unknown

@@ -8,6 +8,7 @@ import pytest
 from edge_tprune.agent.profile import profile
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.record.reader import Run, read_run
+from edge_tprune.record.settings import RunRequest
 
 from .tiny_bundle import SIZES, write_bundle
 
@@ -35,6 +36,5 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
 def finished(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A real, complete profile of `bundle`; tests must not change it."""
     out = tmp_path_factory.mktemp("profiles")
-    return read_run(
-        profile(bundle, out, threads=1, rounds=5, seconds_per_round=0.05, warmup_seconds=0.01, baseline_seconds=0.1, seed=3)
-    )
+    request = RunRequest(threads=1, rounds=5, seconds_per_round=0.05, warmup_seconds=0.01, baseline_seconds=0.1, seed=3)
+    return read_run(profile(bundle, out, request))

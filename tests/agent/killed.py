@@ -13,25 +13,25 @@ from pathlib import Path
 
 from edge_tprune.agent.profile import resume
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.record.lines import SAMPLES
 from edge_tprune.record.reader import Run, read_run
-from edge_tprune.record.summary import summarize
-from edge_tprune.record.writer import SAMPLES
+from edge_tprune.record.summarize import summarize
 
 KILLS = 8  #: in the test suite
 _ROUNDS = 60
 
 MEASURE = """
-import signal, sys
+import sys
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from edge_tprune.agent.profile import profile, resume
 from edge_tprune.agent.session import Interrupted
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.record.settings import RunRequest
 bundle, out = Bundle.open(sys.argv[1]), Path(sys.argv[2])
-settings = dict(threads=1, rounds=int(sys.argv[3]), seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.05)
+request = RunRequest(threads=1, rounds=int(sys.argv[3]), seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.05)
 runs = list(out.glob("[0-9]*"))
 try:
-    resume(bundle, runs[0]) if runs else profile(bundle, out, **settings, budgets=["small"])
+    resume(bundle, runs[0]) if runs else profile(bundle, out, request, budgets=["small"])
 except Interrupted as interrupted:
     print(interrupted)
     sys.exit(130)
@@ -71,7 +71,7 @@ def kill_and_resume(bundle_path: Path, out: Path, moments: random.Random, kills:
         child.communicate()
         for path in place.glob("[0-9]*"):
             run = read_run(path)
-            turns = [(turn.round, turn.budget) for turn in run.rounds if turn.complete]
+            turns = [(turn.round, turn.budget) for turn in run.turns if turn.complete]
             assert turns[: len(done)] == done, "a turn was lost"
             assert len(set(turns)) == len(turns), "a turn was measured twice"
             summarize(run)
@@ -84,8 +84,8 @@ def kill_and_resume(bundle_path: Path, out: Path, moments: random.Random, kills:
         finished.append(read_run(path))
     for run in finished:
         assert run.end == "complete"
-        assert [(turn.round, turn.budget) for turn in run.rounds] == [
-            (number, name) for number, names in enumerate(run.info["plan"]["order"]) for name in names
+        assert [(turn.round, turn.budget) for turn in run.turns] == [
+            (number, name) for number, names in enumerate(run.document.settings.order) for name in names
         ]
         assert list(run.readings), "the sampler wrote nothing"
     return finished
@@ -110,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         bundle = write_bundle(Path(directory) / "bundle", SIZES)
         runs = kill_and_resume(bundle, Path(directory) / "out", random.Random(options.seed), options.kills)
-    sessions, turns = sum(run.sessions for run in runs), sum(len(run.rounds) for run in runs)
+    sessions, turns = sum(run.sessions for run in runs), sum(len(run.turns) for run in runs)
     print(f"killed {options.kills} times, readable each time; {len(runs)} runs of {sessions} sessions, all {turns} turns there")
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_tprune.record.reader import read_run
-from edge_tprune.record.summary import summarize
+from edge_tprune.record.summarize import summarize
 from edge_tprune.simulator.virtual import KINDS, SensorFault
 from tests.record.virtual_run import Settings, write_profile
 
@@ -36,7 +38,7 @@ def measured(
     for reading in run.readings:
         for name in reading.values:
             counts[name] = counts.get(name, 0) + 1
-    return summarize(run), truth, counts
+    return json.loads(msgspec.json.encode(summarize(run))), truth, counts
 
 
 def codes(summary: dict[str, Any]) -> set[str]:

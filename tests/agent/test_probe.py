@@ -9,6 +9,7 @@ import pytest
 
 from edge_tprune.agent.probe import check_budget
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.record.lines import Check
 
 from .conftest import MakeBundle
 from .tiny_bundle import change_golden
@@ -64,7 +65,8 @@ def test_the_module_prints_one_json_object(bundle_path: Path) -> None:
         "1",
     ]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert set(found) == {"golden_ok", "golden_max_abs_diff", "load_ms", "peak_memory_bytes", "engine"}
+    assert (found["budget"], found["golden_ok"], found["error"]) == ("small", True, None)
+    assert set(found) == set(Check.__struct_fields__)
     assert (found["engine"]["runtime"], found["engine"]["threads"]) == ("onnxruntime", 1)
     command[4] = "smal"
     done = subprocess.run(command, capture_output=True, text=True, check=False)

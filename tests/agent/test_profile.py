@@ -11,9 +11,11 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
-from edge_tprune.agent import rounds
+from edge_tprune.agent import turns
 from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import default_threads, profile
 from edge_tprune.agent.progress import Progress
@@ -21,7 +23,8 @@ from edge_tprune.agent.session import CheckFailed
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 from edge_tprune.record.reader import Run, read_run
-from edge_tprune.record.summary import round_medians, summarize
+from edge_tprune.record.settings import RunRequest
+from edge_tprune.record.summarize import summarize
 from edge_tprune.runtime.engine import Engine
 from edge_tprune.runtime.engine import open_engine as open_real_engine
 from edge_tprune.telemetry.host import HostSource
@@ -31,7 +34,7 @@ from .conftest import MakeBundle
 from .killed import start, wait_for_turns
 from .tiny_bundle import change_golden
 
-QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0, "baseline_seconds": 0.0}
+QUICK = RunRequest(threads=1, rounds=2, seconds_per_round=0.0, warmup_seconds=0.0, baseline_seconds=0.0)
 
 
 class Log(Progress):
@@ -49,9 +52,9 @@ class Log(Progress):
 def test_records_every_turn_whole(finished: Run) -> None:
     assert re.fullmatch(r"\d{8}T\d{6}Z-tiny-chain-of-products-.+", finished.path.name)
     assert (finished.end, finished.warnings) == ("complete", ())
-    assert len(finished.rounds) == 5 * 3
+    assert len(finished.turns) == 5 * 3
     assert all(check.golden_ok for check in finished.checks.values())
-    for turn in finished.rounds:
+    for turn in finished.turns:
         assert len(turn.latency_ns) >= 10
         assert turn.warmup_inferences >= 10
         assert turn.start_ns[0] == 0
@@ -67,16 +70,16 @@ def test_a_process_of_its_own_reads_the_sensors_from_the_first_idle_time_to_the_
     assert {metric.name for metric in HostSource().metrics} == set(host[0].values) | set(host[0].gaps)
     assert [idle.which for idle in finished.baselines] == ["before", "after"]
     before, after = finished.baselines
-    assert before.end_ns <= finished.rounds[0].t_ns
-    assert finished.rounds[-1].end_ns <= after.t_ns
+    assert before.end_ns <= finished.turns[0].t_ns
+    assert finished.turns[-1].end_ns <= after.t_ns
     assert host[0].t_ns < before.end_ns
     times = [reading.t_ns for reading in host]
     assert times == sorted(times)
     summary = summarize(finished)
-    assert summary["observer"]["cpu_percent"] > 0
+    assert summary.observer is not None
+    assert summary.observer.cpu_percent > 0
     assert all(
-        budget["min_memory_available_mb"] is None or budget["min_memory_available_mb"] > 0
-        for budget in summary["budgets"].values()
+        budget.min_memory_available_mb is None or budget.min_memory_available_mb > 0 for budget in summary.budgets.values()
     )
 
 
@@ -88,31 +91,35 @@ def test_the_state_of_the_machine_is_recorded_at_both_ends(finished: Run) -> Non
 
 
 def test_every_round_is_a_permutation_that_the_seed_decides(finished: Run) -> None:
-    order = finished.info["plan"]["order"]
+    order = finished.document.settings.order
     assert all(sorted(names) == sorted(finished.budgets) for names in order)
     assert len({tuple(names) for names in order}) > 1
-    assert [[turn.budget for turn in finished.rounds if turn.round == number] for number in range(5)] == order
-    assert [turn.position for turn in finished.rounds] == [0, 1, 2] * 5
-    assert order == rounds.random_order(finished.budgets, 5, seed=3)
-    assert order != rounds.random_order(finished.budgets, 5, seed=4)
+    assert tuple(tuple(turn.budget for turn in finished.turns if turn.round == number) for number in range(5)) == order
+    assert [turn.position for turn in finished.turns] == [0, 1, 2] * 5
+    assert order == turns.random_order(finished.budgets, 5, seed=3)
+    assert order != turns.random_order(finished.budgets, 5, seed=4)
 
 
 def test_the_smaller_graph_is_faster_in_every_round(finished: Run) -> None:
-    summary = summarize(finished)["budgets"]
-    assert summary["small"]["latency_ms"]["p50"] * 3 < summary["big"]["latency_ms"]["p50"]
-    medians = round_medians(finished)
-    assert all(medians["small"][number] < medians["big"][number] for number in range(5))
+    summary = summarize(finished).budgets
+    small, big = summary["small"], summary["big"]
+    assert (small.latency_ms.p50 or 0) * 3 < (big.latency_ms.p50 or 0)
+    assert list(small.round_median_ms) == ["0", "1", "2", "3", "4"]
+    assert all(small.round_median_ms[number] < big.round_median_ms[number] for number in small.round_median_ms)
+    for turn in finished.turns:
+        assert summary[turn.budget].round_median_ms[str(turn.round)] == np.percentile(
+            turn.latency_ms, 50, method="inverted_cdf"
+        )
 
 
 def test_says_what_ran_and_where(bundle: Bundle, finished: Run) -> None:
-    assert finished.info["plan"]["precision"] == "fp32"
-    info = finished.info
-    assert info["bundle"]["fingerprint"] == bundle.manifest["fingerprint"]
-    assert [budget["name"] for budget in info["budgets"]] == ["big", "middle", "small"]
-    assert [budget["accuracy"] for budget in info["budgets"]] == [None, None, {"top1_percent": 50.0}]
-    assert info["budgets"][0]["artifact"]["sha256"] == bundle.budget("big").artifacts[0].sha256
-    assert info["plan"]["threads"] == 1
-    assert info["environment"]["versions"]["onnxruntime"]
+    document = finished.document
+    assert (document.settings.precision, document.settings.threads, document.settings.mode) == ("fp32", 1, "saturation")
+    assert document.bundle.fingerprint == bundle.manifest["fingerprint"]
+    assert document.budget_names == ["big", "middle", "small"]
+    assert [budget.accuracy for budget in document.budgets] == [None, None, {"top1_percent": 50.0}]
+    assert document.budgets[0].artifact.sha256 == bundle.budget("big").artifacts[0].sha256
+    assert document.environment["versions"]["onnxruntime"]
 
 
 def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
@@ -120,7 +127,7 @@ def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
 ) -> None:
     sessions: list[weakref.ref[Any]] = []
     collecting: list[bool] = []
-    real_open, real_time = open_real_engine, rounds.time_load
+    real_open, real_time = open_real_engine, turns.time_load
 
     def open_engine(file: Path, runtime: str, *, threads: int) -> Engine:
         assert not [session for session in sessions if session() is not None], "two engines at once"
@@ -132,9 +139,9 @@ def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
         collecting.append(gc.isenabled())
         return real_time(*arguments)
 
-    monkeypatch.setattr(rounds, "open_engine", open_engine)
-    monkeypatch.setattr(rounds, "time_load", timed)
-    profile(bundle, tmp_path, **QUICK)
+    monkeypatch.setattr(turns, "open_engine", open_engine)
+    monkeypatch.setattr(turns, "time_load", timed)
+    profile(bundle, tmp_path, QUICK)
     assert len(sessions) == 6
     assert not [session for session in sessions if session() is not None]
     assert collecting == [False] * 6
@@ -149,7 +156,7 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
     (path / "onnx/broken.onnx").write_bytes(b"broken")
     log = Log()
     with pytest.raises(CheckFailed, match=r"budget wrong: its golden outputs are off by 0\.25") as failed:
-        profile(bundle, tmp_path / "out", **QUICK, progress=log)
+        profile(bundle, tmp_path / "out", QUICK, progress=log)
     assert set(failed.value.failures) == {"wrong", "broken"}
     assert [re.split(" failed", warning)[0] for warning in log.warnings if not warning.startswith("the run is")] == [
         "budget wrong",
@@ -157,11 +164,11 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
     ]
     assert log.steps[-1] == (3 + 2, 3 + 2)
     run = read_run(failed.value.path)
-    assert (run.end, {turn.budget for turn in run.rounds}) == ("complete", {"good"})
+    assert (run.end, {turn.budget for turn in run.turns}) == ("complete", {"good"})
     assert [warning.split(":")[0] for warning in run.warnings] == ["budget wrong was not timed", "budget broken was not timed"]
-    summary = summarize(run)["budgets"]
-    assert summary["wrong"]["latency_ms"]["p50"] is None
-    assert (summary["wrong"]["golden_ok"], summary["good"]["golden_ok"]) == (False, True)
+    summary = summarize(run).budgets
+    assert summary["wrong"].latency_ms.p50 is None
+    assert (summary["wrong"].golden_ok, summary["good"].golden_ok) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -170,31 +177,35 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
         ({"precision": "fp16"}, "has no file for runtime 'onnxruntime' in fp16"),
         ({"budgets": ["smal"]}, "Did you mean small"),
         ({"budgets": []}, "no budget"),
-        ({"threads": 0}, "threads must be 1 or more, not 0"),
-        ({"rounds": 0}, "rounds must be 1 or more, not 0"),
-        ({"seconds_per_round": float("inf")}, "seconds per round"),
-        ({"warmup_seconds": -1.0}, "warm-up seconds"),
-        ({"baseline_seconds": -1.0}, "baseline seconds"),
-        ({"fps": 0.0}, "fps must be a number above 0"),
-        ({"fps": float("nan")}, "fps must be a number above 0"),
+        ({"threads": 0}, "threads must be a whole number, at least 1, not 0"),
+        ({"rounds": 0}, "rounds must be a whole number, at least 1, not 0"),
+        ({"seconds_per_round": float("inf")}, "seconds_per_round must be a finite number, not inf"),
+        ({"warmup_seconds": -1.0}, "warmup_seconds must be a number, at least 0, not -1"),
+        ({"baseline_seconds": -1.0}, "baseline_seconds must be a number, at least 0, not -1"),
+        ({"fps": 0.0}, "fps must be a number, above 0, not 0.0"),
+        ({"fps": 10_001.0}, "fps must be a number, at most 10000"),
+        ({"fps": float("nan")}, "fps must be a finite number, not nan"),
+        ({"rounds": 10**400}, "rounds must be"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
         ({"images": Path("absent")}, "image folder absent does not exist"),
         ({"data": Path("absent")}, "image folder absent does not exist"),
         ({"runtime": "onnx"}, "Did you mean onnxruntime"),
     ],
 )
 def test_mistakes_leave_nothing_behind(bundle: Bundle, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    asked = {name: settings.pop(name) for name in list(settings) if name in RunRequest.__struct_fields__}
     with pytest.raises(UserError, match=message):
-        profile(bundle, tmp_path / "out", **{**QUICK, **settings})
+        profile(bundle, tmp_path / "out", msgspec.structs.replace(QUICK, **asked), **settings)
     assert not (tmp_path / "out").exists()
 
 
 def test_runs_chosen_budgets_also_outside_the_main_thread(bundle: Bundle, tmp_path: Path) -> None:
     paths: list[Path] = []
-    thread = threading.Thread(target=lambda: paths.append(profile(bundle, tmp_path, **QUICK, budgets=["small", "small"])))
+    thread = threading.Thread(target=lambda: paths.append(profile(bundle, tmp_path, QUICK, budgets=["small", "small"])))
     thread.start()
     thread.join()
     assert read_run(paths[0]).budgets == ["small"]
-    assert len(read_run(paths[0]).rounds) == 2
+    assert len(read_run(paths[0]).turns) == 2
 
 
 def test_default_threads_respect_the_affinity() -> None:
@@ -218,7 +229,7 @@ def test_an_interrupted_run_keeps_what_it_measured(bundle_path: Path, tmp_path: 
     run = read_run(path)
     assert run.end == "interrupted"
     assert any("was interrupted" in warning for warning in run.warnings)
-    assert len(run.rounds) >= 3
+    assert len(run.turns) >= 3
     assert sorted(file.name for file in path.iterdir()) == ["run.json", "samples.jsonl", "sensors.jsonl", "summary.json"]
 
 
@@ -228,9 +239,10 @@ from pathlib import Path
 from edge_tprune.agent.profile import profile
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
+from edge_tprune.record.settings import RunRequest
 out = Path(sys.argv[2])
 try:
-    profile(Bundle.open(sys.argv[1]), out, threads=1, rounds=2, budgets=["small"])
+    profile(Bundle.open(sys.argv[1]), out, RunRequest(threads=1, rounds=2), budgets=["small"])
 except UserError as error:
     print(error)
 assert not list(out.iterdir()), list(out.iterdir())
@@ -250,6 +262,7 @@ from pathlib import Path
 import edge_tprune.agent.session as session
 from edge_tprune.agent.profile import profile
 from edge_tprune.record.reader import read_run
+from edge_tprune.record.settings import RunRequest
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 out = Path(sys.argv[2])
@@ -258,13 +271,13 @@ def fill(*arguments):
     (out / "other").write_bytes(bytes(1 << 20))
     return take(*arguments)
 session.take_turn = fill
-settings = dict(threads=1, rounds=3, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0, budgets=["small"])
+request = RunRequest(threads=1, rounds=3, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0)
 try:
-    profile(Bundle.open(sys.argv[1]), out, **settings)
+    profile(Bundle.open(sys.argv[1]), out, request, budgets=["small"])
 except UserError as error:
     print(error)
 run = read_run(next(out.glob("[0-9]*")))
-assert [turn.round for turn in run.rounds] == [0], run.rounds
+assert [turn.round for turn in run.turns] == [0], run.turns
 assert run.end == "failed", run.end
 assert (run.path / "summary.json").exists()
 """

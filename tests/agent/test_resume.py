@@ -10,21 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from edge_tprune.agent.profile import profile, resume
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
+from edge_tprune.record.document import RUN
+from edge_tprune.record.lines import SAMPLES, SENSORS, NoteLine
 from edge_tprune.record.reader import read_run
-from edge_tprune.record.summary import summarize
-from edge_tprune.record.writer import RUN, SAMPLES, SENSORS, Recorder
-from tests.record.tiny_run import info
+from edge_tprune.record.settings import RunRequest
+from edge_tprune.record.summarize import summarize
+from edge_tprune.record.writer import Recorder
+from tests.record.tiny_run import document
 from tests.record.virtual_run import Settings, write_profile
 
 from .conftest import MakeBundle
 from .killed import KILLS, kill_and_resume, start, wait_for_turns
 
-QUICK: dict[str, Any] = {"threads": 1, "rounds": 2, "seconds_per_round": 0.0, "warmup_seconds": 0.0, "baseline_seconds": 0.0}
+QUICK = RunRequest(threads=1, rounds=2, seconds_per_round=0.0, warmup_seconds=0.0, baseline_seconds=0.0)
 
 
 def test_kill_9_at_random_moments_always_leaves_a_profile_that_resumes(bundle_path: Path, tmp_path: Path) -> None:
@@ -39,7 +43,7 @@ def cut(path: Path, lines: int, junk: bytes = b'{"kind":"round","t_') -> None:
 
 
 def test_only_what_is_missing_is_measured_again(bundle: Bundle, tmp_path: Path) -> None:
-    path = profile(bundle, tmp_path, **{**QUICK, "rounds": 3}, budgets=["middle", "small"])
+    path = profile(bundle, tmp_path, replace(QUICK, rounds=3), budgets=["middle", "small"])
     before = read_run(path)
     kept = (
         (path / SAMPLES)
@@ -53,9 +57,9 @@ def test_only_what_is_missing_is_measured_again(bundle: Bundle, tmp_path: Path) 
     assert resume(bundle, path) == path
     run = read_run(path)
     assert (run.end, run.warnings, run.sessions) == ("complete", (), 2)
-    assert [(turn.round, turn.budget) for turn in run.rounds] == [(turn.round, turn.budget) for turn in before.rounds]
-    assert [turn.session for turn in run.rounds] == [0] * 3 + [1] * 3
-    for old, new in zip(before.rounds[:3], run.rounds):
+    assert [(turn.round, turn.budget) for turn in run.turns] == [(turn.round, turn.budget) for turn in before.turns]
+    assert [turn.session for turn in run.turns] == [0] * 3 + [1] * 3
+    for old, new in zip(before.turns[:3], run.turns):
         np.testing.assert_array_equal(old.latency_ns, new.latency_ns)
     assert {reading.session for reading in run.readings} == {0, 1}
     assert [state.which for state in run.states][-1] == "end"
@@ -65,11 +69,11 @@ def test_only_what_is_missing_is_measured_again(bundle: Bundle, tmp_path: Path) 
 
 
 def test_what_is_not_as_it_was_is_refused_by_name(bundle: Bundle, make_bundle: MakeBundle, tmp_path: Path) -> None:
-    path = profile(bundle, tmp_path / "out", **QUICK, budgets=["small"])
+    path = profile(bundle, tmp_path / "out", QUICK, budgets=["small"])
     cut(path, 4)
     before = (path / SAMPLES).read_bytes()
     with pytest.raises(UserError, match=r"cannot be resumed.*rounds was 2 and is 5; fps was None and is 30"):
-        resume(bundle, path, asked={"rounds": 5, "fps": 30.0, "seed": 0})
+        resume(bundle, path, RunRequest(rounds=5, fps=30.0, seed=0))
     other = make_bundle({"a": (1, 16)})
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "1" * 64}))
@@ -88,31 +92,30 @@ def test_what_is_not_as_it_was_is_refused_by_name(bundle: Bundle, make_bundle: M
 
 
 def test_a_run_that_is_going_on_is_left_alone(tmp_path: Path) -> None:
-    with Recorder.create(tmp_path, "run", info(version=2)) as recorder:
+    with Recorder.create(tmp_path, "run", document()) as recorder:
         with pytest.raises(UserError, match="is being written"):
             Recorder.reopen(recorder.path)
-        recorder.append("note", text="still here")
+        recorder.append(NoteLine(t_ns=1, text="still here"))
     Recorder.reopen(recorder.path).close()
     assert read_run(recorder.path).notes == ("still here",)
 
 
 def test_long_turns_are_kept_in_parts(bundle: Bundle, tmp_path: Path) -> None:
-    settings = {**QUICK, "rounds": 1, "seconds_per_round": 2.3, "budgets": ["small"]}
-    path = profile(bundle, tmp_path, **settings)
+    path = profile(bundle, tmp_path, replace(QUICK, rounds=1, seconds_per_round=2.3), budgets=["small"])
     lines = [json.loads(line) for line in (path / SAMPLES).read_text().splitlines()]
     parts = [line for line in lines if line["kind"] == "part"]
     assert len(parts) == 2
-    (turn,) = read_run(path).rounds
+    (turn,) = read_run(path).turns
     assert turn.complete
     assert len(turn.latency_ns) == sum(len(line["latency_ns"]) for line in lines if line["kind"] in ("part", "round"))
     assert (np.diff(turn.start_ns) >= turn.latency_ns[:-1]).all()
     cut(path, [line["kind"] for line in lines].index("round"))
-    (unfinished,) = read_run(path).rounds
+    (unfinished,) = read_run(path).turns
     assert not unfinished.complete
     np.testing.assert_array_equal(unfinished.latency_ns, turn.latency_ns[: len(unfinished.latency_ns)])
-    assert summarize(read_run(path))["budgets"]["small"]["rounds"] == 1
+    assert summarize(read_run(path)).budgets["small"].rounds == 1
     resume(bundle, path)
-    (again,) = read_run(path).rounds
+    (again,) = read_run(path).turns
     assert (again.complete, again.session) == (True, 1)
 
 
@@ -120,12 +123,12 @@ def test_streaming_and_keeping_give_the_same_summary(tmp_path: Path) -> None:
     path, _ = write_profile(tmp_path, Settings(rounds=3, seconds=2.0, baseline_s=2.0))
     kept, streamed = read_run(path), read_run(path, keep=False)
     assert summarize(kept) == summarize(streamed)
-    assert len(streamed.rounds) == 3
-    assert streamed.rounds[-1].round == 2
-    assert [turn.round for turn in streamed.rounds[:2]] == [0, 1]
+    assert len(streamed.turns) == 3
+    assert streamed.turns[-1].round == 2
+    assert [turn.round for turn in streamed.turns[:2]] == [0, 1]
     with pytest.raises(IndexError):
-        streamed.rounds[3]
-    assert list(streamed.rounds[0].latency_ns) == list(kept.rounds[0].latency_ns)
+        streamed.turns[3]
+    assert list(streamed.turns[0].latency_ns) == list(kept.turns[0].latency_ns)
 
 
 def write_images(folder: Path, classes: int, count: int) -> Path:
@@ -140,11 +143,12 @@ def write_images(folder: Path, classes: int, count: int) -> Path:
 
 def test_real_images_and_accuracy_on_the_device(bundle: Bundle, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", classes=10, count=3)
-    path = profile(bundle, tmp_path / "out", **QUICK, images=folder, data=folder, trace=True, budgets=["small", "middle"])
+    path = profile(bundle, tmp_path / "out", QUICK, images=folder, data=folder, trace=True, budgets=["small", "middle"])
     run = read_run(path)
-    plan = run.info["plan"]
-    assert (plan["input"]["kind"], plan["input"]["images"], plan["input"]["name"]) == ("images", 30, "images")
-    accuracy = {budget["name"]: budget["accuracy"] for budget in run.info["budgets"]}
+    recorded = run.document.settings.input
+    assert recorded is not None
+    assert (recorded.kind, recorded.images, recorded.name) == ("images", 30, "images")
+    accuracy: dict[str, Any] = {budget.name: budget.accuracy for budget in run.document.budgets}
     assert accuracy["small"]["top1_change_points"]["value"] == 0
     assert accuracy["middle"]["images"] == 30
     assert accuracy["middle"]["kl_nats"]["low"] < accuracy["middle"]["kl_nats"]["value"]
@@ -161,18 +165,19 @@ def test_real_images_and_accuracy_on_the_device(bundle: Bundle, tmp_path: Path) 
 
 
 def test_a_fixed_rate_is_recorded_with_its_misses(bundle: Bundle, tmp_path: Path) -> None:
-    path = profile(bundle, tmp_path, **{**QUICK, "seconds_per_round": 0.3}, fps=50.0, budgets=["small"])
+    path = profile(bundle, tmp_path, replace(QUICK, seconds_per_round=0.3, fps=50.0), budgets=["small"])
     run = read_run(path)
-    for turn in run.rounds:
+    for turn in run.turns:
         assert turn.due_ns is not None
         assert turn.missed is not None
         assert (turn.start_ns >= turn.due_ns).all()
         assert turn.end_ns - turn.t_ns >= 0.3e9
         assert len(turn.due_ns) <= 15
-    fixed = summarize(run)["budgets"]["small"]["fixed_rate"]
-    assert fixed["fps"] == 50.0
-    assert fixed["missed_deadlines"] == sum(turn.missed or 0 for turn in run.rounds)
-    assert 0 < fixed["duty_cycle_percent"] < 100
+    fixed = summarize(run).budgets["small"].fixed_rate
+    assert fixed is not None
+    assert fixed.fps == 50.0
+    assert fixed.missed_deadlines == sum(turn.missed or 0 for turn in run.turns)
+    assert 0 < fixed.duty_cycle_percent < 100
 
 
 def test_sigterm_to_the_whole_group_still_ends_cleanly(bundle_path: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from edge_tprune.agent import sampler
 from edge_tprune.agent.observer import Observer
-from edge_tprune.record.writer import SAMPLES, SENSORS
+from edge_tprune.record.lines import SAMPLES, SENSORS
 from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import Reading
 
@@ -68,7 +68,7 @@ def sample(monkeypatch: pytest.MonkeyPatch, clock: Clock, read_s: list[float], m
     if metric is not None:
         source.metrics = (metric,)
     monkeypatch.setattr(sampler, "clock_ns", lambda: clock.now_ns)
-    watched = sampler._Watched(source)
+    watched = sampler._SourceSampler(source)
     out: Any = threading.local()
     out.put = lambda item: None
     watched.sample(0, clock, out)  # type: ignore[arg-type]  # a clock that waits like an event
@@ -130,7 +130,7 @@ def test_a_source_that_stalls_is_a_gap_and_holds_up_nobody(chip: Path, directory
     log = directory / SENSORS
     with Observer(chip.parents[6]) as observer:
         assert observer.problem is None
-        assert {"rails", "host"} <= {source["name"] for source in observer.sources}
+        assert {"rails", "host"} <= {source.name for source in observer.sources}
         observer.begin(directory, session=2)
         wait_for(log, '"source":"rails"', 2)
         os.mkfifo(chip / "pipe")  # whoever opens it for reading waits for a writer
@@ -204,6 +204,6 @@ def test_it_loads_no_engine_and_no_numpy() -> None:
 def test_a_sampler_that_cannot_start_leaves_the_measurement_without_sensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_tprune.agent.observer.sys.executable", "/bin/false")
     with Observer() as observer:
-        assert observer.sources == []
+        assert observer.sources == ()
         assert "did not start" in str(observer.problem)
         assert observer.keep_alive() is None

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from edge_tprune.analysis.choice import choose
 from edge_tprune.analysis.loading import find_profiles, load_rows, profile_rows
-from edge_tprune.analysis.samples import Samples, Turn
+from edge_tprune.analysis.samples import Samples
 from edge_tprune.analysis.table import find_differences, group_rows
 from edge_tprune.analysis.wording import list_caveats
 from edge_tprune.errors import UserError
-from edge_tprune.record.reader import Check
+from edge_tprune.record.lines import Check
+from edge_tprune.record.turn import Turn
 from edge_tprune.statistics import Interval
 
 
@@ -217,10 +218,10 @@ def _zero_latency(profiles, path):
         (_a_file, "is a file"),
         (_absent, "does not exist"),
         (_newer, "newer than"),
-        (_no_samples_file, "cannot read samples.jsonl"),
+        (_no_samples_file, "samples.jsonl cannot be read"),
         (_half_written, "holds no measurement"),
         (_senseless, "make no sense"),
-        (_zero_latency, "make no sense"),
+        (_zero_latency, r"line 36 of samples.jsonl is damaged: latency_ns\[0\] is 0"),
     ],
 )
 def test_what_is_no_profile_is_refused_in_one_line(make, says, profiles, tmp_path):
@@ -333,6 +334,13 @@ ENVIRONMENTS = st.fixed_dictionaries(
 )
 
 
+def _turn(number, budget):
+    return Turn(
+        round=number, position=0, budget=budget, t_ns=number, load_ms=1.0, warmup_inferences=1, warmup_steady=True,
+        start_ns=np.array([0]), latency_ns=np.array([10**7]), end_ns=10**7,
+    )  # fmt: skip
+
+
 def _samples_in(profiles, environment):
     """A run in that environment, as it would have been read."""
     info = profiles.info(batch=environment["batch"])
@@ -347,8 +355,9 @@ def _samples_in(profiles, environment):
         budget["accuracy"]["data"]["sha256"] = environment["data"]
     engine = None if environment["zero copy"] is None else {"zero_copy": environment["zero copy"]}
     sensor = None if environment["sensor"] is None else {"metric": "total_power_mw", "made_of": environment["sensor"]}
-    turns = {budget["name"]: (Turn(0, np.array([10**7])), Turn(1, np.array([10**7]))) for budget in info["budgets"]}
-    checks = {"1.0": Check("1.0", True, 0.0, 1.0, None, None, engine)}
+    turns = {budget["name"]: (_turn(0, budget["name"]), _turn(1, budget["name"])) for budget in info["budgets"]}
+    checked = Check(budget="1.0", golden_ok=True, golden_max_abs_diff=0.0, load_ms=1.0, peak_memory_bytes=None, engine=engine)
+    checks = {"1.0": checked}
     return Samples(Path("run"), info, checks, turns, 0, {}, {"sensor": sensor}, (), ())
 
 

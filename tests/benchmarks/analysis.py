@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from edge_tprune.cli.terminal import Heading, Table, print_table
+from edge_tprune.record.document import KIND, VERSION
+from edge_tprune.record.lines import SAMPLES
 from edge_tprune.record.summary import SUMMARY
-from edge_tprune.record.writer import FORMAT, SAMPLES, VERSION
 
 LIMIT_S, LIMIT_MB = 10.0, 1000.0
 BUDGETS = {"1.0": 10.4e6, "0.8": 8.6e6, "0.65": 7.4e6, "0.5": 6.2e6}  # median latency in ns
@@ -52,7 +53,7 @@ def write_profile(path: Path, samples: int, per_turn: int = 2000) -> None:
 def _run(rounds: int) -> dict[str, Any]:
     artifact = {"runtime": "onnxruntime", "precision": "fp32", "form": "attention-op", "file": "x", "sha256": "0", "bytes": 1}
     return {
-        "format": FORMAT,
+        "format": KIND.format,
         "version": VERSION,
         "run_id": "0",
         "started_utc": "2026-01-01T00:00:00+00:00",
@@ -80,12 +81,6 @@ def ours(path: Path) -> None:
     assert len(load_rows(path)) == len(BUDGETS)
 
 
-def agents_reader(path: Path) -> None:
-    """The same rows where Polars is not installed."""
-    sys.modules["polars"] = None  # type: ignore[assignment]
-    ours(path)
-
-
 def polars_alone(path: Path) -> None:
     """One query over the whole file: percentiles per budget, no intervals."""
     import polars as pl
@@ -111,7 +106,6 @@ def duckdb_alone(path: Path) -> None:
 
 READERS: dict[str, Callable[[Path], None]] = {
     "load_rows": ours,
-    "load_rows without Polars": agents_reader,
     "Polars, one query": polars_alone,
     "DuckDB, one query": duckdb_alone,
 }

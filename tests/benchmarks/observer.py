@@ -24,7 +24,8 @@ import psutil
 from edge_tprune.agent.loads import Timed, time_load, warm_up
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.profile import default_threads
-from edge_tprune.record.writer import SAMPLES, SENSORS, clock_ns
+from edge_tprune.record.lines import SAMPLES, SENSORS
+from edge_tprune.record.writer import clock_ns
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.statistics import paired_speedup
 from tests.agent.tiny_bundle import IMAGE, write_bundle
@@ -79,7 +80,7 @@ def measure(directory: Path, board: str, pairs: int, seconds: float) -> None:
     assert slower.low is not None
     assert slower.high is not None
     readings = sum(json.loads(line)["kind"] == "sensors" for line in (directory / SENSORS).read_text().splitlines())
-    metrics = sum(len(source["metrics"]) for source in observer.sources)
+    metrics = sum(len(source.metrics) for source in observer.sources)
     print(f"{len(observer.sources)} sources, {metrics} metrics, {readings} readings, in {pairs} pairs of {seconds:g} s blocks")
     print(f"sampler: {100 * used_s / elapsed_s:.2f} % of one core")
     change = [100 * (value - 1) for value in (slower.value, slower.low, slower.high)]

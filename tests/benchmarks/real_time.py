@@ -18,7 +18,8 @@ from pathlib import Path
 from edge_tprune.agent.profile import profile
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.record.reader import read_run
-from edge_tprune.record.summary import summarize
+from edge_tprune.record.settings import RunRequest
+from edge_tprune.record.summarize import summarize
 from edge_tprune.simulator.truth import true_energy_mj
 from tests.agent.tiny_bundle import write_bundle
 
@@ -45,23 +46,23 @@ def compare(board: str, bundle: Bundle, tree: Path, out: Path, rounds: int) -> N
     assert simulator.stdout is not None
     simulator.stdout.readline()  # it is there
     try:
-        run = read_run(profile(bundle, out, rounds=rounds, root=tree))
+        run = read_run(profile(bundle, out, RunRequest(rounds=rounds), root=tree))
     finally:
         simulator.terminate()
-        simulator.wait()
+        simulator.wait(60)
     energy: dict[str, float] = defaultdict(float)
     images: dict[str, int] = defaultdict(int)
-    for turn in run.rounds:
+    for turn in run.turns:
         energy[turn.budget] += true_energy_mj(tree, turn.t_ns, turn.end_ns)
         images[turn.budget] += len(turn.latency_ns) * bundle.batch
-    for name, budget in summarize(run)["budgets"].items():
-        truth, found = energy[name] / images[name], budget["energy"]["gross_mj_per_image"]
+    for name, budget in summarize(run).budgets.items():
+        truth, found = energy[name] / images[name], budget.energy.gross_mj_per_image
         if found is None:
-            print(f"{board:11} {name:7} {truth:7.3f}  {budget['energy']['status']}: {budget['energy']['reason']}")
+            print(f"{board:11} {name:7} {truth:7.3f}  {budget.energy.status}: {budget.energy.reason}")
             continue
-        inside = found["low"] <= truth <= found["high"]
-        text = f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-        print(f"{board:11} {name:7} {truth:7.3f}  {text:26} {100 * (found['value'] / truth - 1):+6.2f} % {inside!s:>7}")
+        text = f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+        inside = not found.excludes(truth)
+        print(f"{board:11} {name:7} {truth:7.3f}  {text:26} {100 * (found.value / truth - 1):+6.2f} % {inside!s:>7}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from edge_tprune.record.document import RUN
+from edge_tprune.record.lines import SAMPLES
 from edge_tprune.record.reader import read_run
-from edge_tprune.record.writer import RUN, SAMPLES
 from tests.agent.tiny_bundle import write_bundle
 
 LIMIT_MB_PER_HOUR = 1.0  #: 24 MB a day
@@ -31,8 +32,9 @@ import sys
 from pathlib import Path
 from edge_tprune.agent.profile import profile
 from edge_tprune.bundle.bundle import Bundle
-settings = dict(threads=1, rounds=int(sys.argv[4]), seconds_per_round=1.5, warmup_seconds=0.1, baseline_seconds=1.0)
-profile(Bundle.open(sys.argv[1]), Path(sys.argv[2]), root=Path(sys.argv[3]), **settings)
+from edge_tprune.record.settings import RunRequest
+request = RunRequest(threads=1, rounds=int(sys.argv[4]), seconds_per_round=1.5, warmup_seconds=0.1, baseline_seconds=1.0)
+profile(Bundle.open(sys.argv[1]), Path(sys.argv[2]), request, root=Path(sys.argv[3]))
 """
 
 
@@ -92,7 +94,7 @@ def soak(directory: Path, board: str, minutes: float) -> int:
     size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
     observer = json.loads((path / "summary.json").read_text())["observer"]
     print(
-        f"{(time.monotonic() - begin) / 60:.1f} minutes, {len(run.rounds)} turns, {size:.0f} MB of record ({SAMPLES} and others)"
+        f"{(time.monotonic() - begin) / 60:.1f} minutes, {len(run.turns)} turns, {size:.0f} MB of record ({SAMPLES} and others)"
     )
     print(f"the run is {run.end}; the sampler took {observer['cpu_percent']:.2f} % of one core")
     failed = measuring.returncode != 0

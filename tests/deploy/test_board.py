@@ -209,9 +209,9 @@ def test_from_nothing_to_a_compared_profile(
     assert str(profile) in captured.out
     run = read_run(profile)
     assert run.end == "complete"
-    assert run.info["environment"]["machine"] == "aarch64"
-    assert "Orin Nano" in run.info["environment"]["board_model"]
-    assert {entry.budget for entry in run.rounds} == {"big", "small"}
+    assert run.document.environment["machine"] == "aarch64"
+    assert "Orin Nano" in run.document.environment["board_model"]
+    assert {entry.budget for entry in run.turns} == {"big", "small"}
     assert main(["compare", str(profile)]) == 0
     assert "small" in capsys.readouterr().out
     for path in (profile, *profile.iterdir()):
@@ -334,7 +334,7 @@ def test_an_agent_that_is_killed_leaves_a_readable_profile(installed: Emulated, 
     (killed,) = (path for path in deployment.collected if path.name not in {known.name for known in known})
     run = read_run(killed)
     assert run.end is None
-    assert run.rounds
+    assert run.turns
     again = done(deploy(bundle, TARGET, replace(OPTIONS, profile=QUICK, collect=tmp_path), Watcher()))
     assert any(read_run(path).end == "complete" for path in again.collected)
 

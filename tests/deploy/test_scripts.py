@@ -116,12 +116,12 @@ def test_a_campaign_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     (profile,) = campaigns.iterdir()
-    before = len(read_run(profile).rounds)
+    before = len(read_run(profile).turns)
     assert subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode == 0
     assert list(campaigns.iterdir()) == [profile]
     run = read_run(profile)
     assert run.end == "complete"
-    assert len(run.rounds) == 8 > before
+    assert len(run.turns) == 8 > before
     over = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "is over" in over.stdout
     log.close()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_tprune.record.digest import Digest
-from edge_tprune.record.summary import percentile
+from edge_tprune.statistics import percentile
 
 
 @given(st.lists(st.lists(st.integers(0, 10**10), max_size=60), min_size=1, max_size=8), st.sampled_from([50, 95, 99]))

@@ -4,31 +4,24 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from edge_tprune.record.energy import (
-    AIM,
-    Idle,
-    Power,
-    PowerWindow,
-    Sensor,
-    Turn,
-    budget_energy,
-    choose_sensor,
-    idle_power,
-    student_95,
-)
+from edge_tprune.record.energy import AIM, SpanPower, budget_energy
+from edge_tprune.record.idle import Idle, idle_power
+from edge_tprune.record.meter import Meter, choose_meter
+from edge_tprune.record.power import Power, PowerWindow
+from edge_tprune.record.settings import SourceRecord
+from edge_tprune.record.spans import Span
+from edge_tprune.telemetry.metric import SensorMetric
 
 from .virtual_run import Outcome, Settings, covered, run
 
 SECOND = 10**9
 
 
-def sensor(**changes: Any) -> Sensor:
+def meter(**changes: Any) -> Meter:
     values: dict[str, Any] = {"metric": "total_power_mw", "source": "rails", "counter": False, "period_s": 0.1}
-    return Sensor(**{**values, "interval_s": 0.4, "step": 0.01, "made_of": "", **changes})
+    return Meter(**{**values, "interval_s": 0.4, "step": 0.01, "made_of": "", **changes})
 
 
 def error(outcome: Outcome) -> float:
@@ -85,7 +78,7 @@ def test_windows_too_short_for_the_sensor_are_not_resolvable_and_longer_ones_are
 
 def test_reading_the_power_at_the_edges_is_what_would_be_wrong() -> None:
     """The same readings, taken naively as the power at their time, miss by far more than the estimate."""
-    window, naive = PowerWindow(sensor(), 0, 2 * SECOND, 4 * SECOND), []
+    window, naive = PowerWindow(meter(), 0, 2 * SECOND, 4 * SECOND), []
     for tick in range(100):
         t_ns = tick * SECOND // 20
         shown = t_ns // (SECOND * 4 // 10) * 0.4  # the mean over the 0.4 s before: a ramp, where the load began at 0
@@ -100,7 +93,7 @@ def test_reading_the_power_at_the_edges_is_what_would_be_wrong() -> None:
 
 
 def test_only_readings_that_saw_nothing_else_are_used() -> None:
-    window = PowerWindow(sensor(), load_begin_ns=SECOND, begin_ns=SECOND * 3 // 2, end_ns=3 * SECOND)
+    window = PowerWindow(meter(), load_begin_ns=SECOND, begin_ns=SECOND * 3 // 2, end_ns=3 * SECOND)
     for t_ns, value in (
         (SECOND * 179 // 100, 1e6),
         (SECOND * 2, 5000.0),
@@ -113,11 +106,11 @@ def test_only_readings_that_saw_nothing_else_are_used() -> None:
     assert power is not None
     assert (power.mean_w, power.levels, power.seconds) == (6.0, 2, 0.5)
     assert power.values == 2  # no more than were read, however long it took
-    assert PowerWindow(sensor(), 0, 0, SECOND).power() is None
+    assert PowerWindow(meter(), 0, 0, SECOND).power() is None
 
 
 def test_a_counter_that_leaps_or_runs_backwards_loses_only_that_step() -> None:
-    counter = sensor(metric="total_energy_mj", counter=True, interval_s=0.1, step=0.001)
+    counter = meter(metric="total_energy_mj", counter=True, interval_s=0.1, step=0.001)
     window = PowerWindow(counter, 0, SECOND, 11 * SECOND)
     total = 0.0
     for tick in range(115):
@@ -130,16 +123,21 @@ def test_a_counter_that_leaps_or_runs_backwards_loses_only_that_step() -> None:
     assert power.leaps == 2
 
 
-def turns(watts: list[float], seconds: float = 4.0) -> list[Turn]:
+def span(index: int = 0, images: int = 100, seconds: float = 4.0) -> Span:
+    """A turn with a warm-up of a second whose middle is `index` times ten seconds."""
+    begin_ns = round((10 * index - seconds / 2) * SECOND)
+    return Span("a", begin_ns - SECOND, begin_ns, begin_ns + round(seconds * SECOND), 0, images)
+
+
+def turns(watts: list[float], seconds: float = 4.0) -> list[SpanPower]:
     return [
-        Turn(100, seconds, 1.0, index * 10 * SECOND, 0, Power(watt, 0.01, 9.0, 4, seconds, 0, 1))
-        for index, watt in enumerate(watts)
+        SpanPower(span(index, seconds=seconds), Power(watt, 0.01, 9.0, 4, seconds, 0, 1)) for index, watt in enumerate(watts)
     ]
 
 
 def test_energy_by_hand() -> None:
     idle = Idle({0: [(0.0, 1.0), (30e9, 2.0)]}, half_w=0.0)
-    energy = budget_energy(sensor(step=None), turns([10.9, 11.0, 11.1, 11.0]), idle)
+    energy = budget_energy(meter(step=None), turns([10.9, 11.0, 11.1, 11.0]), idle)
     assert energy.gross_mj is not None
     assert energy.gross_mj.value == pytest.approx(11 * 4 / 100 * 1e3)
     half = student.ppf(0.975, 3) * math.sqrt(0.02 / 3 / 4)
@@ -151,52 +149,45 @@ def test_energy_by_hand() -> None:
 
 def test_what_is_missing_is_said() -> None:
     assert budget_energy(None, turns([1.0]), Idle()).status == "no_sensor"
-    assert budget_energy(sensor(), [], Idle()).status == "not_resolvable"
-    one_value = [Turn(100, 4.0, 1.0, 0, 0, Power(5.0, 0.0, 1.0, 1, 0.0, 0, 1))]
-    energy = budget_energy(sensor(), one_value, Idle())
+    assert budget_energy(meter(), [], Idle()).status == "not_resolvable"
+    one_value = [SpanPower(span(), Power(5.0, 0.0, 1.0, 1, 0.0, 0, 1))]
+    energy = budget_energy(meter(), one_value, Idle())
     assert (energy.status, energy.gross_mj) == ("not_resolvable", None)
     assert energy.mean_w is not None
     assert energy.mean_w.low is None
-    steady = budget_energy(sensor(), turns([5.0, 5.0, 5.01]), Idle())
+    steady = budget_energy(meter(), turns([5.0, 5.0, 5.01]), Idle())
     assert (steady.status, steady.above_idle_mj) == ("resolved", None)
     assert "idle power was not measured" in str(steady.reason)
-    restless = budget_energy(sensor(), turns([5.0, 9.0, 5.0, 9.0]), Idle())
+    restless = budget_energy(meter(), turns([5.0, 9.0, 5.0, 9.0]), Idle())
     assert restless.window_needed_s is None
     assert "rounds would give 2%" in str(restless.reason)
-    coarse = budget_energy(sensor(step=2.0), [Turn(9, 4.0, 1.0, 0, 0, Power(5.0, 0.0, 9.0, 1, 4.0, 0, 1))] * 3, Idle())
-    assert "no length would do" in str(coarse.reason)
+    coarse = budget_energy(meter(step=2.0), [SpanPower(span(images=9), Power(5.0, 0.0, 9.0, 1, 4.0, 0, 1))] * 3, Idle())
+    assert "no length would be enough" in str(coarse.reason)
 
 
 def test_idle_is_interpolated_and_its_drift_is_an_error() -> None:
     before, after = Power(4.0, 0.0, 20.0, 4, 9.0, 0, 2 * SECOND), Power(5.0, 0.0, 20.0, 4, 9.0, 10 * SECOND, 12 * SECOND)
-    idle = idle_power(sensor(step=None), [(0, before), (0, after)])
+    idle = idle_power(meter(step=None), [(0, before), (0, after)])
     assert [idle.at(0, t * 1e9) for t in (0, 1, 6, 11, 99)] == [4.0, 4.0, 4.5, 5.0, 5.0]
     assert (idle.drift_w, idle.at(1, 0.0)) == (1.0, None)
     assert idle.half_w == pytest.approx(0.475)
-    cut_off = idle_power(sensor(), [(0, before)])
+    cut_off = idle_power(meter(), [(0, before)])
     assert (cut_off.at(0, 5e9), cut_off.drift_w, cut_off.half_w) == (4.0, None, None)
-    assert idle_power(sensor(), [(0, None)]) == Idle()
+    assert idle_power(meter(), [(0, None)]) == Idle()
 
 
-def test_the_sensor_of_the_whole_device_is_chosen() -> None:
-    def source(name: str, *metrics: str) -> dict[str, Any]:
-        return {"name": name, "period_s": 0.1, "metrics": [{"name": metric, "help": "", "step": 40.0} for metric in metrics]}
+def test_the_meter_of_the_whole_device_is_chosen() -> None:
+    def source(name: str, *metrics: str) -> SourceRecord:
+        made = tuple(SensorMetric(metric, "", None, "mean", "", step=40.0) for metric in metrics)
+        return SourceRecord(name=name, period_s=0.1, metrics=made)
 
     rails = source("rails", "vdd_in_power_mw", "total_power_mw")
     nvml, rapl = source("nvml", "total_power_mw", "total_energy_mj"), source("rapl", "total_energy_mj")
-    assert choose_sensor([source("host", "cpu_load_percent")], "onnxruntime") is None
-    chosen = choose_sensor([rails], "onnxruntime")
+    assert choose_meter([source("host", "cpu_load_percent")], "onnxruntime") is None
+    chosen = choose_meter([rails], "onnxruntime")
     assert chosen is not None
     assert (chosen.metric, chosen.step, chosen.counter) == ("total_power_mw", 0.04, False)
     for runtime, name in (("onnxruntime", "rapl"), ("tensorrt", "nvml")):
-        chosen = choose_sensor([nvml, rapl], runtime)
+        chosen = choose_meter([nvml, rapl], runtime)
         assert chosen is not None
         assert (chosen.source, chosen.metric) == (name, "total_energy_mj")
-
-
-@given(st.floats(1, 500))
-def test_students_quantile(freedom: float) -> None:
-    exact = student.ppf(0.975, freedom)
-    assert student_95(freedom) >= exact * (0.995 if freedom >= 3 else 0.999)
-    if freedom >= 3:
-        assert student_95(freedom) == pytest.approx(exact, rel=0.005)

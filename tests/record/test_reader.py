@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_tprune.errors import UserError
+from edge_tprune.record.document import RUN
+from edge_tprune.record.lines import SAMPLES
 from edge_tprune.record.reader import Run, read_run
-from edge_tprune.record.summary import summarize
-from edge_tprune.record.writer import RUN, SAMPLES
+from edge_tprune.record.summarize import summarize
 
 from .tiny_run import info, write_run
 
@@ -24,7 +26,7 @@ def test_cut_anywhere_in_the_last_line_keeps_every_line_before(tmp_path: Path) -
         (path / SAMPLES).write_bytes(whole[:length])
         run = read_run(path)
         complete = length >= len(whole) - 1  # only the line's end is missing
-        assert [turn.round for turn in run.rounds] == ([0, 1, 2] if complete else [0, 1])
+        assert [turn.round for turn in run.turns] == ([0, 1, 2] if complete else [0, 1])
         assert any("cut short" in warning for warning in run.warnings) == (not complete and length > last)
         assert any("was cut off: " in warning for warning in run.warnings)
 
@@ -35,7 +37,7 @@ def test_damage_in_the_last_line_is_told_and_elsewhere_refused(tmp_path: Path, d
     whole = (path / SAMPLES).read_bytes()
     (path / SAMPLES).write_bytes(whole + damage + b"\n")
     run = read_run(path)
-    assert len(run.rounds) == 3
+    assert len(run.turns) == 3
     assert any("cut short" in warning for warning in run.warnings)
     lines = whole.splitlines(keepends=True)
     (path / SAMPLES).write_bytes(b"".join([lines[0], damage + b"\n", *lines[1:]]))
@@ -49,8 +51,8 @@ def test_damage_in_the_last_line_is_told_and_elsewhere_refused(tmp_path: Path, d
         ({"version": 3}, "version 3, newer than the 2"),
         ({"format": "something"}, "is not a profile"),
         ({"version": "1"}, "version is"),
-        ({"budgets": []}, "is not valid"),
-        ({"plan": {}}, "is not valid"),
+        ({"budgets": []}, "budgets is a list of 0"),
+        ({"plan": {}}, "plan has no entry 'seed'"),
     ],
 )
 def test_refuses_other_formats(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -83,20 +85,20 @@ def test_refuses_what_is_no_profile(tmp_path: Path) -> None:
 
 def test_a_real_profile_survives_the_round_trip(finished: Run) -> None:
     again = read_run(str(finished.path))
-    assert again.info == finished.info
+    assert again.document == finished.document
     assert again.end == "complete"
     assert again.warnings == ()
-    assert [turn.budget for turn in again.rounds] == [turn.budget for turn in finished.rounds]
+    assert [turn.budget for turn in again.turns] == [turn.budget for turn in finished.turns]
 
 
 def test_a_profile_of_version_1_stays_readable() -> None:
     run = read_run(Path(__file__).parents[2] / "profiles/deit_tiny-zero_tprune-2-core-server")
-    assert (run.info["version"], run.end, run.sessions) == (1, "complete", 1)
+    assert (run.document.version, run.end, run.sessions) == (1, "complete", 1)
     summary = json.loads((run.path / "summary.json").read_text())
-    again = summarize(run)["budgets"]
+    again = summarize(run).budgets
     for name, budget in summary["budgets"].items():
-        assert again[name]["latency_ms"] == pytest.approx(budget["latency_ms"])
-        assert again[name]["rounds"] == budget["rounds"]
-        assert again[name]["energy"]["status"] == "no_sensor"
-    assert len(run.readings) > len(run.rounds)
+        assert msgspec.to_builtins(again[name].latency_ms) == pytest.approx(budget["latency_ms"])
+        assert again[name].rounds == budget["rounds"]
+        assert again[name].energy.status == "no_sensor"
+    assert len(run.readings) > len(run.turns)
     assert run.readings[0].values["memory_available_bytes"] > 0

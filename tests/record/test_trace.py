@@ -17,7 +17,7 @@ def test_inferences_are_slices_and_sensors_are_counters(tmp_path: Path) -> None:
     document = json.loads(write_trace(run).read_text())
     events = document["traceEvents"]
     inferences = [event for event in events if event["ph"] == "X" and event["name"] == "inference"]
-    assert len(inferences) == sum(len(turn.latency_ns) for turn in run.rounds)
+    assert len(inferences) == sum(len(turn.latency_ns) for turn in run.turns)
     assert {event["dur"] for event in inferences} == {19_000.0}
     turns = {event["name"]: event for event in events if event["ph"] == "X" and event["name"].startswith("turn")}
     assert len(turns) == 3

@@ -5,14 +5,19 @@ from typing import Any
 
 import pytest
 
-from edge_tprune.record.facts import IDLE, Facts, Stat, Trend
-from edge_tprune.record.reader import Check, Run, State
-from edge_tprune.record.verdict import Reason, Turns, judge_budget, judge_run, verdict_json
+from edge_tprune.record.facts import Facts, Stat, Trend
+from edge_tprune.record.lines import Check
+from edge_tprune.record.meter import Meter
+from edge_tprune.record.reader import Run, State
+from edge_tprune.record.spans import IDLE
+from edge_tprune.record.summary import Reason, Verdict
+from edge_tprune.record.verdict import TurnStatistics, conclude, judge_budget, judge_run
 
-from .tiny_run import info
+from .tiny_run import document
 
-STEADY = Turns(10, 0, [5.0, 5.05, 4.95, 5.0])
-OK = Check("a", True, 0.0, 1.0, 1, None)
+STEADY = TurnStatistics(10, 0, [5.0, 5.05, 4.95, 5.0])
+OK = Check(budget="a", golden_ok=True, golden_max_abs_diff=0.0, load_ms=1.0, peak_memory_bytes=1)
+WRONG = Check(budget="a", golden_ok=False, golden_max_abs_diff=0.5, load_ms=1.0, peak_memory_bytes=1)
 
 
 def stat(*values: float, increase: float = 0.0) -> Stat:
@@ -24,7 +29,7 @@ def stat(*values: float, increase: float = 0.0) -> Stat:
 
 
 def run(states: tuple[State, ...] = (), end: str | None = "complete") -> Run:
-    return Run(Path("p"), info(environment={"cpu_count": 4}), {}, (), (), (), end, (), (), states)
+    return Run(Path("p"), document(environment={"cpu_count": 4}), {}, (), (), (), end, (), (), states)
 
 
 def state(which: str, mode: str = "25W", mhz: float = 1000.0, locked: bool = False) -> State:
@@ -33,37 +38,39 @@ def state(which: str, mode: str = "25W", mhz: float = 1000.0, locked: bool = Fal
     return State(which, {"power_mode": {"id": 1, "name": mode}, "clocks": clocks})
 
 
-def codes(reasons: list[Reason]) -> list[tuple[str, str]]:
+def codes(reasons: list[Reason]) -> list[tuple[str | None, str]]:
     return [(reason.status, reason.code) for reason in reasons]
 
 
 def test_nothing_seen_is_valid() -> None:
     assert judge_budget("a", OK, STEADY, Facts()) == []
     assert judge_run(run((state("begin"), state("end"))), Facts(), {"a": []}) == []
-    assert verdict_json([]) == {"status": "valid", "reasons": []}
+    assert conclude([]) == Verdict("valid")
 
 
 @pytest.mark.parametrize(
     ("check", "turns", "facts", "expected"),
     [
-        (Check("a", False, 0.5, 1.0, 1, None), STEADY, {}, ("invalid", "golden_mismatch")),
-        (OK, Turns(0, 0, []), {}, ("invalid", "not_timed")),
-        (OK, Turns(2, 0, [5.0, 5.0]), {}, ("suspect", "few_rounds")),
-        (OK, Turns(4, 0, [5.0, 6.0, 5.0, 6.0]), {}, ("suspect", "latency_unstable")),
-        (OK, Turns(10, 3, [5.0, 5.0]), {}, ("suspect", "warmup_unsteady")),
+        (WRONG, STEADY, {}, ("invalid", "golden_mismatch")),
+        (OK, TurnStatistics(0, 0, []), {}, ("invalid", "not_timed")),
+        (OK, TurnStatistics(2, 0, [5.0, 5.0]), {}, ("suspect", "few_rounds")),
+        (OK, TurnStatistics(4, 0, [5.0, 6.0, 5.0, 6.0]), {}, ("suspect", "latency_unstable")),
+        (OK, TurnStatistics(10, 3, [5.0, 5.0]), {}, ("suspect", "warmup_unsteady")),
         (OK, STEADY, {"missing": {"a": 0.11}}, ("suspect", "coverage")),
         (OK, STEADY, {"stats": {"a": {"over_current_3_count": stat(7.0, increase=2)}}}, ("suspect", "over_current")),
         (OK, STEADY, {"stats": {"a": {"cpu_throttle_count": stat(7.0, increase=1)}}}, ("suspect", "throttled")),
         (OK, STEADY, {"stats": {"a": {"throttling_devices_count": stat(0.0, 2.0)}}}, ("suspect", "cooling")),
     ],
 )
-def test_what_makes_a_budget_suspect(check: Check, turns: Turns, facts: dict[str, Any], expected: tuple[str, str]) -> None:
+def test_what_makes_a_budget_suspect(
+    check: Check, turns: TurnStatistics, facts: dict[str, Any], expected: tuple[str, str]
+) -> None:
     assert codes(judge_budget("a", check, turns, Facts(**facts))) == [expected]
 
 
 def test_just_below_the_thresholds_is_valid() -> None:
     facts = Facts(missing={"a": 0.09}, stats={"a": {"throttling_devices_count": stat(0.0), "over_current_1_count": stat(9.0)}})
-    assert judge_budget("a", OK, Turns(10, 2, [5.0, 5.2, 4.9]), facts) == []
+    assert judge_budget("a", OK, TurnStatistics(10, 2, [5.0, 5.2, 4.9]), facts) == []
 
 
 @pytest.mark.parametrize(
@@ -107,13 +114,20 @@ def test_mode_and_clocks_must_be_what_they_were() -> None:
 
 
 def test_a_run_is_no_better_than_its_budgets_and_its_end() -> None:
-    budgets = {"a": [], "b": [Reason("invalid", "golden_mismatch", "")], "c": [Reason("valid", "note", "")]}
+    budgets = {"a": [], "b": [Reason("golden_mismatch", "", "invalid")], "c": [Reason("note", "", "valid")]}
     found = judge_run(run(end="interrupted"), Facts(), budgets)
     assert codes(found) == [("suspect", "budget"), ("suspect", "incomplete")]
     assert "budget b is invalid (golden_mismatch)" in found[0].text
 
 
 def test_the_worst_comes_first() -> None:
-    verdict = verdict_json([Reason("valid", "n", "note"), Reason("invalid", "i", "bad"), Reason("suspect", "s", "hm")])
-    assert verdict["status"] == "invalid"
-    assert [reason["code"] for reason in verdict["reasons"]] == ["i", "s", "n"]
+    verdict = conclude([Reason("n", "note", "valid"), Reason("i", "bad", "invalid"), Reason("s", "hm", "suspect")])
+    assert verdict.status == "invalid"
+    assert [reason.code for reason in verdict.reasons] == ["i", "s", "n"]
+
+
+def test_a_guessed_meter_is_said_and_changes_no_status() -> None:
+    meter = Meter("total_power_mw", "rails", False, 0.1, 0.4, 0.01, "a guess: VDD_IN is taken for the whole", guess=True)
+    (reason,) = judge_run(run(), Facts(), {}, meter)
+    assert (reason.code, reason.status) == ("meter_guessed", "valid")
+    assert "VDD_IN" in reason.text

@@ -13,23 +13,31 @@ import numpy as np
 import pytest
 
 from edge_tprune.errors import UserError
+from edge_tprune.record.document import RUN
+from edge_tprune.record.lines import SAMPLES, CheckLine, EndLine, Line, NoteLine, ReadingLine
 from edge_tprune.record.reader import read_run
-from edge_tprune.record.writer import RUN, SAMPLES, Recorder, directory_name
+from edge_tprune.record.writer import Recorder, clock_ns, directory_name
 
-from .tiny_run import add_round, in_full_disk, info, write_run
+from .tiny_run import add_turn, document, in_full_disk, write_run
+
+
+class NewLine(Line, tag="something-new", kw_only=True, frozen=True):
+    """A kind of line that this version does not know."""
+
+    surprise: int
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    with Recorder.create(tmp_path, "run", info()) as recorder:
+    with Recorder.create(tmp_path, "run", document()) as recorder:
         found: dict[str, Any] = {"golden_ok": True, "golden_max_abs_diff": 1e-6, "load_ms": 2.5, "peak_memory_bytes": None}
-        recorder.append("check", budget="a", **found)
-        recorder.append("sensors", 77, source="host", read_ns=5, values={"x_bytes": 1.0, "y_mhz": None})
-        recorder.append("note", text="hello")
-        recorder.append("something-new", surprise=1)
-        add_round(recorder, 0)
-        recorder.append("end", reason="complete")
+        recorder.append(CheckLine(t_ns=clock_ns(), budget="a", **found))
+        recorder.append(ReadingLine(t_ns=77, source="host", read_ns=5, values={"x_bytes": 1.0, "y_mhz": None}))
+        recorder.append(NoteLine(t_ns=clock_ns(), text="hello"))
+        recorder.append(NewLine(t_ns=clock_ns(), surprise=1))
+        add_turn(recorder, 0)
+        recorder.append(EndLine(t_ns=clock_ns(), reason="complete"))
     run = read_run(recorder.path)
-    assert run.info == info()
+    assert run.document == document()
     assert run.budgets == ["a", "b"]
     assert run.checks["a"].golden_max_abs_diff == 1e-6
     assert run.checks["a"].error is None
@@ -37,10 +45,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (run.end, run.warnings) == ("complete", ())
     assert (run.readings[0].t_ns, run.readings[0].values) == (77, {"x_bytes": 1.0})
     assert set(run.readings[0].gaps) == {"y_mhz"}
-    (turn,) = run.of("a")
+    (turn,) = run.turns_of("a")
     np.testing.assert_array_equal(turn.latency_ns, [5, 7, 6])
     np.testing.assert_array_equal(turn.start_ns, [0, 10, 20])
-    assert run.of("b") == []
+    assert run.turns_of("b") == []
 
 
 def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -61,14 +69,14 @@ def test_an_unwritable_place_is_the_users_mistake(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        Recorder.create(file / "out", "run", info())
+        Recorder.create(file / "out", "run", document())
 
 
 def test_missing_is_null_and_never_nan(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     before = (path / SAMPLES).read_bytes()
-    with Recorder.create(tmp_path, "run", info()) as recorder, pytest.raises(ValueError):
-        recorder.append("note", text=float("nan"))
+    with Recorder.create(tmp_path, "run", document()) as recorder, pytest.raises(ValueError):
+        recorder.append(NoteLine(t_ns=1, text=float("nan")))  # type: ignore[arg-type]
     assert (path / SAMPLES).read_bytes() == before
 
 
@@ -76,10 +84,10 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tiny_run import Recorder, add_round, info
-with Recorder.create(Path(sys.argv[2]), "run", info()) as recorder:
+from tiny_run import Recorder, add_turn, document
+with Recorder.create(Path(sys.argv[2]), "run", document()) as recorder:
     for number in range(1_000_000):
-        add_round(recorder, number, latency_ns=(1234567,) * 200)
+        add_turn(recorder, number, latency_ns=(1234567,) * 200)
 """
 
 
@@ -94,8 +102,8 @@ def test_kill_9_at_any_moment_leaves_a_readable_run(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
         run = read_run(out / "run")
-        assert [turn.round for turn in run.rounds] == list(range(len(run.rounds)))
-        assert all(len(turn.latency_ns) == 200 for turn in run.rounds)
+        assert [turn.round for turn in run.turns] == list(range(len(run.turns)))
+        assert all(len(turn.latency_ns) == 200 for turn in run.turns)
         assert run.end is None
 
 
@@ -105,17 +113,18 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from edge_tprune.record.reader import read_run
 from edge_tprune.errors import UserError
-from tiny_run import Recorder, add_round, info
-recorder = Recorder.create(Path(sys.argv[2]), "run", info())
+from edge_tprune.record.lines import EndLine
+from tiny_run import Recorder, add_turn, document
+recorder = Recorder.create(Path(sys.argv[2]), "run", document())
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     for number in range(1000):
-        add_round(recorder, number, latency_ns=(1234567,) * 50)
+        add_turn(recorder, number, latency_ns=(1234567,) * 50)
 except UserError:
-    recorder.append("end", reason="failed")
+    recorder.append(EndLine(t_ns=1, reason="failed"))
 run = read_run(recorder.path)
 assert run.end == "failed", run
-assert [turn.round for turn in run.rounds] == list(range(number)), run.rounds
+assert [turn.round for turn in run.turns] == list(range(number)), run.turns
 assert number > 10
 """
 
@@ -130,19 +139,19 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from edge_tprune.record.reader import read_run
 from edge_tprune.errors import UserError
-from tiny_run import Recorder, add_round, info
-recorder = Recorder.create(Path(sys.argv[2]), "run", info())
+from tiny_run import Recorder, add_turn, document
+recorder = Recorder.create(Path(sys.argv[2]), "run", document())
 try:
     for number in range(10_000):
-        add_round(recorder, number, latency_ns=(1234567,) * 50)
+        add_turn(recorder, number, latency_ns=(1234567,) * 50)
 except UserError as error:
     print(error)
 run = read_run(recorder.path)
-assert [turn.round for turn in run.rounds] == list(range(number)), run.rounds
+assert [turn.round for turn in run.turns] == list(range(number)), run.turns
 assert number > 10
 assert "cut short" not in str(run.warnings), run.warnings
 try:
-    Recorder.create(Path(sys.argv[2]), "other", info(environment={"x": "y" * 200_000}))
+    Recorder.create(Path(sys.argv[2]), "other", document(environment={"x": "y" * 200_000}))
 except UserError as error:
     print(error)
 print([file.name for file in Path(sys.argv[2]).iterdir()])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from edge_tprune.record.writer import Recorder
+from edge_tprune.record.document import RunDocument
+from edge_tprune.record.lines import EndLine, TurnLine
+from edge_tprune.record.writer import Recorder, clock_ns
 
 
 def info(**changes: Any) -> dict[str, Any]:
-    """A valid run.json of two budgets and two rounds."""
+    """A valid run.json of two budgets and two rounds, of version 1."""
     artifact = {"runtime": "onnxruntime", "precision": "fp32", "form": "explicit", "file": "a.onnx", "sha256": "0", "bytes": 1}
     budget = {"requested": None, "schedule": [5], "macs": 1, "macs_share": 1.0, "accuracy": None, "artifact": artifact}
     plan = {"seed": 0, "rounds": 2, "seconds_per_round": 1, "warmup_seconds": 0, "threads": 1, "runtime": "onnxruntime"}
@@ -32,19 +36,30 @@ def info(**changes: Any) -> dict[str, Any]:
     }
 
 
-def add_round(recorder: Recorder, number: int, budget: str = "a", latency_ns: tuple[int, ...] = (5, 7, 6)) -> None:
-    turn: dict[str, Any] = {"load_ms": 1.0, "warmup_inferences": 3, "warmup_steady": True}
+def document(**changes: Any) -> RunDocument:
+    """The same as it is written today."""
+    return msgspec.convert(info(version=2, **changes), RunDocument)
+
+
+def turn_line(number: int, budget: str = "a", latency_ns: Sequence[int] = (5, 7, 6)) -> TurnLine:
     starts = [10 * index for index in range(len(latency_ns))]
-    recorder.append("round", round=number, position=0, budget=budget, **turn, start_ns=starts, latency_ns=latency_ns)
+    return TurnLine(
+        t_ns=clock_ns(), round=number, position=0, budget=budget, load_ms=1.0, warmup_inferences=3, warmup_steady=True,
+        start_ns=starts, latency_ns=list(latency_ns),
+    )  # fmt: skip
+
+
+def add_turn(recorder: Recorder, number: int, budget: str = "a", latency_ns: Sequence[int] = (5, 7, 6)) -> None:
+    recorder.append(turn_line(number, budget, latency_ns))
 
 
 def write_run(out: Path, rounds: int = 3, end: str | None = "complete") -> Path:
     """A profile with `rounds` turns of budget "a"."""
-    with Recorder.create(out, "run", info()) as recorder:
+    with Recorder.create(out, "run", document()) as recorder:
         for number in range(rounds):
-            add_round(recorder, number)
+            add_turn(recorder, number)
         if end:
-            recorder.append("end", reason=end)
+            recorder.append(EndLine(t_ns=clock_ns(), reason=end))
     return recorder.path
 
 

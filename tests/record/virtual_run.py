@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edge_tprune.agent.sampler import period_s
-from edge_tprune.record.energy import Energy, Idle, PowerWindow, Sensor, Turn, budget_energy, choose_sensor, idle_power
-from edge_tprune.record.writer import SENSORS, Recorder
+from edge_tprune.record.document import RunDocument
+from edge_tprune.record.energy import Energy, SpanPower, budget_energy
+from edge_tprune.record.idle import Idle, idle_power
+from edge_tprune.record.lines import (
+    SENSORS,
+    BaselineLine,
+    CheckLine,
+    CostLine,
+    EndLine,
+    Line,
+    ReadingLine,
+    SamplerLine,
+    TurnLine,
+)
+from edge_tprune.record.log import encode_line
+from edge_tprune.record.meter import Meter, choose_meter
+from edge_tprune.record.power import PowerWindow
+from edge_tprune.record.settings import SourceRecord
+from edge_tprune.record.spans import Span
+from edge_tprune.record.writer import Recorder
 from edge_tprune.simulator.law import StepLoad
 from edge_tprune.simulator.virtual import SensorFault, VirtualMachine
 from edge_tprune.telemetry.metric import SensorMetric
@@ -43,12 +62,12 @@ class Settings:
 class Outcome:
     """What was estimated, and what is true."""
 
-    sensor: Sensor
+    meter: Meter
     energy: Energy
     idle: Idle
     gross_mj: float
     above_idle_mj: float
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[SpanPower] = field(default_factory=list)
 
 
 class _Counter:
@@ -117,9 +136,8 @@ def _machine(settings: Settings, seed: int, load: StepLoad, faults: Sequence[Sen
     )
 
 
-def _described(source: Source) -> dict[str, Any]:
-    metrics = [asdict(metric) for metric in source.metrics]
-    return {"name": source.name, "period_s": period_s(source.metrics), "metrics": metrics}
+def _described(source: Source) -> SourceRecord:
+    return SourceRecord(name=source.name, period_s=period_s(source.metrics), metrics=source.metrics)
 
 
 def run(settings: Settings, seed: int) -> Outcome:
@@ -129,37 +147,30 @@ def run(settings: Settings, seed: int) -> Outcome:
     source: Source = machine.sources()[0]
     if settings.counter:
         source = SensorSource("counter", [_Counter(machine, chance.randrange(100_000_000))], machine.clock)
-    sensor = choose_sensor([_described(source)], "onnxruntime")
-    assert sensor is not None
+    meter = choose_meter([_described(source)], "onnxruntime")
+    assert meter is not None
     line = _plan(settings, chance, load)
-    windows = [PowerWindow(sensor, *span) for span in line.all]
-    tick_ns, index = chance.randrange(round(sensor.period_s * 1e9)), 0
+    windows = [PowerWindow(meter, *span) for span in line.all]
+    tick_ns, index = chance.randrange(round(meter.period_s * 1e9)), 0
     while tick_ns < line.after[2]:
         machine.clock.sleep_until(tick_ns)
         reading = source.read()
         while index < len(windows) - 1 and tick_ns > line.all[index][2]:
             index += 1
-        if sensor.metric in reading.values:
-            windows[index].add(reading.t_ns, reading.read_ns, reading.values[sensor.metric])
-        tick_ns += round(sensor.period_s * 1e9)
+        if meter.metric in reading.values:
+            windows[index].add(reading.t_ns, reading.read_ns, reading.values[meter.metric])
+        tick_ns += round(meter.period_s * 1e9)
     powers = [window.power() for window in windows]
     turns = [
-        Turn(
-            images=round((end_ns - begin_ns) / 1e9 * IMAGES_PER_SECOND),
-            seconds=(end_ns - begin_ns) / 1e9,
-            warmup_s=(begin_ns - load_ns) / 1e9,
-            middle_ns=(begin_ns + end_ns) // 2,
-            session=0,
-            power=power,
-        )
+        SpanPower(Span("a", load_ns, begin_ns, end_ns, 0, round((end_ns - begin_ns) / 1e9 * IMAGES_PER_SECOND)), power)
         for (load_ns, begin_ns, end_ns), power in zip(line.turns, powers[1:-1])
     ]
-    idle = idle_power(sensor, [(0, powers[0]), (0, powers[-1])])
-    images = sum(turn.images for turn in turns)
+    idle = idle_power(meter, [(0, powers[0]), (0, powers[-1])])
+    images = sum(span.images for span, _ in turns)
     active_mw = sum(rail.active_mw for rail in machine.law.rails if rail.label in machine.board.total)
     return Outcome(
-        sensor,
-        budget_energy(sensor, turns, idle),
+        meter,
+        budget_energy(meter, turns, idle),
         idle,
         sum(machine.energy_mj(begin_ns, end_ns) for _, begin_ns, end_ns in line.turns) / images,
         active_mw * sum(load.busy_s(begin_ns, end_ns) for _, begin_ns, end_ns in line.turns) / images,
@@ -183,31 +194,32 @@ def write_profile(
     run_info["budgets"] = run_info["budgets"][:1]
     run_info["plan"] |= {"rounds": settings.rounds, "order": [["a"]] * settings.rounds, "mode": "saturation", "fps": None}
     run_info["plan"] |= {"sources": described, "seconds_per_round": settings.seconds}
-    sensors: list[dict[str, Any]] = [{"kind": "sampler", "t_ns": 0, "session": 0, "pid": 1}]
+    sensors: list[Line] = [SamplerLine(t_ns=0, session=0, pid=1)]
     due = {source.name: 0 for source in sources}
     while (now_ns := min(due.values())) < line.after[2]:
         for source, about in zip(sources, described):
             if due[source.name] == now_ns:
                 machine.clock.sleep_until(now_ns)
-                sensors.append({"kind": "sensors", "source": source.name, **asdict(source.read())})
-                period_ns = round(about["period_s"] * 1e9)
+                sensors.append(ReadingLine(source=source.name, **asdict(source.read())))
+                period_ns = round((about.period_s or 0) * 1e9)
                 due[source.name] = max(now_ns // period_ns + 1, -(-machine.clock() // period_ns)) * period_ns
     images = 0
-    with Recorder.create(out, "virtual", run_info) as recorder:
-        recorder.append("check", budget="a", golden_ok=True, golden_max_abs_diff=0.0, load_ms=1.0, peak_memory_bytes=1)
-        recorder.append("baseline", line.before[0], end_ns=line.before[2], which="before")
+    with Recorder.create(out, "virtual", msgspec.convert(run_info, RunDocument)) as recorder:
+        check: dict[str, Any] = {"golden_ok": True, "golden_max_abs_diff": 0.0, "load_ms": 1.0, "peak_memory_bytes": 1}
+        recorder.append(CheckLine(t_ns=0, budget="a", **check))
+        recorder.append(BaselineLine(t_ns=line.before[0], end_ns=line.before[2], which="before"))
         for number, (load_ns, begin_ns, end_ns) in enumerate(line.turns):
             starts = list(range(0, end_ns - begin_ns - 10**9 // IMAGES_PER_SECOND, 10**9 // IMAGES_PER_SECOND))
             images += len(starts)
-            recorder.append(
-                "round", begin_ns, round=number, position=0, budget="a", load_ms=1.0, warmup_begin_ns=load_ns, warmup_inferences=9,
+            turn = TurnLine(
+                t_ns=begin_ns, round=number, position=0, budget="a", load_ms=1.0, warmup_begin_ns=load_ns, warmup_inferences=9,
                 warmup_steady=True, end_ns=end_ns, start_ns=starts, latency_ns=[19_000_000] * len(starts),
             )  # fmt: skip
-        recorder.append("baseline", line.after[0], end_ns=line.after[2], which="after")
-        recorder.append("end", reason="complete")
-    sensors.append({"kind": "cost", "t_ns": line.after[2], "cpu_s": 0.1, "elapsed_s": 10.0, "memory_bytes": 1})
-    text = "".join(json.dumps(entry) + "\n" for entry in sensors)
-    (recorder.path / SENSORS).write_text(text)
+            recorder.append(turn)
+        recorder.append(BaselineLine(t_ns=line.after[0], end_ns=line.after[2], which="after"))
+        recorder.append(EndLine(t_ns=line.after[2], reason="complete"))
+    sensors.append(CostLine(t_ns=line.after[2], cpu_s=0.1, elapsed_s=10.0, memory_bytes=1))
+    (recorder.path / SENSORS).write_bytes(b"".join(map(encode_line, sensors)))
     return recorder.path, sum(machine.energy_mj(begin_ns, end_ns) for _, begin_ns, end_ns in line.turns) / images
 
 

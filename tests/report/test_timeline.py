@@ -90,8 +90,8 @@ def test_too_many_sensors_are_counted(profiles, tmp_path):
 def test_turns_are_those_of_the_run(profile_dir):
     run = read_run(profile_dir)
     data = make_timeline(run)
-    assert [(turn.round, turn.budget) for turn in data.turns] == [(turn.round, turn.budget) for turn in run.rounds]
-    for turn, entry in zip(data.turns, run.rounds):
+    assert [(turn.round, turn.budget) for turn in data.turns] == [(turn.round, turn.budget) for turn in run.turns]
+    for turn, entry in zip(data.turns, run.turns):
         assert turn.p50_ms == pytest.approx(np.median(entry.latency_ms))
         assert turn.end_s - turn.begin_s == pytest.approx((entry.start_ns[-1] + entry.latency_ns[-1]) / SECOND)
     assert data.lanes == ()

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Threads
+from edge_tprune.cli.options import BudgetNames, BundleArgument, Json
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.root import command
+from edge_tprune.cli.settings import with_request
 from edge_tprune.cli.stopping import Interruption
 from edge_tprune.cli.terminal import open_stderr, print_json, print_text
 from edge_tprune.errors import UserError
+from edge_tprune.record.settings import RunRequest
 
 
 @command(
@@ -21,40 +23,14 @@ from edge_tprune.errors import UserError
     "edge-tprune profile bundles/ref --fps 30",
     "edge-tprune profile bundles/ref --resume profiles/RUN",
 )
+@with_request
 def profile(
     bundle: BundleArgument,
+    request: RunRequest,
     profiles: Annotated[
         Path | None, typer.Option("--out", help="Where profile directories are collected.", show_default="profiles")
     ] = None,
-    runtime: Annotated[
-        str | None, typer.Option(help="Which of the bundle's graphs to run.", show_default="onnxruntime")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Of the graphs: fp32, fp16 or mixed.", show_default="the first that the bundle was built for"),
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="How often each budget has its turn.", show_default="10")] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(help="Length of one turn.", show_default="1, or ten new values of the power sensor"),
-    ] = None,
-    warmup: Annotated[
-        float | None,
-        typer.Option(help="Seconds of warm-up before each turn, at least.", show_default="0.5, or what the power sensor needs"),
-    ] = None,
-    baseline: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds to leave the machine alone before and after all rounds, for its idle power; 0 for none.",
-            show_default="1, or twenty new values of the power sensor",
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Run at this fixed rate, like a camera's frames, instead of back to back.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order within the rounds.", show_default="0")] = None,
     budgets: BudgetNames = None,
-    threads: Threads = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of images to run on instead of the bundle's golden inputs.")
     ] = None,
@@ -69,58 +45,32 @@ def profile(
     json: Json = False,
 ) -> None:
     """Run every budget's engine in randomised rounds and record raw latencies, power, memory and all other sensors."""
-    from edge_tprune.agent.profile import profile as run
-    from edge_tprune.agent.profile import resume as run_again
+    from edge_tprune.agent.profile import profile as start_run
+    from edge_tprune.agent.profile import resume as resume_run
     from edge_tprune.agent.progress import TerminalProgress
     from edge_tprune.agent.session import Interrupted
     from edge_tprune.bundle.bundle import Bundle
 
     if not sysroot.is_dir():
         raise UserError(f"--sysroot {sysroot} is not a directory")
+    if resume is not None and profiles is not None:
+        raise UserError(f"--resume goes on in {resume}: leave out --out")
     opened = Bundle.open(bundle)
     names = parse_list(budgets, str, "--budgets") if budgets else None
-    asked = {
-        key: value
-        for key, value in {
-            "runtime": runtime,
-            "precision": precision,
-            "threads": threads,
-            "rounds": rounds,
-            "seconds_per_round": seconds,
-            "warmup_seconds": warmup,
-            "baseline_seconds": baseline,
-            "fps": fps,
-            "seed": seed,
-        }.items()
-        if value is not None
-    }
+    start, place = (start_run, profiles or Path("profiles")) if resume is None else (resume_run, resume)
     try:
         with TerminalProgress(open_stderr()) as progress:
-            if resume is None:
-                path = run(
-                    opened,
-                    profiles or Path("profiles"),
-                    **asked,  # type: ignore[arg-type]
-                    budgets=names,
-                    images=images,
-                    data=data,
-                    root=sysroot,
-                    trace=trace,
-                    progress=progress,
-                )
-            elif profiles is not None:
-                raise UserError(f"--resume goes on in {resume}: leave out --out")
-            else:
-                path = run_again(
-                    opened,
-                    resume,
-                    asked=asked if names is None else {**asked, "budgets": names},
-                    images=images,
-                    data=data,
-                    root=sysroot,
-                    trace=trace,
-                    progress=progress,
-                )
+            path = start(
+                opened,
+                place,
+                request,
+                budgets=names,
+                images=images,
+                data=data,
+                root=sysroot,
+                trace=trace,
+                progress=progress,
+            )
     except Interrupted as stop:
         raise Interruption(str(stop)) from stop
     print_json({"profile": str(path)}) if json else print_text(str(path))

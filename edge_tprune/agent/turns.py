@@ -1,0 +1,114 @@
+"""The turns of a run: in which order budgets have them, which are missing, and one turn from loading to closing the engine."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edge_tprune.agent.loads import Timed, time_load, warm_up
+from edge_tprune.record.lines import PartLine, TurnLine
+from edge_tprune.record.settings import RunSettings
+from edge_tprune.record.writer import clock_ns
+from edge_tprune.runtime.engine import Engine, open_engine
+
+
+class PlannedTurn(NamedTuple):
+    """A turn that is to be taken."""
+
+    round: int  #: from 0
+    position: int  #: its place in the round, from 0
+    budget: str
+
+
+def random_order(names: Sequence[str], rounds: int, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Per round every name once, in a new random order, so that heat and clocks favour none."""
+    shuffle = random.Random(seed)
+    return tuple(tuple(shuffle.sample(names, len(names))) for _ in range(rounds))
+
+
+def missing_turns(
+    order: Sequence[Sequence[str]], done: Collection[tuple[int, str]], failed: Collection[str]
+) -> list[PlannedTurn]:
+    """The turns that are still to be taken, in order.
+
+    Args:
+        order: per round the budgets.
+        done: (round, budget) of the turns that were taken before.
+        failed: budgets that are not timed.
+    """
+    return [
+        PlannedTurn(number, position, name)
+        for number, names in enumerate(order)
+        for position, name in enumerate(name for name in names if name not in failed)
+        if (number, name) not in done
+    ]
+
+
+def take_turn(
+    file: Path,
+    images: Sequence[np.ndarray],
+    settings: RunSettings,
+    planned: PlannedTurn,
+    write: Callable[[PartLine], None],
+) -> TurnLine:
+    """Loads, warms up, times and closes one engine.
+
+    Args:
+        file: what `bundle.engines.prepare` gave.
+        images: inputs of the graph, (B, 3, H, W) each, taken in turn.
+        settings: of the run.
+        planned: which turn this is.
+        write: is handed a part about once a second.
+
+    Returns:
+        What was timed since the last part.
+    """
+    begin_ns = clock_ns()
+    with open_engine(file, settings.runtime, threads=settings.threads) as engine:
+        load_ms = (clock_ns() - begin_ns) / 1e6
+        with _garbage_collection_off():  # already while warming up: collecting empties the caches
+            warmup = warm_up(engine.run, images, settings.warmup_seconds, settings.fps)
+            engine.stages_ns()  # drops those of the warm-up
+            common: dict[str, Any] = {
+                **planned._asdict(),
+                "load_ms": load_ms,
+                "warmup_begin_ns": warmup.begin_ns,
+                "warmup_inferences": warmup.inferences,
+                "warmup_steady": warmup.steady,
+            }
+
+            def write_part(t_ns: int, timed: Timed) -> None:
+                write(PartLine(t_ns=t_ns, **common, **_timed_fields(timed, engine, settings.fps)))
+
+            t_ns, end_ns, rest = time_load(engine.run, images, settings.seconds_per_round, settings.fps, write_part)
+        return TurnLine(t_ns=t_ns, end_ns=end_ns, **common, **_timed_fields(rest, engine, settings.fps))
+
+
+def _timed_fields(timed: Timed, engine: Engine, fps: float | None) -> dict[str, Any]:
+    """What was timed, as fields of a line."""
+    fields: dict[str, Any] = {
+        "start_ns": timed.start_ns,
+        "latency_ns": timed.latency_ns,
+        "stages_ns": engine.stages_ns(),
+    }
+    return fields if fps is None else {**fields, "due_ns": timed.due_ns, "missed": timed.missed}
+
+
+@contextmanager
+def _garbage_collection_off() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()

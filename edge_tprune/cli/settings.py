@@ -1,0 +1,52 @@
+"""The settings of a run as options: one per field of `RunRequest`, which says what each means and which values it takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from msgspec import Meta
+
+from edge_tprune.record.settings import RunRequest
+
+
+def with_request(command: Callable[..., None]) -> Callable[..., None]:
+    """One parameter `request` (a `RunRequest`) of a command becomes an option per setting."""
+    signature = inspect.signature(command, eval_str=True)
+    options = _options()
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "request":
+            parameters += [parameter.replace(name=name, annotation=kind, default=None) for name, kind in options.items()]
+        else:
+            parameters.append(parameter)
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        command(request=RunRequest(**{name: given.pop(name) for name in options}), **given)
+
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
+
+
+def _options() -> dict[str, Any]:
+    """Name of each setting -> what typer needs to know of it."""
+    options: dict[str, Any] = {}
+    for name, hint in get_type_hints(RunRequest, include_extras=True).items():
+        meta = next(each for each in hint.__metadata__ if isinstance(each, Meta))
+        extra = meta.extra or {}
+        flag = extra.get("option", f"--{name.replace('_', '-')}")
+        option = typer.Option(flag, help=meta.description, show_default=extra.get("default", False))
+        options[name] = Annotated[_plain(hint) | None, option]
+    return options
+
+
+def _plain(hint: Any) -> Any:
+    """int, float or str, from an annotation that may be optional and have bounds."""
+    if hint in (int, float, str):
+        return hint
+    return next(found for part in get_args(hint) if (found := _plain(part)) is not None)

@@ -1,0 +1,78 @@
+"""run.json: what a run measures, its settings, and where it ran. Format: profiles/README.md."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from edge_tprune.documents import Count, DocumentKind, Name, Share
+from edge_tprune.record.settings import RunSettings
+
+VERSION = 2
+RUN = "run.json"
+
+
+class BundleRecord(msgspec.Struct, kw_only=True, frozen=True):
+    """Which bundle was measured: copied from its manifest."""
+
+    name: Name
+    fingerprint: str
+    batch: Count
+    model: dict[str, Any]
+    method: dict[str, Any]
+
+
+class ArtifactRecord(msgspec.Struct, kw_only=True, frozen=True):
+    """The graph of a budget that was run."""
+
+    runtime: str
+    precision: str
+    form: str
+    file: str
+    sha256: str
+    bytes: Count
+    target: str | None = None  #: of a TensorRT engine file: the device it was built for
+    version: str | None = None  #: ... and the TensorRT it was built with
+
+
+class BudgetRecord(msgspec.Struct, kw_only=True, frozen=True):
+    """One budget of the run."""
+
+    name: Name
+    requested: Annotated[float, Meta(gt=0)] | None
+    schedule: tuple[Count, ...]  #: tokens after each block
+    macs: Count
+    macs_share: Share  #: of the unpruned model's MACs
+    accuracy: dict[str, Any] | None  #: as in the bundle's manifest
+    artifact: ArtifactRecord
+
+
+class RunDocument(msgspec.Struct, kw_only=True, frozen=True):
+    """run.json."""
+
+    version: Count = VERSION
+    run_id: Name
+    started_utc: str
+    tool_version: str
+    bundle: BundleRecord
+    budgets: Annotated[tuple[BudgetRecord, ...], Meta(min_length=1)]  #: in bundle order
+    settings: RunSettings = msgspec.field(name="plan")  # the key's name in versions 1 and 2
+    environment: dict[str, Any]
+
+    @property
+    def budget_names(self) -> list[str]:
+        """Names of the budgets, in bundle order."""
+        return [budget.name for budget in self.budgets]
+
+
+KIND = DocumentKind(
+    noun="profile",
+    format="edge-tprune-profile",
+    version=VERSION,
+    make="Make one with: edge-tprune profile",
+    remedy="Copy the profile again",
+    schema=RunDocument,
+    file=RUN,
+)

@@ -1,0 +1,80 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command alike, also one that was started with the signal ignored, and no child is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edge_tprune.record.lines import SAMPLES
+from edge_tprune.record.reader import read_run
+from tests.agent.tiny_bundle import write_bundle
+
+LIMIT_S = 120
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny", {"a": (1, 16)})
+
+
+def start(bundle: Path, out: Path, ignored: signal.Signals | None) -> subprocess.Popen[str]:
+    """`edge-tprune profile`, started as a shell or nohup would that ignores a signal; the others have their default."""
+
+    def dispose() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
+    command = [sys.executable, "-m", "edge_tprune", "profile", str(bundle), "--out", str(out)]
+    command += ["--rounds", "100000", "--seconds", "0", "--warmup", "0", "--baseline", "0", "--threads", "1"]
+    pipes = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return pipes(command, preexec_fn=dispose)
+
+
+def wait_for_turns(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(file.read_bytes().count(b'"kind":"round"') for file in out.glob(f"[0-9]*/{SAMPLES}")) >= count:
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(process.communicate(timeout=LIMIT_S))
+
+
+@pytest.mark.parametrize(
+    ("number", "ignored"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGHUP, None),
+        (signal.SIGTERM, signal.SIGHUP),
+    ],
+)
+def test_a_signal_ends_a_measurement_in_order(
+    bundle: Path, tmp_path: Path, number: signal.Signals, ignored: signal.Signals | None
+) -> None:
+    process = start(bundle, tmp_path, ignored)
+    wait_for_turns(process, tmp_path, 3)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children, "no sampler is running"
+    if ignored == signal.SIGHUP:  # nohup: the terminal is closed, and the measurement goes on
+        process.send_signal(signal.SIGHUP)
+        wait_for_turns(process, tmp_path, 30)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    (line,) = [line for line in said.splitlines() if line.startswith("edge-tprune: ")]
+    (path,) = tmp_path.iterdir()
+    assert str(path) in line
+    assert "Traceback" not in said
+    assert psutil.wait_procs(children, timeout=LIMIT_S)[1] == []
+    run = read_run(path)
+    assert run.end == "interrupted"
+    assert len(run.turns) >= 3
+    assert (path / "summary.json").exists()
