@@ -38,8 +38,7 @@ from edge_tprune.record.settings import TOLERANCE, RunInput, RunRequest, RunSett
 from edge_tprune.record.writer import Recorder, directory_name
 from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.runtime.tensorrt.builder import BuildError
-from edge_tprune.telemetry.environment import environment
-from edge_tprune.telemetry.machine import identify, state
+from edge_tprune.telemetry.environment import Environment, read_environment
 from edge_tprune.version import __version__
 
 _ISOLATION = (
@@ -100,9 +99,9 @@ def profile(
     check_space(out)
     with Observer(root) as observer:
         settings = _settle(request, runtime, precision, described, observer, [budget.name for budget in chosen])
-        document = _describe(bundle, chosen, settings, _environment(root))
+        document = _describe(bundle, chosen, settings, read_environment(root))
         started = datetime.fromisoformat(document.started_utc)
-        name = directory_name(started, bundle.name, document.environment["hostname"] or "")
+        name = directory_name(started, bundle.name, document.environment.hostname or "")
         with Recorder.create(out, name, document) as recorder:
             session = Session(bundle, settings, engines, recorder, observer, inputs, dataset, root, progress)
             return run_session(session, trace)
@@ -250,21 +249,6 @@ def _open_data(bundle: Bundle, data: Path | None) -> Dataset | None:
     return None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
 
 
-def _environment(root: Path) -> dict[str, Any]:
-    """Where it is measured: what must be the same for two runs to be compared, and for one to be resumed."""
-    now = state(root)
-    board = identify(root)
-    return {
-        **environment(root),
-        "board": board.key,
-        "power_mode": now["power_mode"],
-        "clock_locks": {
-            "gpu": None if now["clocks"]["gpu"] is None else now["clocks"]["gpu"]["locked"],
-            "cpu": [clock["locked"] for clock in now["clocks"]["cpu"]],
-        },
-    }
-
-
 def _refuse_changes(
     before: Run, bundle: Bundle, request: RunRequest, budgets: Sequence[str] | None, described: RunInput, root: Path
 ) -> None:
@@ -281,10 +265,8 @@ def _refuse_changes(
     }
     if budgets is not None:
         pairs["budgets"] = (before.budgets, list(budgets))
-    was, now = document.environment, _environment(root)
-    differing = _differences(pairs) + _differences(
-        {key: (was.get(key), now.get(key)) for key in sorted(was.keys() | now.keys())}
-    )
+    was, now = asdict(document.environment), asdict(read_environment(root))
+    differing = _differences(pairs) + _differences({key: (was[key], now[key]) for key in sorted(now)})
     if differing:
         text = "; ".join(differing)
         raise UserError(f"profile {before.path} cannot be resumed, because not everything is as it was: {text}")
@@ -298,7 +280,7 @@ def _differences(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"{what} was {was!r} and is {now!r}" for what, (was, now) in pairs.items() if was != now]
 
 
-def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, environment: dict[str, Any]) -> RunDocument:
+def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, environment: Environment) -> RunDocument:
     """The run.json."""
     return RunDocument(
         run_id=uuid.uuid4().hex,

@@ -29,7 +29,7 @@ from edge_tprune.record.settings import RunSettings
 from edge_tprune.record.summarize import write_summary
 from edge_tprune.record.trace import write_trace
 from edge_tprune.record.writer import Recorder, clock_ns
-from edge_tprune.telemetry.machine import state
+from edge_tprune.telemetry.state import read_state
 
 _RESERVE_BYTES = 8 << 20  #: of free space that a run leaves alone
 _BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten readings a second
@@ -76,7 +76,7 @@ class Session:
 
     def record_state(self, which: Literal["begin", "end"]) -> None:
         """The state the machine is in, into the record."""
-        self.recorder.append(StateLine(t_ns=clock_ns(), which=which, values=state(self.root)))
+        self.recorder.append(StateLine(t_ns=clock_ns(), which=which, values=read_state(self.root)))
 
 
 def run_session(session: Session, trace: bool) -> Path:

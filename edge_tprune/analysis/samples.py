@@ -47,15 +47,22 @@ def read_samples(path: Path) -> Samples:
     summary, warnings = _find_summary(run)
     return Samples(
         path=run.path,
-        info=msgspec.to_builtins(run.document),
+        info=_info(run),
         checks=run.checks,
         turns={name: tuple(run.turns_of(name)) for name in run.budgets},
         unsteady=sum(turn.warmup_steady is False for turn in run.turns),
-        state=next((state.values for state in run.states if state.which == "begin"), {}),
+        state=next((msgspec.to_builtins(state.values) for state in run.states if state.which == "begin"), {}),
         summary={} if summary is None else msgspec.to_builtins(summary),
         notes=run.notes,
         warnings=(*run.warnings, *warnings),
     )
+
+
+def _info(run: Run) -> dict[str, Any]:
+    """run.json; what the environment does not know is left out."""
+    info: dict[str, Any] = msgspec.to_builtins(run.document)
+    info["environment"] = {key: value for key, value in info["environment"].items() if value is not None}
+    return info
 
 
 def _find_summary(run: Run) -> tuple[Summary | None, list[str]]:

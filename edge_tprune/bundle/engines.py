@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,8 +23,7 @@ from edge_tprune.runtime.tensorrt.cache import (
     record_file,
 )
 from edge_tprune.runtime.tensorrt.library import MODULES, Library, load, rtx_targets, target_of
-from edge_tprune.telemetry.environment import environment
-from edge_tprune.telemetry.machine import power_mode
+from edge_tprune.telemetry.environment import read_environment
 
 AHEAD = "tensorrt-rtx"  #: the one runtime whose plans can be built without the GPU they are for
 
@@ -98,16 +97,16 @@ def machine(runtime: str, root: Path = Path("/")) -> dict[str, Any]:
     Raises:
         UserError: no library, driver or GPU.
     """
-    library, device, where = load(runtime), open_cuda().device, environment(root)
+    library, device, where = load(runtime), open_cuda().device, read_environment(root)
     return {
         "runtime": runtime,
         "version": library.version,
         "device": device.name,
         "sm": device.sm,
-        "module": where["board_model"],
-        "machine": where["machine"],
-        "os": where["l4t_release"] or where["os"],
-        "power_mode": power_mode(root),
+        "module": where.board_model,
+        "machine": where.machine,
+        "os": where.l4t_release or where.os,
+        "power_mode": None if where.power_mode is None else asdict(where.power_mode),
     }
 
 

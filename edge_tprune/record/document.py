@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from edge_tprune.documents import Count, DocumentKind, Name, Share
 from edge_tprune.record.settings import RunSettings
+from edge_tprune.telemetry.environment import Environment
 
 VERSION = 2
 RUN = "run.json"
@@ -59,7 +60,7 @@ class RunDocument(msgspec.Struct, kw_only=True, frozen=True):
     bundle: BundleRecord
     budgets: Annotated[tuple[BudgetRecord, ...], Meta(min_length=1)]  #: in bundle order
     settings: RunSettings = msgspec.field(name="plan")  # the key's name in versions 1 and 2
-    environment: dict[str, Any]
+    environment: Environment  #: where it ran
 
     @property
     def budget_names(self) -> list[str]:

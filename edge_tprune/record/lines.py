@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_tprune.documents import Distance, Name, Whole
+from edge_tprune.telemetry.state import MachineState
 
 SAMPLES = "samples.jsonl"
 SENSORS = "sensors.jsonl"
@@ -44,7 +45,7 @@ class StateLine(Line, tag="state", kw_only=True, frozen=True):
     """The state the machine is in."""
 
     which: Literal["begin", "end"]  #: of a session
-    values: dict[str, Any]  #: `telemetry.machine.state`
+    values: MachineState
 
 
 class Check(msgspec.Struct, kw_only=True, frozen=True):

@@ -1,11 +1,11 @@
 """A run read back from its profile directory, whole or cut short. The format is described in profiles/README.md.
 
-This is the only reader of a profile. Latencies need not fit into memory: `read_run` hands each turn over as it is read.
+This is the only reader of a profile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from edge_tprune.record.lines import (
 )
 from edge_tprune.record.log import LogReader
 from edge_tprune.record.turn import Stored, Turn, TurnAssembler
+from edge_tprune.telemetry.state import MachineState
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class State:
-    """The state the machine was in: modes, locks, counters (`telemetry.machine.state`)."""
+    """The state the machine was in: modes, locks, counters."""
 
     which: str  #: "begin" or "end" of a session
-    values: dict[str, Any]
+    values: MachineState
     session: int = 0
 
 
@@ -95,13 +96,12 @@ class Run:
         return [turn for turn in self.turns if turn.budget == budget]
 
 
-def read_run(path: Path | str, *, keep: bool = True, visit: Callable[[Turn], None] | None = None) -> Run:
+def read_run(path: Path | str, *, keep: bool = True) -> Run:
     """Reads the profile at `path`, whole or cut short; what is missing is said in `Run.warnings`.
 
     Args:
         path: the profile's directory.
         keep: hold the turns in memory; otherwise every iteration over them reads the file again. Readings are always so.
-        visit: is handed every turn as it is read.
 
     Raises:
         UserError: not a profile, a newer format, or a file that is damaged anywhere but in its last line.
@@ -114,8 +114,6 @@ def read_run(path: Path | str, *, keep: bool = True, visit: Callable[[Turn], Non
     count = 0
     for turn in log.turns(warnings):
         count += 1
-        if visit is not None:
-            visit(turn)
         if keep:
             turns.append(turn)
     planned = document.settings.rounds * len(document.budgets)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edge_tprune.record.facts import Facts, Stat
 from edge_tprune.record.lines import Check
@@ -18,6 +17,7 @@ from edge_tprune.record.meter import Meter
 from edge_tprune.record.reader import Run, State
 from edge_tprune.record.spans import IDLE
 from edge_tprune.record.summary import Reason, Status, Verdict
+from edge_tprune.telemetry.state import Clocks, PowerMode
 
 LEAST_COVERAGE = 0.90  #: of the readings that should have come: below, a mean power may have missed a whole phase
 MOST_CV = 0.05  #: between a budget's round medians: beyond it, differences of a few per cent between budgets are chance
@@ -115,47 +115,38 @@ def _slowed_down(stats: Mapping[str, Stat]) -> list[Reason]:
 
 def _changes(states: Sequence[State]) -> list[Reason]:
     """What must not change while measuring: power mode and clock limits."""
-    if not states:
-        return []
     found: list[Reason] = []
-    modes = list(dict.fromkeys(_mode(state.values.get("power_mode")) for state in states))
+    modes = list(dict.fromkeys(_describe_mode(state.values.power_mode) for state in states))
     if len(modes) > 1:
         found.append(_invalid("power_mode_changed", f"the power mode changed: {' to '.join(modes)}"))
-    limits = list(dict.fromkeys(str(_limits(state.values.get("clocks"))) for state in states))
+    limits = list(dict.fromkeys(str(_limits(state.values.clocks)) for state in states))
     if len(limits) > 1 and len(modes) == 1:
         found.append(_invalid("clock_limits_changed", f"clock limits changed: {' to '.join(limits)}"))
     return found
 
 
-def _mode(mode: Any) -> str:
-    return f"{mode.get('name')} ({mode.get('id')})" if isinstance(mode, Mapping) else "unknown"
+def _describe_mode(mode: PowerMode | None) -> str:
+    return "unknown" if mode is None else f"{mode.name} ({mode.id})"
 
 
-def _limits(clocks: Any) -> dict[str, tuple[Any, Any]]:
+def _limits(clocks: Clocks) -> dict[str, tuple[float | None, float | None]]:
     """Clock -> (lowest, highest) in MHz."""
-    return {name: (clock.get("min_mhz"), clock.get("max_mhz")) for name, clock in _clocks(clocks)}
-
-
-def _clocks(clocks: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(clocks, Mapping):
-        return []
-    found = [(f"CPU {clock.get('name')}", clock) for clock in clocks.get("cpu") or []]
-    return found + ([("GPU", clocks["gpu"])] if clocks.get("gpu") else [])
+    limits = {f"CPU {clock.name}": (clock.min_mhz, clock.max_mhz) for clock in clocks.cpu}
+    return limits | ({"GPU": (clocks.gpu.min_mhz, clocks.gpu.max_mhz)} if clocks.gpu else {})
 
 
 def _below_lock(states: Sequence[State], facts: Facts) -> list[Reason]:
     """A clock whose lowest and highest value are the same, and which ran slower all the same."""
     if not states:
         return []
-    clocks = _clocks(states[0].values.get("clocks"))
-    cores = [(len(str(clock.get("name")).split()) or 1, clock) for name, clock in clocks if name != "GPU"]
+    clocks = states[0].values.clocks
     locked: dict[str, float] = {}
-    if cores and all(clock.get("locked") and clock.get("max_mhz") for _, clock in cores):
-        total = sum(count for count, _ in cores)
-        locked["cpu_frequency_mhz"] = sum(count * clock["max_mhz"] for count, clock in cores) / total
-    for name, clock in clocks:
-        if name == "GPU" and clock.get("locked") and clock.get("max_mhz"):
-            locked["gpu_frequency_mhz"] = clock["max_mhz"]
+    if clocks.cpu and all(clock.locked and clock.max_mhz for clock in clocks.cpu):
+        cores = [len(clock.name.split()) or 1 for clock in clocks.cpu]
+        mhz = sum(count * (clock.max_mhz or 0.0) for count, clock in zip(cores, clocks.cpu))
+        locked["cpu_frequency_mhz"] = mhz / sum(cores)
+    if clocks.gpu is not None and clocks.gpu.locked and clocks.gpu.max_mhz:
+        locked["gpu_frequency_mhz"] = clocks.gpu.max_mhz
     found: list[Reason] = []
     for metric, lock in locked.items():
         stats = [of[metric] for budget, of in facts.stats.items() if budget is not IDLE and metric in of]
@@ -169,7 +160,7 @@ def _below_lock(states: Sequence[State], facts: Facts) -> list[Reason]:
 def _others(run: Run, facts: Facts) -> list[Reason]:
     """Other programs."""
     found: list[Reason] = []
-    cores = run.document.environment.get("cpu_count")
+    cores = run.document.environment.cpu_count
     loads = [of["cpu_load_others_percent"] for budget, of in facts.stats.items() if budget and "cpu_load_others_percent" in of]
     if loads and cores:
         used = sum(stat.total for stat in loads) / sum(stat.count for stat in loads) / 100 * cores

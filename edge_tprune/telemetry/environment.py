@@ -6,12 +6,13 @@ import importlib.metadata
 import os
 import platform
 import socket
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from edge_tprune.telemetry.boards import device_tree, l4t_release
+from edge_tprune.telemetry.boards import device_tree, identify, l4t_release
+from edge_tprune.telemetry.state import PowerMode, read_clocks, read_power_mode
 from edge_tprune.telemetry.sysfs import text_or_none
 from edge_tprune.version import __version__
 
@@ -34,29 +35,65 @@ _ARM_CORES = {
 }
 
 
-def environment(root: Path = Path("/")) -> dict[str, Any]:
-    """The environment record of a profile (keys in profiles/README.md). What the machine does not report is None.
+@dataclass(frozen=True)
+class ClockLocks:
+    """Which clocks are locked: lowest and highest value are the same."""
 
-    Args:
-        root: the directory that holds the system's `proc`, `sys` and `etc`.
+    gpu: bool | None = None
+    cpu: tuple[bool | None, ...] = ()  #: per group of cores that share a clock
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a measurement was made: what must be the same for two runs to be compared, and for one to be resumed.
+
+    What the machine does not report is None, and so is what older versions did not record.
     """
+
+    hostname: str | None = None
+    machine: str | None = None  #: "aarch64"
+    os: str | None = None
+    kernel: str | None = None
+    python: str | None = None
+    cpu_model: str | None = None
+    cpu_count: int | None = None
+    cpu_count_physical: int | None = None
+    cpu_governor: str | None = None
+    memory_total_bytes: int | None = None
+    board_model: str | None = None  #: from the device tree, as `board_compatible`
+    board_compatible: tuple[str, ...] | None = None
+    l4t_release: str | None = None  #: Jetson Linux
+    versions: dict[str, str | None] = field(default_factory=dict)  #: package -> version; None: not installed
+    board: str | None = None  #: `boards.Board.key`
+    power_mode: PowerMode | None = None
+    clock_locks: ClockLocks | None = None
+
+
+def read_environment(root: Path = Path("/")) -> Environment:
+    """The environment of the machine whose `proc`, `sys` and `etc` are in `root`."""
     compatible = device_tree(root, "compatible")
-    return {
-        "hostname": socket.gethostname() or None,
-        "machine": platform.machine() or None,
-        "os": _os_name(root),
-        "kernel": text_or_none(root / "proc/sys/kernel/osrelease") or platform.release() or None,
-        "python": platform.python_version(),
-        "cpu_model": _cpu_model(root),
-        "cpu_count": os.cpu_count(),
-        "cpu_count_physical": psutil.cpu_count(logical=False),
-        "cpu_governor": _governor(root),
-        "memory_total_bytes": psutil.virtual_memory().total,
-        "board_model": device_tree(root, "model"),
-        "board_compatible": compatible.split("\0") if compatible else None,
-        "l4t_release": l4t_release(root),
-        "versions": {"edge-tprune": __version__, **{name: _package(name) for name in _PACKAGES}},
-    }
+    clocks = read_clocks(root)
+    return Environment(
+        hostname=socket.gethostname() or None,
+        machine=platform.machine() or None,
+        os=_os_name(root),
+        kernel=text_or_none(root / "proc/sys/kernel/osrelease") or platform.release() or None,
+        python=platform.python_version(),
+        cpu_model=_cpu_model(root),
+        cpu_count=os.cpu_count(),
+        cpu_count_physical=psutil.cpu_count(logical=False),
+        cpu_governor=_governor(root),
+        memory_total_bytes=psutil.virtual_memory().total,
+        board_model=device_tree(root, "model"),
+        board_compatible=tuple(compatible.split("\0")) if compatible else None,
+        l4t_release=l4t_release(root),
+        versions={"edge-tprune": __version__, **{name: _package(name) for name in _PACKAGES}},
+        board=identify(root).key,
+        power_mode=read_power_mode(root),
+        clock_locks=ClockLocks(
+            gpu=None if clocks.gpu is None else clocks.gpu.locked, cpu=tuple(clock.locked for clock in clocks.cpu)
+        ),
+    )
 
 
 def _os_name(root: Path) -> str | None:

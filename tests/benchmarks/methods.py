@@ -35,7 +35,7 @@ from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval
-from edge_tprune.telemetry.environment import environment
+from edge_tprune.telemetry.environment import read_environment
 from tests.benchmarks.reduction import Latencies, Opener, chosen, graph_opener, measure, paired_ratio, positive
 
 Row = dict[str, Any]
@@ -268,7 +268,7 @@ def main() -> None:
             "rounds": options.rounds,
             "seconds": options.seconds,
             "threads": options.threads,
-            "environment": environment(),
+            "environment": asdict(read_environment()),
             "rows": rows,
             "medians_ms_by_round": None if latencies is None else asdict(latencies),
         },

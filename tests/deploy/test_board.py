@@ -209,8 +209,8 @@ def test_from_nothing_to_a_compared_profile(
     assert str(profile) in captured.out
     run = read_run(profile)
     assert run.end == "complete"
-    assert run.document.environment["machine"] == "aarch64"
-    assert "Orin Nano" in run.document.environment["board_model"]
+    assert run.document.environment.machine == "aarch64"
+    assert "Orin Nano" in str(run.document.environment.board_model)
     assert {entry.budget for entry in run.turns} == {"big", "small"}
     assert main(["compare", str(profile)]) == 0
     assert "small" in capsys.readouterr().out

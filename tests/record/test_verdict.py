@@ -12,6 +12,7 @@ from edge_tprune.record.reader import Run, State
 from edge_tprune.record.spans import IDLE
 from edge_tprune.record.summary import Reason, Verdict
 from edge_tprune.record.verdict import TurnStatistics, conclude, judge_budget, judge_run
+from edge_tprune.telemetry.state import Clocks, ClockState, MachineState, PowerMode
 
 from .tiny_run import document
 
@@ -33,9 +34,8 @@ def run(states: tuple[State, ...] = (), end: str | None = "complete") -> Run:
 
 
 def state(which: str, mode: str = "25W", mhz: float = 1000.0, locked: bool = False) -> State:
-    clock = {"mhz": mhz, "min_mhz": mhz if locked else 100.0, "max_mhz": mhz, "locked": locked}
-    clocks = {"gpu": {"name": "gpu", **clock}, "cpu": [{"name": "0 1 2 3", **clock}], "emc": {"mhz": None}}
-    return State(which, {"power_mode": {"id": 1, "name": mode}, "clocks": clocks})
+    gpu, cpu = (ClockState(name, mhz, mhz if locked else 100.0, mhz, None, locked) for name in ("gpu", "0 1 2 3"))
+    return State(which, MachineState(power_mode=PowerMode(1, mode), clocks=Clocks(gpu, (cpu,))))
 
 
 def codes(reasons: list[Reason]) -> list[tuple[str | None, str]]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from edge_tprune.simulator.faults import FileFault
 from edge_tprune.simulator.tree import FAULT_LOG, FAULTS, STATE, Tree, run
 from edge_tprune.simulator.truth import TRUTH, true_energy_mj
 from edge_tprune.simulator.virtual import VirtualClock
-from edge_tprune.telemetry.machine import identify, open_sources, state
+from edge_tprune.telemetry.boards import identify
+from edge_tprune.telemetry.machine import open_sources
 from edge_tprune.telemetry.source import Reading, Source
+from edge_tprune.telemetry.state import PowerMode, read_state
 
 SECOND = 10**9
 TICK = SECOND // 20
@@ -72,14 +75,15 @@ def test_the_readers_find_the_board_and_its_rails(tmp_path: Path, clock: Virtual
         else:
             assert metric.interval_s in (0.43, 0.0505)
             assert metric.step
-    found = state(tree.directory)
-    json.dumps(found, allow_nan=False)
-    assert found["power_mode"] == {"id": law.mode, "name": law.modes[law.mode]}
-    assert found["clocks"]["gpu"]["name"] == law.gpu
-    assert found["clocks"]["gpu"]["locked"] is False
-    assert len(found["over_current_counts"]) == law.over_current_counters
-    assert found["cooling_states"]
-    assert {rail["gap"] for rail in found["rails"].values()} == {None}
+    found = read_state(tree.directory)
+    json.dumps(asdict(found), allow_nan=False)
+    assert found.power_mode == PowerMode(law.mode, law.modes[law.mode])
+    assert found.clocks.gpu is not None
+    assert found.clocks.gpu.name == law.gpu
+    assert found.clocks.gpu.locked is False
+    assert len(found.over_current_counts) == law.over_current_counters
+    assert found.cooling_states
+    assert {rail.gap for rail in found.rails.values()} == {None}
 
 
 @pytest.mark.parametrize("key", BOARDS)
@@ -246,11 +250,12 @@ def test_a_counter_jumps_and_a_mode_changes(nano: Tree, clock: VirtualClock) -> 
     nano.inject(FileFault("set", "*/cooling_device1/cur_state", value="3"))
     go(nano, clock, 1)
     assert events.read().values["over_current_2_count"] == 5
-    found = state(nano.directory)
-    assert found["over_current_counts"] == {"1": 0, "2": 5, "3": 0}
-    assert found["power_mode"] == {"id": 3, "name": "7W"}
-    assert found["clocks"]["gpu"]["locked"] is True
-    assert found["cooling_states"]["cpufreq-cpu0 (cooling_device1)"] == 3
+    found = read_state(nano.directory)
+    assert found.over_current_counts == {"1": 0, "2": 5, "3": 0}
+    assert found.power_mode == PowerMode(3, "7W")
+    assert found.clocks.gpu is not None
+    assert found.clocks.gpu.locked is True
+    assert found.cooling_states["cpufreq-cpu0 (cooling_device1)"] == 3
     assert source(nano, clock, "thermal").read().values["throttling_devices_count"] == 1
 
 

@@ -1,128 +1,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from edge_tprune.telemetry import machine
-from edge_tprune.telemetry.machine import open_sources, parse_nvpmodel, power_mode, state
+from edge_tprune.telemetry.machine import open_sources
+from edge_tprune.telemetry.source import SensorSource
+from edge_tprune.telemetry.state import read_state
 
-from .tree import covers, write
-
-NVPMODEL = {
-    "var/lib/nvpmodel/status": "pmode:0002 fmode:fanNull\n",
-    "etc/nvpmodel.conf": "# comment\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n< PM_CONFIG DEFAULT=2 >\n",
-}
-
-
-def test_the_power_mode_of_the_files(tmp_path: Path) -> None:
-    assert power_mode(tmp_path) is None
-    write(tmp_path, dict(NVPMODEL))
-    assert power_mode(tmp_path) == {"id": 2, "name": "MAXN_SUPER"}
-    (tmp_path / "etc/nvpmodel.conf").unlink()
-    assert power_mode(tmp_path) == {"id": 2, "name": None}
-    write(tmp_path, {"etc/nvpmodel.conf": "# < POWER_MODEL ID=2 NAME=OLD >\n< POWER_MODEL ID=2 NAME=10W>\n"})
-    assert power_mode(tmp_path) == {"id": 2, "name": "10W"}  # Jetson Nano's file, with a comment before it
-    write(tmp_path, {"var/lib/nvpmodel/status": "damaged"})
-    assert power_mode(tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "mode"),
-    [
-        ("NV Power Mode: MAXN_SUPER\n2\n", {"id": 2, "name": "MAXN_SUPER"}),
-        ("NVPM WARN: fan mode is not set!\nNV Power Mode: MODE_15W_6CORE\n2\n", {"id": 2, "name": "MODE_15W_6CORE"}),
-        ("NV Power Mode: 15W\n", {"id": None, "name": "15W"}),
-        ("", None),
-        ("NVPM ERROR: failed to read PARAM", None),
-    ],
-)
-def test_what_nvpmodel_prints(text: str, mode: dict[str, object] | None) -> None:
-    assert parse_nvpmodel(text) == mode
-
-
-def test_state_of_a_machine_that_tells_everything(tmp_path: Path) -> None:
-    write(tmp_path, dict(NVPMODEL))
-    cpu, gpu = "sys/devices/system/cpu/cpufreq/policy0/", "sys/class/devfreq/17000000.gpu/"
-    chip = "sys/bus/i2c/devices/1-0040/hwmon/hwmon1/"
-    write(
-        tmp_path,
-        {
-            cpu + "affected_cpus": "0 1 2 3",
-            cpu + "scaling_cur_freq": "1728000",
-            cpu + "scaling_min_freq": "1728000",
-            cpu + "scaling_max_freq": "1728000",
-            cpu + "scaling_governor": "schedutil",
-            gpu + "cur_freq": "306000000",
-            gpu + "min_freq": "306000000",
-            gpu + "max_freq": "1020000000",
-            gpu + "governor": "nvhost_podgov",
-            "proc/meminfo": "MemAvailable:   1000 kB\nSwapTotal:     500 kB\nSwapFree:      400 kB\n",
-            "sys/block/zram0/size": "1",
-            "sys/devices/platform/soctherm-oc-event/hwmon/hwmon0/oc1_event_cnt": "3",
-            "sys/class/thermal/cooling_device0/type": "devfreq-gpu",
-            "sys/class/thermal/cooling_device0/cur_state": "2",
-            "sys/class/thermal/thermal_zone0/type": "tj-thermal",
-            "sys/class/thermal/thermal_zone0/temp": "51000",
-            "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count": "9",
-            chip + "name": "ina3221",
-            chip + "in1_label": "VDD_IN",
-            chip + "in1_input": "5000",
-            chip + "curr1_input": "1000",
-            chip + "curr1_crit_alarm": "1",
-            chip + "in2_label": "VDD_SOC",
-            "run/jtop.sock": "",
-        },
-    )
-    found = state(tmp_path)
-    json.dumps(found, allow_nan=False)
-    locked = found["clocks"]["cpu"][0]
-    assert (locked["name"], locked["mhz"], locked["locked"]) == ("0 1 2 3", 1728, True)
-    assert found["clocks"]["gpu"] == {
-        "name": "17000000.gpu",
-        "mhz": 306,
-        "min_mhz": 306,
-        "max_mhz": 1020,
-        "governor": "nvhost_podgov",
-        "locked": False,
-    }
-    assert found["swap"] == {"total_bytes": 512000, "used_bytes": 102400, "zram_devices": 1}
-    assert found["over_current_counts"] == {"1": 3}
-    assert found["current_alarms"] == {"VDD_IN critical": True}
-    assert found["throttle_counts"] == {"cpu0": 9}
-    assert found["cooling_states"] == {"devfreq-gpu (cooling_device0)": 2}
-    assert found["temperatures_c"] == {"tj (thermal_zone0)": 51}
-    assert found["rails"]["VDD_IN"]["power_mw"] == 5000
-    assert found["rails"]["VDD_SOC"] == {
-        "power_mw": None,
-        "interval_s": None,
-        "step_mw": None,
-        "chip": "ina3221 at 1-0040",
-        "gap": "hwmon1/in2_input is gone",
-    }
-    assert found["memory_available_bytes"] == 1024000
-    assert found["jtop"] == {"socket": "/run/jtop.sock"}
-
-
-def test_state_of_a_machine_that_tells_nothing(tmp_path: Path) -> None:
-    assert state(tmp_path) == {
-        "power_mode": None,
-        "clocks": {"gpu": None, "cpu": [], "emc": {"mhz": None}},
-        "swap": {"total_bytes": None, "used_bytes": None, "zram_devices": 0},
-        "over_current_counts": {},
-        "current_alarms": {},
-        "throttle_counts": {},
-        "cooling_states": {},
-        "temperatures_c": {},
-        "rails": {},
-        "memory_available_bytes": None,
-        "jtop": {"socket": None},
-    }
+from .tree import covers
 
 
 def test_this_machine_can_be_read() -> None:
-    json.dumps(state(), allow_nan=False)
+    json.dumps(asdict(read_state()), allow_nan=False)
     sources = open_sources()
     assert "host" in {source.name for source in sources}
     for source in sources:
@@ -138,7 +31,7 @@ def test_programs_start_only_on_the_running_system_and_where_files_tell_of_no_ra
     monkeypatch.setattr(machine, "jtop_source", lambda board, clock_ns: started.append("jtop"))
     open_sources(tmp_path)
     assert started == []
-    monkeypatch.setattr(machine, "find_rails", lambda root: ())
+    monkeypatch.setattr(machine, "rails_source", lambda root, board, clock_ns: SensorSource("rails", []))
     open_sources(Path("/"))
     assert started in (["tegrastats", "jtop"], [])  # none where this machine itself has rails
 
@@ -152,5 +45,5 @@ def test_opening_and_reading_write_nothing(tmp_path: Path) -> None:
     for source in open_sources(tree.directory):
         source.read()
         source.close()
-    state(tree.directory)
+    read_state(tree.directory)
     assert before == {path: path.lstat().st_mtime_ns for path in tree.directory.rglob("*")}

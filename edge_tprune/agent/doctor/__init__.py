@@ -13,8 +13,8 @@ from typing import Any
 
 from edge_tprune.agent.doctor import condition, runtimes, sensors
 from edge_tprune.agent.doctor.finding import Finding
-from edge_tprune.telemetry.boards import UNKNOWN, Board
-from edge_tprune.telemetry.machine import identify, state
+from edge_tprune.telemetry.boards import UNKNOWN, Board, identify
+from edge_tprune.telemetry.state import read_state
 from edge_tprune.version import __version__
 
 FORMAT = "edge-tprune-doctor"
@@ -30,7 +30,7 @@ def examine(root: Path = Path("/"), disk: Path | None = None) -> dict[str, Any]:
         disk: where profiles would be written; by default the current directory. Only with the real root.
     """
     live = root == Path("/")
-    board, now = identify(root), state(root)
+    board, now = identify(root), read_state(root)
     findings = [
         *_check_identity(board),
         *(runtimes.check_runtimes(board) if live else runtimes.check_packaged_tensorrt(root, board)),

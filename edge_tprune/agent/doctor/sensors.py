@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.agent.doctor.finding import Finding
 from edge_tprune.agent.doctor.runtimes import installed_versions, pip_command
@@ -14,24 +13,25 @@ from edge_tprune.telemetry.boards import Board
 from edge_tprune.telemetry.gpu import gpu_devfreq, gpu_source
 from edge_tprune.telemetry.machine import open_sources
 from edge_tprune.telemetry.metric import SensorMetric
+from edge_tprune.telemetry.state import MachineState
 
 _GPU_NODES = ("nvhost-gpu", "nvhost-ctrl-gpu", "nvgpu/igpu0/ctrl", "nvmap", "nvidia0", "nvidiactl")
 
 
-def check_rails(root: Path, board: Board, now: dict[str, Any]) -> Iterator[Finding]:
+def check_rails(root: Path, board: Board, now: MachineState) -> Iterator[Finding]:
     """The power rails, and what the energy will be computed from."""
-    rails: dict[str, dict[str, Any]] = now["rails"]
+    rails = now.rails
     for label, rail in rails.items():
-        if rail["power_mw"] is None:
-            yield Finding("rails", "warning", f"{label}: {rail['gap']}", _permission_fix(rail["gap"]))
+        if rail.power_mw is None:
+            yield Finding("rails", "warning", f"{label}: {rail.gap}", _permission_fix(rail.gap))
             continue
         interval = (
             "how often it changes is not known"
-            if rail["interval_s"] is None
-            else f"a new value every {rail['interval_s'] * 1e3:.0f} ms"
+            if rail.interval_s is None
+            else f"a new value every {rail.interval_s * 1e3:.0f} ms"
         )
-        step = "" if rail["step_mw"] is None else f", in steps of {rail['step_mw']:.3g} mW"
-        yield Finding("rails", "ok", f"{label} {rail['power_mw'] / 1e3:.2f} W, {interval}{step}")
+        step = "" if rail.step_mw is None else f", in steps of {rail.step_mw:.3g} mW"
+        yield Finding("rails", "ok", f"{label} {rail.power_mw / 1e3:.2f} W, {interval}{step}")
     present = board.match_rails(rails)
     missing = [rail for rail in board.rails if rail not in present]
     if rails and missing:
@@ -90,9 +90,9 @@ def check_gpu(root: Path, board: Board, live: bool) -> Iterator[Finding]:
         )
 
 
-def check_jtop(root: Path, now: dict[str, Any], live: bool) -> Iterator[Finding]:
+def check_jtop(root: Path, now: MachineState, live: bool) -> Iterator[Finding]:
     """jtop is optional: most of what it reports is read directly."""
-    socket, system = now["jtop"]["socket"], installed_versions(root, "jetson-stats")
+    socket, system = now.jtop.socket, installed_versions(root, "jetson-stats")
     client = _client_version("jetson-stats") if live else (system[0] if system else None)
     restart = "sudo systemctl restart jtop.service"
     if socket is None and client is None:
