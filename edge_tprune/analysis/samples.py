@@ -51,16 +51,22 @@ def read_samples(path: Path) -> Samples:
         checks=run.checks,
         turns={name: tuple(run.turns_of(name)) for name in run.budgets},
         unsteady=sum(turn.warmup_steady is False for turn in run.turns),
-        state=next((msgspec.to_builtins(state.values) for state in run.states if state.which == "begin"), {}),
-        summary={} if summary is None else msgspec.to_builtins(summary),
+        state=next((_plain(state.values) for state in run.states if state.which == "begin"), {}),
+        summary={} if summary is None else _plain(summary),
         notes=run.notes,
         warnings=(*run.warnings, *warnings),
     )
 
 
+def _plain(value: Any) -> dict[str, Any]:
+    """As JSON has it."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return plain
+
+
 def _info(run: Run) -> dict[str, Any]:
     """run.json; what the environment does not know is left out."""
-    info: dict[str, Any] = msgspec.to_builtins(run.document)
+    info = _plain(run.document)
     info["environment"] = {key: value for key, value in info["environment"].items() if value is not None}
     return info
 
