@@ -53,6 +53,14 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 
-def missing_package(package: str, extra: str) -> UserError:
-    """The error for an optional package that is not installed, with the command that installs it."""
+def missing_package(package: str, extra: str, error: ImportError | None = None) -> UserError:
+    """The error for an optional package that is not installed, with the command that installs it; or that is, and cannot be loaded.
+
+    Args:
+        package: its name.
+        extra: the extra of edge-tprune that has it.
+        error: what importing it raised: too little memory or too few file handles are no missing package.
+    """
+    if error is not None and not (isinstance(error, ModuleNotFoundError) and error.name in (None, package)):
+        return UserError(f"the package {package} is installed and cannot be loaded: {error}")
     return UserError(f"this needs the package {package}, which is not installed. Run: pip install 'edge-tprune[{extra}]'")

@@ -64,6 +64,12 @@ def end_signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+def end_by_signal(number: int) -> None:
+    """Ends this process as the signal would have, so that a shell or a service manager sees what happened."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 def child_environment() -> dict[str, str]:
     """Finds this very package in the child, and nothing that happens to lie in the current directory."""
     home = str(Path(__file__).parents[1])

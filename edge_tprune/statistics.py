@@ -453,7 +453,7 @@ def _scipy(module: str) -> Any:
     try:
         return importlib.import_module(f"scipy.{module}")
     except ImportError as error:
-        raise missing_package("scipy", "host") from error
+        raise missing_package("scipy", "analysis", error) from error
 
 
 def _log_interval(interval: Interval) -> Interval:

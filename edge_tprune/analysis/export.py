@@ -16,6 +16,7 @@ from edge_tprune.files import write_bytes
 
 Record = dict[str, Any]
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _KINDS = {"unpruned": bool, "inferences": int, "rounds": int}  #: columns that are neither measures nor text
 
 
@@ -23,7 +24,8 @@ def write_export(rows: Sequence[Row], file: Path) -> Path:
     """Writes `rows` to `file`, atomically, in the format that its name ends in, and returns `file`.
 
     Columns: what tells a row apart, then every metric (its unit is in its name) with `_low` and `_high` where its interval is known,
-    then the conditions. Missing is empty in CSV and null elsewhere.
+    then the conditions. Missing is empty in CSV and null elsewhere; text in CSV that a spreadsheet would run as a formula begins with
+    an apostrophe.
 
     Raises:
         UserError: another ending than .csv, .json or .parquet, a package that is missing, a place that cannot be written.
@@ -79,8 +81,13 @@ def _csv(table: list[Record]) -> bytes:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(table[0]) if table else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table)
+    writer.writerows({key: _defuse(value) for key, value in record.items()} for record in table)
     return stream.getvalue().encode()
+
+
+def _defuse(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula gets an apostrophe in front, as OWASP advises ("CSV Injection"); numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def _json(table: list[Record]) -> bytes:
@@ -91,7 +98,7 @@ def _parquet(table: list[Record]) -> bytes:
     try:
         import polars as pl
     except ImportError as error:
-        raise missing_package("polars", "host") from error
+        raise missing_package("polars", "analysis", error) from error
     schema = {name: float if _is_measure(name) else _KINDS.get(name, str) for name in table[0]} if table else {}
     stream = io.BytesIO()
     pl.DataFrame(table, schema=schema).write_parquet(stream)

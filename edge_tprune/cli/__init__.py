@@ -3,94 +3,122 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
+from edge_tprune.cli.interruption import Interruption
+from edge_tprune.cli.streams import flush_stdout, prepare_streams, silence_stdout
 from edge_tprune.errors import EdgeTPruneError, InternalError
-from edge_tprune.processes import end_signals
+from edge_tprune.processes import end_by_signal, end_signals
+from edge_tprune.text import printable
 
 #: What an operating system refuses for reasons that the person can do something about.
 _REFUSALS = (
     errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EPERM, errno.EROFS,
 )  # fmt: skip
+_INTERRUPTED = 128 + signal.SIGINT
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     0 done, 1 the answer is no, 2 a mistake that the person can put right, 3 a fault of edge-tprune or an answer that cannot be given
-    (see `edge_tprune.errors`), 130 interrupted, 143 or 129 ended by SIGTERM or SIGHUP, 141 nobody reads the output any more.
+    (see `edge_tprune.errors`), 141 nobody reads the output any more, 130 interrupted, 143 or 129 ended by SIGTERM or SIGHUP.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with end_signals() as received:
-        code = _main(arguments)
+        code = _main(arguments, received)
     return 128 + received[0] if received else code
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], received: Sequence[int]) -> int:
+    """The exit code of a command that no signal ended."""
     try:
-        return _run(arguments or ["--help"])
+        code = _run(arguments)
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this
+            return _fail(_describe_stop(arguments, received), code)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail(_describe_stop(arguments, received), _INTERRUPTED)
+    except Interruption as stop:
+        return _fail(str(stop), _INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again while exiting
-        return 141
+        silence_stdout()
+        return _BROKEN_PIPE
     except Exception as error:
-        return _end(error, arguments)
+        code = _end(error, arguments)
+    refusal = flush_stdout()
+    if refusal is None:
+        return code
+    if isinstance(refusal, BrokenPipeError):
+        return _BROKEN_PIPE
+    return _fail(f"the answer could not be written to stdout: {refusal.strerror}", 2)
 
 
 def _run(arguments: list[str]) -> int:
-    """Calls the command; what it raises on purpose, and what nobody foresaw, is left to the caller."""
+    """Calls the command. What it raises on purpose, and what nobody foresaw, is left to the caller."""
     import typer
 
     from edge_tprune.cli.app import app
-    from edge_tprune.cli.stopping import Interruption
 
     # Typer carries its own copy of click in some releases and uses the real one in others; this names its base error in both.
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         code = app(args=arguments, prog_name="edge-tprune", standalone_mode=False)
-    except Interruption as stop:
-        return _fail(str(stop), 130)
     except usage_error as error:
         context = getattr(error, "ctx", None)
         command = "edge-tprune" if context is None else context.command_path
         return _fail(f"{error.format_message().rstrip('.')}. See: {command} --help", 2)
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        return _fail(str(stop) or "interrupted", 130)
-    if code == 130:  # typer turns Ctrl-C into this
-        return _fail("interrupted", 130)
+    except typer.Abort:
+        return _INTERRUPTED
+    except SystemExit as stop:  # so typer ends where nobody reads its output
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        raise
     return code if isinstance(code, int) else 0
+
+
+def _describe_stop(arguments: Sequence[str], received: Sequence[int]) -> str:
+    """'interrupted: nothing was written'."""
+    from edge_tprune.cli.root import KEPT
+
+    first = received[0] if received else signal.SIGINT
+    how = "interrupted" if first == signal.SIGINT else f"ended by {signal.Signals(first).name}"
+    kept = next((KEPT[word] for word in arguments if word in KEPT), "")
+    return f"{how}: {kept}" if kept else how
 
 
 def _end(error: Exception, arguments: Sequence[str]) -> int:
     """Says in one line how the command failed, and returns its exit code."""
-    from edge_tprune.cli.faults import describe_fault
-
     if isinstance(error, EdgeTPruneError) and not isinstance(error, InternalError):
         return _fail(str(error), error.exit_code)
     if isinstance(error, MemoryError):
         return _fail("out of memory: close what else uses it, or give smaller numbers", 2)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 2)
+    if isinstance(error, ImportError) and not (error.name or "").startswith("edge_tprune"):
+        return _fail(f"the package {error.name or 'that this needs'} cannot be loaded: {error}", 2)
+    from edge_tprune.cli.faults import describe_fault
+
     debug = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
     return _fail(describe_fault(error, arguments, debug), InternalError.exit_code)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"edge-tprune: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # nobody listens on stderr: the exit code is what is left
+        print(printable(f"edge-tprune: {' '.join(message.split())}"), file=sys.stderr, flush=True)
     return code
 
 
 def run() -> None:
     """Entry point of the console script: ends with the exit code, or by the signal that ended the command."""
+    if not prepare_streams():
+        sys.exit(_fail("stdout is closed: there is nowhere to write the answer", 2))
     code = main()
-    ended_by = {128 + number: number for number in (signal.SIGTERM, signal.SIGHUP)}.get(code)
-    if ended_by is not None:
-        signal.signal(ended_by, signal.SIG_DFL)
-        os.kill(os.getpid(), ended_by)
+    if code - 128 in (signal.SIGTERM, signal.SIGHUP):
+        end_by_signal(code - 128)
     sys.exit(code)

@@ -20,6 +20,7 @@ def format_examples(examples: tuple[str, ...]) -> str:
     return "\n\n".join(escape(line) for line in ("Examples:", *examples))
 
 
+KEPT: dict[str, str] = {}  #: command -> what is left of its work where it is interrupted
 _EXAMPLES = (
     "edge-tprune build reference --out bundles/ref",
     "edge-tprune eval bundles/ref",
@@ -38,15 +39,17 @@ app = typer.Typer(
 )
 
 
-def command(*examples: str, name: str | None = None) -> Callable[[Command], Command]:
+def command(*examples: str, name: str | None = None, kept: str = "") -> Callable[[Command], Command]:
     """Registers a function as a command: its docstring is the help, and the examples follow it.
 
     Args:
         examples: command lines, each at most 76 characters wide so that no terminal folds them.
         name: of the command, where the function's own will not do.
+        kept: what is left of its work where it is interrupted.
     """
 
     def register(function: Command) -> Command:
+        KEPT[name or str(getattr(function, "__name__", ""))] = kept
         registered: Command = app.command(name, help=read_docstring(function), epilog=format_examples(examples))(function)
         return registered
 

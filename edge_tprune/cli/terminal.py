@@ -93,8 +93,11 @@ def print_warning(text: str) -> None:
 
 
 def print_text(text: str) -> None:
-    """Text that a program or a document takes as it is: a path, a Markdown table."""
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+    """Text that a program or a document takes as it is: a path, a Markdown table. Our symbols become ASCII only where nothing else can be written."""
+    lines = [printable(line) for line in text.splitlines()]
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    known = encoding.lower().startswith("utf")
+    sys.stdout.write("".join(f"{line if known else to_ascii(line)}\n" for line in lines))
 
 
 def print_json(document: Any) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_tprune.errors import UserError
 
-_TARGET = re.compile(r"(?:(?P<user>[^@\s:]+)@)?(?:\[(?P<v6>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^@\s:\[\]]+))(?::(?P<port>\d+))?")
+#: What names of users and hosts may hold: nothing that a shell, a terminal or the ssh command takes for something else.
+_TARGET = re.compile(
+    r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9._-]*)@)?"
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]|(?P<host>[A-Za-z0-9_][A-Za-z0-9._-]*))"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+
+_LARGEST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -32,21 +40,25 @@ def parse_target(text: str) -> Target:
     """
     match = _TARGET.fullmatch(text)
     port = int(match["port"]) if match and match["port"] else None
-    if not match or text.startswith("-") or (match["host"] or "").startswith("-") or not (port is None or 0 < port < 65536):
+    if not match or not (port is None or 0 < port < 65536):
         raise UserError(f"{text!r} does not name a board: give user@host, user@host:port or a host of your SSH configuration")
     return Target(match["v6"] or match["host"], match["user"], port)
 
 
 def read_hosts(file: Path) -> list[Target]:
-    """One board a line; empty lines and what follows a # are left out.
+    """One board a line; empty lines, what follows a # and a byte order mark are left out.
 
     Raises:
         UserError: the file cannot be read, a line names no board, one is named twice, or there is none.
     """
     try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--hosts {file}: cannot be read ({error})") from error
+        if not stat.S_ISREG((found := file.stat()).st_mode) or found.st_size > _LARGEST_BYTES:
+            raise UserError(f"--hosts {file} is not a file of at most {_LARGEST_BYTES / 1e6:g} MB")
+        lines = file.read_bytes().decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"--hosts {file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--hosts {file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
     targets: list[Target] = []
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()

@@ -32,7 +32,7 @@ def render(template: Path, scripts: Sequence[str] = (), **values: Any) -> str:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
-        raise missing_package("jinja2", "host") from error
+        raise missing_package("jinja2", "analysis", error) from error
     environment = Environment(
         loader=FileSystemLoader([template.parent, _HERE]),
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

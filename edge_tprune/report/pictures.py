@@ -59,7 +59,7 @@ def picture(explanation: Explanation) -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.patches import Rectangle
     except ImportError as error:
-        raise missing_package("matplotlib", "host") from error
+        raise missing_package("matplotlib", "analysis", error) from error
     rows = explanation.rows
     photograph = enlarged(explanation.pixels)
     height, width = photograph.shape[:2]

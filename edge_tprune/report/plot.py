@@ -220,7 +220,7 @@ def _empty(size: tuple[float, float] = _SIZE_INCHES) -> Iterator[Figure]:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise missing_package("matplotlib", "host") from error
+        raise missing_package("matplotlib", "analysis", error) from error
     with mpl.rc_context(_STYLE):
         yield Figure(figsize=size, layout="constrained")
 

@@ -57,3 +57,21 @@ def test_another_ending_is_refused_and_nothing_written(rows, tmp_path):
     with pytest.raises(UserError, match=r"rows\.xlsx: the name must end in \.csv, \.json, \.parquet"):
         write_export(rows, tmp_path / "rows.xlsx")
     assert not (tmp_path / "rows.xlsx").exists()
+
+
+def test_a_spreadsheet_runs_nothing_and_numbers_stay_numbers(profiles, tmp_path):
+    evil = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1)"]
+    info = profiles.info()
+    for budget, name in zip(info["budgets"], evil):
+        budget["name"] = name
+    lines = profiles.lines(info, {budget["name"]: 10.0 for budget in info["budgets"]})
+    rows = load_rows(profiles.write(tmp_path / "=run", info, lines))
+    with write_export(rows, tmp_path / "rows.csv").open(newline="") as stream:
+        read = list(csv.DictReader(stream))
+    assert [record["budget"] for record in read[:4]] == [f"'{name}" for name in evil]
+    assert {record["profile"] for record in read} == {"'=run"}
+    assert float(read[3]["top1_change_points"]) < 0, "a negative number is no formula"
+    for record in read:
+        assert not any(value.startswith(("=", "+", "@", "\t", "\r")) for value in record.values())
+    table = json.loads(write_export(rows, tmp_path / "rows.json").read_text())
+    assert table[0]["budget"] == evil[0], "JSON and Parquet hold what is"

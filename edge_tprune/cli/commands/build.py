@@ -20,6 +20,7 @@ from edge_tprune.errors import UserError
     "edge-tprune build deit_small_patch16_224 --weights w.safetensors",
     "edge-tprune build deit_small_patch16_224 --method bat --budgets 1.0,0.8,0.5",
     "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true",
+    kept="nothing was written",
 )
 def build(
     model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],

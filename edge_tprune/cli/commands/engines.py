@@ -17,6 +17,7 @@ from edge_tprune.errors import UserError
 @command(
     "edge-tprune engines bundles/ref --runtime tensorrt --layers",
     "edge-tprune engines bundles/ref --runtime tensorrt-rtx --target sm86,sm89",
+    kept="engines that were finished are kept",
 )
 def engines(
     bundle: BundleArgument,

@@ -19,6 +19,7 @@ from edge_tprune.errors import UserError
     "edge-tprune eval bundles/deit-s --data imagenet/val --limit 5000",
     "edge-tprune eval bundles/deit-s --data imagenet/val --precision fp16",
     name="eval",
+    kept="nothing was stored in the bundle",
 )
 def evaluate(
     bundle: BundleArgument,

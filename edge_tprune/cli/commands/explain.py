@@ -17,6 +17,7 @@ from edge_tprune.cli.terminal import print_json, print_note, print_table
     "edge-tprune explain reference:17 --methods zero_tprune,evit,tome",
     "edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --method bat",
     "edge-tprune explain cat.jpg --methods tome,vote_mix --out explain.html",
+    kept="nothing was written",
 )
 def explain(
     image: Annotated[

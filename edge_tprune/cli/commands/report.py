@@ -17,6 +17,7 @@ from edge_tprune.cli.terminal import print_json, print_note, print_text
     "edge-tprune report profiles/RUN --picture figure.svg --max-top1-drop 2",
     "edge-tprune report profiles/RUN --picture tokens=tokens.png",
     "edge-tprune report profiles/RUN --bundle bundles/NAME --images photos",
+    kept="nothing was written",
 )
 @with_limits
 def report(

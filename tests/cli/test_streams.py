@@ -1,0 +1,153 @@
+"""The edges of the process: signals, closed and full streams, readers that go away, terminals that know only ASCII."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_tprune.cli import main
+from tests.analysis.conftest import Profiles
+from tests.cli.conftest import Outcome
+
+Command = Callable[..., Outcome]
+PROGRAM = [sys.executable, "-m", "edge_tprune"]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    info = Profiles.info()
+    info["environment"]["hostname"] = "Orin-é-模"
+    return Profiles.write(tmp_path_factory.mktemp("edges") / "run", info)
+
+
+def run(words: list[str], shell: str = 'exec "$@"', **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs the program through a shell that may close or redirect its streams."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(["sh", "-c", shell, "sh", *PROGRAM, *words], text=True, timeout=200, check=False, **pipes)  # type: ignore[call-overload]
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int, says: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert re.fullmatch(rf"edge-tprune: .*{says}.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("option", [[], ["--json"], ["--markdown"], ["--help"]])
+def test_a_reader_that_goes_away_is_no_no(profile: Path, option: list[str]) -> None:
+    """`| head -1` must never read as exit code 1, "the answer is no"."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as stream:
+        done = run(["compare", str(profile), *option], stdout=stream)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_full_disk_behind_stdout_is_said(profile: Path) -> None:
+    one_line(run(["compare", str(profile), "--json"], 'exec "$@" > /dev/full'), 2, "No space left on device")
+    one_line(run(["compare", str(profile)], 'exec "$@" > /dev/full'), 2, "No space left on device")
+
+
+def test_a_closed_stdout_is_said_before_any_work(profile: Path) -> None:
+    one_line(run(["compare", str(profile)], 'exec "$@" >&-'), 2, "stdout is closed")
+
+
+def test_a_closed_stderr_or_stdin_changes_nothing(profile: Path, tmp_path: Path) -> None:
+    plain = run(["compare", str(profile)])
+    assert plain.returncode == 0
+    file = tmp_path / "rows.csv"
+    for shell in ('exec "$@" 2>&-', 'exec "$@" <&-', 'exec "$@" <&- 2>&-'):
+        done = run(["compare", str(profile), "--export", str(file)], shell)
+        assert (done.returncode, done.stdout) == (0, plain.stdout)
+        assert file.read_text().startswith("profile,")  # no message was written into it
+    assert run(["compare", "absent"], 'exec "$@" 2>&-').returncode == 2
+
+
+@pytest.mark.parametrize("words", [["--markdown"], [], ["--json"]])
+def test_ascii_output_ends_no_command(profile: Path, words: list[str]) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = run(["compare", str(profile), *words], env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "197" in done.stdout
+
+
+def test_help_is_there_without_docstrings() -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "edge_tprune", "compare", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Show one row per budget" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "says"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGHUP, "ended by SIGHUP")])
+def test_a_signal_ends_a_command_in_order(
+    command: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, says: str
+) -> None:
+    cleaned = []
+
+    def examine(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(20)
+        finally:
+            os.kill(os.getpid(), number)  # a second one does not cut the cleaning up short
+            cleaned.append(True)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr("edge_tprune.agent.doctor.examine", examine)
+    outcome = command("doctor")
+    assert (outcome.code, outcome.err) == (128 + number, f"edge-tprune: {says}\n")
+    assert cleaned == [True]
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
+    code = (
+        "import os, signal, sys, time, edge_tprune.agent.doctor as doctor\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        f"def examine(*_): os.kill(os.getpid(), {int(number)}); time.sleep(20)\n"
+        "doctor.examine = examine; sys.argv[1:] = ['doctor']\n"
+        "from edge_tprune.cli import run; run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == -number
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_nohup_ignores_stays_ignored(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def examine(*_: object) -> dict[str, object]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return {"findings": [{"topic": "x", "level": "ok", "text": "fine", "fix": None}], "ready": True}
+
+    monkeypatch.setattr("edge_tprune.agent.doctor.examine", examine)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command("doctor").code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_kept_is_said(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def load_rows(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge_tprune.report.report.load_rows", load_rows)
+    outcome = command("report", tmp_path)
+    assert (outcome.code, outcome.err) == (130, "edge-tprune: interrupted: nothing was written\n")
+
+
+def test_a_package_that_cannot_be_loaded_is_not_called_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], profile: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "polars.py").write_text("raise ImportError('failed to map segment from shared object')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "polars", raising=False)
+    assert main(["compare", str(profile), "--export", str(tmp_path / "rows.parquet")]) == 2
+    assert "polars is installed and cannot be loaded: failed to map segment" in capsys.readouterr().err
