@@ -107,7 +107,7 @@ def test_a_signal_ends_a_command_in_order(
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
     code = (
         "import os, signal, sys, time, edge_tprune.agent.doctor as doctor\n"

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.options import BudgetNames, BundleArgument, Json
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.root import command
 from edge_tprune.cli.settings import with_request
-from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.terminal import open_stderr, print_json, print_text
 from edge_tprune.errors import UserError
 from edge_tprune.record.settings import RunRequest
