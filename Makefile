@@ -29,7 +29,7 @@ ENGINES    = $(patsubst onnxruntime,tensorrt,$(RUNTIME))
 EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench soak eval-methods eval-published engines build eval profile compare select report deploy test-gpu board test-board train-reference clean
+.PHONY: help setup run test lint bench soak eval-methods eval-published engines build eval profile compare select report deploy finetune test-gpu board test-board train-reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ run: $(READY)  ## build, evaluate, profile, compare, select, report
 
 build: $(READY)  ## write the bundle: one checked graph per budget
 	$(ET) build $(BUILD_ARGS) --runtime $(RUNTIMES) $(ARGS)
+
+finetune: $(READY)  ## train the network for its budgets, without labels, into OUT/tuned-MODEL.safetensors (METHOD=bat DATA=photos ARGS='--time 20m')
+	$(ET) finetune '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --method '$(METHOD)' --budgets '$(BUDGETS)' $(if $(DATA),--data '$(DATA)') --out '$(OUT)/tuned-$(MODEL).safetensors' $(ARGS)
 
 eval: $(READY)  ## accuracy per budget, stored in the bundle
 	$(ET) eval $(EVAL_ARGS) $(ARGS)

@@ -8,6 +8,7 @@ _COMMANDS = (
     "methods",
     "build",
     "search",
+    "finetune",
     "explain",
     "evaluate",
     "deploy",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.cli.terminal import Heading, Table
 from edge_tprune.errors import missing_package
+
+if TYPE_CHECKING:
+    from edge_tprune.finetune.store import Result
 
 Document = Mapping[str, Any]
 
@@ -121,6 +124,38 @@ def search_table(document: Document) -> Table:
         [Heading("budget"), Heading("tokens after blocks", fold=True), *scores],
         rows,
         f"{found['model']}, {document['method']} {options}: {found['images']} images of {found['data']}",
+    )
+
+
+def finetune_table(result: Result) -> Table:
+    """What a fine-tuning did to the held-out photos."""
+    recipe = result.recipe
+    return Table(
+        [
+            Heading("budget"),
+            Heading("MACs", "%", right=True),
+            Heading("KL before", "nats", right=True),
+            Heading("KL after", "nats", right=True),
+            Heading("change", "nats", right=True),
+            Heading("agreed before", "%", right=True),
+            Heading("agrees", "%", right=True),
+            Heading("top-1 change", "points", right=True),
+        ],
+        [
+            [
+                row.budget,
+                f"{100 * row.macs_share:.1f}",
+                f"{row.divergence_before:.4f}",
+                f"{row.divergence:.4f}",
+                _interval(row.divergence_change, 4, signed=True),
+                f"{row.agreement_before_percent:.1f}",
+                f"{row.agreement_percent:.1f}",
+                _interval(row.top1_change_points, 1, signed=True),
+            ]
+            for row in result.rows
+        ],
+        f"{result.held_out} held-out photos, after {recipe.steps} steps of {recipe.batch} on {result.photos} others "
+        f"(95 % intervals, paired by photo)",
     )
 
 

@@ -175,6 +175,17 @@ class PrunedViT(FeatureInterface):
         out = self._adapter.head(self._adapter.norm(x), self.output, sizes)
         return functional.normalize(out, dim=-1) if self.normalize else out
 
+    def forward_class_tokens(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Images (B, 3, H, W) -> logits or embedding as `forward`, and the class token (B, C) after each block, which training can compare.
+
+        The list is empty where the network has no class token.
+        """
+        stream, seen = self._embed(x), []
+        for number in range(1, len(self.schedule) + 1):
+            stream = self._block(number, stream)
+            seen.append(stream.x[:, 0])
+        return self._head(stream).to(x.dtype), seen if self._adapter.has_class_token else []
+
     # The pass
 
     def trace(self, x: Tensor) -> list[Tensor]:

@@ -1,0 +1,157 @@
+"""`edge-tprune finetune`: the accuracy back, without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_tprune.cli.options import Json, Quiet
+from edge_tprune.cli.parsing import parse_list, parse_pairs
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.root import command
+from edge_tprune.cli.stopping import Interruption
+from edge_tprune.cli.terminal import print_json, print_note, print_table
+from edge_tprune.errors import UserError
+
+if TYPE_CHECKING:
+    from edge_tprune.models.data import Dataset
+
+_CANVASES = 1500  # of the reference task, unless told otherwise
+
+
+@command(
+    "edge-tprune finetune reference --budgets 1.0,0.35,0.25",
+    "edge-tprune finetune deit_tiny_patch16_224 --data photos --time 20m",
+    "edge-tprune build deit_tiny_patch16_224 --weights tuned.safetensors",
+)
+def finetune(
+    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
+    weights: Annotated[str | None, typer.Option(help="As for `build`.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="See `edge-tprune methods`; bat, or the schedule file's, by default.", show_default=False),
+    ] = None,
+    budgets: Annotated[
+        str, typer.Option(help="Shares of the unpruned MACs that the weights shall serve, with commas; one for a specialist.")
+    ] = "1.0,0.8,0.65,0.5",
+    schedule: Annotated[Path | None, typer.Option(help="A file that `search` wrote: its method, options and budgets.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A directory of photos, with sub-directories or without; may be repeated. Training canvases for the reference model.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Use at most this many photos.", show_default=False)] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Train on labels as well: one sub-directory of photos per class.")
+    ] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Go on without photos that cannot be read.")
+    ] = False,
+    file: Annotated[Path, typer.Option("--out", help="The checkpoint; the work is kept beside it until it is done.")] = Path(
+        "tuned.safetensors"
+    ),
+    train: Annotated[
+        str, typer.Option(help="Which parameters: all, norm (layer norms), late (behind the first removal).")
+    ] = "all",
+    time: Annotated[str | None, typer.Option(help="Time to take in all, such as 20m; the length is planned to fit.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Times that every photo is shown; found by default.", show_default=False)
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate; found by default.", show_default=False)] = None,
+    batch: Annotated[int, typer.Option(help="Photos per step.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; a GPU where there is one by default.", show_default=False)
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train the network with its tokens removed until it answers as the unpruned one: photos, no labels.
+
+    One set of weights serves all budgets. A part of the photos is held out; nothing is written that is not better on them. Run again to go on
+    with what was interrupted. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...
+    """
+    from edge_tprune.cli.model_views import finetune_table, require_host
+
+    require_host()
+    import torch
+
+    from edge_tprune.finetune.request import Request, parse_time
+    from edge_tprune.finetune.run import Interrupted, together
+    from edge_tprune.finetune.run import finetune as run
+    from edge_tprune.models.data import check_readable
+    from edge_tprune.models.loading import load_model
+    from edge_tprune.reduction import registry
+    from edge_tprune.search.configuration import read
+
+    found = read(schedule) if schedule is not None else None
+    if found and method not in (None, found.method):
+        raise UserError(f"{schedule} is for method {found.method}, not {method}: leave --method out")
+    method = found.method if found else method or "bat"
+    options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads {threads} is out of range: give 1 or more")
+        torch.set_num_threads(threads)
+    request = Request(
+        method=method,
+        budgets=tuple(parse_list(budgets, float, "--budgets")),
+        schedules=found.budgets if found else {},
+        options={**(found.options if found else {}), **options},
+        labels=labels,
+        train=train,
+        epochs=epochs,
+        seconds=parse_time(time) if time is not None else None,
+        rate=rate,
+        batch=batch,
+        seed=seed,
+        device=device,
+    )
+    loaded = load_model(model, weights, classes)
+    try:
+        photos = _photos(model, data, getattr(loaded.model, "num_classes", 0), images, labels)
+        with together(request), show_progress("fine-tuning", quiet) as advance:
+            photos = check_readable(photos, skip=skip_unreadable, progress=lambda done, of: advance("reading photos", done, of))
+            result = run(loaded, photos, file, request, progress=advance, say=print_note)
+    except Interrupted as stop:
+        kept = (
+            f"the best weights so far are in {file}"
+            if stop.written
+            else "nothing better than the untrained network was found yet"
+        )
+        raise Interruption(f"{stop}: {kept}. Run the same command again to go on") from stop
+    if json:
+        print_json(result)
+    else:
+        print_table(finetune_table(result))
+        given = f" --classes {classes}" if classes is not None else ""
+        how = f"--schedule {schedule}" if schedule is not None else f"--method {method} --budgets {budgets}"
+        print_note(f"{result.verdict}; build it with: edge-tprune build {model}{given} --weights {file} {how}")
+
+
+def _photos(model: str, data: list[str] | None, classes: int, images: int | None, labels: bool) -> Dataset:
+    """The photos of all directories."""
+    from edge_tprune.finetune.photos import Joined
+    from edge_tprune.models.data import REFERENCE, open_dataset, open_images
+
+    if images is not None and images < 1:
+        raise UserError(f"--images {images} is out of range: give 1 or more")
+    if not data:
+        if model != REFERENCE:
+            raise UserError("no photos to train on: give --data DIRECTORY (labels are not needed)")
+        return open_dataset(REFERENCE, classes, images or _CANVASES, training=True)
+    if labels and len(data) > 1:
+        raise UserError("--labels reads one directory, with a sub-directory per class: give --data once")
+    if labels or data == [REFERENCE]:
+        return open_dataset(data[0], classes, images or (_CANVASES if data == [REFERENCE] else None), training=True)
+    folders = [open_images(Path(one)) for one in data]
+    share = 1.0 if images is None else images / sum(map(len, folders))
+    kept = [folder.first(max(1, round(share * len(folder)))) for folder in folders]
+    return kept[0] if len(kept) == 1 else Joined(tuple(kept))

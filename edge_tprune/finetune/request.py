@@ -1,0 +1,129 @@
+"""What a person asks of a fine-tuning, and whether it can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from edge_tprune.errors import UserError
+from edge_tprune.finetune.recipe import ALL, MOST_EPOCHS, TRAINED
+from edge_tprune.models.data import Dataset
+from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import solve_schedule
+
+CROPS = 18_000  #: shown in a fine-tuning of the default length, within `EPOCHS`
+EPOCHS = (4, 40)  #: fewest and most of the default length
+LEAST_HELD_OUT, MOST_HELD_OUT, HELD_OUT_SHARE = 8, 150, 1 / 6
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What to train and for how long. None: found, or by default."""
+
+    method: str
+    budgets: tuple[float, ...]
+    schedules: Mapping[str, tuple[int, ...]] = msgspec.field(
+        default_factory=dict
+    )  #: budget -> tokens after each block, from a search
+    options: dict[str, Any] = msgspec.field(default_factory=dict)  #: of the method
+    labels: bool = False
+    train: str = ALL
+    epochs: float | None = None
+    seconds: float | None = None  #: in all, from the first photo to the written file
+    rate: float | None = None
+    batch: int = 32
+    seed: int = 0
+    device: str | None = None
+
+    def check(self, dataset: Dataset, out: Path) -> None:
+        """Refuses what would fail later.
+
+        Raises:
+            UserError: naming the value.
+        """
+        if out.suffix != ".safetensors" or out.is_dir():
+            raise UserError(f"--out {out}: the result is a file whose name ends in .safetensors")
+        if self.labels and not dataset.labelled:
+            raise UserError(f"{dataset.name} has no labels: leave --labels out, or give one sub-directory of photos per class")
+        if self.train not in TRAINED:
+            raise UserError(f"--train {self.train!r} is not known: choose {', '.join(TRAINED)}")
+        if self.device not in (None, "cpu", "cuda") and not str(self.device).startswith("cuda:"):
+            raise UserError(f"--device {self.device!r} is not known: choose cpu or cuda")
+        if self.device not in (None, "cpu") and not torch.cuda.is_available():
+            raise UserError(f"--device {self.device}: PyTorch sees no GPU here. Leave --device out to train on the CPU")
+        if self.batch < 1:
+            raise UserError(f"--batch {self.batch} is out of range: give 1 or more")
+        if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
+            raise UserError(f"--epochs {self.epochs:g} is out of range: give more than 0 and at most {MOST_EPOCHS}")
+        if self.rate is not None and not 1e-9 <= self.rate <= 1:
+            raise UserError(f"--rate {self.rate:g} is out of range: give 1e-9 to 1; 1e-5 to 3e-4 are usual")
+        if self.seconds is not None and self.epochs is not None:
+            raise UserError("--time and --epochs both say how long to train: give one")
+        training = len(dataset) - self.held_out(len(dataset))
+        if training < self.batch:
+            raise UserError(
+                f"{dataset.name} has {len(dataset)} photos: {self.held_out(len(dataset))} are held out, and the other {max(0, training)} do "
+                f"not fill a batch of {self.batch}. Give more photos, or a smaller --batch"
+            )
+
+    def held_out(self, photos: int) -> int:
+        """How many of the photos no step trains on."""
+        return min(MOST_HELD_OUT, max(LEAST_HELD_OUT, round(HELD_OUT_SHARE * photos)))
+
+    def steps(self, photos: int) -> int:
+        """How many steps that many photos to train on get, before the time is looked at."""
+        epochs = self.epochs or min(EPOCHS[1], max(EPOCHS[0], CROPS / photos))
+        return max(1, round(epochs * photos / self.batch))
+
+    def to_json(self) -> dict[str, Any]:
+        """What identifies a request: the schedules, which stand for the budgets, are added by who resolved them."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return {key: value for key, value in fields.items() if key not in ("schedules", "budgets")}
+
+
+def budget_name(budget: float) -> str:
+    """As bundles name it: "1.0", "0.65"."""
+    return "1.0" if budget == 1 else f"{budget:g}"
+
+
+def schedules_of(loaded: LoadedModel, request: Request) -> dict[str, tuple[int, ...]]:
+    """Tokens after each block for every budget, largest first; those of a schedule file before the method's own.
+
+    Raises:
+        UserError: a budget that the method cannot meet, none that removes tokens, or one given twice.
+    """
+    names = [budget_name(budget) for budget in request.budgets]
+    if len(set(names)) != len(names):
+        raise UserError(f"--budgets: one is given twice: {', '.join(names)}")
+    found: dict[str, tuple[int, ...]] = {}
+    for budget in sorted({*request.budgets, *map(float, request.schedules)}, reverse=True):
+        name = budget_name(budget)
+        given = request.schedules.get(name) or request.schedules.get(f"{budget:g}")
+        if given is not None:
+            found[name] = solve_schedule(loaded.model, request.method, schedule=given, name=loaded.name).tokens
+        else:
+            found[name] = solve_schedule(loaded.model, request.method, budget=budget, name=loaded.name).tokens
+    if all(float(name) == 1 for name in found):
+        raise UserError("--budgets names none that removes tokens: give some below 1, such as 1.0,0.8,0.65,0.5")
+    return found
+
+
+_TIME = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
+
+
+def parse_time(text: str) -> float:
+    """ "20m", "1h30m", "90s" -> seconds.
+
+    Raises:
+        UserError: anything else, or no time at all.
+    """
+    found = _TIME.fullmatch(text.strip().lower())
+    parts = {unit: float(value) for unit, value in (found.groupdict() if found else {}).items() if value}
+    seconds = sum(parts[unit] * size for unit, size in (("h", 3600), ("m", 60), ("s", 1)) if unit in parts)
+    if not parts or seconds <= 0:
+        raise UserError(f"--time {text!r} is no time: give 20m, 1h30m or 90s")
+    return seconds

@@ -1,0 +1,397 @@
+"""One fine-tuning from photos to a checkpoint: what `edge-tprune finetune` calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.files import exclusive
+from edge_tprune.finetune import choose, holdout
+from edge_tprune.finetune.distill import Arithmetic, Students, Teacher
+from edge_tprune.finetune.holdout import HoldOut
+from edge_tprune.finetune.photos import Photos, split
+from edge_tprune.finetune.recipe import Recipe
+from edge_tprune.finetune.request import Request, schedules_of
+from edge_tprune.finetune.store import Decisions, Result, Store, need_space, write_tensors
+from edge_tprune.finetune.trainer import NotFinite, Trainer, processes
+from edge_tprune.models.data import Dataset
+from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import network_shape
+from edge_tprune.reduction.host import code_sha256
+
+RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
+FEW_PHOTOS = 100
+_FEW_CLASSES = 0.1  # of the network's: photos that look like fewer are remarked on
+
+Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
+
+
+class Interrupted(Exception):
+    """Ctrl-C. `written`: whether the best weights so far are at the output."""
+
+    def __init__(self, step: int, steps: int, written: bool) -> None:
+        super().__init__(f"stopped after step {step} of {steps}")
+        self.step, self.steps, self.written = step, steps, written
+
+
+def finetune(
+    loaded: LoadedModel,
+    dataset: Dataset,
+    out: Path,
+    request: Request,
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> Result:
+    """Trains one set of weights for all budgets of the request and writes it, if it is better on photos that were held out.
+
+    Killed or interrupted, the same call goes on where the newest state in `OUT.run/` was saved, and ends with the same weights as if nothing had
+    happened. In several processes (`torchrun`) each trains on its share of every batch; the first one writes.
+
+    Args:
+        loaded: the network; stays as it is.
+        dataset: photos; labels are read where the request asks for them.
+        out: a .safetensors file, which timm and `edge-tprune build --weights` load.
+        request: what to train.
+        progress: called as (what, done, of).
+        say: called with what a person should know.
+
+    Returns:
+        What came out.
+
+    Raises:
+        UserError: a request, photos or files that cannot be.
+        NegativeAnswer: training brought no improvement, or cost the unpruned network accuracy; nothing was written.
+        Interrupted: Ctrl-C.
+    """
+    first = processes()[0] == 0
+    out = out.absolute()
+    schedules = schedules_of(loaded, request)
+    request.check(dataset, out)
+    if first:
+        need_space(out.parent, 7 * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
+    with exclusive(out, "fine-tuning") if first else nullcontext():
+        store = Store.beside(out)
+        asked = {**request.to_json(), "model": loaded.name, "weights_sha256": loaded.weights_sha256, "code": code_sha256()}
+        asked |= {"data": dataset.name, "data_sha256": dataset.fingerprint, "processes": processes()[1]}
+        decisions = store.open(asked | {"schedules": {name: list(tokens) for name, tokens in schedules.items()}})
+        if decisions.result is not None and (out.is_file() or not decisions.result.written):
+            return _answer(decisions.result)
+        run = _Run(loaded, dataset, out, request, schedules, store, decisions, progress, say)
+        return _answer(run())
+
+
+def _answer(result: Result) -> Result:
+    if not result.written:
+        raise NegativeAnswer(result.verdict)
+    return result
+
+
+class _Run:
+    """The work behind `finetune`, once all that can be wrong with the request was looked at."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        dataset: Dataset,
+        out: Path,
+        request: Request,
+        schedules: Mapping[str, tuple[int, ...]],
+        store: Store,
+        decisions: Decisions,
+        progress: Progress | None,
+        say: Say | None,
+    ) -> None:
+        self.loaded, self.dataset, self.out, self.request, self.schedules = loaded, dataset, out, request, schedules
+        self.store, self.decisions = store, decisions
+        self.first = processes()[0] == 0
+        self.progress = progress if progress and self.first else lambda what, done, of: None
+        self.say = say if say and self.first else lambda text: None
+        self.began = time.monotonic()
+        self.training_seconds, self.trained_on = 0.0, 0
+
+    def __call__(self) -> Result:
+        """Everything from reading photos to the written file."""
+        self._arithmetic()
+        self._photos()
+        self.progress("judging the untrained network", 0, 1)
+        self.teacher = Teacher(self.loaded.model, self.arithmetic)
+        self.hold_out = HoldOut(self.held_out, self.held_out_labels, self.teacher, self.exact)
+        if not bool(self.hold_out.answers.isfinite().all()):
+            raise UserError(
+                f"the weights {self.loaded.weights} of {self.loaded.name} give answers that are not finite: are they those of a trained network?"
+            )
+        students = self._students()
+        self.before = self.hold_out.judge(students)
+        self._remarks()
+        if self.decisions.recipe is None:
+            self.decisions.recipe = self._recipe(students)
+            self._decide()
+        trainer = self._resumed(self._trainer(students))
+        try:
+            while trainer.done < self.decisions.recipe.steps:
+                trainer = self._stretch(trainer)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(trainer.done, self.decisions.recipe.steps, self._keep_best()) from stop
+        return self._conclude()
+
+    # what is trained on
+
+    def _arithmetic(self) -> None:
+        device = torch.device(self.request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.decisions.arithmetic is None:
+            gains = choose.bfloat16_gains(device)
+            self.decisions.arithmetic = {"bfloat16": gains, "device": device.type, "threads": torch.get_num_threads()}
+        torch.set_num_threads(self.decisions.arithmetic["threads"])
+        self.arithmetic = Arithmetic(device, self.decisions.arithmetic["bfloat16"])
+        self.exact = Arithmetic(device, False)
+
+    def _photos(self) -> None:
+        training, held_out = split(len(self.dataset), self.request.held_out(len(self.dataset)), self.request.seed)
+        self.photos = Photos(self.dataset, training, self.loaded.preprocessing, self.request.seed)
+        self.photos.read(lambda done, of: self.progress("reading photos", done, of))
+        judged = Photos(self.dataset, held_out, self.loaded.preprocessing, self.request.seed)
+        self.held_out, labels = judged.whole(self.loaded.transform())
+        self.held_out_labels = labels if self.request.labels else None
+
+    def _students(self) -> Students:
+        request = self.request
+        students = Students(self.loaded.model, request.method, request.options, self.schedules, request.train)
+        return students.to(self.arithmetic.device)
+
+    def _remarks(self) -> None:
+        if len(self.dataset) < FEW_PHOTOS:
+            self.say(
+                f"note: {len(self.dataset)} photos are few: expect a part of the gain that a thousand bring, and an answer of the "
+                f"{len(self.held_out)} held-out ones that may stay open"
+            )
+        classes = self.hold_out.answers.shape[1]
+        if self.teacher.head:
+            mean = self.hold_out.answers.double().softmax(1).mean(0)
+            alike = float((-(mean * mean.clamp_min(1e-12).log()).sum()).exp())
+            if alike < _FEW_CLASSES * classes:
+                self.say(
+                    f"note: to the network the photos look like about {alike:.0f} of its {classes} classes: the gain is for such photos; "
+                    "on others it is smaller"
+                )
+
+    # how it is trained
+
+    def _recipe(self, students: Students) -> Recipe:
+        request, photos = self.request, self.photos
+        self.progress("finding the recipe", 0, 1)
+        least_area, flip, crops_why = choose.crops_understood(self.teacher, photos)
+        degrees, degrees_why = choose.temperature(self.hold_out.answers, self.teacher.head)
+        draws = choose.draws(self.before)
+        recipe = Recipe(
+            rate=request.rate or choose.RATES[0],
+            steps=request.steps(len(photos)),
+            batch=request.batch,
+            least_area=least_area,
+            flip=flip,
+            temperature=degrees,
+            average=choose.AVERAGE,
+            class_tokens=choose.CLASS_TOKENS,
+            labels=choose.LABELS if request.labels else 0.0,
+            draws=draws,
+            train=request.train,
+            seed=request.seed,
+            chosen={
+                "least_area": crops_why,
+                "temperature": degrees_why,
+                "draws": "root of each budget's divergence before training",
+            },
+        )
+        return choose.length_and_rate(recipe, request, self._pilot, self.began, self.progress)
+
+    def _pilot(self, recipe: Recipe) -> choose.Pilot:
+        trainer = self._trainer(self._students(), recipe)
+        began = time.monotonic()
+        for _ in trainer.run(recipe.steps):
+            pass
+        trained = time.monotonic()
+        scores = self.hold_out.judge(self._averaged(trainer), self.arithmetic)
+        return choose.Pilot(scores, (trained - began) / recipe.steps, time.monotonic() - trained)
+
+    def _trainer(self, students: Students, recipe: Recipe | None = None) -> Trainer:
+        recipe = recipe or self.decisions.recipe
+        assert recipe is not None
+        torch.manual_seed(recipe.seed)
+        return Trainer(students, self.teacher, self.photos, recipe, self.arithmetic)
+
+    def _resumed(self, trainer: Trainer) -> Trainer:
+        state = self.store.load("state")
+        if state is not None:
+            trainer.load(*state)
+            self.say(f"going on after step {trainer.done} of {trainer.recipe.steps}")
+        return trainer
+
+    def _averaged(self, trainer: Trainer) -> Students:
+        """Students with the averaged weights."""
+        students = self._students()
+        students.model.load_state_dict(trainer.averaged())
+        return students
+
+    def _stretch(self, trainer: Trainer) -> Trainer:
+        """Trains up to the next look at the held-out photos, and keeps what came out."""
+        recipe = trainer.recipe
+        every = -(-recipe.steps // choose.EVALUATIONS)
+        start, until = trainer.done, min(recipe.steps, (trainer.done // every + 1) * every)
+        best = self.store.load("best")
+        so_far = "" if best is None else f", held-out loss {best[1]['loss']:.4f}"
+        began = time.monotonic()
+        try:
+            for _ in trainer.run(until):
+                self.progress(f"training{so_far}", trainer.done, recipe.steps)
+        except NotFinite as error:
+            return self._restart(error)
+        self.training_seconds += time.monotonic() - began
+        self.trained_on += recipe.batch * (until - start)
+        self._look(trainer)
+        return trainer
+
+    def _look(self, trainer: Trainer) -> None:
+        scores = self.hold_out.judge(self._averaged(trainer), self.arithmetic)
+        change = holdout.improvement(self.before, scores)
+        value = float(holdout.mean_loss(scores).mean())
+        entry = {
+            "step": trainer.done,
+            "rate": float(trainer.optimiser.param_groups[0]["lr"]),
+            "training_loss": trainer.loss,
+            "loss": value,
+            "divergence": {name: float(s.divergence.mean()) for name, s in scores.items()},
+            "change": change.to_json(),
+            "refused": holdout.gate(scores, self.before),
+        }
+        if not self.first:
+            return
+        best = self.store.load("best")
+        keep = {"step": trainer.done, "loss": value, "improved": change.high is not None and change.high < 0}
+        if best is None or value < best[1]["loss"]:
+            self.store.save("best", trainer.averaged(), {**keep, "refused": entry["refused"]})
+        if trainer.done > max((line["step"] for line in self.store.logged()), default=0):
+            self.store.log(entry)
+        self.store.save("state", *trainer.state())
+
+    def _restart(self, error: NotFinite) -> Trainer:
+        """From the newest state that was saved, or from the beginning, at half the rate."""
+        recipe = self.decisions.recipe
+        assert recipe is not None
+        if self.decisions.restarts >= RESTARTS:
+            raise UserError(
+                f"{error}, after {RESTARTS} restarts at half the rate each. The rate is now {recipe.rate:g}: give a lower --rate, and "
+                "check that the weights are those of a trained network"
+            ) from error
+        self.say(f"{error}: going back to the newest state that was saved, at half the learning rate")
+        self.decisions.restarts += 1
+        self.decisions.recipe = recipe.halved()
+        self._decide()
+        trainer = self._trainer(self._students())
+        state = self.store.load("state")
+        if state is not None:
+            trainer.load(*state)
+        return trainer
+
+    def _decide(self) -> None:
+        if self.first:
+            self.store.decide(self.decisions)
+
+    # what came out
+
+    def _keep_best(self) -> bool:
+        """After Ctrl-C: the best weights so far at the output, if the held-out photos say that they are better."""
+        best = self.store.load("best")
+        if best is None or not self.first or not best[1]["improved"] or best[1]["refused"]:
+            return False
+        write_tensors(self.out, best[0], self._texts(best[1]["step"]))
+        return True
+
+    def _conclude(self) -> Result:
+        best = self.store.load("best")
+        recipe = self.decisions.recipe
+        assert best is not None
+        assert recipe is not None
+        self.progress("judging the trained network", 0, 1)
+        students = self._students()
+        students.model.load_state_dict(best[0])
+        after = self.hold_out.judge(students)
+        change = holdout.improvement(self.before, after)
+        refused = holdout.gate(after, self.before)
+        improved = change.high is not None and change.high < 0
+        verdict = _verdict(improved, refused, change.value, self.out)
+        shape = network_shape(self.loaded.model)
+        result = Result(
+            written=improved and not refused,
+            verdict=verdict,
+            recipe=recipe,
+            rows=holdout.rows({name: shape.share(tokens) for name, tokens in self.schedules.items()}, self.before, after),
+            change=change.to_json(),
+            best_step=int(best[1]["step"]),
+            photos=len(self.photos),
+            held_out=len(self.held_out),
+            seconds=time.monotonic() - self.began,
+            images_per_second=self.trained_on / self.training_seconds if self.training_seconds else None,
+        )
+        if best[1]["step"] < recipe.steps:
+            self.say(
+                f"note: after step {best[1]['step']} of {recipe.steps} the held-out photos were answered worse: its weights are kept"
+            )
+        if self.first:
+            if result.written:
+                write_tensors(self.out, best[0], self._texts(result.best_step))
+            self.decisions.result = result
+            self._decide()
+            self.store.clear_states()
+        return result
+
+    def _texts(self, step: int) -> dict[str, str]:
+        """The header of the checkpoint: where it comes from."""
+        recipe = self.decisions.recipe
+        assert recipe is not None
+        made: dict[str, Any] = {
+            "model": self.loaded.name,
+            "from_weights_sha256": self.loaded.weights_sha256,
+            "method": self.request.method,
+            "budgets": list(self.schedules),
+            "step": step,
+            "steps": recipe.steps,
+            "seed": recipe.seed,
+        }
+        return {"edge_tprune_finetune": json.dumps(made)}
+
+
+@contextmanager
+def together(request: Request) -> Iterator[None]:
+    """Joins the processes that `torchrun` started, if it did: NCCL between GPUs, gloo between CPUs."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    gpu = request.device != "cpu" and torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _verdict(improved: bool, refused: str, change: float, out: Path) -> str:
+    if refused:
+        return f"{refused}: nothing was written. Try a lower --rate, or more photos"
+    if not improved:
+        return (
+            f"training changed the loss on the held-out photos by {change:+.4f}, which is no clear improvement: nothing was "
+            "written. Try more photos, or longer (--epochs)"
+        )
+    return f"wrote {out}"

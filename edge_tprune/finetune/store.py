@@ -1,0 +1,168 @@
+"""What a fine-tuning leaves on the disk while it works, in a directory beside its output, so that it can be killed at any time and go on.
+
+    tuned.safetensors.run/run.json             what was asked for, and every decision that was taken, such as the recipe
+    tuned.safetensors.run/log.jsonl            what the held-out photos said, line by line
+    tuned.safetensors.run/state.safetensors    the newest state of the training: weights, their average, the optimiser
+    tuned.safetensors.run/best.safetensors     the best weights so far
+
+Every file appears whole or not at all. Nothing in them is code: tensors and JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from edge_tprune.documents import DocumentKind
+from edge_tprune.errors import UserError
+from edge_tprune.files import clear_write_errors, cut_last_line, write_bytes
+from edge_tprune.finetune.holdout import Row
+from edge_tprune.finetune.recipe import Recipe
+
+
+class Result(msgspec.Struct):
+    """What a fine-tuning came to."""
+
+    written: bool
+    verdict: str  #: in words
+    recipe: Recipe
+    rows: list[Row]  #: the held-out photos, budget by budget
+    change: dict[str, float | None]  #: of the held-out photos' mean loss over the budgets below 1, with its 95 % interval
+    best_step: int  #: whose weights these are
+    photos: int  #: trained on
+    held_out: int
+    seconds: float  #: of the process that finished
+    images_per_second: float | None  #: in training, over all processes
+
+
+class Decisions(msgspec.Struct):
+    """What was asked for, and what was decided on the way. None: not yet."""
+
+    asked: dict[str, Any]
+    arithmetic: dict[str, Any] | None = None  #: bfloat16, threads
+    recipe: Recipe | None = None
+    restarts: int = 0  #: after a loss that was not finite
+    result: Result | None = None
+
+
+KIND = DocumentKind(
+    noun="fine-tuning",
+    format="edge-tprune-finetune",
+    version=1,
+    make="Make one with: edge-tprune finetune",
+    remedy="Remove the directory and run the command again",
+    schema=Decisions,
+    file="run.json",
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The directory of one fine-tuning."""
+
+    path: Path
+
+    @classmethod
+    def beside(cls, out: Path) -> Store:
+        """The directory that belongs to an output."""
+        return cls(out.with_name(out.name + ".run"))
+
+    def open(self, asked: dict[str, Any]) -> Decisions:
+        """The decisions so far of a run with the same questions, or new ones.
+
+        Raises:
+            UserError: the directory holds a run with other questions.
+        """
+        if not (self.path / "run.json").exists():
+            return Decisions(asked)
+        found = KIND.read(self.path)
+        different = sorted(key for key in asked.keys() | found.asked.keys() if asked.get(key) != found.asked.get(key))
+        if different:
+            values = ", ".join(f"{key} {found.asked.get(key)!r} there, {asked.get(key)!r} here" for key in different[:3])
+            raise UserError(
+                f"{self.path} holds a fine-tuning that was asked for differently ({values}). "
+                f"Ask the same to go on with it, choose another --out, or remove that directory"
+            )
+        return found
+
+    def decide(self, decisions: Decisions) -> None:
+        """Keeps the decisions."""
+        KIND.write(self.path, decisions)
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Appends one line."""
+        file = self.path / "log.jsonl"
+        with clear_write_errors(file):
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                cut_last_line(handle)
+                os.write(handle, json.dumps(entry, allow_nan=False).encode() + b"\n")
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines so far; what a dying process left half-written is left out."""
+        file = self.path / "log.jsonl"
+        if not file.exists():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+    def save(self, name: str, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Keeps tensors, and values as JSON, under a name."""
+        write_tensors(self.path / f"{name}.safetensors", tensors, {"values": json.dumps(values)})
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was kept under a name, or None.
+
+        Raises:
+            UserError: it is there and cannot be read.
+        """
+        file = self.path / f"{name}.safetensors"
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, "pt") as opened:
+                return {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["values"])  # noqa: SIM118
+        except Exception as error:
+            raise UserError(f"{file} cannot be read ({error}). {KIND.remedy}") from error
+
+    def clear_states(self) -> None:
+        """Removes the weights; decisions and log stay."""
+        for name in ("state", "best"):
+            (self.path / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+    """A .safetensors file with texts in its header, atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_bytes(file, save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt", **texts}))
+
+
+def need_space(folder: Path, needed: int) -> None:
+    """Refuses to begin where the disk cannot take what will be written.
+
+    Raises:
+        UserError: less than `needed` bytes are free.
+    """
+    with clear_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB left and fine-tuning needs {needed / 1e6:.0f} MB for its weights and their "
+            "states: free some space or choose another --out"
+        )

@@ -1,0 +1,91 @@
+"""`finetune`, and `build` from what it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Outcome
+
+Command = Callable[..., Outcome]
+QUICK = [
+    "finetune",
+    "reference",
+    "--method",
+    "evit",
+    "--budgets",
+    "1.0,0.4",
+    "--images",
+    "48",
+    "--batch",
+    "8",
+    "--rate",
+    "1e-4",
+]
+
+
+def test_what_was_tuned_builds(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.safetensors"
+    done = command(*QUICK, "--epochs", "1", "--out", out)
+    assert done.code == 0, done.err
+    assert "held-out photos" in done.out
+    assert f"edge-tprune build reference --weights {out} --method evit --budgets 1.0,0.4" in done.err
+    again = json.loads(command(*QUICK, "--epochs", "1", "--out", out, "--json").out)
+    assert again["written"] is True
+    assert [row["budget"] for row in again["rows"]] == ["1.0", "0.4"]
+    assert again["rows"][1]["divergence"] < again["rows"][1]["divergence_before"]
+    built = command(
+        "build", "reference", "--weights", out, "--method", "evit", "--budgets", "1.0,0.4", "--out", tmp_path / "b", "--json"
+    )
+    assert built.code == 0, built.err
+    assert json.loads(built.out)["model"]["weights"] == "tuned.safetensors"
+
+
+def test_no_improvement_is_a_no(command: Command, tmp_path: Path) -> None:
+    done = command(*QUICK[:-1], "1e-9", "--epochs", "0.3", "--out", tmp_path / "tuned.safetensors")
+    assert done.code == 1
+    assert "no clear improvement: nothing was written" in done.err.replace("\n", " ")
+    assert not (tmp_path / "tuned.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["deit_tiny_patch16_224", "--weights", "random"], "no photos to train on: give --data"),
+        (["deit_tiny_patch16_224", "--weights", "random", "--data", "absent"], "absent does not exist"),
+        (["reference", "--time", "soon"], "--time 'soon' is no time"),
+        (["reference", "--time", "5m", "--epochs", "1"], "give one"),
+        (["reference", "--method", "bta"], "Did you mean bat"),
+        (["reference", "--method", "evit", "--option", "fuze=true"], "has no option 'fuze'"),
+        (["reference", "--budgets", "1.0"], "names none that removes tokens"),
+        (["reference", "--budgets", "0.05"], "cannot be reached"),
+        (["reference", "--out", "tuned.pth"], "ends in .safetensors"),
+        (["reference", "--train", "head"], "choose all, norm, late"),
+        (["reference", "--images", "20"], "do not fill a batch of 32"),
+        (["reference", "--schedule", "absent.json"], "absent.json cannot be read"),
+        (["reference", "--device", "tpu"], "--device 'tpu'"),
+        (["reference", "--weights", "other.safetensors"], "do not fit reference"),
+        (["reference", "--data", "photos", "--labels", "--data", "photos"], "give --data once"),
+        (["reference", "--data", "photos", "--labels"], "has 1 class directories but the model has 10"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], says: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    save_file({"a": torch.ones(2)}, "other.safetensors")
+    Path("photos/some").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save("photos/some/a.png")
+    before = sorted(tmp_path.rglob("*"))
+    outcome = command("finetune", *arguments)
+    assert outcome.code == 2, outcome.err
+    assert says in outcome.err.replace("\n", " ")
+    assert "Traceback" not in outcome.err
+    assert sorted(tmp_path.rglob("*")) == before

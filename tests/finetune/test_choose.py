@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+
+from edge_tprune.finetune import choose
+from edge_tprune.finetune.distill import Teacher
+from edge_tprune.finetune.holdout import Scores
+from edge_tprune.finetune.photos import Photos
+from edge_tprune.finetune.recipe import Recipe
+from edge_tprune.models.data import ReferenceTask
+from edge_tprune.models.loading import load_model
+from tests.finetune.conftest import PLAIN, RECIPE, REQUEST
+
+
+def scores(value: float) -> Scores:
+    return Scores(np.full(4, value), np.full(4, value), np.full(4, 100.0), np.zeros(4), None)
+
+
+def test_over_confident_logits_are_softened() -> None:
+    torch.manual_seed(0)
+    humble = torch.randn(50, 10)
+    assert choose.temperature(humble, True)[0] == 1
+    assert choose.temperature(humble * 8, True)[0] > 1
+    degrees, why = choose.temperature(humble * 1000, True)
+    assert degrees == choose.TEMPERATURES[-1]
+    assert "still" in why
+
+
+def test_draws_follow_what_is_to_be_made_up() -> None:
+    found = choose.draws({"1.0": scores(0.0), "0.65": scores(0.01), "0.5": scores(0.16)})
+    assert sum(found.values()) == pytest.approx(1, abs=0.01)
+    assert found["0.5"] > found["0.65"] > found["1.0"] > 0.05
+    assert choose.draws({"0.5": scores(0.0)}) == {"0.5": 1.0}
+
+
+def test_digits_are_not_mirrored() -> None:
+    """A mirrored digit is another one: the reference network says so itself."""
+    loaded = load_model("reference")
+    photos = Photos(ReferenceTask(40, "train"), range(40), loaded.preprocessing, seed=0, workers=1)
+    photos.read()
+    _, flip, why = choose.crops_understood(Teacher(loaded.model, PLAIN), photos)
+    assert not flip
+    assert "mirrored" in why
+
+
+def test_the_rate_is_the_one_whose_pilot_is_best() -> None:
+    tried: list[Recipe] = []
+
+    def pilot(recipe: Recipe) -> choose.Pilot:
+        tried.append(recipe)
+        return choose.Pilot({"0.6": scores(abs(recipe.rate - 3e-5))}, 0.5, 2.0)
+
+    request = replace(REQUEST, rate=None)
+    found = choose.length_and_rate(replace(RECIPE, steps=240), request, pilot, time.monotonic(), lambda *_: None)
+    assert found.rate == 3e-5
+    assert {recipe.rate for recipe in tried} == set(choose.RATES)
+    assert {recipe.steps for recipe in tried} == {20}
+    assert found.steps == 240
+    assert "3e-05: 0.0000" in found.chosen["rate"]
+
+
+def test_a_given_rate_is_not_searched() -> None:
+    recipe = choose.length_and_rate(RECIPE, REQUEST, lambda recipe: pytest.fail("not asked for"), 0.0, lambda *_: None)
+    assert recipe == RECIPE
+
+
+@pytest.mark.parametrize("rate", [None, 1e-4])
+def test_a_given_time_is_filled(rate: float | None) -> None:
+    request = replace(REQUEST, rate=rate, seconds=1000.0)
+    began = time.monotonic() - 100
+    found = choose.length_and_rate(
+        RECIPE, request, lambda recipe: choose.Pilot({"0.6": scores(1.0)}, 2.0, 5.0), began, lambda *_: None
+    )
+    assert found.steps == pytest.approx(0.95 * (900 - (choose.EVALUATIONS + 3) * 5) / 2, abs=2)
+
+
+def test_whether_bfloat16_gains_is_measured() -> None:
+    assert choose.bfloat16_gains(torch.device("cpu")) in (True, False)

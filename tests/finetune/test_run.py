@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.finetune import trainer
+from edge_tprune.finetune.run import RESTARTS, Interrupted, finetune
+from edge_tprune.finetune.store import Result, Store
+from edge_tprune.models.data import ImageFolder, open_dataset, open_images
+from edge_tprune.models.loading import LoadedModel
+from tests.finetune.conftest import REQUEST
+
+
+@pytest.fixture(scope="module")
+def tuned(network: LoadedModel, dataset: ImageFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("tuned") / "tuned.safetensors"
+    return out, finetune(network, dataset, out, REQUEST)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_result_is_better_and_an_ordinary_checkpoint(tuned: tuple[Path, Result], network: LoadedModel) -> None:
+    out, result = tuned
+    assert result.written
+    assert result.change["high"] is not None
+    assert result.change["high"] < 0
+    assert [row.budget for row in result.rows] == ["1.0", "0.6"]
+    assert result.rows[1].divergence < result.rows[1].divergence_before
+    assert (result.photos, result.held_out, result.recipe.steps) == (32, 8, 16)
+    state = load_file(out)
+    wanted = network.model.state_dict()
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in wanted.items()}
+    assert any(not torch.equal(state[name], wanted[name]) for name in wanted)
+    with safe_open(out, "pt") as opened:
+        made = json.loads(opened.metadata()["edge_tprune_finetune"])
+    assert made["method"] == "evit"
+    assert made["from_weights_sha256"] == network.weights_sha256
+    assert sorted(file.name for file in Store.beside(out).path.iterdir()) == ["log.jsonl", "run.json"]
+
+
+def test_asked_again_it_answers_without_training(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder
+) -> None:
+    out, result = tuned
+    before = out.stat().st_mtime_ns
+    assert finetune(network, dataset, out, REQUEST) == result
+    assert out.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="asked for differently"):
+        finetune(network, dataset, out, replace(REQUEST, seed=1))
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from edge_tprune.finetune.run import finetune
+from edge_tprune.models.data import open_images
+from tests.finetune.conftest import REQUEST
+from tests.small import small_model
+def progress(what, done, of):
+    if what.startswith("training") and done == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+finetune(small_model(seed=3), open_images(Path(sys.argv[1])), Path(sys.argv[2]), REQUEST, progress=progress)
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_to_the_same_weights(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+    command = [sys.executable, "-c", _KILLED, str(dataset.root), str(out)]
+    ended = subprocess.run(command, timeout=240, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not out.exists()
+    said: list[str] = []
+    result = finetune(network, dataset, out, REQUEST, say=said.append)
+    assert any("going on after step 9 of 16" in text for text in said)
+    assert same_weights(out, tuned[0])
+    assert result.rows == tuned[1].rows
+    steps = [line["step"] for line in Store.beside(out).logged()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 16
+
+
+def test_ctrl_c_keeps_the_best_so_far_and_the_rest_follows(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what.startswith("training") and done == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="step 14 of 16") as stopped:
+        finetune(network, dataset, out, REQUEST, progress=interrupt)
+    assert stopped.value.written
+    assert load_file(out).keys() == network.model.state_dict().keys()
+    finetune(network, dataset, out, REQUEST)
+    assert same_weights(out, tuned[0])
+
+
+def test_no_improvement_is_said_and_not_written(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.safetensors"
+    for _ in range(2):
+        with pytest.raises(NegativeAnswer, match=r"no clear improvement: nothing was written"):
+            finetune(network, dataset, out, replace(REQUEST, rate=1e-9, epochs=0.5))
+        assert not out.exists()
+
+
+def test_a_loss_that_is_not_finite_goes_back_and_slows_down(
+    network: LoadedModel, dataset: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step breaks once; the work begins again where the state was saved, at half the rate."""
+    real, broken = trainer.loss_of, []
+
+    def breaks(recipe: Any, *answers: Any) -> torch.Tensor:
+        if recipe.rate == 1e-4 and len(broken) < 8:
+            broken.append(recipe.rate)
+        return real(recipe, *answers) * (float("nan") if len(broken) == 8 and recipe.rate == 1e-4 else 1)
+
+    monkeypatch.setattr(trainer, "loss_of", breaks)
+    said: list[str] = []
+    result = finetune(network, dataset, tmp_path / "tuned.safetensors", REQUEST, say=said.append)
+    assert result.recipe.rate == 5e-5
+    assert any("the loss of step 8 is nan: going back" in text for text in said)
+    assert [line["rate"] < 5.1e-5 for line in Store.beside(tmp_path / "tuned.safetensors").logged()][-1]
+
+
+def test_a_loss_that_is_never_finite_gives_up(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
+    spoiled = LoadedModel(network.name, _broken(network), "random", "0" * 64, network.preprocessing)
+    with pytest.raises(UserError, match=r"the weights random of small-test give answers that are not finite"):
+        finetune(spoiled, dataset, tmp_path / "tuned.safetensors", REQUEST)
+    assert RESTARTS > 0
+
+
+def _broken(network: LoadedModel) -> Any:
+    model = copy.deepcopy(network.model)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight[0, 0] = float("nan")
+    return model
+
+
+def test_an_unreadable_photo_stops_it_before_it_begins(network: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "photos")
+    (tmp_path / "photos" / "07.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"07\.png cannot be read"):
+        finetune(network, open_images(tmp_path / "photos"), tmp_path / "tuned.safetensors", REQUEST)
+    assert not (tmp_path / "tuned.safetensors").exists()
+
+
+def test_labels_are_learned(network: LoadedModel, tmp_path: Path) -> None:
+    """Photos of six colours, a class each, to a network that has never seen them: cross-entropy is what must fall."""
+    draw = np.random.default_rng(2)
+    for number in range(48):
+        (tmp_path / "photos" / f"class{number % 6}").mkdir(parents=True, exist_ok=True)
+        colour = np.array([number % 2, number // 2 % 3 / 2, number % 3 / 2]) * 200
+        pixels = (colour + draw.uniform(0, 50, (50, 50, 3))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"class{number % 6}" / f"{number:02}.png")
+    labelled = open_dataset(tmp_path / "photos", 6)
+    result = finetune(network, labelled, tmp_path / "tuned.safetensors", replace(REQUEST, labels=True, rate=3e-4, epochs=6))
+    assert result.recipe.labels > 0
+    assert result.change["value"] is not None
+    assert result.change["value"] < -0.3, "nats"
+    assert all(row.top1_change_points is not None for row in result.rows)

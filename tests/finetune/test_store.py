@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edge_tprune.errors import UserError
+from edge_tprune.finetune.store import Decisions, Store, need_space, write_tensors
+from tests.finetune.conftest import RECIPE
+
+
+def test_decisions_are_read_back_and_other_questions_refused(tmp_path: Path) -> None:
+    store = Store.beside(tmp_path / "tuned.safetensors")
+    assert store.path == tmp_path / "tuned.safetensors.run"
+    decisions = store.open({"seed": 1, "method": "bat"})
+    assert decisions.recipe is None
+    decisions.recipe = RECIPE
+    store.decide(decisions)
+    assert store.open({"seed": 1, "method": "bat"}) == Decisions({"seed": 1, "method": "bat"}, recipe=RECIPE)
+    with pytest.raises(UserError, match=r"seed 1 there, 2 here.*remove that directory"):
+        store.open({"seed": 2, "method": "bat"})
+
+
+def test_a_line_that_a_dying_process_cut_short_is_left_out(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.log({"step": 1})
+    with (tmp_path / "log.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "los')
+    assert store.logged() == [{"step": 1}]
+    store.log({"step": 2})
+    assert store.logged() == [{"step": 1}, {"step": 2}]
+
+
+def test_tensors_and_values_come_back_as_they_were(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.load("state") is None
+    tensors = {"a": torch.randn(3, 4), "b.c": torch.tensor(5), "half": torch.randn(2).bfloat16()}
+    store.save("state", tensors, {"rate": 0.1 + 0.2, "groups": [{"lr": 1e-17}]})
+    loaded = store.load("state")
+    assert loaded is not None
+    assert loaded[1] == {"rate": 0.1 + 0.2, "groups": [{"lr": 1e-17}]}
+    assert all(torch.equal(loaded[0][name], value) and loaded[0][name].dtype == value.dtype for name, value in tensors.items())
+    (tmp_path / "state.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(UserError, match=r"state\.safetensors cannot be read"):
+        store.load("state")
+    store.clear_states()
+    assert store.load("state") is None
+
+
+def test_a_full_disk_is_said_before_and_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_space(tmp_path / "new", 1000)
+    with pytest.raises(UserError, match="MB left and fine-tuning needs 1000000000 MB"):
+        need_space(tmp_path, 10**15)
+    if not Path("/dev/full").exists():
+        pytest.skip("this machine has no /dev/full")
+    whole = tmp_path / "weights.safetensors"
+    write_tensors(whole, {"a": torch.ones(2)}, {"made": json.dumps([1])})
+    assert load_file(whole)["a"].tolist() == [1, 1]
+    real = __import__("os").fdopen
+    monkeypatch.setattr("os.fdopen", lambda handle, mode: real(__import__("os").open("/dev/full", 1), mode))
+    with pytest.raises(UserError, match=r"no space left while writing .*weights\.safetensors"):
+        write_tensors(whole, {"a": torch.zeros(10**6)}, {})
+    monkeypatch.undo()
+    assert load_file(whole)["a"].tolist() == [1, 1], "the old one is still whole"
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["weights.safetensors"]

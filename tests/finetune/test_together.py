@@ -1,0 +1,76 @@
+"""Two processes under torchrun, over gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+from safetensors.torch import load_file
+
+from edge_tprune.finetune.photos import Photos
+from edge_tprune.models.data import ImageFolder
+from edge_tprune.models.loading import LoadedModel
+from tests.finetune.conftest import RECIPE
+from tests.finetune.test_trainer import trainer
+
+ONE_BUDGET = replace(RECIPE, draws={"0.6": 1.0}, class_tokens=0.0)
+_SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+torch.set_num_threads(1)
+from edge_tprune.finetune.photos import Photos
+from edge_tprune.finetune.run import finetune, together
+from edge_tprune.models.data import open_images
+from tests.finetune.conftest import REQUEST
+from tests.finetune.test_together import ONE_BUDGET
+from tests.finetune.test_trainer import trainer
+from tests.small import small_model
+
+network, dataset, folder = small_model(seed=3), open_images(Path(sys.argv[1])), Path(sys.argv[2])
+with together(REQUEST):
+    photos = Photos(dataset, range(32), network.preprocessing, seed=0, workers=1)
+    photos.read()
+    one = trainer(network, photos, ONE_BUDGET)
+    list(one.run(1))
+    if dist.get_rank() == 0:
+        save_file(one.state()[0], folder / "step.safetensors")
+    finetune(network, dataset, folder / "tuned.safetensors", REQUEST)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_that_one_takes(
+    network: LoadedModel, photos: Photos, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    script, root = tmp_path / "train.py", Path(__file__).parents[2]
+    script.write_text(_SCRIPT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [*launcher, str(script), str(dataset.root), str(tmp_path)],
+        timeout=280,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    alone = trainer(network, photos, ONE_BUDGET)
+    list(alone.run(1))
+    expected, found = alone.state()[0], load_file(tmp_path / "step.safetensors")
+    assert expected.keys() == found.keys()
+    moments = [name for name in expected if name.endswith("exp_avg")]
+    assert len(moments) == len(alone.trained)
+    for name in moments:
+        assert torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-4 * float(expected[name].abs().max()) + 1e-9), (
+            name
+        )
+    assert load_file(tmp_path / "tuned.safetensors").keys() == network.model.state_dict().keys()
+    assert [file.name for file in tmp_path.glob("*.run/*.safetensors")] == []
