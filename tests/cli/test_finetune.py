@@ -12,20 +12,7 @@ from PIL import Image
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
-QUICK = [
-    "finetune",
-    "reference",
-    "--method",
-    "evit",
-    "--budgets",
-    "1.0,0.4",
-    "--images",
-    "48",
-    "--batch",
-    "8",
-    "--rate",
-    "1e-4",
-]
+QUICK = "finetune reference --weights random --method evit --budgets 1.0,0.4 --images 48 --batch 8 --rate 1e-4".split()
 
 
 def test_what_was_tuned_builds(command: Command, tmp_path: Path) -> None:
