@@ -12,7 +12,8 @@ from PIL import Image
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
-QUICK = "finetune reference --weights random --method evit --budgets 1.0,0.4 --images 48 --batch 8 --rate 1e-4".split()
+QUICK = ["finetune", "reference", "--weights", "random", "--method", "evit", "--budgets", "1.0,0.4"]
+QUICK += ["--images", "48", "--batch", "8", "--rate", "1e-4"]
 
 
 def test_what_was_tuned_builds(command: Command, tmp_path: Path) -> None:

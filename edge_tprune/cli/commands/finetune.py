@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from edge_tprune.cli.options import Json, Quiet
@@ -128,7 +129,7 @@ def finetune(
         )
         raise Interruption(f"{stop}: {kept}. Run the same command again to go on") from stop
     if json:
-        print_json(result)
+        print_json(msgspec.to_builtins(result))
     else:
         print_table(finetune_table(result))
         given = f" --classes {classes}" if classes is not None else ""
