@@ -56,7 +56,7 @@ def test_no_improvement_is_a_no(command: Command, tmp_path: Path) -> None:
         (["reference", "--images", "20"], "do not fill a batch of 32"),
         (["reference", "--schedule", "absent.json"], "absent.json cannot be read"),
         (["reference", "--device", "tpu"], "--device 'tpu'"),
-        (["reference", "--weights", "other.safetensors"], "do not fit reference"),
+        (["reference", "--weights", "other.safetensors"], "are not those of reference"),
         (["reference", "--data", "photos", "--labels", "--data", "photos"], "give --data once"),
         (["reference", "--data", "photos", "--labels"], "has 1 class directories but the model has 10"),
     ],
