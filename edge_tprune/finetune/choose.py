@@ -36,7 +36,7 @@ _TIMED_STEPS = 3
 _SPARE = 0.95  # of the time that is left is planned with
 
 AVERAGE = 0.98  # decay of the weights' moving average, per step
-CLASS_TOKENS = 0.0
+CLASS_TOKENS = 1.0  # weight of the class tokens' distance beside the divergence
 LABELS = 0.5  # weight of the cross-entropy beside the divergence
 
 _GAIN = 1.5  # bfloat16 is used where it multiplies matrices so many times as fast

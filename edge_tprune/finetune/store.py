@@ -95,6 +95,10 @@ class Store:
             )
         return found
 
+    def open_result(self) -> Result | None:
+        """What a finished run came to."""
+        return KIND.read(self.path).result
+
     def decide(self, decisions: Decisions) -> None:
         """Keeps the decisions."""
         KIND.write(self.path, decisions)
