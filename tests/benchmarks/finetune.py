@@ -20,7 +20,9 @@ import msgspec
 import numpy as np
 import torch
 
-from edge_tprune.cli.common import err, parse_list, progress_bar, say
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import print_note, print_text
 from edge_tprune.errors import NegativeAnswer
 from edge_tprune.files import write_json, write_text
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher
@@ -96,11 +98,13 @@ def train(loaded: LoadedModel, photos: Dataset, request: Request, out: Path, nam
     from safetensors.torch import load_file
 
     try:
-        with progress_bar(name) as advance:
-            result = finetune(loaded, photos, out, request, progress=lambda w, d, of: advance(f"{name}: {w}", d, of), say=say)
-        say(f"{name}: {result.seconds:.0f} s, {result.images_per_second or 0:.1f} images/s, {result.recipe}")
+        with show_progress(name) as advance:
+            result = finetune(
+                loaded, photos, out, request, progress=lambda w, d, of: advance(f"{name}: {w}", d, of), say=print_note
+            )
+        print_note(f"{name}: {result.seconds:.0f} s, {result.images_per_second or 0:.1f} images/s, {result.recipe}")
     except NegativeAnswer as no:
-        say(f"{name}: {no}")
+        print_note(f"{name}: {no}")
         return None
     return load_file(out)
 
@@ -214,7 +218,7 @@ def report(
     lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---|---:|---|" + "---:|" * (len(HEADINGS) - 3)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     write_text(folder / "finetune.md", "\n".join(lines) + "\n")
-    err().print("\n".join(lines), markup=False, soft_wrap=True)
+    print_text("\n".join(lines))
 
 
 if __name__ == "__main__":
