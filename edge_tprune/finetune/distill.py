@@ -152,15 +152,21 @@ def loss_of(
     teacher: tuple[Tensor, list[Tensor]],
     labels: Tensor,
     head: bool,
+    spread: Sequence[Tensor] = (),
 ) -> Tensor:
-    """What a step minimises: divergence, and where the recipe says so, distance of class tokens and cross-entropy with the labels."""
+    """What a step minimises: divergence, and where the recipe says so, distance of class tokens and cross-entropy with the labels.
+
+    Args:
+        recipe: the weights of the parts, the temperature.
+        student: answers and class tokens of B images.
+        teacher: likewise.
+        labels: (B,).
+        head: whether answers are logits.
+        spread: per block, how much the teacher's class token varies from image to image (a variance): the unit of its distance.
+    """
     loss = divergence(student[0], teacher[0], recipe.temperature, head).mean()
     if recipe.class_tokens and student[1]:
-        # Each block's distance in units of how much the teacher's class token differs between images there.
-        parts = [
-            (mine.float() - own.float()).square().mean() / own.float().var(0).mean().clamp_min(1e-6)
-            for mine, own in zip(student[1], teacher[1])
-        ]
+        parts = [(mine.float() - own.float()).square().mean() / unit for mine, own, unit in zip(student[1], teacher[1], spread)]
         loss = loss + recipe.class_tokens * torch.stack(parts).mean()
     if recipe.labels:
         loss = loss + recipe.labels * functional.cross_entropy(student[0].float(), labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from edge_tprune.errors import EdgeTPruneError
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher, loss_of
-from edge_tprune.finetune.photos import Photos, spots
+from edge_tprune.finetune.photos import Photos, Spot, spots
 from edge_tprune.finetune.recipe import Recipe
 
+_PART = 16  # images that go through the network at once
 WARM_SHARE, FIRST_FACTOR, LAST_FACTOR = (
     0.1,
     10.0,
@@ -80,6 +82,7 @@ class Trainer:
             cycle_momentum=False,
         )
         self.average = AveragedModel(students.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average))  # type: ignore[no-untyped-call]
+        self.spread = self._class_token_spread() if recipe.class_tokens else []
         self.done = 0  #: steps
         self.loss = math.nan  #: running mean
         self.forward: nn.Module = students
@@ -101,15 +104,9 @@ class Trainer:
         recipe = self.recipe
         draw = random.Random(f"{recipe.seed} {self.done}")  # the same budget in every process
         (budget,) = draw.choices(list(recipe.draws), list(recipe.draws.values()))
-        class_tokens = recipe.class_tokens > 0
-        expected = self.teacher(images, class_tokens)
-        with self.arithmetic.autocast():
-            given = self.forward(images, budget, class_tokens)
-        loss = loss_of(recipe, given, expected, labels, self.head)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = self._backward(images, labels, budget)
         norm = nn.utils.clip_grad_norm_(self.trained, recipe.clip)
-        value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(float(norm)):
             raise NotFinite(self.done, value if not math.isfinite(value) else float(norm))
         self.optimiser.step()
@@ -118,6 +115,30 @@ class Trainer:
         self.done += 1
         self.loss = value if math.isnan(self.loss) else self.loss + 0.02 * (value - self.loss)
         return value
+
+    def _backward(self, images: Tensor, labels: Tensor, budget: str) -> float:
+        """The gradient of a step, part by part so that memory does not grow with the batch; returns the loss."""
+        recipe, total = self.recipe, 0.0
+        class_tokens = recipe.class_tokens > 0
+        parts = list(zip(torch.split(images, _PART), torch.split(labels, _PART)))
+        for number, (some, truth) in enumerate(parts, 1):
+            model = self.forward
+            # Processes add up their gradients once, after the last part.
+            with model.no_sync() if isinstance(model, DistributedDataParallel) and number < len(parts) else nullcontext():
+                expected = self.teacher(some, class_tokens)
+                with self.arithmetic.autocast():
+                    given = model(some, budget, class_tokens)
+                loss = loss_of(recipe, given, expected, truth, self.head, self.spread) * (len(some) / len(images))
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+    def _class_token_spread(self) -> list[Tensor]:
+        """How much the teacher's class token differs between photos, block by block: the variance, as the mean over channels."""
+        count = min(_PART, len(self.photos))
+        crops = [self.photos.crop(Spot(number, 0), self.recipe.least_area, False) for number in range(count)]
+        seen = self.teacher(torch.stack(crops).to(self.arithmetic.device), True)[1]
+        return [token.float().var(0, unbiased=False).mean().clamp_min(1e-6) for token in seen]
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights by timm's names, on the CPU."""

@@ -53,15 +53,15 @@ def test_the_rate_is_the_one_whose_pilot_is_best() -> None:
 
     def pilot(recipe: Recipe) -> choose.Pilot:
         tried.append(recipe)
-        return choose.Pilot({"0.6": scores(abs(recipe.rate - 1e-5))}, 0.5, 2.0)
+        return choose.Pilot({"0.6": scores(abs(recipe.rate - 2e-5))}, 0.5, 2.0)
 
     request = replace(REQUEST, rate=None)
     found = choose.length_and_rate(replace(RECIPE, steps=240), request, pilot, time.monotonic(), lambda *_: None)
-    assert found.rate == 1e-5
+    assert found.rate == 2e-5
     assert {recipe.rate for recipe in tried} == set(choose.RATES)
     assert {recipe.steps for recipe in tried} == {20}
     assert found.steps == 240
-    assert "1e-05: 0.0000" in found.chosen["rate"]
+    assert "2e-05: 0.0000" in found.chosen["rate"]
 
 
 def test_a_given_rate_is_not_searched() -> None:

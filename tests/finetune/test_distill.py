@@ -73,7 +73,7 @@ def test_every_parameter_gets_a_gradient_through_the_reduction(network: LoadedMo
     one = Students(network.model, method, {}, {"0.6": SCHEDULES["0.6"]}, "all")
     images = torch.randn(4, 3, 48, 48)
     expected = Teacher(network.model, PLAIN)(images, True)
-    loss_of(RECIPE, one(images, "0.6", True), expected, torch.zeros(4), True).backward()
+    loss_of(RECIPE, one(images, "0.6", True), expected, torch.zeros(4), True, [torch.ones(())] * 4).backward()
     for name, parameter in one.model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -90,12 +90,12 @@ def test_loss_adds_what_the_recipe_says(network: LoadedModel) -> None:
     plain = replace(RECIPE, class_tokens=0.0)
     base = loss_of(plain, given, expected, labels, True)
     assert float(base) == pytest.approx(float(divergence(given[0], expected[0], 1.0, True).mean()))
-    parts = []
-    for mine, own in zip(given[1], expected[1]):
-        spread = sum(float(own[:, c].var()) for c in range(own.shape[1])) / own.shape[1]
-        parts.append(float((mine - own).pow(2).mean()) / spread)
+    spread = [torch.tensor(value) for value in (1.0, 2.0, 0.5, 4.0)]
+    parts = [float((mine - own).pow(2).mean() / unit) for mine, own, unit in zip(given[1], expected[1], spread)]
     assert parts[0] < 1e-9, "nothing was removed yet"
-    assert float(loss_of(RECIPE, given, expected, labels, True)) == pytest.approx(float(base) + 0.1 * sum(parts) / 4, rel=1e-4)
+    assert float(loss_of(RECIPE, given, expected, labels, True, spread)) == pytest.approx(
+        float(base) + 0.1 * sum(parts) / 4, rel=1e-4
+    )
     crossed = loss_of(replace(plain, labels=0.5), given, expected, labels, True)
     wanted = -given[0].log_softmax(1)[torch.arange(4), labels].mean()
     assert float(crossed) == pytest.approx(float(base + 0.5 * wanted), rel=1e-5)

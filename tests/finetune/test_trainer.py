@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from edge_tprune.finetune.distill import Students, Teacher
-from edge_tprune.finetune.photos import Photos
+from edge_tprune.finetune.photos import Photos, Spot
 from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.finetune.store import Store
 from edge_tprune.finetune.trainer import NotFinite, Trainer
@@ -44,6 +44,21 @@ def test_a_state_from_the_disk_goes_on_bit_for_bit(network: LoadedModel, photos:
     for name, value in whole.averaged().items():
         assert torch.equal(value, second.averaged()[name]), name
     assert json.loads(json.dumps(whole.state()[1])) == json.loads(json.dumps(second.state()[1]))
+
+
+def test_parts_of_a_batch_add_up(network: LoadedModel, photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradient(part: int) -> tuple[float, dict[str, Tensor]]:
+        monkeypatch.setattr("edge_tprune.finetune.trainer._PART", part)
+        one = trainer(network, photos)
+        one.spread = [torch.ones(())] * 4
+        images = torch.stack([photos.crop(Spot(number, 0), 0.5, True) for number in range(8)])
+        loss = one._backward(images, torch.zeros(8, dtype=torch.int64), "0.6")
+        return loss, {name: p.grad.clone() for name, p in one.students.model.named_parameters() if p.grad is not None}
+
+    whole, parts = gradient(8), gradient(3)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-4)
+    for name, value in whole[1].items():
+        assert torch.allclose(parts[1][name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()) + 1e-8), name
 
 
 def test_the_average_is_an_exponential_one(network: LoadedModel, photos: Photos) -> None:

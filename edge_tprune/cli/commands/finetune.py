@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
-from edge_tprune.cli.stopping import Interruption
 from edge_tprune.cli.terminal import print_json, print_note, print_table
 from edge_tprune.errors import UserError
 
