@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_tprune.record.document import BudgetRecord, RunDocument
+from edge_tprune.record.settings import RunSettings
+from edge_tprune.record.summary import MeterSummary, Summary
+from edge_tprune.telemetry.environment import ClockLocks
+from edge_tprune.telemetry.state import Clocks, ClockState, MachineState, PowerMode
 from edge_tprune.text import printable
 
 UNKNOWN = "unknown"
@@ -17,52 +22,52 @@ FIXED = (
 
 
 def run_conditions(
-    info: Mapping[str, Any], state: Mapping[str, Any], engine: Mapping[str, Any], summary: Mapping[str, Any]
+    document: RunDocument, state: MachineState | None, engine: Mapping[str, Any], summary: Summary | None
 ) -> dict[str, str]:
     """What all rows of a run must share with the rows they are compared with: label -> value.
 
     Args:
-        info: run.json.
-        state: `telemetry.machine.state` when the run began; {} where that is not known.
+        document: run.json.
+        state: of the machine when the run began; None where that is not known.
         engine: `Engine.info` of the run's engines; {} where that is not known.
-        summary: summary.json.
+        summary: summary.json, or None.
     """
-    environment, bundle, plan = {**state, **info["environment"]}, info["bundle"], info["plan"]
-    versions = environment.get("versions") or {}
-    runtime = plan["runtime"]
+    environment, settings, model = document.environment, document.settings, document.bundle.model
+    runtime = settings.runtime
+    versions = environment.versions
     version = engine.get("version") or versions.get(runtime) or versions.get(f"{runtime}-gpu") or UNKNOWN
-    model = bundle["model"]
+    power_mode = environment.power_mode or (None if state is None else state.power_mode)
     known = {
-        "host": environment.get("hostname"),
-        "board": environment.get("board_model"),
-        "L4T": environment.get("l4t_release"),
-        "CPU": environment.get("cpu_model") or environment.get("machine"),
-        "CPUs": environment.get("cpu_count"),
-        "CPU governor": environment.get("cpu_governor"),
+        "host": environment.hostname,
+        "board": environment.board_model,
+        "L4T": environment.l4t_release,
+        "CPU": environment.cpu_model or environment.machine,
+        "CPUs": environment.cpu_count,
+        "CPU governor": environment.cpu_governor,
         "device": engine.get("device"),
         "driver": engine.get("driver_cuda"),
-        "power mode": _name(environment.get("power_mode")),
-        "clocks": _locks(environment),
+        "power mode": None if power_mode is None else _describe_mode(power_mode),
+        "clocks": (None if state is None else _describe_clocks(state.clocks)) or _describe_locks(environment.clock_locks),
         "runtime": f"{runtime} {version}",
-        "edge-tprune": info.get("tool_version"),
-        "threads": plan["threads"],
-        "isolation": plan["isolation"],
-        "load": _load(plan),
-        "input": _name((plan.get("input") or {}).get("kind")),
-        "zero copy": _name(engine.get("zero_copy")),
-        "CUDA graph": _name(engine.get("cuda_graph")),
-        "waiting": _name(engine.get("wait")),
-        "batch": bundle["batch"],
-        "power sensor": _sensor(summary.get("sensor")),
+        "edge-tprune": document.tool_version,
+        "threads": settings.threads,
+        "isolation": settings.isolation,
+        "load": _describe_load(settings),
+        "input": None if settings.input is None else settings.input.kind,
+        "zero copy": _describe_flag(engine.get("zero_copy")),
+        "CUDA graph": _describe_flag(engine.get("cuda_graph")),
+        "waiting": _describe_flag(engine.get("wait")),
+        "batch": document.bundle.batch,
+        "power sensor": None if summary is None or summary.meter is None else _describe_meter(summary.meter),
         "model": model.get("name"),
         "weights": (model.get("weights_sha256") or "")[:12] or None,
     }
     return {label: UNKNOWN if value is None else printable(value) for label, value in known.items()}
 
 
-def data_conditions(budgets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+def data_conditions(budgets: Sequence[BudgetRecord]) -> dict[str, dict[str, str]]:
     """Per budget: the images its accuracy comes from. A budget that was not evaluated goes along with the others of its run."""
-    own = {entry["name"]: _describe_data(entry["accuracy"]) for entry in budgets}
+    own = {budget.name: _describe_data(budget.accuracy) for budget in budgets}
     evaluated = [data for data in own.values() if data is not None]
     agreed = bool(evaluated) and all(data == evaluated[0] for data in evaluated)
     default = evaluated[0] if agreed else {"eval data": NOT_EVALUATED, "eval data hash": NOT_EVALUATED}
@@ -82,46 +87,47 @@ def _describe_data(accuracy: Mapping[str, Any] | None) -> dict[str, str] | None:
     }
 
 
-def _load(plan: Mapping[str, Any]) -> str:
+def _describe_load(settings: RunSettings) -> str:
     """How the machine was kept busy: as fast as it goes, or at a camera's rate."""
-    if plan.get("mode") != "fixed_rate":
+    if settings.mode != "fixed_rate":
         return "saturation"
-    return "fixed rate" if plan.get("fps") is None else f"{plan['fps']:g} images/s"
+    return "fixed rate" if settings.fps is None else f"{settings.fps:g} images/s"
 
 
-def _sensor(sensor: Any) -> str | None:
+def _describe_meter(meter: MeterSummary) -> str:
     """Which rails power comes from: watts of a module and of a whole board are two different things."""
-    return sensor.get("made_of") or sensor.get("metric") if isinstance(sensor, Mapping) else None
+    return meter.made_of or meter.metric
 
 
-def _locks(environment: Mapping[str, Any]) -> str | None:
-    """Which clocks were locked, and where: what they read at that moment is no condition."""
-    clocks = environment.get("clocks")
-    if isinstance(clocks, Mapping):
-        cores = [("CPU", each) for each in clocks.get("cpu") or ()]
-        parts = [f"{what} {_lock(clock)}" for what, clock in (("GPU", clocks.get("gpu")), *cores) if clock]
-    else:
-        locks = environment.get("clock_locks") or {}
-        flags = [("GPU", locks.get("gpu")), *(("CPU", each) for each in locks.get("cpu") or ())]
-        parts = [f"{what} {'locked' if locked else 'free'}" for what, locked in flags if locked is not None]
+def _describe_locks(locks: ClockLocks | None) -> str | None:
+    """Which clocks were locked."""
+    flags = [] if locks is None else [("GPU", locks.gpu), *(("CPU", locked) for locked in locks.cpu)]
+    parts = [f"{what} {'locked' if locked else 'free'}" for what, locked in flags if locked is not None]
     return ", ".join(dict.fromkeys(parts)) or None
 
 
-def _lock(clock: Mapping[str, Any]) -> str:
+def _describe_clocks(clocks: Clocks) -> str | None:
+    """Which clocks were locked, and where: what they read at that moment is no condition."""
+    known = [("GPU", clocks.gpu), *(("CPU", clock) for clock in clocks.cpu)]
+    return ", ".join(dict.fromkeys(f"{what} {_describe_lock(clock)}" for what, clock in known if clock is not None)) or None
+
+
+def _describe_lock(clock: ClockState) -> str:
     """'locked at 1300 MHz', 'up to 1300 MHz'."""
-    if clock.get("max_mhz") is None:
+    if clock.max_mhz is None:
         return UNKNOWN
-    return f"{'locked at' if clock.get('locked') else 'up to'} {clock['max_mhz']:g} MHz"
+    return f"{'locked at' if clock.locked else 'up to'} {clock.max_mhz:g} MHz"
 
 
-def _name(value: Any) -> str | None:
-    """A state as one text: a name where it has one, else everything it says."""
-    if isinstance(value, Mapping):
-        if value.get("name"):  # ids mean different modes on different modules, and names are not unique either
-            return str(value["name"]) if value.get("id") is None else f"{value['name']} ({value['id']})"
-        return ", ".join(f"{key} {_name(of)}" for key, of in sorted(value.items())) or None
-    if isinstance(value, (list, tuple)):
-        return ", ".join(str(_name(each)) for each in value) or None
+def _describe_mode(mode: PowerMode) -> str:
+    """Name and id: ids mean different modes on different modules, and names are not unique either."""
+    if not mode.name:
+        return f"id {mode.id}"
+    return mode.name if mode.id is None else f"{mode.name} ({mode.id})"
+
+
+def _describe_flag(value: Any) -> str | None:
+    """'yes', 'no', or the text itself."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return None if value is None else str(value)

@@ -174,13 +174,13 @@ def combine(metric: Metric, a: Interval, b: Interval) -> Interval:
 
 def is_same_evaluation(a: Row, b: Row, metric: Metric) -> bool:
     """Whether both rows carry one and the same result: accuracy of one bundle on one set of images."""
-    fingerprints = [row.profile.info["bundle"].get("fingerprint") for row in (a, b)]
+    fingerprints = [row.profile.document.bundle.fingerprint for row in (a, b)]
     return (
         metric.scale == "difference"
         and metric.name in ACCURACY
         and (a.budget, a.value(metric.name)) == (b.budget, b.value(metric.name))
         and same_images(a, b)
-        and fingerprints[0] == fingerprints[1] is not None
+        and fingerprints[0] == fingerprints[1]
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from edge_tprune.analysis import wording
 from edge_tprune.analysis.candidates import Candidates
 from edge_tprune.analysis.changes import Change, Changes
@@ -40,7 +42,7 @@ def row_document(row: Row) -> JsonObject:
     """One row: every metric with its value (null where missing) and its interval where one is known."""
     return {
         "profile": row.profile.name,
-        "run_id": row.profile.info["run_id"],
+        "run_id": row.profile.document.run_id,
         "model": row.model,
         "method": row.method,
         "budget": row.budget,
@@ -180,16 +182,16 @@ def _exclusions_document(exclusions: Sequence[Exclusion]) -> list[JsonObject]:
 
 
 def _profile_document(profile: Profile) -> JsonObject:
+    run = profile.document
+    summary = {} if profile.summary is None else msgspec.to_builtins(profile.summary)
     return {
         "name": profile.name,
         "path": str(profile.path),
-        "run_id": profile.info["run_id"],
-        "started_utc": profile.info["started_utc"],
-        "tool_version": profile.info["tool_version"],
-        "environment": profile.info["environment"],
-        "plan": profile.info["plan"],
+        "run_id": run.run_id,
+        "started_utc": run.started_utc,
+        "tool_version": run.tool_version,
+        "environment": msgspec.to_builtins(run.environment),
+        "plan": msgspec.to_builtins(run.settings),
         "notes": list(profile.notes),
-        "verdict": profile.summary.get("verdict"),
-        "sensor": profile.summary.get("sensor"),
-        "idle": profile.summary.get("idle"),
+        **{key: summary.get(key) for key in ("verdict", "sensor", "idle")},
     }

@@ -43,7 +43,7 @@ def records(rows: Sequence[Row]) -> list[Record]:
     return [
         {
             "profile": row.profile.name,
-            "run_id": row.profile.info["run_id"],
+            "run_id": row.profile.document.run_id,
             "started_utc": row.profile.started_utc,
             "method": row.method,
             "budget": row.budget,

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_tprune.analysis.conditions import UNKNOWN, data_conditions, run_conditions
-from edge_tprune.analysis.recorded import check_units, read_recorded
+from edge_tprune.analysis.recorded import Recorded, check_units, read_recorded
 from edge_tprune.analysis.samples import Samples, read_samples
 from edge_tprune.analysis.table import QUANTILES, Profile, Row, Rows
 from edge_tprune.errors import UserError
-from edge_tprune.record.document import RUN
+from edge_tprune.record.document import RUN, BudgetRecord
+from edge_tprune.record.lines import Check
 from edge_tprune.record.turn import Turn
 from edge_tprune.statistics import Interval, nearest_rank, paired_speedup, percentile_intervals, ratio_interval
 from edge_tprune.text import printable
@@ -96,77 +97,107 @@ def profile_rows(samples: Samples) -> list[Row]:
     if not samples.count:
         raise UserError(f"profile {samples.path} holds no measurement: the run ended before its first round. Profile again")
     try:
-        return _rows(samples)
+        return _make_rows(samples)
     except UserError as error:
         raise UserError(f"profile {samples.path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # beyond what the schema of run.json can promise
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # in what the bundle wrote, which the types of a run do not cover
         raise UserError(
             f"profile {samples.path} holds values that make no sense ({error!r}). Copy the profile again"
         ) from error
 
 
-def _rows(samples: Samples) -> list[Row]:
-    info, model = samples.info, samples.info["bundle"]["model"]
+def _make_rows(samples: Samples) -> list[Row]:
+    document = samples.document
     profile = Profile(
-        samples.path, info, (*samples.warnings, *_unsteady(samples)), tuple(map(printable, samples.notes)), samples.summary
+        samples.path,
+        document,
+        (*samples.warnings, *_unsteady(samples)),
+        tuple(map(printable, samples.notes)),
+        samples.summary,
     )
     engine = next((check.engine for check in samples.checks.values() if check.engine), {})
-    shared = run_conditions(info, samples.state, engine, samples.summary)
-    data = data_conditions(info["budgets"])
-    batch, tokens = info["bundle"]["batch"], model.get("tokens")
-    timed = {name: _timed(turns, batch) for name, turns in samples.turns.items()}
-    unpruned = (entry["name"] for entry in info["budgets"] if _is_unpruned(entry, tokens))
-    baseline = next((name for name in unpruned if timed[name] is not None), None)
-    rows = []
-    for entry in info["budgets"]:
-        name, latency, recorded = entry["name"], timed[entry["name"]], read_recorded(samples.summary, entry["name"])
-        accuracy, check = entry["accuracy"] or {}, samples.checks.get(name)
-        values, intervals = _accuracy(accuracy, _is_unpruned(entry, tokens))
-        values |= recorded.values
-        intervals |= recorded.intervals
-        schedule = tuple(entry["schedule"])
-        values |= {
-            "final_tokens": schedule[-1] if schedule else tokens,
-            "macs_g": entry["macs"] / 1e9,
-            "macs_share_percent": 100 * entry["macs_share"],
-            "peak_memory_mb": None if check is None or check.peak_memory_bytes is None else check.peak_memory_bytes / 1e6,
-        }
-        if latency is not None:
-            intervals |= latency.intervals
-            values |= {metric: interval.value for metric, interval in latency.intervals.items()}
-            if baseline is not None and (speedup := _speedup(timed[baseline], latency)) is not None:
-                intervals["speedup"], values["speedup"] = speedup, speedup.value
-        unfit = "its outputs failed the check on that machine" if check is not None and not check.golden_ok else None
-        if recorded.verdict is not None and recorded.verdict.status == "invalid":
-            unfit = unfit or f"its run is invalid: {'; '.join(recorded.verdict.reasons) or 'not said why'}"
-        rows.append(
-            Row(
-                profile=profile,
-                model=printable(model.get("name", UNKNOWN)),
-                method=printable(info["bundle"]["method"].get("name", UNKNOWN)),
-                budget=printable(name),
-                schedule=schedule,
-                tokens=tokens,
-                unpruned=_is_unpruned(entry, tokens),
-                values=values,
-                intervals=intervals,
-                by_round={} if latency is None else latency.by_round,
-                latency_quantiles_ms=() if latency is None else latency.quantiles_ms,
-                inferences=0 if latency is None else latency.inferences,
-                rounds=len(samples.turns[name]),
-                conditions={**shared, "precision": printable(entry["artifact"]["precision"]), **data[name]},
-                unfit=unfit,
-                verdict=recorded.verdict,
-                why_missing=recorded.why_missing,
-                per_image=_per_image(accuracy),
-            )
-        )
-    check_units(info, [(row.budget, row.values, batch) for row in rows])
+    shared = run_conditions(document, samples.state, engine, samples.summary)
+    data = data_conditions(document.budgets)
+    batch, tokens = document.bundle.batch, document.bundle.model.get("tokens")
+    timed = {name: _summarize_latencies(turns, batch) for name, turns in samples.turns.items()}
+    unpruned = (budget.name for budget in document.budgets if _is_unpruned(budget, tokens))
+    baseline = next((timed[name] for name in unpruned if timed[name] is not None), None)
+
+    def conditions(budget: BudgetRecord) -> dict[str, str]:
+        return {**shared, "precision": printable(budget.artifact.precision), **data[budget.name]}
+
+    rows = [
+        _make_row(profile, budget, samples, timed[budget.name], baseline, conditions(budget)) for budget in document.budgets
+    ]
+    check_units(document, [(row.budget, row.values, batch) for row in rows])
     return rows
 
 
+def _make_row(
+    profile: Profile,
+    budget: BudgetRecord,
+    samples: Samples,
+    latency: _Latencies | None,
+    baseline: _Latencies | None,
+    conditions: Mapping[str, str],
+) -> Row:
+    """The row of one budget; `latency` and `baseline` are what was timed of it and of the unpruned one."""
+    model, check = profile.document.bundle.model, samples.checks.get(budget.name)
+    recorded = read_recorded(samples.summary, budget.name)
+    tokens: int | None = model.get("tokens")
+    accuracy = budget.accuracy or {}
+    values, intervals = _accuracy(accuracy, _is_unpruned(budget, tokens))
+    values |= recorded.values
+    intervals |= recorded.intervals
+    values |= {
+        "final_tokens": budget.schedule[-1] if budget.schedule else tokens,
+        "macs_g": budget.macs / 1e9,
+        "macs_share_percent": 100 * budget.macs_share,
+        "peak_memory_mb": None if check is None or check.peak_memory_bytes is None else check.peak_memory_bytes / 1e6,
+    }
+    if latency is not None:
+        intervals |= latency.intervals
+        values |= {metric: interval.value for metric, interval in latency.intervals.items()}
+        if baseline is not None and (speedup := _speedup(baseline, latency)) is not None:
+            intervals["speedup"], values["speedup"] = speedup, speedup.value
+    return Row(
+        profile=profile,
+        model=printable(model.get("name", UNKNOWN)),
+        method=printable(profile.document.bundle.method.get("name", UNKNOWN)),
+        budget=printable(budget.name),
+        schedule=budget.schedule,
+        tokens=tokens,
+        unpruned=_is_unpruned(budget, tokens),
+        values=values,
+        intervals=intervals,
+        by_round={} if latency is None else latency.by_round,
+        latency_quantiles_ms=() if latency is None else latency.quantiles_ms,
+        inferences=0 if latency is None else latency.inferences,
+        rounds=len(samples.turns[budget.name]),
+        conditions=conditions,
+        unfit=_why_unfit(check, recorded),
+        verdict=recorded.verdict,
+        why_missing=recorded.why_missing,
+        per_image=_per_image(accuracy),
+    )
+
+
+def _why_unfit(check: Check | None, recorded: Recorded) -> str | None:
+    """Why a budget must not be chosen whatever its numbers, or None."""
+    if check is not None and not check.golden_ok:
+        return "its outputs failed the check on that machine"
+    if recorded.verdict is not None and recorded.verdict.status == "invalid":
+        return f"its run is invalid: {'; '.join(recorded.verdict.reasons) or 'not said why'}"
+    return None
+
+
 @dataclass(frozen=True)
-class _Timed:
+class _Latencies:
     """What one budget's latencies come to."""
 
     intervals: dict[str, Interval]  #: metric name -> value, and how sure it is
@@ -175,13 +206,11 @@ class _Timed:
     inferences: int
 
 
-def _timed(turns: Sequence[Turn], batch: int) -> _Timed | None:
+def _summarize_latencies(turns: Sequence[Turn], batch: int) -> _Latencies | None:
     """Everything that is computed from raw latencies; None where nothing was timed."""
     if not turns:
         return None
     rounds = [turn.latency_ns for turn in turns]
-    if not all((values > 0).all() for values in rounds):
-        raise ValueError("a latency of zero or less")
     totals_ms, counts = [float(values.sum()) / 1e6 for values in rounds], [values.size for values in rounds]
     ordered = np.sort(np.concatenate(rounds))
     percents = {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
@@ -190,7 +219,7 @@ def _timed(turns: Sequence[Turn], batch: int) -> _Timed | None:
     intervals["mean_ms"] = ratio_interval(totals_ms, counts)
     intervals["throughput_images_per_s"] = ratio_interval([batch * 1e3 * count for count in counts], totals_ms)
     own = {turn.round: np.sort(turn.latency_ns) for turn in turns}
-    return _Timed(
+    return _Latencies(
         intervals=intervals,
         by_round={
             **{
@@ -208,10 +237,10 @@ def _nearest_rank(ordered: NDArray[np.int64], share: float) -> float:
     return float(ordered[nearest_rank(ordered.size, share)])
 
 
-def _speedup(baseline: _Timed | None, own: _Timed) -> Interval | None:
+def _speedup(baseline: _Latencies, own: _Latencies) -> Interval | None:
     if baseline is own:
         return Interval(1.0, 1.0, 1.0)
-    return None if baseline is None else paired_speedup(baseline.by_round["p50_ms"], own.by_round["p50_ms"])
+    return paired_speedup(baseline.by_round["p50_ms"], own.by_round["p50_ms"])
 
 
 def _per_image(accuracy: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
@@ -258,8 +287,8 @@ def _unsteady(samples: Samples) -> list[str]:
     ]
 
 
-def _is_unpruned(entry: Mapping[str, Any], tokens: int | None) -> bool:
-    return tokens is not None and all(count >= tokens for count in entry["schedule"])
+def _is_unpruned(budget: BudgetRecord, tokens: int | None) -> bool:
+    return tokens is not None and all(count >= tokens for count in budget.schedule)
 
 
 def _started(profile: Path) -> str:

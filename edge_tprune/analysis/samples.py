@@ -1,20 +1,19 @@
-"""The raw latencies of a run, as a comparison needs them. Read by the one reader of profiles, `record.reader`."""
+"""One run as a comparison needs it, through the one reader of profiles, `record.reader`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from edge_tprune.errors import UserError
+from edge_tprune.record.document import RunDocument
 from edge_tprune.record.lines import Check
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.record.summarize import summarize
 from edge_tprune.record.summary import Summary, read_summary
 from edge_tprune.record.turn import Turn
+from edge_tprune.telemetry.state import MachineState
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class Samples:
     """One run: its settings and environment, and per budget every latency that was recorded."""
 
     path: Path
-    info: Mapping[str, Any]  #: run.json; accuracy that was judged on the device takes the place of the bundle's
+    document: RunDocument  #: run.json; accuracy that was judged on the device takes the place of the bundle's
     checks: Mapping[str, Check]  #: by budget
     turns: Mapping[str, tuple[Turn, ...]]  #: by budget, every budget of the run, in the order they ran
-    unsteady: int  #: turns in which latency had not settled when timing began
-    state: Mapping[str, Any]  #: the state the machine was in when the run began; {} where that was not recorded
-    summary: Mapping[str, Any]  #: summary.json, derived again where it is missing
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]  #: what a person should know before trusting the numbers
+    unsteady: int = 0  #: turns in which latency had not settled when timing began
+    state: MachineState | None = None  #: of the machine when the run began; None where that was not recorded
+    summary: Summary | None = None  #: summary.json, derived again where it is missing; None where nothing was timed
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  #: what a person should know before trusting the numbers
 
     @property
     def count(self) -> int:
@@ -47,28 +46,15 @@ def read_samples(path: Path) -> Samples:
     summary, warnings = _find_summary(run)
     return Samples(
         path=run.path,
-        info=_info(run),
+        document=run.document,
         checks=run.checks,
         turns={name: tuple(run.turns_of(name)) for name in run.budgets},
         unsteady=sum(turn.warmup_steady is False for turn in run.turns),
-        state=next((_plain(state.values) for state in run.states if state.which == "begin"), {}),
-        summary={} if summary is None else _plain(summary),
+        state=next((state.values for state in run.states if state.which == "begin"), None),
+        summary=summary,
         notes=run.notes,
         warnings=(*run.warnings, *warnings),
     )
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """As JSON has it."""
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
-    return plain
-
-
-def _info(run: Run) -> dict[str, Any]:
-    """run.json; what the environment does not know is left out."""
-    info = _plain(run.document)
-    info["environment"] = {key: value for key, value in info["environment"].items() if value is not None}
-    return info
 
 
 def _find_summary(run: Run) -> tuple[Summary | None, list[str]]:

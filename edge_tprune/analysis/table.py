@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_tprune.analysis.conditions import UNKNOWN
-from edge_tprune.analysis.recorded import Verdict
+from edge_tprune.analysis.recorded import RowVerdict
+from edge_tprune.record.document import RunDocument
+from edge_tprune.record.summary import Summary
 from edge_tprune.statistics import Interval
 from edge_tprune.text import printable
 
@@ -23,10 +25,10 @@ class Profile:
     """One run: what a report tells about it beyond its rows."""
 
     path: Path
-    info: Mapping[str, Any]  #: run.json
+    document: RunDocument  #: run.json
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    summary: Mapping[str, Any] = field(default_factory=dict)  #: summary.json; {} where there is none
+    summary: Summary | None = None  #: summary.json; None where nothing was timed
 
     @property
     def name(self) -> str:
@@ -36,7 +38,7 @@ class Profile:
     @property
     def started_utc(self) -> str:
         """When it began, ISO 8601."""
-        return printable(self.info["started_utc"])
+        return printable(self.document.started_utc)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Row:
     rounds: int
     conditions: Mapping[str, str]  #: what must be equal for two rows to be compared: label -> value
     unfit: str | None  #: why this row must not be chosen whatever its numbers, or None
-    verdict: Verdict | None = None  #: whether the run may be believed; None where it gave no verdict
+    verdict: RowVerdict | None = None  #: whether the run may be believed; None where it gave no verdict
     why_missing: Mapping[str, str] = field(default_factory=dict)  #: metric name -> why it has no value, where that is known
     per_image: Mapping[str, NDArray[np.bool_]] = field(
         default_factory=dict

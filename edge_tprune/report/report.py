@@ -211,8 +211,9 @@ def _describe_verdict(rows: Sequence[Row]) -> dict[str, Any]:
         text = "This run was recorded without a verdict on it: whether something disturbed it was not looked at."
         return {"status": "unjudged", "label": "not judged", "text": text, "reasons": []}
     status = max((verdict.status for _, verdict in given), key=list(_VERDICTS).index)
-    of_run = rows[0].profile.summary.get("verdict") or {}
-    pointers = {printable(reason["text"]) for reason in of_run.get("reasons") or () if reason.get("code") == "budget"}
+    summary = rows[0].profile.summary
+    of_run = () if summary is None or summary.verdict is None else summary.verdict.reasons
+    pointers = {printable(reason.text) for reason in of_run if reason.code == "budget"}
     reasons: dict[str, list[str]] = {}
     for row, verdict in given:
         for reason in verdict.reasons:

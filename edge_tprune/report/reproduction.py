@@ -14,25 +14,27 @@ def list_commands(profiles: Sequence[Profile]) -> list[str]:
     """Command lines that make the same bundle, profile and report, as far as the profiles tell."""
     lines = []
     for profile in profiles:
-        bundle, plan = profile.info["bundle"], profile.info["plan"]
-        model, method = bundle["model"], bundle["method"]
-        where = f"bundles/{bundle['name']}"
+        bundle, settings = profile.document.bundle, profile.document.settings
+        model, method = bundle.model, bundle.method
+        where = f"bundles/{bundle.name}"
         build = ["edge-tprune", "build", model.get("name", "MODEL")]
         weights = str(model.get("weights", ""))
         if "." in weights:  # a file's name; otherwise a word for where they came from
             build += ["--weights", weights]
-        budgets = ",".join(str(budget["name"]) for budget in profile.info["budgets"])
+        budgets = ",".join(profile.document.budget_names)
         build += ["--method", method.get("name", "METHOD"), "--budgets", budgets]
         build += [word for name, value in (method.get("options") or {}).items() for word in ("--option", f"{name}={value}")]
         build += ["--out", where]
         chosen = {
-            "runtime": plan["runtime"] if plan["runtime"] != "onnxruntime" else None,
-            "precision": plan.get("precision") if plan.get("precision") != "fp32" else None,
-            **{name: plan[name] for name in ("rounds", "threads", "seed")},
-            "fps": plan.get("fps"),
+            "runtime": settings.runtime if settings.runtime != "onnxruntime" else None,
+            "precision": settings.precision if settings.precision != "fp32" else None,
+            "rounds": settings.rounds,
+            "threads": settings.threads,
+            "seed": settings.seed,
+            "fps": settings.fps,
         }
-        settings = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", value)]
-        lines += [_shell(build), _shell(["edge-tprune", "profile", where, *settings, "--out", "profiles"])]
+        options = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", value)]
+        lines += [_shell(build), _shell(["edge-tprune", "profile", where, *options, "--out", "profiles"])]
     names = [f"profiles/{profile.name}" for profile in profiles]
     return [*lines, _shell(["edge-tprune", "report", *names, "--out", "report.html"])]
 

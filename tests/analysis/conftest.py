@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from edge_tprune.analysis.recorded import Verdict
+from edge_tprune.analysis.recorded import RowVerdict
 from edge_tprune.analysis.table import Profile, Row
+from edge_tprune.record.document import RunDocument
 from edge_tprune.statistics import Interval
 
 TOKENS = 197
@@ -224,7 +226,7 @@ class Profiles:
         intervals: dict[str, Interval] | None = None,
         by_round: dict[str, dict[int, float]] | None = None,
         profile: str = "run",
-        verdict: Verdict | None = None,
+        verdict: RowVerdict | None = None,
         why_missing: dict[str, str] | None = None,
         per_image: dict[str, np.ndarray] | None = None,
         started_utc: str | None = None,
@@ -237,7 +239,7 @@ class Profiles:
         info = run_info()
         info["started_utc"] = started_utc or info["started_utc"]
         return Row(
-            profile=Profile(Path(profile), info, (), ()),
+            profile=Profile(Path(profile), msgspec.convert(info, RunDocument), (), ()),
             model="deit_tiny_patch16_224",
             method=method,
             budget=budget,

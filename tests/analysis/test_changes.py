@@ -9,7 +9,7 @@ from edge_tprune.analysis.changes import find_changes
 from edge_tprune.analysis.contrast import EqualityMargin
 from edge_tprune.analysis.documents import changes_document
 from edge_tprune.analysis.loading import load_rows
-from edge_tprune.analysis.recorded import Verdict
+from edge_tprune.analysis.recorded import RowVerdict
 from edge_tprune.analysis.wording import abbreviate_change, describe_change, list_regressions, list_undecided
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
@@ -132,7 +132,7 @@ def test_new_software_is_what_is_judged_and_named(profiles):
 
 def test_an_invalid_or_missing_new_measurement_is_no_pass(profiles):
     old = [_row(profiles, "0.65", p50_ms=10.0), _row(profiles, "0.5", p50_ms=8.0)]
-    invalid = Verdict("invalid", ("throttled",))
+    invalid = RowVerdict("invalid", ("throttled",))
     new = [_row(profiles, "0.65", p50_ms=10.0, unfit="its run is invalid: throttled", verdict=invalid)]
     changes = find_changes(old, new)
     assert list_regressions(changes) == []

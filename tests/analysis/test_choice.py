@@ -21,7 +21,7 @@ from edge_tprune.analysis.documents import answer_document
 from edge_tprune.analysis.limits import LIMITS
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.metrics import METRICS
-from edge_tprune.analysis.recorded import Verdict
+from edge_tprune.analysis.recorded import RowVerdict
 from edge_tprune.analysis.wording import describe_choice, describe_no_choice, describe_trade, list_caveats
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
@@ -343,7 +343,7 @@ def test_among_equals_a_valid_measurement_is_preferred_to_a_suspect_one(profiles
     def row(name, status):
         return profiles.row(
             name, profile=name, p50_ms=5.0, intervals={"p50_ms": Interval(5, 4.9, 5.1)},
-            top1_percent=90.0 + (status == "suspect"), verdict=Verdict(status, ("throttled",)),
+            top1_percent=90.0 + (status == "suspect"), verdict=RowVerdict(status, ("throttled",)),
         )  # fmt: skip
 
     assert choose([row("a", "suspect"), row("b", "valid")], objective="latency").row.budget == "b"

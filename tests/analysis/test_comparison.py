@@ -19,7 +19,7 @@ from edge_tprune.analysis.contrast import EqualityMargin
 from edge_tprune.analysis.documents import comparison_document
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.metrics import METRICS, MISSING
-from edge_tprune.analysis.recorded import Verdict
+from edge_tprune.analysis.recorded import RowVerdict
 from edge_tprune.statistics import Interval
 
 
@@ -148,7 +148,7 @@ def test_methods_and_repeated_runs_are_told_apart(profiles, tmp_path):
 
 
 def test_a_doubt_about_all_is_said_once(profiles):
-    doubt = Verdict("suspect", ("swap in use changed",))
+    doubt = RowVerdict("suspect", ("swap in use changed",))
     rows = [profiles.row("a", verdict=doubt), profiles.row("b", verdict=doubt)]
     assert list_doubts(rows) == ["Suspect: swap in use changed."]
     assert list_doubts([rows[0], profiles.row("b")]) == ["Suspect (zero_tprune a): swap in use changed."]

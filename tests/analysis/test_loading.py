@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,9 @@ from edge_tprune.analysis.samples import Samples
 from edge_tprune.analysis.table import find_differences, group_rows
 from edge_tprune.analysis.wording import list_caveats
 from edge_tprune.errors import UserError
+from edge_tprune.record.document import RunDocument
 from edge_tprune.record.lines import Check
+from edge_tprune.record.summary import MeterSummary, Summary
 from edge_tprune.record.turn import Turn
 from edge_tprune.statistics import Interval
 
@@ -354,11 +357,13 @@ def _samples_in(profiles, environment):
         budget["artifact"]["precision"] = environment["precision"]
         budget["accuracy"]["data"]["sha256"] = environment["data"]
     engine = None if environment["zero copy"] is None else {"zero_copy": environment["zero copy"]}
-    sensor = None if environment["sensor"] is None else {"metric": "total_power_mw", "made_of": environment["sensor"]}
+    sensor = environment["sensor"]
+    meter = None if sensor is None else MeterSummary(metric="total_power_mw", source="rails", made_of=sensor)
     turns = {budget["name"]: (_turn(0, budget["name"]), _turn(1, budget["name"])) for budget in info["budgets"]}
     checked = Check(budget="1.0", golden_ok=True, golden_max_abs_diff=0.0, load_ms=1.0, peak_memory_bytes=None, engine=engine)
     checks = {"1.0": checked}
-    return Samples(Path("run"), info, checks, turns, 0, {}, {"sensor": sensor}, (), ())
+    document = msgspec.convert(info, RunDocument)
+    return Samples(Path("run"), document, checks, turns, summary=Summary(meter=meter, budgets={}))
 
 
 @settings(max_examples=60)

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from edge_tprune.analysis.choice import NoChoice, choose
 from edge_tprune.analysis.conditions import run_conditions
 from edge_tprune.analysis.loading import load_rows
-from edge_tprune.analysis.recorded import Verdict, read_recorded
+from edge_tprune.analysis.recorded import RowVerdict, read_recorded
 from edge_tprune.analysis.wording import describe_no_choice, list_caveats
 from edge_tprune.errors import UserError
+from edge_tprune.record.document import RunDocument
+from edge_tprune.record.summary import BudgetSummary, Summary
 from edge_tprune.statistics import Interval
+from edge_tprune.telemetry.environment import ClockLocks
+from edge_tprune.telemetry.state import Clocks, ClockState, MachineState, PowerMode
 
 
 def _budget(summary, name="0.65"):
@@ -28,7 +34,7 @@ def test_power_energy_stages_and_memory_become_columns(profiles, tmp_path):
     assert (row.value("h2d_ms"), row.value("compute_ms"), row.value("d2h_ms")) == (0.2, 6.0, 0.1)
     assert row.value("min_memory_available_mb") == 2100
     assert row.value("missed_deadlines_percent") is None
-    assert row.verdict == Verdict("valid")
+    assert row.verdict == RowVerdict("valid")
     assert row.conditions["power sensor"] == "VDD_IN"
 
 
@@ -82,16 +88,22 @@ def test_a_doubt_about_one_budget_is_none_about_the_others(profiles):
     summary = profiles.summary(
         profiles.info(), verdict={"status": "suspect", "reasons": [{"code": "budget", "text": "budget 0.5 is suspect"}]}
     )
-    assert read_recorded(summary, "0.65").verdict == Verdict("valid")
+    assert read_recorded(_typed(summary), "0.65").verdict == RowVerdict("valid")
     summary["verdict"]["reasons"].append({"code": "swap", "text": "swap in use changed"})
-    assert read_recorded(summary, "0.65").verdict == Verdict("suspect", ("swap in use changed",))
+    assert read_recorded(_typed(summary), "0.65").verdict == RowVerdict("suspect", ("swap in use changed",))
     _budget(summary)["verdict"] = {"status": "unheard of", "reasons": []}
-    assert read_recorded(summary, "0.65").verdict.status == "suspect"
+    assert read_recorded(_typed(summary), "0.65").verdict.status == "suspect"
+
+
+def _typed(summary):
+    return msgspec.convert(summary, Summary)
 
 
 def test_an_older_or_absent_summary_has_no_verdict():
-    assert read_recorded({}, "0.65").verdict is None
-    assert read_recorded({"budgets": {"0.65": {"inferences": 3}}}, "0.65").values == {}
+    assert read_recorded(None, "0.65").verdict is None
+    old = Summary(budgets={"0.65": BudgetSummary(inferences=3)})
+    assert read_recorded(old, "0.65").verdict is None
+    assert read_recorded(old, "0.65").values == {}
 
 
 def _milliwatts(info, summary):
@@ -120,21 +132,17 @@ def test_mixed_units_are_refused_in_one_line(mix, profiles, tmp_path):
 
 
 def test_states_and_engines_are_conditions(profiles):
-    info = profiles.info()
-    state = {
-        "power_mode": {"id": 2, "name": "MAXN"},
-        "clocks": {
-            "gpu": {"mhz": 306, "max_mhz": 1020, "locked": True},
-            "cpu": [{"mhz": 1500, "max_mhz": 1984, "locked": False}],
-        },
-    }
+    document = msgspec.convert(profiles.info(), RunDocument)
+    gpu, cpu = ClockState(mhz=306, max_mhz=1020, locked=True), ClockState(mhz=1500, max_mhz=1984, locked=False)
+    state = MachineState(power_mode=PowerMode(2, "MAXN"), clocks=Clocks(gpu, (cpu,)))
     engine = {"version": "10.3.0", "device": "Orin", "cuda_graph": True, "zero_copy": False}
-    found = run_conditions(info, state, engine, {})
+    found = run_conditions(document, state, engine, None)
     assert found["power mode"] == "MAXN (2)"
     assert found["clocks"] == "GPU locked at 1020 MHz, CPU up to 1984 MHz"
     assert found["runtime"] == "onnxruntime 10.3.0"
     assert (found["device"], found["CUDA graph"], found["zero copy"]) == ("Orin", "yes", "no")
-    state["clocks"]["gpu"]["mhz"] = 1020  # what a clock reads at that moment is no condition
-    assert run_conditions(info, state, engine, {}) == found
-    info["environment"]["clock_locks"] = {"gpu": None, "cpu": [True, True]}
-    assert run_conditions(info, {}, {}, {})["clocks"] == "CPU locked"
+    moved = replace(state, clocks=Clocks(replace(gpu, mhz=1020), (cpu,)))  # what a clock reads at that moment is no condition
+    assert run_conditions(document, moved, engine, None) == found
+    locks = ClockLocks(gpu=None, cpu=(True, True))
+    document = msgspec.structs.replace(document, environment=replace(document.environment, clock_locks=locks))
+    assert run_conditions(document, None, {}, None)["clocks"] == "CPU locked"

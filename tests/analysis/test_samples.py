@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edge_tprune.analysis.samples import read_samples
 from edge_tprune.errors import UserError
+from edge_tprune.telemetry.state import PowerMode
 
 
 def _version_2(profiles, rounds=3):
@@ -49,8 +50,9 @@ def test_parts_sessions_and_what_was_judged_on_the_device(profiles, tmp_path):
     assert read.count == 14  # of 15: the one that the resumption cut off was not measured again here
     assert all(turn.latency_ns.size == 30 for turns in read.turns.values() for turn in turns)
     assert read.unsteady == 2
-    assert read.info["budgets"][1]["accuracy"]["top1_percent"] == 77.0
-    assert read.state["power_mode"]["name"] == "15W"
+    assert (read.document.budgets[1].accuracy or {})["top1_percent"] == 77.0
+    assert read.state is not None
+    assert read.state.power_mode == PowerMode(0, "15W")
     assert read.notes == ("a window was open",)
 
 
@@ -117,10 +119,10 @@ def test_lines_written_by_another_program_are_read_all_the_same(profiles, tmp_pa
 
 def test_a_missing_summary_is_derived_again_and_a_damaged_one_is_said(profiles, tmp_path):
     path = profiles.write(tmp_path / "run")
-    assert read_samples(path).summary["budgets"]["0.65"]["inferences"] == 240
+    assert read_samples(path).summary.budgets["0.65"].inferences == 240
     for damage in ("{", '{"format": "edge-tprune-summary", "version": 2, "budgets": {"0.65": {"rounds": NaN}}}'):
         (path / "summary.json").write_text(damage)
         read = read_samples(path)
-        assert read.summary["budgets"]["0.65"]["inferences"] == 240
+        assert read.summary.budgets["0.65"].inferences == 240
         (warning,) = [text for text in read.warnings if "summary.json" in text]
         assert "derived again" in warning

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_tprune.analysis.recorded import Verdict
+from edge_tprune.analysis.recorded import RowVerdict
 from edge_tprune.analysis.table import describe_differences, find_differences, group_rows
 
 
@@ -30,8 +30,8 @@ def test_differences_in_words(profiles):
 
 
 def test_a_row_says_whether_its_measurement_is_invalid_or_suspect(profiles):
-    assert profiles.row(verdict=Verdict("invalid", ("throttled",))).invalid
-    assert profiles.row(verdict=Verdict("suspect")).suspect == "not said why"
+    assert profiles.row(verdict=RowVerdict("invalid", ("throttled",))).invalid
+    assert profiles.row(verdict=RowVerdict("suspect")).suspect == "not said why"
     plain = profiles.row()
     assert not plain.invalid
     assert plain.suspect is None
