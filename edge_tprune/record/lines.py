@@ -23,25 +23,25 @@ LatencyNs = Annotated[int, Meta(ge=1, le=10**12)]
 Stages = dict[Literal["h2d", "compute", "d2h"], list[Whole]]
 
 
-class Line(msgspec.Struct, tag_field="kind", kw_only=True, frozen=True):
+class LogLine(msgspec.Struct, tag_field="kind", kw_only=True, frozen=True):
     """What every line has."""
 
     t_ns: Nanoseconds
 
 
-class StartLine(Line, tag="start", kw_only=True, frozen=True):
+class StartLine(LogLine, tag="start", kw_only=True, frozen=True):
     """The run begins."""
 
     utc: str  #: wall-clock time at `t_ns`
 
 
-class ResumeLine(Line, tag="resume", kw_only=True, frozen=True):
+class ResumeLine(LogLine, tag="resume", kw_only=True, frozen=True):
     """A new session begins. A turn that was cut off before this line does not count: it is measured again."""
 
     utc: str
 
 
-class StateLine(Line, tag="state", kw_only=True, frozen=True):
+class StateLine(LogLine, tag="state", kw_only=True, frozen=True):
     """The state the machine is in."""
 
     which: Literal["begin", "end"]  #: of a session
@@ -74,21 +74,21 @@ class CheckLine(Check, tag_field="kind", tag="check", kw_only=True, frozen=True)
     t_ns: Nanoseconds
 
 
-class AccuracyLine(Line, tag="accuracy", kw_only=True, frozen=True):
+class AccuracyLine(LogLine, tag="accuracy", kw_only=True, frozen=True):
     """The accuracy of a budget on this device, in the form of the bundle's."""
 
     budget: Name
     accuracy: dict[str, Any]
 
 
-class BaselineLine(Line, tag="baseline", kw_only=True, frozen=True):
+class BaselineLine(LogLine, tag="baseline", kw_only=True, frozen=True):
     """The machine was left alone from `t_ns` to `end_ns`."""
 
     end_ns: Nanoseconds
     which: Literal["before", "after"]  #: the rounds
 
 
-class PartLine(Line, tag="part", kw_only=True, frozen=True):
+class PartLine(LogLine, tag="part", kw_only=True, frozen=True):
     """What was timed of a turn since the part before; `t_ns` is when its timing began, the same in all parts of a turn."""
 
     round: Whole  #: from 0
@@ -111,26 +111,26 @@ class TurnLine(PartLine, tag="round", kw_only=True, frozen=True):
     end_ns: Nanoseconds | None = None  #: when timing ended; None in version 1
 
 
-class NoteLine(Line, tag="note", kw_only=True, frozen=True):
+class NoteLine(LogLine, tag="note", kw_only=True, frozen=True):
     """Something that a person should know."""
 
     text: str
 
 
-class EndLine(Line, tag="end", kw_only=True, frozen=True):
+class EndLine(LogLine, tag="end", kw_only=True, frozen=True):
     """A session ends."""
 
     reason: str  #: "complete", "interrupted" or "failed"
 
 
-class SamplerLine(Line, tag="sampler", kw_only=True, frozen=True):
+class SamplerLine(LogLine, tag="sampler", kw_only=True, frozen=True):
     """A sampler begins."""
 
     session: Whole
     pid: int
 
 
-class ReadingLine(Line, tag="sensors", kw_only=True, frozen=True):
+class ReadingLine(LogLine, tag="sensors", kw_only=True, frozen=True):
     """One reading of one source; `t_ns` is the middle of the read. (Its kind is called "sensors" in the file.)"""
 
     source: str
@@ -139,7 +139,7 @@ class ReadingLine(Line, tag="sensors", kw_only=True, frozen=True):
     gaps: dict[str, str] = {}  #: metric -> why it has no value
 
 
-class CostLine(Line, tag="cost", kw_only=True, frozen=True):
+class CostLine(LogLine, tag="cost", kw_only=True, frozen=True):
     """What the sampler has used since it began to sample."""
 
     cpu_s: Distance

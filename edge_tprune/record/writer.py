@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edge_tprune.files import clear_write_errors, sync_directory
 from edge_tprune.record.document import KIND, RunDocument
-from edge_tprune.record.lines import SAMPLES, SENSORS, CheckLine, Line, ResumeLine, SamplerLine, StartLine
+from edge_tprune.record.lines import SAMPLES, SENSORS, CheckLine, LogLine, ResumeLine, SamplerLine, StartLine
 from edge_tprune.record.log import LogWriter
 
 #: The clock of every `t_ns`, `start_ns` and `latency_ns`; on Linux the monotonic one, so other processes can stamp with it too.
@@ -69,7 +69,7 @@ class Recorder:
         recorder.append(ResumeLine(t_ns=clock_ns(), utc=_utc_now()))
         return recorder
 
-    def append(self, line: Line | CheckLine, *, sync: bool = True) -> None:
+    def append(self, line: LogLine | CheckLine, *, sync: bool = True) -> None:
         """Adds one line to samples.jsonl.
 
         When this returns, the line survives the process; with `sync` it is on the disk and survives a power cut too.
@@ -109,7 +109,7 @@ class SensorRecorder:
         self.append(SamplerLine(t_ns=clock_ns(), session=session, pid=os.getpid()))
         self.sync()
 
-    def append(self, line: Line) -> None:
+    def append(self, line: LogLine) -> None:
         """Adds one line."""
         with suppress(OSError):
             self._log.append(line)

@@ -14,14 +14,14 @@ import pytest
 
 from edge_tprune.errors import UserError
 from edge_tprune.record.document import RUN
-from edge_tprune.record.lines import SAMPLES, CheckLine, EndLine, Line, NoteLine, ReadingLine
+from edge_tprune.record.lines import SAMPLES, CheckLine, EndLine, LogLine, NoteLine, ReadingLine
 from edge_tprune.record.reader import read_run
 from edge_tprune.record.writer import Recorder, clock_ns, directory_name
 
 from .tiny_run import add_turn, document, in_full_disk, write_run
 
 
-class NewLine(Line, tag="something-new", kw_only=True, frozen=True):
+class NewLine(LogLine, tag="something-new", kw_only=True, frozen=True):
     """A kind of line that this version does not know."""
 
     surprise: int

@@ -20,7 +20,7 @@ from edge_tprune.record.lines import (
     CheckLine,
     CostLine,
     EndLine,
-    Line,
+    LogLine,
     ReadingLine,
     SamplerLine,
     TurnLine,
@@ -194,7 +194,7 @@ def write_profile(
     run_info["budgets"] = run_info["budgets"][:1]
     run_info["plan"] |= {"rounds": settings.rounds, "order": [["a"]] * settings.rounds, "mode": "saturation", "fps": None}
     run_info["plan"] |= {"sources": described, "seconds_per_round": settings.seconds}
-    sensors: list[Line] = [SamplerLine(t_ns=0, session=0, pid=1)]
+    sensors: list[LogLine] = [SamplerLine(t_ns=0, session=0, pid=1)]
     due = {source.name: 0 for source in sources}
     while (now_ns := min(due.values())) < line.after[2]:
         for source, about in zip(sources, described):
