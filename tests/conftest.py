@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -23,6 +26,39 @@ def shared_data() -> Path:
     if not (path / "weights").is_dir():
         pytest.skip(f"no test weights and images at {path} (set EDGE_TPRUNE_TEST_DATA)")
     return path
+
+
+_PROCESS_LIMIT_S = 240.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _limit_waits() -> Iterator[None]:
+    """A process that a test waits for without a limit has four minutes; then it is killed and the test fails.
+
+    A test that is stopped by pytest-timeout would otherwise wait once more in `Popen.__exit__`, for ever.
+    """
+    wait, communicate = subprocess.Popen.wait, subprocess.Popen.communicate
+
+    def limited_wait(self: subprocess.Popen[Any], timeout: float | None = None) -> int:
+        try:
+            return wait(self, timeout=_PROCESS_LIMIT_S if timeout is None else timeout)
+        except subprocess.TimeoutExpired:
+            if timeout is None:
+                self.kill()
+            raise
+
+    def limited_communicate(self: subprocess.Popen[Any], input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        try:
+            return communicate(self, input=input, timeout=_PROCESS_LIMIT_S if timeout is None else timeout)
+        except subprocess.TimeoutExpired:
+            if timeout is None:
+                self.kill()
+            raise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "wait", limited_wait)
+        patch.setattr(subprocess.Popen, "communicate", limited_communicate)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -260,7 +260,7 @@ def _refuse_changes(
     document = before.document
     pairs: dict[str, tuple[Any, Any]] = {
         "bundle fingerprint": (document.bundle.fingerprint, bundle.manifest["fingerprint"]),
-        "images": (_plain(document.settings.input), _plain(described)),
+        "images": (_to_builtins(document.settings.input), _to_builtins(described)),
         **request.differences(document.settings),
     }
     if budgets is not None:
@@ -272,7 +272,7 @@ def _refuse_changes(
         raise UserError(f"profile {before.path} cannot be resumed, because not everything is as it was: {text}")
 
 
-def _plain(described: RunInput | None) -> Any:
+def _to_builtins(described: RunInput | None) -> Any:
     return msgspec.to_builtins(described)
 
 

@@ -182,11 +182,11 @@ def _main() -> None:
         order = msgspec.json.decode(text, type=SampleOrder)
         recorder, stop = SensorRecorder(Path(order.directory), order.session), threading.Event()
 
-        def wait_for_the_end() -> None:
+        def wait_for_exit() -> None:
             sys.stdin.buffer.read()
             stop.set()
 
-        threading.Thread(target=wait_for_the_end, daemon=True).start()
+        threading.Thread(target=wait_for_exit, daemon=True).start()
         _sample(samplers, recorder, stop)
     for each in samplers:
         threading.Thread(target=each.source.close, daemon=True).start()

@@ -111,7 +111,7 @@ def _measure(session: Session) -> dict[str, str]:
     session.observer.begin(session.recorder.path, session.number)
     if session.observer.problem is not None:
         session.note(f"no sensor is read: {session.observer.problem}")
-    if (guess := _guessed_meter(settings)) is not None:
+    if (guess := _guess_meter(settings)) is not None:
         session.note(f"power and energy come from {guess}")
     failures = _check_budgets(session)
     if session.dataset is not None:
@@ -223,7 +223,7 @@ def _finish(session: Session, reason: str, trace: bool) -> None:
         write_trace(run)
 
 
-def _guessed_meter(settings: RunSettings) -> str | None:
+def _guess_meter(settings: RunSettings) -> str | None:
     """What the meter is made of, where that is a guess."""
     meter = choose_meter(settings.sources, settings.runtime)
     return meter.made_of if meter is not None and meter.guess else None

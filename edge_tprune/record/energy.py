@@ -96,9 +96,9 @@ def budget_energy(meter: Meter | None, turns: Sequence[SpanPower], idle: Idle) -
     bias_w = _bias(meter, used)
     spread_w = _spread(used, [power.mean_w for _, power in used])
     half_w = None if spread_w is None else math.hypot(spread_w, bias_w)
-    mean = _around(mean_w, half_w)
-    needed_s, rounds = _needed(meter, used, mean_w, bias_w, lost_s, least_s)
-    above, above_reason = _above_idle(used, idle, bias_w)
+    mean = _symmetric_interval(mean_w, half_w)
+    needed_s, rounds = _required_length(meter, used, mean_w, bias_w, lost_s, least_s)
+    above, above_reason = _net_energy(used, idle, bias_w)
     if half_w is None or half_w > RESOLVED * abs(mean_w):
         reason = _why_not(mean_w, half_w, window_s, needed_s, rounds)
         return Energy(mean, above, None, None, "not_resolvable", reason, window_s, needed_s)
@@ -131,7 +131,7 @@ def _no_reading(meter: Meter, window_s: float, least_s: float) -> Energy:
 _Used = Sequence[tuple[Span, Power]]
 
 
-def _above_idle(used: _Used, idle: Idle, bias_w: float) -> tuple[Interval | None, str | None]:
+def _net_energy(used: _Used, idle: Idle, bias_w: float) -> tuple[Interval | None, str | None]:
     """Power above idle, and why no energy follows from it, if so."""
     idle_w = [idle.at(turn.session, turn.middle_ns) for turn, _ in used]
     above = [power.mean_w - base for (_, power), base in zip(used, idle_w) if base is not None]
@@ -140,11 +140,13 @@ def _above_idle(used: _Used, idle: Idle, bias_w: float) -> tuple[Interval | None
     value = sum(watt * turn.seconds for watt, (turn, _) in zip(above, used)) / sum(turn.seconds for turn, _ in used)
     spread_w = _spread(used, above)
     if spread_w is None or idle.half_w is None:
-        return _around(value, None), "the error of energy above idle is not known: idle power was not measured before and after"
+        return _symmetric_interval(
+            value, None
+        ), "the error of energy above idle is not known: idle power was not measured before and after"
     half = math.hypot(spread_w, bias_w, idle.half_w)
     if half >= abs(value):
-        return _around(value, half), f"energy above idle is not resolvable: {value:.2g} W ± {half:.2g} W above idle"
-    return _around(value, half), None
+        return _symmetric_interval(value, half), f"energy above idle is not resolvable: {value:.2g} W ± {half:.2g} W above idle"
+    return _symmetric_interval(value, half), None
 
 
 def _spread(used: _Used, watts: Sequence[float]) -> float | None:
@@ -178,7 +180,7 @@ def _least_window_s(meter: Meter, turns: int) -> float:
     return max(2 * late_s, 1.96 * late_s / (AIM / 2 * math.sqrt(6 * turns)))
 
 
-def _needed(
+def _required_length(
     meter: Meter, used: _Used, mean_w: float, bias_w: float, lost_s: float, least_s: float
 ) -> tuple[float | None, int | None]:
     """(length of turns, number of rounds) that would give the aim: with as many rounds, with turns as long. None: would not.
@@ -215,7 +217,7 @@ def _why_not(mean_w: float, half_w: float | None, window_s: float, needed_s: flo
     return f"{text}: the sensor's steps are too coarse for this power, no length would be enough"
 
 
-def _around(value: float, half: float | None) -> Interval:
+def _symmetric_interval(value: float, half: float | None) -> Interval:
     return Interval(value, None, None) if half is None else Interval(value, value - half, value + half)
 
 

@@ -72,7 +72,7 @@ class PowerWindow:
     def power(self) -> Power | None:
         """None where no reading can have seen this window alone."""
         if self._meter.counter:
-            return self._counted()
+            return self._counter_power()
         if not self._count:
             return None
         seconds = (self._last_ns - self._first_ns) / 1e9
@@ -86,7 +86,7 @@ class PowerWindow:
             end_ns=self._last_ns,
         )
 
-    def _counted(self) -> Power | None:
+    def _counter_power(self) -> Power | None:
         pairs = [
             ((t_ns - before_ns) / 1e9, joule - before)
             for (before_ns, before), (t_ns, joule) in zip(self._updates, self._updates[1:])

@@ -195,9 +195,9 @@ class _SampleLog:
         if isinstance(line, PartLine):
             return self._assembler.add(line)
         if isinstance(line, CheckLine):
-            self.checks[self._known(line.budget)] = line
+            self.checks[self._check_budget(line.budget)] = line
         elif isinstance(line, AccuracyLine):
-            self.accuracy[self._known(line.budget)] = line.accuracy
+            self.accuracy[self._check_budget(line.budget)] = line.accuracy
         elif isinstance(line, BaselineLine):
             self.baselines.append(Baseline(line.which, line.t_ns, line.end_ns, session))
         elif isinstance(line, StateLine):
@@ -215,7 +215,7 @@ class _SampleLog:
             self._started = True
         return None
 
-    def _known(self, budget: str) -> str:
+    def _check_budget(self, budget: str) -> str:
         if budget not in self._document.budget_names:
             raise InvalidDocument(f"budget is {budget!r}: this run has no such budget")
         return budget

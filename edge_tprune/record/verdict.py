@@ -24,8 +24,8 @@ MOST_CV = 0.05  #: between a budget's round medians: beyond it, differences of a
 MOST_UNSTEADY = 0.20  #: of the turns that began before latency had settled: medians bear a few, not many
 #: Of a temperature from the first turn to the last: leakage and clocks follow at about a per cent per 5 degrees.
 MOST_RISE_C = 5.0
-MOST_OTHERS_CORES = 0.25  #: of one core, used by other programs while timing: the share at which two threads begin to wait
-MOST_OTHERS_GPU_PERCENT = 5.0  #: of the GPU, busy while this measurement did not use it
+MOST_OTHER_CPU_CORES = 0.25  #: of one core, used by other programs while timing: the share at which two threads begin to wait
+MOST_OTHER_GPU_PERCENT = 5.0  #: of the GPU, busy while this measurement did not use it
 MOST_SWAP_GROWTH_BYTES = 16e6  #: while sampling: smaller changes are normal
 LOCKED_SHARE = 0.97  #: of a locked clock: below, something else holds the clock down
 LEAST_ROUNDS = 3  #: below, the spread between rounds is not known
@@ -67,7 +67,7 @@ def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: F
         found.append(_suspect("warmup_unsteady", text))
     if (missing := facts.missing.get(name, 0.0)) > 1 - LEAST_COVERAGE:
         found.append(_suspect("coverage", f"{missing:.0%} of the power readings are missing"))
-    return found + _slowed_down(facts.stats.get(name, {}))
+    return found + _throttle_reasons(facts.stats.get(name, {}))
 
 
 def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], meter: Meter | None = None) -> list[Reason]:
@@ -80,10 +80,10 @@ def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], m
             found.append(_suspect("budget", f"budget {name} is {worst} ({codes})"))
     if run.end != "complete":
         found.append(_suspect("incomplete", f"the run {run.end or 'was cut off'}: not every round was measured"))
-    found += _slowed_down(facts.whole)
-    found += _changes(run.states)
-    found += _below_lock(run.states, facts)
-    found += _others(run, facts)
+    found += _throttle_reasons(facts.whole)
+    found += _change_reasons(run.states)
+    found += _lock_reasons(run.states, facts)
+    found += _other_program_reasons(run, facts)
     rises = {metric: trend.rise for metric, trend in facts.trends.items()}
     if rises and abs(rises[hottest := max(rises, key=lambda metric: abs(rises[metric]))]) > MOST_RISE_C:
         text = f"{hottest.removesuffix('_temp_c')} went {rises[hottest]:+.1f} degrees from the first turn to the last: let it settle"
@@ -93,10 +93,10 @@ def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], m
         found.append(_suspect("swap", text))
     if meter is not None and meter.guess:
         found.append(_note("meter_guessed", f"power and energy come from {meter.made_of}"))
-    return found + _sensors(run, facts)
+    return found + _sensor_reasons(run, facts)
 
 
-def _slowed_down(stats: Mapping[str, Stat]) -> list[Reason]:
+def _throttle_reasons(stats: Mapping[str, Stat]) -> list[Reason]:
     """What the machine did against heat and too much current."""
     found: list[Reason] = []
     events = sum(stat.increase for metric, stat in stats.items() if metric.startswith("over_current_"))
@@ -113,7 +113,7 @@ def _slowed_down(stats: Mapping[str, Stat]) -> list[Reason]:
     return found
 
 
-def _changes(states: Sequence[State]) -> list[Reason]:
+def _change_reasons(states: Sequence[State]) -> list[Reason]:
     """What must not change while measuring: power mode and clock limits."""
     found: list[Reason] = []
     modes = list(dict.fromkeys(_describe_mode(state.values.power_mode) for state in states))
@@ -135,7 +135,7 @@ def _limits(clocks: Clocks) -> dict[str, tuple[float | None, float | None]]:
     return limits | ({"GPU": (clocks.gpu.min_mhz, clocks.gpu.max_mhz)} if clocks.gpu else {})
 
 
-def _below_lock(states: Sequence[State], facts: Facts) -> list[Reason]:
+def _lock_reasons(states: Sequence[State], facts: Facts) -> list[Reason]:
     """A clock whose lowest and highest value are the same, and which ran slower all the same."""
     if not states:
         return []
@@ -157,24 +157,24 @@ def _below_lock(states: Sequence[State], facts: Facts) -> list[Reason]:
     return found
 
 
-def _others(run: Run, facts: Facts) -> list[Reason]:
+def _other_program_reasons(run: Run, facts: Facts) -> list[Reason]:
     """Other programs."""
     found: list[Reason] = []
     cores = run.document.environment.cpu_count
     loads = [of["cpu_load_others_percent"] for budget, of in facts.stats.items() if budget and "cpu_load_others_percent" in of]
     if loads and cores:
         used = sum(stat.total for stat in loads) / sum(stat.count for stat in loads) / 100 * cores
-        if used > MOST_OTHERS_CORES:
+        if used > MOST_OTHER_CPU_CORES:
             text = f"other programs used {used:.2g} CPU cores on average while timing: end them"
             found.append(_suspect("other_cpu", text))
     idle_gpu = facts.stat(IDLE, "gpu_load_percent")
-    if idle_gpu is not None and idle_gpu.mean > MOST_OTHERS_GPU_PERCENT:
+    if idle_gpu is not None and idle_gpu.mean > MOST_OTHER_GPU_PERCENT:
         text = f"the GPU was busy for {idle_gpu.mean:.0f} % of the time when nothing of this run used it: end the other program"
         found.append(_suspect("other_gpu", text))
     return found
 
 
-def _sensors(run: Run, facts: Facts) -> list[Reason]:
+def _sensor_reasons(run: Run, facts: Facts) -> list[Reason]:
     """Readings that did not come, or came late."""
     found: list[Reason] = []
     for source, missing in facts.missing_sources.items():

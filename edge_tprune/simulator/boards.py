@@ -50,7 +50,7 @@ class RailLaw:
         """What the driver reports as `interval_s`: whole milliseconds, or nothing."""
         return {"ina3221": round(self.interval_s, 3), "ina238": None, "ina3221x": None}[self.chip]
 
-    def shown(self, power_mw: float) -> Registers:
+    def registers(self, power_mw: float) -> Registers:
         """What the driver reports for a mean power."""
         step_ma = self.step_mw / self.voltage_mv * 1000
         current_ma = round(power_mw / self.voltage_mv * 1000 / step_ma) * step_ma

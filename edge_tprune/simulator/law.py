@@ -40,7 +40,7 @@ class StepLoad:
         """From `t_ns` on the load is `load`. Times must not run backwards."""
         if t_ns < self._times_ns[-1]:
             raise ValueError(f"{t_ns} ns lies before the last change of the load")
-        self._busy_s.append(self._until(t_ns))
+        self._busy_s.append(self._integral_s(t_ns))
         self._times_ns.append(t_ns)
         self._loads.append(load)
 
@@ -55,9 +55,9 @@ class StepLoad:
 
     def busy_s(self, begin_ns: int, end_ns: int) -> float:
         """The integral of the load over a window, in seconds of full load."""
-        return self._until(end_ns) - self._until(begin_ns)
+        return self._integral_s(end_ns) - self._integral_s(begin_ns)
 
-    def _until(self, t_ns: int) -> float:
+    def _integral_s(self, t_ns: int) -> float:
         index = max(0, bisect.bisect_right(self._times_ns, t_ns) - 1)
         return self._busy_s[index] + self._loads[index] * (t_ns - self._times_ns[index]) / 1e9
 
@@ -113,16 +113,16 @@ class RailSensor:
     def __post_init__(self) -> None:
         self.interval_ns = round(self.rail.interval_s * 1e9)
 
-    def shown_since_ns(self, t_ns: int) -> int:
+    def conversion_ns(self, t_ns: int) -> int:
         """When the value that is shown at `t_ns` appeared."""
         return self.phase_ns + (t_ns - self.phase_ns) // self.interval_ns * self.interval_ns
 
-    def shown(self, t_ns: int) -> Registers:
+    def registers(self, t_ns: int) -> Registers:
         """What the channel shows at a time: the mean over the interval before the last conversion ended."""
-        end_ns = self.shown_since_ns(t_ns)
+        end_ns = self.conversion_ns(t_ns)
         mean_mw = self.physics.rail_energy_mj(self.rail, end_ns - self.interval_ns, end_ns) / (self.interval_ns / 1e9)
         noise = random.Random(f"{self.seed}/{self.rail.label}/{end_ns}").gauss(0, self.noise_steps) if self.noise_steps else 0.0
-        return self.rail.shown(mean_mw + noise * self.rail.step_mw)
+        return self.rail.registers(mean_mw + noise * self.rail.step_mw)
 
 
 def rail_sensors(law: BoardLaw, physics: Physics, *, seed: int, noise_steps: float) -> dict[str, RailSensor]:

@@ -71,9 +71,12 @@ class Tree:
         self._energy_mj = dict.fromkeys((rail.label for rail in self.law.rails), 0.0)
         self._heat = Heat(now_ns)
         self._ended: list[ActiveFault] = []
-        self._asked: tuple[tuple[int, int, int], list[FileFault]] = ((0, 0, 0), [])  # the file's version, and what it asks for
+        self._requests: tuple[tuple[int, int, int], list[FileFault]] = (
+            (0, 0, 0),
+            [],
+        )  # the file's version, and what it asks for
         self._sensors = rail_sensors(self.law, self.physics, seed=seed, noise_steps=noise_steps)
-        self._shown_ns: dict[str, int] = {}
+        self._written_ns: dict[str, int] = {}
         with clear_write_errors(directory):
             self._clear()
             self._files.write_all()
@@ -88,7 +91,7 @@ class Tree:
         """Ends every fault and the simulation; the files stay as they are."""
         for fault in list(self._files.faults):
             self._end(fault)
-        self._close_ended()
+        self._close_pipes()
         (self.directory / STATE).unlink(missing_ok=True)
         for handle in (self._truth, self._fault_log, self._lock):
             os.close(handle)
@@ -112,7 +115,7 @@ class Tree:
     def next_ns(self) -> int:
         """When the next step should be: at the next tick, or sooner where a sensor has a new value before it."""
         slow = (sensor for sensor in self._sensors.values() if sensor.interval_ns >= _TICK_NS)
-        news = (sensor.shown_since_ns(self._now_ns) + sensor.interval_ns for sensor in slow)
+        news = (sensor.conversion_ns(self._now_ns) + sensor.interval_ns for sensor in slow)
         ends = (fault.end_ns for fault in self._files.faults if fault.end_ns is not None)
         soonest = min([self._now_ns + _TICK_NS, *news, *ends])
         return max(soonest, self._now_ns + _TICK_NS // 5)
@@ -158,22 +161,22 @@ class Tree:
     def _show_rails(self) -> None:
         """Writes the rails whose sensor has a new value."""
         for label, sensor in self._sensors.items():
-            since_ns = sensor.shown_since_ns(self._now_ns)
-            if self._shown_ns.get(label) != since_ns:
-                self._shown_ns[label] = since_ns
-                self._files.write_rail(sensor.rail, sensor.shown(self._now_ns))
+            since_ns = sensor.conversion_ns(self._now_ns)
+            if self._written_ns.get(label) != since_ns:
+                self._written_ns[label] = since_ns
+                self._files.write_rail(sensor.rail, sensor.registers(self._now_ns))
 
     def _write_truth(self, load: float) -> None:
         line = {"t_ns": self._now_ns, "load": load, "total_mj": self.energy_mj(), "rails_mj": self._energy_mj}
         os.write(self._truth, (json.dumps(line) + "\n").encode())
 
-    def _close_ended(self) -> None:
+    def _close_pipes(self) -> None:
         """Closes pipes one step after their fault ended: a reader that found one just before must still get an answer."""
         while self._ended:
             self._ended.pop().close()
 
     def _update_faults(self) -> None:
-        self._close_ended()
+        self._close_pipes()
         for active in [fault for fault in self._files.faults if fault.end_ns is not None and fault.end_ns <= self._now_ns]:
             self._end(active)
         try:
@@ -181,15 +184,15 @@ class Tree:
         except OSError:
             return
         version = (found.st_mtime_ns, found.st_size, found.st_ino)
-        if version == self._asked[0]:
+        if version == self._requests[0]:
             return
         try:
             asked = [FileFault(**entry) for entry in json.loads((self.directory / FAULTS).read_bytes())]
         except (OSError, ValueError, TypeError, UserError) as error:
             self._log("refused", error=str(error))
-            self._asked = version, self._asked[1]
+            self._requests = version, self._requests[1]
             return
-        known, self._asked = self._asked[1], (version, asked)
+        known, self._requests = self._requests[1], (version, asked)
         for gone in (Counter(known) - Counter(asked)).elements():  # the same fault may be asked for twice
             for active in [active for active in self._files.faults if active.fault == gone][:1]:
                 self._end(active)

@@ -26,13 +26,13 @@ def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
     if not times_ns or begin_ns < times_ns[0] or end_ns > times_ns[-1]:
         raise UserError(f"the simulated board in {directory} was not running in the whole window {begin_ns} to {end_ns} ns")
 
-    def until(t_ns: int) -> float:
+    def total_mj(t_ns: int) -> float:
         after = min(bisect.bisect_right(times_ns, t_ns), len(times_ns) - 1)
         span_ns = times_ns[after] - times_ns[after - 1]
         share = (t_ns - times_ns[after - 1]) / span_ns if span_ns else 0.0
         return float(energies_mj[after - 1] + share * (energies_mj[after] - energies_mj[after - 1]))
 
-    return until(end_ns) - until(begin_ns)
+    return total_mj(end_ns) - total_mj(begin_ns)
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -124,7 +124,7 @@ class VirtualMachine:
             events.append(self._sensor(thermal.ALARMS, lambda: 0.0))
         system = [
             self._sensor(host.LOAD, busy),
-            self._sensor(host.OTHERS, lambda: 0.0),
+            self._sensor(host.OTHER_LOAD, lambda: 0.0),
             self._sensor(host.CLOCK, lambda: self.law.cpu_khz[1] / 1e3),
             self._sensor(host.AVAILABLE, lambda: 0.6 * self.law.memory_kib * 1024),
             self._sensor(host.SWAP, lambda: 0.0),
@@ -142,7 +142,7 @@ class VirtualMachine:
         stated_s = rail.stated_interval_s or (INA238_INTERVAL_S if rail.chip == "ina238" else None)
         step_mw = None if rail.chip == "ina3221x" else rail.step_mw
         metric = power_metric(rail.label, f"{rail.chip} at {rail.address}, simulated", stated_s, step_mw)
-        return self._sensor(metric, lambda: self._rails[rail.label].shown(self.clock()).power_mw)
+        return self._sensor(metric, lambda: self._rails[rail.label].registers(self.clock()).power_mw)
 
     def _sensor(self, metric: SensorMetric, value: Callable[[], float]) -> _VirtualSensor:
         return _VirtualSensor(metric, value, self, self._read_s)

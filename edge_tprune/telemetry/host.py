@@ -22,7 +22,7 @@ AVAILABLE = SensorMetric("memory_available_bytes", "bytes", "higher", "min", "me
 SWAP = SensorMetric("swap_used_bytes", "bytes", "lower", "max", "swap space in use, by everything")
 NVMAP = SensorMetric("nvmap_used_bytes", "bytes", "lower", "max", "memory that the GPU and its neighbours hold (NvMapMemUsed)")
 LOAD = SensorMetric("cpu_load_percent", "percent", None, "mean", "busy share of all CPU cores since the last reading")
-OTHERS = SensorMetric(
+OTHER_LOAD = SensorMetric(
     "cpu_load_others_percent", "percent", "lower", "mean", "the part of the CPU load that this measurement did not cause"
 )
 TASKS = SensorMetric(
@@ -119,7 +119,7 @@ class _Memory:
 class _CpuLoad:
     """Busy shares since the last reading, from the kernel's ticks."""
 
-    metrics = (LOAD, OTHERS)
+    metrics = (LOAD, OTHER_LOAD)
 
     def __init__(self, root: Path, pid: int | None) -> None:
         self._root = root
@@ -157,7 +157,7 @@ class _CpuLoad:
         load = min(100.0, max(0.0, 100.0 * (now[0] - before[0]) / elapsed))  # the kernel's idle counters may run backwards
         own = 100.0 * (now[2] - before[2]) * os.sysconf("SC_CLK_TCK") / elapsed
         values[LOAD.name] = load
-        values[OTHERS.name] = max(0.0, load - own)
+        values[OTHER_LOAD.name] = max(0.0, load - own)
 
 
 class _Tasks:

@@ -18,11 +18,11 @@ from edge_tprune.telemetry.thermal import temperature_metric
 
 _SM_CLOCK = 1  #: NVML_CLOCK_SM
 _GPU_TEMPERATURE = 0  #: NVML_TEMPERATURE_GPU
-_HELD_BACK = 0x4 | 0x8 | 0x20 | 0x40 | 0x80  #: power cap, slowdown, software and hardware heat, power brake
+_THROTTLE_BITS = 0x4 | 0x8 | 0x20 | 0x40 | 0x80  #: power cap, slowdown, software and hardware heat, power brake
 
 MEMORY = SensorMetric("gpu_memory_used_bytes", "bytes", "lower", "max", "memory of the GPU in use, by everything")
-HELD_BACK = SensorMetric(
-    "gpu_throttled_count", "count", "lower", "max", "1 while the GPU's clock is held back for heat or power", step=1.0
+THROTTLED = SensorMetric(
+    "gpu_throttled_count", "count", "lower", "max", "1 while the GPU's clock is lowered for heat or power", step=1.0
 )
 PROCESSES = SensorMetric("gpu_processes_count", "count", None, "max", "processes that compute on the GPU", step=1.0)
 
@@ -35,7 +35,7 @@ def nvml_sources(clock_ns: Clock = time.perf_counter_ns) -> list[SensorSource]:
         return []
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in _visible(pynvml.nvmlDeviceGetCount())]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in _visible_gpus(pynvml.nvmlDeviceGetCount())]
         sources = [
             SensorSource(f"nvml{number or ''}", _sensors(pynvml, handle), clock_ns) for number, handle in enumerate(handles)
         ]
@@ -44,7 +44,7 @@ def nvml_sources(clock_ns: Clock = time.perf_counter_ns) -> list[SensorSource]:
     return [source for source in sources if source.metrics]
 
 
-def _visible(count: int) -> list[int]:
+def _visible_gpus(count: int) -> list[int]:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves, where it says so in numbers; all otherwise."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     numbers = [int(name) for name in named if name.strip().isdecimal() and int(name) < count]
@@ -69,7 +69,7 @@ def _sensors(nvml: Any, gpu: Any) -> list[Sensor]:
         (CLOCK, lambda: nvml.nvmlDeviceGetClockInfo(gpu, _SM_CLOCK)),
         (temperature_metric("gpu"), lambda: nvml.nvmlDeviceGetTemperature(gpu, _GPU_TEMPERATURE)),
         (MEMORY, lambda: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
-        (HELD_BACK, lambda: bool(_clock_reasons(nvml, gpu) & _HELD_BACK)),
+        (THROTTLED, lambda: bool(_clock_reasons(nvml, gpu) & _THROTTLE_BITS)),
         (PROCESSES, lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(gpu))),
     ]
     return [sensor for metric, ask in asked if (sensor := CallSensor(metric, ask)).answers()]

@@ -101,10 +101,10 @@ class ProgramSource:
         """The newest line's values; gaps where it lacks them, where it is old, or where the program has ended."""
         now_ns, latest = self._clock_ns(), self._latest
         if self._process is None or latest is None or not self._listener.is_alive():
-            return self._nothing(now_ns, f"{self.name} has ended")
+            return self._empty_reading(now_ns, f"{self.name} has ended")
         t_ns, line = latest
         if now_ns - t_ns > self._quiet_ns:
-            return self._nothing(now_ns, f"{self.name} has been quiet for {(now_ns - t_ns) / 1e9:.1f} s")
+            return self._empty_reading(now_ns, f"{self.name} has been quiet for {(now_ns - t_ns) / 1e9:.1f} s")
         report = self._parse(line)
         if self._total:
             try:
@@ -137,7 +137,7 @@ class ProgramSource:
             process.wait()
         self._listener.join(_END_S)
 
-    def _nothing(self, t_ns: int, reason: str) -> Reading:
+    def _empty_reading(self, t_ns: int, reason: str) -> Reading:
         return Reading(t_ns, 0, {}, {metric.name: reason for metric in self.metrics})
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:

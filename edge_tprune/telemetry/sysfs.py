@@ -36,9 +36,9 @@ def read_text(file: Path | str, *, wait: bool = False) -> str:
     try:
         text = data.decode().strip("\0 \t\r\n")
     except UnicodeDecodeError:
-        raise NoReading(f"{_short(file)} is not text") from None
+        raise NoReading(f"{_short_name(file)} is not text") from None
     if not text:
-        raise NoReading(f"{_short(file)} is empty")
+        raise NoReading(f"{_short_name(file)} is empty")
     return text
 
 
@@ -52,9 +52,9 @@ def read_number(file: Path | str, *, wait: bool = False) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise NoReading(f"no number in {_short(file)}: {text[:40]!r}") from None
+        raise NoReading(f"no number in {_short_name(file)}: {text[:40]!r}") from None
     if not math.isfinite(number):
-        raise NoReading(f"no number in {_short(file)}: {text[:40]!r}")
+        raise NoReading(f"no number in {_short_name(file)}: {text[:40]!r}")
     return number
 
 
@@ -85,11 +85,11 @@ def directories(parent: Path, pattern: str) -> Iterator[Path]:
 
 def _refusal(file: Path | str, error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR):
-        return f"{_short(file)} is gone"
+        return f"{_short_name(file)} is gone"
     name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-    return f"{name} from {_short(file)}"
+    return f"{name} from {_short_name(file)}"
 
 
-def _short(file: Path | str) -> str:
+def _short_name(file: Path | str) -> str:
     """The last two parts: enough to find it, short enough to be recorded with every reading."""
     return "/".join(Path(file).parts[-2:])

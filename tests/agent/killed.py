@@ -68,7 +68,7 @@ def kill_and_resume(bundle_path: Path, out: Path, moments: random.Random, kills:
         _wait_for_any(child, place, len(done) + moments.randrange(3))
         time.sleep(moments.uniform(0, 0.05))
         child.send_signal(signal.SIGKILL)
-        child.communicate()
+        child.communicate(timeout=60)
         for path in place.glob("[0-9]*"):
             run = read_run(path)
             turns = [(turn.round, turn.budget) for turn in run.turns if turn.complete]

@@ -203,7 +203,8 @@ def test_runs_chosen_budgets_also_outside_the_main_thread(bundle: Bundle, tmp_pa
     paths: list[Path] = []
     thread = threading.Thread(target=lambda: paths.append(profile(bundle, tmp_path, QUICK, budgets=["small", "small"])))
     thread.start()
-    thread.join()
+    thread.join(timeout=120)
+    assert not thread.is_alive()
     assert read_run(paths[0]).budgets == ["small"]
     assert len(read_run(paths[0]).turns) == 2
 

@@ -170,7 +170,7 @@ def test_it_dies_with_its_parent_and_leaves_whole_lines(directory: Path) -> None
     pid = int(parent.stdout.readline())
     wait_for(directory / SENSORS, '"kind":"sensors"')
     parent.send_signal(signal.SIGKILL)
-    parent.communicate()
+    parent.communicate(timeout=60)
     text = wait_for(directory / SENSORS, '"kind":"cost"')  # the last thing it writes
     assert all(json.loads(line)["kind"] for line in text.splitlines())
     deadline = time.monotonic() + 60
@@ -185,7 +185,7 @@ def test_a_sampler_that_died_is_started_again_in_the_same_session(directory: Pat
         wait_for(directory / SENSORS, '"kind":"sensors"')
         assert observer.keep_alive() is None
         observer._process.kill()
-        observer._process.wait()
+        observer._process.wait(timeout=60)
         with (directory / SENSORS).open("a") as stream:
             stream.write('{"kind":"sensors","cut')
         assert "ended with -9 and was started again" in str(observer.keep_alive())

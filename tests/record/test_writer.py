@@ -100,7 +100,7 @@ def test_kill_9_at_any_moment_leaves_a_readable_run(tmp_path: Path) -> None:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1))
         child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
+        assert child.wait(timeout=60) == -signal.SIGKILL
         run = read_run(out / "run")
         assert [turn.round for turn in run.turns] == list(range(len(run.turns)))
         assert all(len(turn.latency_ns) == 200 for turn in run.turns)

@@ -80,7 +80,7 @@ def test_a_sensor_shows_steps_of_the_mean(key: str, load: float) -> None:
     physics = Physics(BOARDS[key], StepLoad(load))
     for rail in BOARDS[key].rails:
         sensor = RailSensor(rail, physics, noise_steps=0)
-        shown = sensor.shown(50 * SECOND)
+        shown = sensor.registers(50 * SECOND)
         true_mw = rail.idle_mw + rail.active_mw * load
         assert abs(shown.power_mw - true_mw) <= rail.step_mw / 2 + rail.voltage_mv / 2000 + 1e-6
         if rail.chip != "ina238":
@@ -96,12 +96,12 @@ def test_a_sensor_shows_the_mean_over_the_interval_before_its_conversion() -> No
     t_ns = sensor.interval_ns
     assert t_ns == pytest.approx(430.08e6)
     load.set(10 * t_ns + t_ns // 4, 1.0)  # three quarters of the eleventh interval are busy
-    before, during, after = (sensor.shown(count * t_ns + 5).power_mw for count in (10, 11, 12))
+    before, during, after = (sensor.registers(count * t_ns + 5).power_mw for count in (10, 11, 12))
     assert before == pytest.approx(rail.idle_mw, abs=rail.step_mw)
     assert during == pytest.approx(rail.idle_mw + 0.75 * rail.active_mw, abs=rail.step_mw)
     assert after == pytest.approx(rail.idle_mw + rail.active_mw, abs=rail.step_mw)
-    assert {sensor.shown(11 * t_ns + late_ns).power_mw for late_ns in (0, t_ns // 2, t_ns - 1)} == {during}
-    assert sensor.shown_since_ns(11 * t_ns + 7) == 11 * t_ns
+    assert {sensor.registers(11 * t_ns + late_ns).power_mw for late_ns in (0, t_ns // 2, t_ns - 1)} == {during}
+    assert sensor.conversion_ns(11 * t_ns + 7) == 11 * t_ns
 
 
 def test_noise_is_the_sensors_not_the_powers_and_averages_out() -> None:
@@ -109,9 +109,9 @@ def test_noise_is_the_sensors_not_the_powers_and_averages_out() -> None:
     rail = law.rails[0]
     physics = Physics(law, StepLoad(0.5))
     sensor = RailSensor(rail, physics, noise_steps=0.5, seed=3)
-    shown = [sensor.shown(count * sensor.interval_ns).power_mw for count in range(1, 2001)]
+    shown = [sensor.registers(count * sensor.interval_ns).power_mw for count in range(1, 2001)]
     true_mw = rail.idle_mw + 0.5 * rail.active_mw
-    assert shown == [sensor.shown(count * sensor.interval_ns).power_mw for count in range(1, 2001)]
+    assert shown == [sensor.registers(count * sensor.interval_ns).power_mw for count in range(1, 2001)]
     assert len(set(shown)) > 2
     deviation_mw = rail.step_mw * math.sqrt(0.25 + 1 / 12)
     assert np.std(shown) == pytest.approx(deviation_mw, rel=0.1)
