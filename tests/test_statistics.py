@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from edge_tprune.statistics import (
     Interval,
+    bonferroni,
     combine_difference,
     combine_ratio,
-    count_for_reach,
     mcnemar,
     mean_interval,
     nearest_rank,
@@ -27,7 +27,7 @@ from edge_tprune.statistics import (
     percentile_intervals,
     proportion_interval,
     ratio_interval,
-    simultaneous,
+    required_count,
     student_95,
     student_interval,
 )
@@ -316,8 +316,8 @@ def test_proportions_are_exact_intervals(count, total):
 
 def test_simultaneous_intervals_are_wider_and_hold_together():
     one = Interval(1.0, 0.9, 1.2)
-    assert simultaneous(one, 1) == Interval(1.0, pytest.approx(0.9), pytest.approx(1.2))
-    wide = simultaneous(one, 20)
+    assert bonferroni(one, 1) == Interval(1.0, pytest.approx(0.9), pytest.approx(1.2))
+    wide = bonferroni(one, 20)
     assert wide.low < 0.9
     assert wide.high > 1.2
     assert (1 - wide.low) / 0.1 == pytest.approx((wide.high - 1) / 0.2)
@@ -366,7 +366,7 @@ def test_the_count_for_a_reach_is_the_least_that_suffices(count: int, reach: flo
     def half(many: int) -> float:
         return reach * np.sqrt(count / many) * t.ppf(0.975, many - 1) / t.ppf(0.975, count - 1)
 
-    found = count_for_reach(count, reach, wanted)
+    found = required_count(count, reach, wanted)
     if found is None:
         assert half(1_000_000) > wanted
         return
@@ -376,8 +376,8 @@ def test_the_count_for_a_reach_is_the_least_that_suffices(count: int, reach: flo
 
 
 def test_without_noise_no_count_is_known() -> None:
-    assert count_for_reach(1, 1.0, 0.5) is None
-    assert count_for_reach(10, 1.0, 0.0) is None
+    assert required_count(1, 1.0, 0.5) is None
+    assert required_count(10, 1.0, 0.0) is None
 
 
 def textbook_rank(values: list[float], percent: int) -> float:

@@ -30,7 +30,7 @@ from edge_tprune.analysis.contrast import (
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Row, find_differences
 from edge_tprune.errors import UserError
-from edge_tprune.statistics import Interval, mcnemar, paired_share_difference, simultaneous
+from edge_tprune.statistics import Interval, bonferroni, mcnemar, paired_share_difference
 
 ChangeVerdict = Literal["worse", "better", "equal", "not resolved"]
 VERDICTS: tuple[ChangeVerdict, ...] = ("worse", "better", "equal", "not resolved")
@@ -193,13 +193,13 @@ def _judge(old: Row, new: Row, metric: Metric, family: int, margin: EqualityMarg
     count, unit = min(old.rounds, new.rounds), "rounds"
     if ours is not None and theirs is not None and same_images(old, new):
         won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-        interval = simultaneous(paired_share_difference(won, lost, ours.size).scaled(100), family)
+        interval = bonferroni(paired_share_difference(won, lost, ours.size).scaled(100), family)
         beyond, single, count, unit = mcnemar(won, lost) < SIGNIFICANCE / family, False, ours.size, "images"
     elif is_same_evaluation(old, new, metric):
         interval, beyond, single, unit = Interval(0.0, 0.0, 0.0), False, False, "images"
     else:
         estimates = interval_of(new, metric), interval_of(old, metric)
-        interval = simultaneous(_combine(metric, before, after, estimates), family)
+        interval = bonferroni(_combine(metric, before, after, estimates), family)
         single = None in estimates  # one measurement each, as of memory: the margin alone decides
         beyond = single or interval.excludes(1.0 if metric.scale == "ratio" else 0.0)
     resolution = resolve(interval, metric, margin)

@@ -20,10 +20,10 @@ from edge_tprune.statistics import (
     Interval,
     combine_difference,
     combine_ratio,
-    count_for_reach,
     mcnemar,
     paired_share_difference,
     paired_speedup,
+    required_count,
 )
 
 Resolution = Literal["different", "equal", "not resolved"]
@@ -114,7 +114,7 @@ def count_to_resolve(interval: Interval, metric: Metric, margin: EqualityMargin,
         return None
     half = max(abs(end - value) for end in ends if end is not None)
     wanted = max(abs(value), margin.reach(metric) - abs(value)) * (1 - 1e-9)  # an end on the edge shows nothing
-    needed = count_for_reach(count, half, wanted)
+    needed = required_count(count, half, wanted)
     return None if needed is None else _round_up(needed)
 
 
