@@ -1,4 +1,4 @@
-"""How an engine is kept busy: back to back, or at a fixed rate like the frames of a camera. Only the calls of `run` are timed."""
+"""Load generation: inferences back to back, or at a fixed rate like the frames of a camera. Only the calls of `run` are timed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measuring process's side of the sampler: starts it, sends it where to write, notices when it is gone."""
+"""The measuring process's side of the sampler: starts it, tells it where to write, and notices when it has died."""
 
 from __future__ import annotations
 

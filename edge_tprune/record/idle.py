@@ -1,4 +1,4 @@
-"""Idle power over a run, and the errors of a mean power that its spread does not show. Why so: see `energy`."""
+"""Idle power over a run, and the errors of a mean power that its spread does not show. The method is explained in `energy`."""
 
 from __future__ import annotations
 

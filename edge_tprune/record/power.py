@@ -1,4 +1,4 @@
-"""Mean power of one window, from the readings that saw nothing else. Why so: see `energy`."""
+"""Mean power of one window, from the readings that saw nothing else. The method is explained in `energy`."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def write_summary(run: Run) -> Summary:
 
 
 class _Totals:
-    """What one budget's turns come to."""
+    """The sums over one budget's turns."""
 
     def __init__(self) -> None:
         self._latency = Digest()

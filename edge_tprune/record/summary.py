@@ -1,4 +1,4 @@
-"""summary.json: what a run comes to, per budget. Derived from the raw samples (`summarize`), so that any reader can derive it again.
+"""summary.json: the results of a run, per budget, computed from the raw samples by `summarize`; any reader can compute them again.
 
 What was not measured is None, and so is what older versions do not have. Format: profiles/README.md.
 """

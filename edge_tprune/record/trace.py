@@ -20,7 +20,7 @@ def write_trace(run: Run) -> Path:
     """Writes `trace.json` into the profile's directory, atomically and line by line, and returns its path.
 
     Times are microseconds on the run's own clock. A budget is a thread with two levels: its turns (warm-up, timed) and in them its
-    inferences; a reading that has a gap leaves none in the counter.
+    inferences; a reading that has a gap adds no point to the counter.
     """
     path = run.path / TRACE
     with atomic_writer(path) as stream:

@@ -88,6 +88,6 @@ class ActiveFault:
                 os.write(self._pipes[-1], text.encode())
 
     def close(self) -> None:
-        """Lets go of the pipes."""
+        """Closes the pipes."""
         while self._pipes:
             os.close(self._pipes.pop())

@@ -1,4 +1,4 @@
-"""The energy that a simulated board really dissipated: its own account, for holding measurements against."""
+"""The energy that a simulated board really dissipated: recorded by itself, to compare measurements with."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class SensorFault:
 
 
 class VirtualMachine:
-    """A board whose load is set by `load.set(clock(), share)` as time goes on, and that knows what it dissipated.
+    """A board whose load is set by `load.set(clock(), share)` as time goes on, and whose true energy is known.
 
     Args:
         board: a key of `boards.BOARDS`.

@@ -54,7 +54,7 @@ class ProgramSource:
     Args:
         name: of the source.
         command: writes one report per line, each as soon as it has one.
-        parse: understands a line; never raises.
+        parse: parses a line; never raises.
         board: says what the total is made of.
         interval_s: how often the program was asked to report.
         clock_ns: stamps the lines.

@@ -16,7 +16,7 @@ _INTERVAL_S = 0.001  #: how often the processor updates its counters
 def rapl_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -> SensorSource:
     """The source "rapl": the energy of every package and its memory, and their sum.
 
-    Parts of a package (core, uncore) are left out, for they are in it already; so is psys, which counts everything again.
+    Parts of a package (core, uncore) are left out, because the package includes them; so is psys, which includes all packages.
     """
     domains = _domains(root)
     sensors: list[Sensor] = [_Domain(name, directory) for name, directory in domains.items()]

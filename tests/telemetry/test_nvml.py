@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from edge_tprune.telemetry.last_resort import psutil_source
+from edge_tprune.telemetry.portable import psutil_source
 from edge_tprune.telemetry.nvml import nvml_sources
 
 from .tree import covers
