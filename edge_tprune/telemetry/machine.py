@@ -9,8 +9,8 @@ from edge_tprune.telemetry.boards import Board, identify
 from edge_tprune.telemetry.gpu import gpu_source
 from edge_tprune.telemetry.host import HostSource
 from edge_tprune.telemetry.jtop import jtop_source
-from edge_tprune.telemetry.portable import psutil_source
 from edge_tprune.telemetry.nvml import nvml_sources
+from edge_tprune.telemetry.portable import psutil_source
 from edge_tprune.telemetry.rails import rails_source
 from edge_tprune.telemetry.rapl import rapl_source
 from edge_tprune.telemetry.source import Clock, Source

@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from edge_tprune.telemetry.portable import psutil_source
 from edge_tprune.telemetry.nvml import nvml_sources
+from edge_tprune.telemetry.portable import psutil_source
 
 from .tree import covers
 
