@@ -29,7 +29,7 @@ from edge_tprune.agent.turns import random_order
 from edge_tprune.bundle.bundle import Budget, Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.errors import UserError
-from edge_tprune.models.data import Dataset, batches, open_dataset, open_images
+from edge_tprune.models.data import Dataset, batches, open_images
 from edge_tprune.models.preprocess import Preprocess
 from edge_tprune.record.document import VERSION, ArtifactRecord, BudgetRecord, BundleRecord, RunDocument
 from edge_tprune.record.meter import Meter, choose_meter
@@ -61,7 +61,7 @@ def profile(
     *,
     budgets: Sequence[str] | None = None,
     images: Path | None = None,
-    data: Path | None = None,
+    data: Dataset | None = None,
     root: Path = Path("/"),
     trace: bool = False,
     progress: Progress | None = None,
@@ -74,7 +74,7 @@ def profile(
         request: how to measure; what it leaves open is chosen for the bundle, the machine and its sensors.
         budgets: names of the budgets to run; all by default.
         images: a folder of images to run on instead of the bundle's golden inputs.
-        data: a folder of images by class: accuracy is judged on them first, through the engines that are timed.
+        data: images, with labels or without: accuracy is judged on them first, through the engines that are timed.
         root: the directory that holds the system's `proc`, `sys` and `etc`.
         trace: also write `trace.json`.
         progress: shown to the person who waits.
@@ -95,7 +95,6 @@ def profile(
     precision = graphs[0].precision
     engines = _prepare_engines(bundle, chosen, runtime, precision, progress)
     inputs, described = _open_inputs(bundle, images)
-    dataset = _open_data(bundle, data)
     check_space(out)
     with Observer(root) as observer:
         settings = _settle(request, runtime, precision, described, observer, [budget.name for budget in chosen])
@@ -103,7 +102,7 @@ def profile(
         started = datetime.fromisoformat(document.started_utc)
         name = directory_name(started, bundle.name, document.environment.hostname or "")
         with Recorder.create(out, name, document) as recorder:
-            session = Session(bundle, settings, engines, recorder, observer, inputs, dataset, root, progress)
+            session = Session(bundle, settings, engines, recorder, observer, inputs, data, root, progress)
             return run_session(session, trace)
 
 
@@ -114,7 +113,7 @@ def resume(
     *,
     budgets: Sequence[str] | None = None,
     images: Path | None = None,
-    data: Path | None = None,
+    data: Dataset | None = None,
     root: Path = Path("/"),
     trace: bool = False,
     progress: Progress | None = None,
@@ -148,11 +147,10 @@ def resume(
     chosen = [bundle.budget(name) for name in before.budgets]
     runtime_version(settings.runtime)
     engines = _prepare_engines(bundle, chosen, settings.runtime, settings.precision, progress)
-    dataset = _open_data(bundle, data)
     check_space(path)
     done = frozenset((turn.round, turn.budget) for turn in before.turns if turn.complete)
     with Observer(root) as observer, Recorder.reopen(path) as recorder:
-        session = Session(bundle, settings, engines, recorder, observer, inputs, dataset, root, progress, before.sessions, done)
+        session = Session(bundle, settings, engines, recorder, observer, inputs, data, root, progress, before.sessions, done)
         return run_session(session, trace)
 
 
@@ -243,10 +241,6 @@ def _open_inputs(bundle: Bundle, images: Path | None) -> tuple[list[np.ndarray],
         raise UserError(f"image folder {images} holds {len(folder)} images, fewer than one batch of {bundle.batch}")
     described = RunInput(kind="images", images=len(inputs) * bundle.batch, name=folder.name, sha256=folder.fingerprint)
     return inputs, described
-
-
-def _open_data(bundle: Bundle, data: Path | None) -> Dataset | None:
-    return None if data is None else open_dataset(data, bundle.manifest["model"]["classes"])
 
 
 def _refuse_changes(

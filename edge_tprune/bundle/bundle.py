@@ -26,6 +26,7 @@ import numpy as np
 from edge_tprune.documents import UntypedDocumentKind as DocumentKind
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import exclusive, sha256_file, write_json
+from edge_tprune.models.class_names import ClassNames
 
 FORMAT = "edge-tprune-bundle"
 VERSION = 1
@@ -171,6 +172,12 @@ class Bundle:
     def batch(self) -> int:
         """Images per inference, fixed in the graphs."""
         return int(self.manifest["batch"])
+
+    @cached_property
+    def class_names(self) -> ClassNames | None:
+        """What the model's classes are called; None where the builder did not know it."""
+        record = self.manifest["model"].get("class_names")
+        return None if record is None else ClassNames.from_json(record)
 
     @cached_property
     def budgets(self) -> tuple[Budget, ...]:

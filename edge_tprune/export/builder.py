@@ -30,7 +30,8 @@ from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.attention import explicit_attention
-from edge_tprune.reduction.host import PrunedViT, code_sha256, network_shape
+from edge_tprune.reduction.host import PrunedViT, network_shape
+from edge_tprune.reduction.plugins import method_code_sha256
 from edge_tprune.reduction.precision import DEFAULT, precision
 from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.schedule import TOLERANCE, Schedule
@@ -208,8 +209,9 @@ def _fingerprint(loaded: LoadedModel, plan: Plan) -> str:
         {
             "format": bundle_format.VERSION,
             "versions": [__version__, torch.__version__, onnx.__version__],
-            "code": code_sha256(),
-            "model": [loaded.name, loaded.weights, loaded.weights_sha256],
+            "code": method_code_sha256(registry.method(plan.method)),
+            "model": [loaded.name, loaded.weights, loaded.weights_sha256, dict(loaded.arguments)],
+            "class_names": None if loaded.class_names is None else loaded.class_names.to_json(),
             "preprocessing": loaded.preprocessing,
             "method": [plan.method, dict(plan.options), plan.blocks],
             "budgets": [[name, s.requested, s.tokens] for name, s in plan.schedules.items()],
@@ -351,6 +353,8 @@ def _write(loaded: LoadedModel, plan: Plan, folder: Path, fingerprint: str, prog
             "prefix_tokens": shape.prefix_tokens,
             "blocks": shape.blocks,
             "macs": shape.macs(),
+            "arguments": dict(loaded.arguments),
+            "class_names": None if loaded.class_names is None else loaded.class_names.to_json(),
             "input": {"name": INPUT, "shape": [plan.batch, *image_shape], "dtype": "float32"},
             "output": {"name": OUTPUT, "shape": [plan.batch, classes], "dtype": "float32"},
         },

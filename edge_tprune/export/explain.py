@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 from edge_tprune.models import reference
+from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.data import ImageFolder, open_dataset
 from edge_tprune.models.images import eight_bit_rgb
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
@@ -193,6 +194,7 @@ def explain(
     methods: Sequence[str],
     budgets: Sequence[float],
     *,
+    schedules: Sequence[Sequence[int]] = (),
     name: str = "image",
     blocks: Sequence[int] | None = None,
     options: Mapping[str, str] | None = None,
@@ -204,6 +206,7 @@ def explain(
         image: RGB, of any size; it is shown as the model's preprocessing leaves it.
         methods: names; each is one row per budget.
         budgets: shares of the unpruned MACs.
+        schedules: token counts after each block, in addition.
         name: how pictures call the image.
         blocks: where tokens are removed, counted from 1; each method's own by default.
         options: of the methods, as text; each goes to the methods that have it.
@@ -220,19 +223,24 @@ def explain(
     rows, done = [], set()
     for method, reducer in chosen.items():
         given = registry.parse_options(reducer, {k: v for k, v in texts.items() if k in registry.options(reducer)})
-        for budget in budgets:
-            how = "none" if budget == 1 else method  # the unpruned network needs nothing of any method
+        wanted: list[float | tuple[int, ...]] = [*budgets, *map(tuple, schedules)]
+        for asked in wanted:
+            how = "none" if asked == 1 else method  # the unpruned network needs nothing of any method
             try:
-                schedule = solve_schedule(
-                    loaded.model, how, budget=budget, blocks=blocks, exact_savings=False, name=loaded.name
-                )
+                if isinstance(asked, tuple):
+                    schedule = solve_schedule(loaded.model, how, schedule=asked, name=loaded.name)
+                else:
+                    schedule = solve_schedule(
+                        loaded.model, how, budget=asked, blocks=blocks, exact_savings=False, name=loaded.name
+                    )
                 pruned = PrunedViT(loaded.model, reducer, schedule.tokens, given)
             except UserError as error:
                 raise UserError(f"{method}: {error}") from error
-            if (how, budget) not in done:
-                done.add((how, budget))
+            if (how, asked) not in done:
+                done.add((how, asked))
+                budget = round(schedule.share, 3) if isinstance(asked, tuple) else asked
                 row_options = {} if how == "none" else given
-                rows.append(_row(pruned, tensor, how, budget, row_options, schedule.share))
+                rows.append(_row(loaded, pruned, tensor, how, budget, row_options, schedule.share))
     return _explanation(loaded, tensor, name, rows)
 
 
@@ -277,7 +285,7 @@ def explain_bundle(path: Path, images: Path, weights: str | None = None, count: 
         for budget in budgets:
             pruned = PrunedViT(loaded.model, reducer, budget.schedule, method["options"])
             share = budget.requested or round(budget.macs_share, 3)
-            rows.append(_row(pruned, tensor, method["name"], share, method["options"], budget.macs_share))
+            rows.append(_row(loaded, pruned, tensor, method["name"], share, method["options"], budget.macs_share))
         explanations.append(_explanation(loaded, tensor, name, rows))
     return explanations
 
@@ -289,16 +297,18 @@ def fates(members: np.ndarray, prefix: int, block: int) -> Fates:
     return Fates(block, len(members), np.where(left, -1, patches.argmax(0)))
 
 
-def _row(pruned: PrunedViT, tensor: Tensor, method: str, budget: float, options: Mapping[str, Any], share: float) -> Row:
+def _row(
+    loaded: LoadedModel, pruned: PrunedViT, tensor: Tensor, method: str, budget: float, options: Mapping[str, Any], share: float
+) -> Row:
     """What a pruned network does to one image (1, 3, H, W)."""
     stages = _stages(pruned.trace(tensor), pruned, pruned.shape.prefix_tokens)
-    return Row(method, budget, options, tuple(pruned.schedule), share, stages, _predict(pruned, tensor))
+    return Row(method, budget, options, tuple(pruned.schedule), share, stages, _predict(pruned, tensor, loaded.class_names))
 
 
 def _explanation(loaded: LoadedModel, tensor: Tensor, name: str, rows: Sequence[Row]) -> Explanation:
     grid = (int(loaded.model.patch_embed.grid_size[0]), int(loaded.model.patch_embed.grid_size[1]))
     prefix = network_shape(loaded.model, loaded.name).prefix_tokens
-    unpruned = _predict(loaded.model, tensor)
+    unpruned = _predict(loaded.model, tensor, loaded.class_names)
     return Explanation(name, loaded.name, _pixels(loaded, tensor[0]), grid, prefix, unpruned, tuple(rows))
 
 
@@ -306,18 +316,10 @@ def _stages(traced: Sequence[Tensor], pruned: PrunedViT, prefix: int) -> tuple[F
     return tuple(fates(traced[number - 1][0].float().numpy(), prefix, number) for number in sorted(map(int, pruned.reducers)))
 
 
-def _predict(network: nn.Module, image: Tensor) -> Prediction:
+def _predict(network: nn.Module, image: Tensor, names: ClassNames | None) -> Prediction:
     odds: Tensor = network(image)[0].softmax(-1)
     index = int(odds.argmax())
-    return Prediction(index, _class_name(index, len(odds)), float(odds[index]))
-
-
-def _class_name(index: int, classes: int) -> str:
-    if classes != 1000:  # with 1000, as for `eval`, ImageNet's are meant
-        return f"class {index}"
-    from timm.data import ImageNetInfo
-
-    return str(ImageNetInfo("imagenet-1k").index_to_description(index)).split(",")[0]
+    return Prediction(index, f"class {index}" if names is None else names.title(index), float(odds[index]))
 
 
 def _pixels(loaded: LoadedModel, tensor: Tensor) -> np.ndarray:

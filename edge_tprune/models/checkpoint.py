@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.images import printable
+from edge_tprune.models.images import format_path
 
 _PREFERRED = (
     "model.safetensors",
@@ -55,7 +55,7 @@ class WeightsFile:
     @property
     def shown(self) -> str:
         """What messages call it."""
-        return printable(self.path.name or self.path)
+        return format_path(self.path.name or self.path)
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -67,14 +67,14 @@ def read_weights(path: Path) -> WeightsFile:
     if path.is_dir():
         return _read_directory(path)
     if not path.exists():
-        raise UserError(f"weights file {printable(path)} does not exist")
+        raise UserError(f"weights file {format_path(path)} does not exist")
     if path.name.endswith(_INDEX):
         return WeightsFile(path, _read_parts(path), *_read_configs(path.parent))
     if path.suffix.lower() == ".npz":
         return WeightsFile(path, _read_numpy(path), numpy=path)
     if (part := _PART.search(path.name)) and int(part[2]) > 1:
         raise UserError(
-            f"weights file {printable(path)} is part {int(part[1])} of {int(part[2])}: give the directory, or the index of the parts"
+            f"weights file {format_path(path)} is part {int(part[1])} of {int(part[2])}: give the directory, or the index of the parts"
         )
     content, metadata = _read_file(path)
     config, preprocessor = _read_configs(path.parent) if path.name in _PREFERRED else ({}, {})
@@ -87,13 +87,13 @@ def _read_directory(path: Path) -> WeightsFile:
         found = sorted(f for f in path.iterdir() if f.is_file() and f.name.endswith(_EXTENSIONS) and not f.name.startswith("."))
         if not found:
             raise UserError(
-                f"directory {printable(path)} holds no weights: looked for {', '.join(_PREFERRED[:4])} and "
+                f"directory {format_path(path)} holds no weights: looked for {', '.join(_PREFERRED[:4])} and "
                 f"*{', *'.join(_EXTENSIONS)}. Give the file itself"
             )
         if len(found) > 1:
-            names = ", ".join(printable(f.name) for f in found[:5]) + (" ..." if len(found) > 5 else "")
+            names = ", ".join(format_path(f.name) for f in found[:5]) + (" ..." if len(found) > 5 else "")
             raise UserError(
-                f"directory {printable(path)} holds {len(found)} weights files ({names}): give the one that is meant"
+                f"directory {format_path(path)} holds {len(found)} weights files ({names}): give the one that is meant"
             )
         file = found[0]
     read = read_weights(file)
@@ -110,9 +110,9 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     try:
         document = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{printable(file)} is not readable JSON ({' '.join(str(error).split())})") from error
+        raise UserError(f"{format_path(file)} is not readable JSON ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict):
-        raise UserError(f"{printable(file)} is not a configuration: its JSON is no object")
+        raise UserError(f"{format_path(file)} is not a configuration: its JSON is no object")
     return document
 
 
@@ -120,18 +120,18 @@ def _read_parts(index: Path) -> Mapping[str, Any]:
     """A checkpoint in several files, by the index that says which tensor is in which."""
     places = _read_config(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
-        raise UserError(f"{printable(index)} is no index of weights: it has no weight_map from tensors to files")
+        raise UserError(f"{format_path(index)} is no index of weights: it has no weight_map from tensors to files")
     tensors: dict[str, Any] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
-            raise UserError(f"{printable(index)} names {name!r}, which lies outside its directory: it is not read")
+            raise UserError(f"{format_path(index)} names {name!r}, which lies outside its directory: it is not read")
         part = index.with_name(name)
         if not part.exists():
-            raise UserError(f"{printable(index)} names {name}, which is not there. Copy all parts of the weights")
+            raise UserError(f"{format_path(index)} names {name}, which is not there. Copy all parts of the weights")
         tensors |= _read_file(part)[0]
     if missing := [name for name in places if name not in tensors]:
         raise UserError(
-            f"{printable(index)} promises {missing[0]} in {places[missing[0]]}, which does not hold it. Copy all parts again"
+            f"{format_path(index)} promises {missing[0]} in {places[missing[0]]}, which does not hold it. Copy all parts again"
         )
     return tensors
 
@@ -142,13 +142,13 @@ def _read_numpy(path: Path) -> Mapping[str, Any]:
             return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
     except Exception as error:
         raise UserError(
-            f"weights file {printable(path)} cannot be read as a JAX archive of arrays ({one_line(error)})"
+            f"weights file {format_path(path)} cannot be read as a JAX archive of arrays ({one_line(error)})"
         ) from error
 
 
 def _read_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """The content of one .safetensors file or PyTorch checkpoint, whatever its name ends with, and its metadata."""
-    shown = printable(path)
+    shown = format_path(path)
     if not path.is_file():
         raise UserError(f"weights file {shown} is neither a file nor a directory")
     try:
@@ -167,7 +167,7 @@ def _is_safetensors(start: bytes) -> bool:
 
 
 def _refuse_other_kinds(path: Path, start: bytes) -> None:
-    shown = printable(path)
+    shown = format_path(path)
     if not start:
         raise UserError(f"weights file {shown} is empty (0 bytes). Copy or download it again")
     if start.startswith(_LFS):
@@ -203,12 +203,12 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]
         return load_file(path), metadata
     except Exception as error:
         raise UserError(
-            f"weights file {printable(path)} cannot be read ({one_line(error)}): it is damaged or not whole. Copy or download it again"
+            f"weights file {format_path(path)} cannot be read ({one_line(error)}): it is damaged or not whole. Copy or download it again"
         ) from error
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    shown = printable(path)
+    shown = format_path(path)
     _refuse_programs(path)
     try:
         with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
@@ -241,16 +241,16 @@ def _refuse_programs(path: Path) -> None:
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         raise UserError(
-            f"weights file {printable(path)} is a TorchScript program (torch.jit.save), which is code and is not loaded. "
+            f"weights file {format_path(path)} is a TorchScript program (torch.jit.save), which is code and is not loaded. "
             "Save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
         )
     if any(name.startswith(("models/", "archive_format")) for name in (*names, *inner)):
         raise UserError(
-            f"weights file {printable(path)} is an exported program (torch.export), not weights. "
+            f"weights file {format_path(path)} is an exported program (torch.export), not weights. "
             "Save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
         )
     if names and not any(name.endswith("data.pkl") for name in names):
-        raise UserError(f"weights file {printable(path)} is a zip archive, not a PyTorch checkpoint: unpack it first")
+        raise UserError(f"weights file {format_path(path)} is a zip archive, not a PyTorch checkpoint: unpack it first")
 
 
 def _plain_types() -> list[Any]:
@@ -278,7 +278,7 @@ def _plain_dict(factory: object = None) -> collections.OrderedDict[Any, Any]:
 
 
 def _describe_foreign_objects(path: Path) -> str:
-    shown = printable(path)
+    shown = format_path(path)
     try:
         with torch.serialization.safe_globals(_plain_types()):
             found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

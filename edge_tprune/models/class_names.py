@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.images import printable
+from edge_tprune.models.images import format_path
 
 SYNSET = re.compile(r"n\d{8}")
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
@@ -108,12 +108,12 @@ class ClassMap:
         for name, i in index.items():
             if not 0 <= i < classes:
                 raise UserError(
-                    f"class map {printable(self.file)}: {name!r} would be class {i}, and the model's {classes} classes "
+                    f"class map {format_path(self.file)}: {name!r} would be class {i}, and the model's {classes} classes "
                     f"are 0 to {classes - 1}. Is it the map of this model?"
                 )
         if not self.index and len(index) != classes:
             raise UserError(
-                f"class map {printable(self.file)} names {len(index)} classes and the model has {classes}: "
+                f"class map {format_path(self.file)} names {len(index)} classes and the model has {classes}: "
                 "give one class name a line, line 1 for class 0, or JSON that maps names to classes"
             )
         return index
@@ -124,7 +124,7 @@ class ClassMap:
             name = _name(text)
             if name in index:
                 raise UserError(
-                    f"class map {printable(self.file)}: {name!r} is on line {index[name] + 1} and on line {number + 1}. "
+                    f"class map {format_path(self.file)}: {name!r} is on line {index[name] + 1} and on line {number + 1}. "
                     "Give one class name a line, line 1 for class 0; or one line 'image class' for each image"
                 )
             index[name] = number
@@ -140,17 +140,17 @@ class ClassMap:
         for name, i in self.classes(classes).items():
             if i in names:
                 raise UserError(
-                    f"class map {printable(self.file)} calls class {i} both {names[i]!r} and {name!r}: give one name"
+                    f"class map {format_path(self.file)} calls class {i} both {names[i]!r} and {name!r}: give one name"
                 )
             names[i] = name
         if missing := [i for i in range(classes) if i not in names]:
             raise UserError(
-                f"class map {printable(self.file)} names {len(names)} classes and the model has {classes}: "
+                f"class map {format_path(self.file)} names {len(names)} classes and the model has {classes}: "
                 f"class {missing[0]} has no name. Give a name for each"
             )
         words = dict(self.descriptions) or {n: m[2] for n, text in self.rows if (m := _SYNSET_LINE.fullmatch(text))}
         listed = tuple(words.get(i, names[i]) for i in range(classes)) if words else ()
-        return ClassNames(tuple(names[i] for i in range(classes)), f"--class-map {printable(self.file.name)}", listed)
+        return ClassNames(tuple(names[i] for i in range(classes)), f"--class-map {format_path(self.file.name)}", listed)
 
 
 def read_class_map(file: Path) -> ClassMap:
@@ -162,7 +162,7 @@ def read_class_map(file: Path) -> ClassMap:
     Raises:
         UserError: no such file, or none of these.
     """
-    shown = printable(file)
+    shown = format_path(file)
     if file.suffix.lower() in (".pkl", ".pickle"):
         raise UserError(f"class map {shown} is a pickle, which is not read. Give text with one class name a line, or JSON")
     try:
@@ -201,7 +201,7 @@ def _numbered(rows: Sequence[str]) -> Mapping[str, int]:
 
 
 def _read_json(file: Path, text: str) -> ClassMap:
-    shown = printable(file)
+    shown = format_path(file)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -229,11 +229,11 @@ def _by_class(file: Path, document: Mapping[str, Any]) -> ClassMap:
         name = value[0] if isinstance(value, list) and value else value
         if not (key.isascii() and key.isdecimal() and isinstance(name, str)):
             raise UserError(
-                f"class map {printable(file)}: {json.dumps({key: value})[1:60]} is not a name and its class. "
+                f"class map {format_path(file)}: {json.dumps({key: value})[1:60]} is not a name and its class. "
                 'Give {"cat": 0, "dog": 1}, or {"0": "cat", "1": "dog"}'
             )
         if name in index:
-            raise UserError(f"class map {printable(file)}: {name!r} is class {index[name]} and class {key}: give it one")
+            raise UserError(f"class map {format_path(file)}: {name!r} is class {index[name]} and class {key}: give it one")
         index[name] = int(key)
         if isinstance(value, list) and len(value) > 1:
             descriptions[int(key)] = str(value[1]).replace("_", " ")

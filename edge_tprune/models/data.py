@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from edge_tprune.errors import UserError
 from edge_tprune.models import labels
 from edge_tprune.models.class_names import ClassNames, read_class_map
-from edge_tprune.models.images import find_unreadable, list_images, printable, read_image
+from edge_tprune.models.images import find_unreadable, format_path, list_images, read_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,7 +112,7 @@ class ImageFolder:
     @property
     def name(self) -> str:
         """The directory's name."""
-        return printable(self.root.resolve().name)
+        return format_path(self.root.resolve().name)
 
     @property
     def labelled(self) -> bool:
@@ -228,7 +228,7 @@ def check_readable(
         return dataset
     if skip and len(found) < len(dataset):
         return dataset.without(found.keys(), "unreadable")
-    lines = [f"  {printable(file)}: {cause}" for file, cause in found.items()]
+    lines = [f"  {format_path(file)}: {cause}" for file, cause in found.items()]
     way = "Remove or replace them" + ("" if skip else ", or give --skip-unreadable to go on without them")
     raise UserError("\n".join([f"{len(found)} of {len(dataset)} images in {dataset.name} cannot be read. {way}:", *lines]))
 

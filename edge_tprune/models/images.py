@@ -64,7 +64,7 @@ def list_images(root: Path) -> Listing:
         raise missing_package("pillow", "host")
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
-        raise UserError(f"image folder {printable(root)} {what}")
+        raise UserError(f"image folder {format_path(root)} {what}")
     decodable = EXTENSIONS - _missing_decoders()
     files: list[Path] = []
     left_out: Counter[str] = Counter()
@@ -77,11 +77,11 @@ def list_images(root: Path) -> Listing:
         elif extension in EXTENSIONS:
             left_out[f"{extension} (this Pillow cannot decode it)"] += 1
         else:
-            left_out[printable(extension) or "no extension"] += 1
+            left_out[format_path(extension) or "no extension"] += 1
     counts = dict(sorted(left_out.items(), key=lambda item: (-item[1], item[0])))
     if not files:
         found = f"only {describe_left_out(counts)}" if counts else "nothing"
-        raise UserError(f"image folder {printable(root)} holds no images: {found}. Read are {' '.join(sorted(EXTENSIONS))}")
+        raise UserError(f"image folder {format_path(root)} holds no images: {found}. Read are {' '.join(sorted(EXTENSIONS))}")
     directories = tuple(sorted(entry.name for entry in _entries(root) if entry.is_dir()))
     return Listing(root, tuple(sorted(files, key=lambda file: file.parts)), directories, counts)
 
@@ -91,7 +91,7 @@ def describe_left_out(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {extension}" for extension, count in counts.items())
 
 
-def printable(path: str | os.PathLike[str]) -> str:
+def format_path(path: str | os.PathLike[str]) -> str:
     r"""A path as text that can be printed and stored: bytes of its name that are not UTF-8 as `\xe9`, line breaks as `\n`."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -107,7 +107,7 @@ def read_image(file: Path) -> Image.Image:
         return _decode(file)
     except Exception as error:
         raise UserError(
-            f"image {printable(file)} cannot be read ({_cause(error, file)}). Remove or replace it, or give --skip-unreadable"
+            f"image {format_path(file)} cannot be read ({_cause(error, file)}). Remove or replace it, or give --skip-unreadable"
         ) from error
 
 
@@ -203,7 +203,7 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if not _is_junk(entry.name)]
     except OSError as error:
         raise UserError(
-            f"directory {printable(directory)} cannot be read: {error.strerror}. Check its permissions, or give another"
+            f"directory {format_path(directory)} cannot be read: {error.strerror}. Check its permissions, or give another"
         ) from error
 
 

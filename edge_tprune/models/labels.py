@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.models.class_names import SYNSET, ClassMap, ClassNames, NameTable, composed, natural_key, read_columns
-from edge_tprune.models.images import Listing, printable
+from edge_tprune.models.images import Listing, format_path
 
 UNKNOWN = -1  #: the label of an image whose class is not known
 
@@ -54,7 +54,7 @@ def label(listing: Listing, classes: int, class_map: ClassMap | None = None, cla
     folders = _Folders(listing)
     if not folders.images:
         hint = _maps_nearby(listing.root)
-        where = f"no labels: the images lie in {printable(listing.root)} itself, not in one directory per class"
+        where = f"no labels: the images lie in {format_path(listing.root)} itself, not in one directory per class"
         return _unlabelled(listing, f"{where}. For labels, give --class-map FILE with lines 'image class'{hint}")
     found = _by_names(folders, class_names)
     if found is None:
@@ -85,8 +85,8 @@ class _Folders:
             return
         best = min(splits, key=lambda name: (name.lower().startswith("train"), name))
         raise UserError(
-            f"{self._root} holds {', '.join(map(printable, splits))}: the parts of a data set, not its classes. "
-            f"Give one of them, such as {printable(self.listing.root / best)}"
+            f"{self._root} holds {', '.join(map(format_path, splits))}: the parts of a data set, not its classes. "
+            f"Give one of them, such as {format_path(self.listing.root / best)}"
         )
 
     def refuse_nesting(self, classes: int) -> None:
@@ -97,14 +97,14 @@ class _Folders:
         parts = next(parts for parts in self.listing.parts if parts[0] == hollow[0] and len(parts) > 2)
         deeper = self.listing.root.joinpath(*parts[:-2])
         raise UserError(
-            f"image folder {self._root}: {printable(hollow[0])} holds no images itself, they lie deeper, in "
-            f"{printable(Path(*parts[:-1]))}. Give the directory that holds one directory per class (is it {printable(deeper)}?), "
+            f"image folder {self._root}: {format_path(hollow[0])} holds no images itself, they lie deeper, in "
+            f"{format_path(Path(*parts[:-1]))}. Give the directory that holds one directory per class (is it {format_path(deeper)}?), "
             "or name the classes with --class-map FILE"
         )
 
     @property
     def _root(self) -> str:
-        return printable(self.listing.root)
+        return format_path(self.listing.root)
 
 
 def _by_names(folders: _Folders, class_names: ClassNames | None) -> tuple[Mapping[str, int], str] | None:
@@ -114,10 +114,10 @@ def _by_names(folders: _Folders, class_names: ClassNames | None) -> tuple[Mappin
     index = {name: i for name in folders.names if (i := class_names.find(name)) is not None}
     if not index:
         return None
-    root = printable(folders.listing.root)
+    root = format_path(folders.listing.root)
     strangers = [name for name in folders.names if name not in index]
     if strangers:
-        listed = ", ".join(map(printable, strangers[:4])) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
+        listed = ", ".join(map(format_path, strangers[:4])) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
         raise UserError(
             f"image folder {root}: {len(index)} of its directories are classes of the model ({class_names.source}), and {listed} "
             f"{'is' if len(strangers) == 1 else 'are'} not. Take {'it' if len(strangers) == 1 else 'them'} out, or give --class-map FILE"
@@ -133,7 +133,7 @@ def _by_numbers(folders: _Folders, classes: int) -> tuple[Mapping[str, int], str
     if not _all_numbers(folders.names) or any(int(name) >= classes for name in folders.names):
         return None
     index = {name: int(name) for name in folders.names}
-    _refuse_twins(index, printable(folders.listing.root))
+    _refuse_twins(index, format_path(folders.listing.root))
     some = folders.names[-1]
     return (
         index,
@@ -153,13 +153,13 @@ def _by_order(folders: _Folders, classes: int, class_names: ClassNames | None) -
     if synsets:
         return index, f"labels: {classes} ImageNet synsets, in sorted order"
     known = "" if class_names is None else f"; none of them is a name of the model's classes ({class_names.source})"
-    first, last = printable(ordered[0]), printable(ordered[-1])
+    first, last = format_path(ordered[0]), format_path(ordered[-1])
     order = f"natural order of the {classes} directory names, as in timm's ImageFolder ({first} is class 0, {last} is class {classes - 1})"
     return index, f"labels: {order}{known}"
 
 
 def _misfit(folders: _Folders, classes: int, synsets: bool) -> str:
-    root, count = printable(folders.listing.root), len(folders.names)
+    root, count = format_path(folders.listing.root), len(folders.names)
     said = f"image folder {root} has {count} class directories but the model has {classes} classes"
     if synsets:
         return (
@@ -175,7 +175,7 @@ def _misfit(folders: _Folders, classes: int, synsets: bool) -> str:
 
 def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: ClassNames | None) -> Labels:
     """By a class map: of images where it names images of the listing, else of directories, the innermost that it names."""
-    file = printable(class_map.file)
+    file = format_path(class_map.file)
     labels = _image_labels(listing, classes, class_map, class_names)
     what = "images"
     if labels is None:
@@ -184,9 +184,9 @@ def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: Cl
         found = ([table.find(name) for name in _folder_names(parts)] for parts in listing.parts)
         labels = [next((i for i in classes_ if i is not None), None) for classes_ in found]
     if all(found is None for found in labels):
-        shown = ", ".join(map(printable, listing.directories[:3])) or printable(listing.files[0].name)
+        shown = ", ".join(map(format_path, listing.directories[:3])) or format_path(listing.files[0].name)
         raise UserError(
-            f"class map {file} names none of the images in {printable(listing.root)}, and none of their directories ({shown}, ...). "
+            f"class map {file} names none of the images in {format_path(listing.root)}, and none of their directories ({shown}, ...). "
             "Is it the map of these images?"
         )
     dropped = frozenset(i for i, found in enumerate(labels) if found is None)
@@ -199,12 +199,12 @@ def _image_labels(
     listing: Listing, classes: int, class_map: ClassMap, class_names: ClassNames | None
 ) -> list[int | None] | None:
     """Of each image its class, None where the map does not name it; None where the map names no images."""
-    file = printable(class_map.file)
+    file = format_path(class_map.file)
     images = {name for parts in listing.parts for name in _image_names(parts)}
     said: dict[str, tuple[str, int]] = {}
     for name, text, number in _map_entries(class_map, images):
         if name in said and said[name][0] != text:
-            raise UserError(f"class map {file} gives {printable(name)} class {said[name][0]} and class {text}: give it one")
+            raise UserError(f"class map {file} gives {format_path(name)} class {said[name][0]} and class {text}: give it one")
         said[name] = (text, number)
     if not said:
         return None
@@ -218,7 +218,7 @@ def _image_labels(
         path = "/".join(parts)
         if meant.setdefault(key, path) != path:
             raise UserError(
-                f"class map {file}: {printable(key)} can be {printable(meant[key])} or {printable(path)}. "
+                f"class map {file}: {format_path(key)} can be {format_path(meant[key])} or {format_path(path)}. "
                 "Give the images' paths in the map"
             )
         found.append(_class(*said[key], classes, class_map, class_names))
@@ -255,7 +255,7 @@ def _class(text: str, line: int, classes: int, class_map: ClassMap, class_names:
         known = "the model's classes have no names" if class_names is None else f"not among {class_names.source}"
         problem = f"no class is called {text!r}: {known}. Give numbers, or the names of the model's classes"
     where = f", line {line}" if class_map.rows else ""
-    raise UserError(f"class map {printable(class_map.file)}{where}: {problem}")
+    raise UserError(f"class map {format_path(class_map.file)}{where}: {problem}")
 
 
 def _image_names(parts: tuple[str, ...]) -> list[str]:
@@ -299,7 +299,7 @@ def _refuse_twins(index: Mapping[str, int], root: str) -> None:
     for name, i in index.items():
         if i in seen:
             raise UserError(
-                f"image folder {root}: the directories {printable(seen[i])} and {printable(name)} are both class {i}. "
+                f"image folder {root}: the directories {format_path(seen[i])} and {format_path(name)} are both class {i}. "
                 "Put them together, or give --class-map FILE"
             )
         seen[i] = name
@@ -309,5 +309,5 @@ def _maps_nearby(root: Path) -> str:
     """Of a flat directory: a file in it that may be its class map."""
     for file in sorted(root.iterdir()):
         if file.suffix.lower() in (".txt", ".csv", ".tsv", ".json") and file.is_file():
-            return f" (is it {printable(file)}?)"
+            return f" (is it {format_path(file)}?)"
     return ""

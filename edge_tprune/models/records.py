@@ -76,8 +76,8 @@ def _is_generic(record: Any) -> bool:
     return all(str(value).startswith("LABEL_") or isinstance(value, (int, float, Tensor)) for value in values)
 
 
-def imagenet_names(model: nn.Module) -> ClassNames | None:
-    """The names of ImageNet's classes, in timm's order, for a model with as many outputs as one of its subsets has."""
+def imagenet_names(model: nn.Module | dict[str, Any]) -> ClassNames | None:
+    """The names of ImageNet's classes, in timm's order, for a model (or its `num_classes`) with as many outputs as one of its subsets has."""
     subset = infer_imagenet_subset(model)
     return None if subset is None else _subset_names(subset)
 

@@ -155,7 +155,7 @@ def register(cls: _R) -> _R:
     if not getattr(cls, "name", ""):
         raise TypeError(f"{cls.__name__} has no name: a registered reducer needs the class attributes `name` and `paper`")
     other = _METHODS.get(cls.name)
-    if other is not None and other.__qualname__ != cls.__qualname__:
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise TypeError(f"the method name {cls.name!r} is taken by {other.__module__}.{other.__qualname__}")
     unknown = cls.needs - EVIDENCE.keys()
     if unknown:
@@ -165,7 +165,7 @@ def register(cls: _R) -> _R:
 
 
 def methods() -> Mapping[str, type[Reducer]]:
-    """Every registered method, by name."""
+    """Every registered method, by name; those of installed packages are among them once `load_announced` has run."""
     return dict(_METHODS)
 
 
@@ -175,6 +175,12 @@ def method(name: str) -> type[Reducer]:
     Raises:
         UserError: naming near matches, or why a known method is absent.
     """
+    if name not in _METHODS:
+        from edge_tprune.reduction.plugins import load_announced
+
+        wrong = load_announced()
+        if name in wrong:
+            raise UserError(f"method {name} is not here: {wrong[name]}")
     if name not in _METHODS:
         for absent, reason in ABSENT.items():
             if _letters(name) == _letters(absent):

@@ -20,7 +20,8 @@ from edge_tprune.files import clear_write_errors, exclusive, write_json
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import pattern, registry
-from edge_tprune.reduction.host import check_method, code_sha256, network_shape
+from edge_tprune.reduction.host import check_method, network_shape
+from edge_tprune.reduction.plugins import method_code_sha256
 from edge_tprune.search.score import DIVERGENCE, ERROR, Scorer
 from edge_tprune.search.trials import Log, Result, Space, Trial, search
 from edge_tprune.statistics import mean_interval
@@ -121,7 +122,7 @@ def find(
         "method": method,
         "options": fixed,
         "searched": {k: list(v) for k, v in free.items()},
-        "code": code_sha256(),
+        "code": method_code_sha256(reducer),
     }
     entries: dict[str, Any] = {}
     report = progress or (lambda what, done, of: None)

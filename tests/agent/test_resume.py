@@ -16,6 +16,7 @@ from PIL import Image
 from edge_tprune.agent.profile import profile, resume
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
+from edge_tprune.models.data import open_dataset
 from edge_tprune.record.document import RUN
 from edge_tprune.record.lines import SAMPLES, SENSORS, NoteLine
 from edge_tprune.record.reader import read_run
@@ -143,7 +144,9 @@ def write_images(folder: Path, classes: int, count: int) -> Path:
 
 def test_real_images_and_accuracy_on_the_device(bundle: Bundle, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", classes=10, count=3)
-    path = profile(bundle, tmp_path / "out", QUICK, images=folder, data=folder, trace=True, budgets=["small", "middle"])
+    path = profile(
+        bundle, tmp_path / "out", QUICK, images=folder, data=open_dataset(folder, 10), trace=True, budgets=["small", "middle"]
+    )
     run = read_run(path)
     recorded = run.document.settings.input
     assert recorded is not None

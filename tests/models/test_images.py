@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.images import eight_bit_rgb, find_unreadable, list_images, printable, read_image
+from edge_tprune.models.images import eight_bit_rgb, find_unreadable, format_path, list_images, read_image
 from tests.models.folders import save_image
 
 
@@ -81,8 +81,8 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     listing = list_images(tmp_path)
     assert listing.files == (file,)
     assert read_image(file).size == (12, 10)
-    assert printable(Path(*listing.parts[0])) == r"caf\xe9/\xff.png"
-    printable(file).encode()
+    assert format_path(Path(*listing.parts[0])) == r"caf\xe9/\xff.png"
+    format_path(file).encode()
 
 
 def test_the_order_is_that_of_the_names_whatever_the_file_system_says(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
 from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
+from edge_tprune.cli.schedules import read_schedules
 from edge_tprune.cli.terminal import print_json, print_note, print_table, print_warning
 from edge_tprune.errors import UserError
 
@@ -22,14 +24,10 @@ from edge_tprune.errors import UserError
     "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true",
     kept="nothing was written",
 )
+@with_model_options
 def build(
-    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="A .safetensors file or a PyTorch state dict; 'random' for speed tests; the model hub's pretrained ones by default."
-        ),
-    ] = None,
+    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    choice: ModelChoice,
     method: Annotated[
         str | None,
         typer.Option(help="See `edge-tprune methods`; zero_tprune, or the schedule file's, by default.", show_default=False),
@@ -66,10 +64,10 @@ def build(
         str | None,
         typer.Option(help="Build TensorRT-RTX engines for these GPUs now, with commas: sm75, sm80, sm86, sm89, sm120, sm121."),
     ] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
     bundle: Annotated[
         Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
     ] = None,
+    plugin: Plugins = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -81,44 +79,39 @@ def build(
     from edge_tprune.bundle.engines import AHEAD, build_ahead, check_targets
     from edge_tprune.export.builder import build as build_bundle
     from edge_tprune.export.builder import make_plan
-    from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
-    from edge_tprune.search.configuration import read
 
+    load_plugins(plugin)
     runtimes = parse_list(runtime, str, "--runtime")
     targets = parse_list(target.lower(), str, "--target") if target else []
     if targets and AHEAD not in runtimes:
         raise UserError(f"--target is for --runtime {AHEAD}: TensorRT itself builds its engines on the GPU that runs them")
     if targets:
         check_targets(targets)
-    files = [text for text in schedule or [] if text.endswith(".json")]
-    if len(files) > 1:
-        raise UserError(f"{len(files)} schedule files are given: a bundle holds one method, give one")
-    found = read(Path(files[0])) if files else None
-    if found and method not in (None, found.method):
-        raise UserError(f"{files[0]} is for method {found.method}, not {method}: leave --method out")
-    method = found.method if found else method or "zero_tprune"
+    schedules = read_schedules(schedule)
+    method = schedules.choose_method(method, "zero_tprune")
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
     if budgets is None:
-        budgets = "1.0" if found else "1.0,0.9,0.8,0.65,0.5"
-    loaded = load_model(model, weights, classes)
+        budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
+    loaded = choice.load(model)
     plan = make_plan(
         loaded,
         method,
         budgets=parse_list(budgets, float, "--budgets") if budgets.strip() else [],
-        schedules=[parse_list(text, int, "--schedule") for text in schedule or [] if text not in files],
-        found=found.budgets if found else None,
+        schedules=schedules.typed,
+        found=schedules.found,
         blocks=parse_list(blocks, int, "--blocks") if blocks else None,
         multiple_of=multiple_of,
-        options={**(found.options if found else {}), **options},
+        options={**schedules.options, **options},
         batch=batch,
         runtimes=runtimes,
         precisions=parse_list(precision, str, "--precision"),
     )
     for remark in plan.remarks:
         print_note(f"note: {remark}")
+    path = bundle or Path("bundles") / f"{loaded.name.replace('/', '-')}-{method}"
     with show_progress("building", quiet) as advance:
-        built = build_bundle(loaded, plan, bundle or Path("bundles") / f"{model}-{method}", force=force, progress=advance)
+        built = build_bundle(loaded, plan, path, force=force, progress=advance)
     engines = []
     if targets:
         with show_progress("building engines", quiet) as advance:

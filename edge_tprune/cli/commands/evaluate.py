@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.data_options import ClassMapFile, SkipUnreadable, known_class_names, open_data
 from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Quiet, Threads
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
@@ -29,6 +30,8 @@ def evaluate(
             help="A directory with one sub-directory of images per class, or of unlabelled images; 'reference' for the built-in task."
         ),
     ] = None,
+    class_map: ClassMapFile = None,
+    skip_unreadable: SkipUnreadable = False,
     limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread over the classes.")] = None,
     runtime: Annotated[
         str, typer.Option(help="What runs the graphs: onnxruntime runs any of them, tensorrt needs its GPU.")
@@ -48,13 +51,20 @@ def evaluate(
     from edge_tprune.agent.profile import default_threads
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.evaluate import evaluate as run
-    from edge_tprune.models.data import open_dataset
 
     opened = Bundle.open(bundle)
     source = data if data is not None else ("reference" if opened.manifest["model"]["name"] == "reference" else None)
     if source is None:
         raise UserError("no images to evaluate on: give --data DIRECTORY (one sub-directory per class, or unlabelled images)")
-    dataset = open_dataset(source, opened.manifest["model"]["classes"], limit)
+    dataset = open_data(
+        source,
+        opened.manifest["model"]["classes"],
+        limit=limit,
+        class_map=class_map,
+        class_names=known_class_names(opened),
+        skip_unreadable=skip_unreadable,
+        quiet=quiet,
+    )
     names = parse_list(budgets, str, "--budgets") if budgets else None
     with show_progress("images", quiet) as advance:
         records = run(

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
 from edge_tprune.cli.options import Json
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.root import command
+from edge_tprune.cli.schedules import read_schedules
 from edge_tprune.cli.terminal import print_json, print_note, print_table
 
 
@@ -19,23 +21,41 @@ from edge_tprune.cli.terminal import print_json, print_note, print_table
     "edge-tprune explain cat.jpg --methods tome,vote_mix --out explain.html",
     kept="nothing was written",
 )
+@with_model_options
 def explain(
     image: Annotated[
         str, typer.Argument(metavar="IMAGE", help="An image file, or 'reference:17' for a canvas of the built-in task.")
     ],
-    model: Annotated[str, typer.Option(help="'reference', or a timm name of a plain ViT.")] = "reference",
-    weights: Annotated[
-        str | None, typer.Option(help="As for build: a file, 'random', or the pretrained ones by default.")
-    ] = None,
+    choice: ModelChoice,
+    model: Annotated[
+        str, typer.Option(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")
+    ] = "reference",
     method: Annotated[
-        str, typer.Option("--method", "--methods", help="One, or several with commas to compare.")
-    ] = "zero_tprune",
-    budgets: Annotated[str, typer.Option(help="Shares of the unpruned MACs, with commas.")] = "0.8,0.65,0.5",
+        str | None,
+        typer.Option(
+            "--method",
+            "--methods",
+            help="One, or several with commas to compare; zero_tprune, or the schedule file's, by default.",
+            show_default=False,
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Shares of the unpruned MACs, with commas; 0.8,0.65,0.5 by default, with --schedule none.", show_default=False
+        ),
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tokens after each block, with commas (may be repeated), or a file that `search` wrote. In addition to --budgets."
+        ),
+    ] = None,
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="name=value, for the methods that have it; may be repeated.")] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    plugin: Plugins = None,
     picture: Annotated[
         Path, typer.Option("--out", help="What to draw: a .png, or an .html page that needs nothing else.")
     ] = Path("explain.png"),
@@ -47,23 +67,26 @@ def explain(
     require_host()
     from edge_tprune.export.explain import explain as follow
     from edge_tprune.export.explain import open_image
-    from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
     from edge_tprune.report.pictures import check_suffix, write
 
     check_suffix(picture)
-    names = list(dict.fromkeys(parse_list(method, str, "--methods")))
+    load_plugins(plugin)
+    schedules = read_schedules(schedule)
+    names = list(dict.fromkeys(parse_list(schedules.choose_method(method, "zero_tprune"), str, "--methods")))
     for name in names:
         registry.method(name)  # before a model is loaded
+    shares = budgets if budgets is not None else ("" if schedule else "0.8,0.65,0.5")
     pixels = open_image(image)
     explanation = follow(
-        load_model(model, weights, classes),
+        choice.load(model),
         pixels,
         names,
-        parse_list(budgets, float, "--budgets"),
+        parse_list(shares, float, "--budgets") if shares.strip() else [],
+        schedules=[*schedules.typed, *schedules.found.values()],
         name=Path(image).name,
         blocks=parse_list(blocks, int, "--blocks") if blocks else None,
-        options=parse_pairs(option or [], "--option"),
+        options={**{key: str(value) for key, value in schedules.options.items()}, **parse_pairs(option or [], "--option")},
     )
     write(explanation, picture)
     print_note(f"drew {picture}")

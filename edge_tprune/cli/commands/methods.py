@@ -6,19 +6,28 @@ from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.model_options import Plugins, load_plugins
 from edge_tprune.cli.options import Json
 from edge_tprune.cli.root import command
-from edge_tprune.cli.terminal import print_json
+from edge_tprune.cli.terminal import print_json, print_warning
 
 
 @command("edge-tprune methods", "edge-tprune methods zero_tprune", "edge-tprune methods --json")
 def methods(
     name: Annotated[str | None, typer.Argument(help="Everything about this method.", show_default=False)] = None,
+    plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """List the reduction methods, or show one: paper, the evidence it needs, where it reduces, its options."""
     from edge_tprune.cli.method_views import find_method, methods_document, print_method, print_methods
+    from edge_tprune.cli.model_views import require_host
 
+    require_host()
+    from edge_tprune.reduction.plugins import load_announced
+
+    load_plugins(plugin)
+    for broken, problem in load_announced().items():
+        print_warning(f"method {broken} is not here: {problem}")
     document = methods_document()
     if name is not None:
         row = find_method(document, name)

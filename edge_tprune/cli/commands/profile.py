@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.data_options import ClassMapFile, SkipUnreadable, known_class_names, open_data
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.options import BudgetNames, BundleArgument, Json
 from edge_tprune.cli.parsing import parse_list
@@ -35,6 +36,8 @@ def profile(
         Path | None, typer.Option(help="Folder of images to run on instead of the bundle's golden inputs.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of images by class: judge accuracy on this device first.")] = None,
+    class_map: ClassMapFile = None,
+    skip_unreadable: SkipUnreadable = False,
     sysroot: Annotated[
         Path, typer.Option(help="Directory that holds sys, proc and etc: of a simulated board, for example.")
     ] = Path("/"),
@@ -57,6 +60,15 @@ def profile(
         raise UserError(f"--resume goes on in {resume}: leave out --out")
     opened = Bundle.open(bundle)
     names = parse_list(budgets, str, "--budgets") if budgets else None
+    dataset = None
+    if data is not None:
+        dataset = open_data(
+            data,
+            opened.manifest["model"]["classes"],
+            class_map=class_map,
+            class_names=known_class_names(opened),
+            skip_unreadable=skip_unreadable,
+        )
     start, place = (start_run, profiles or Path("profiles")) if resume is None else (resume_run, resume)
     try:
         with TerminalProgress(open_stderr()) as progress:
@@ -66,7 +78,7 @@ def profile(
                 request,
                 budgets=names,
                 images=images,
-                data=data,
+                data=dataset,
                 root=sysroot,
                 trace=trace,
                 progress=progress,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.data_options import SkipUnreadable, open_data
 from edge_tprune.cli.interruption import Interruption
+from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
 from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs, parse_range
 from edge_tprune.cli.progress import show_progress
@@ -21,9 +24,10 @@ from edge_tprune.errors import UserError
     "edge-tprune build reference --schedule ref.json",
     "edge-tprune search deit_tiny_patch16_224 --method bat --data photos",
 )
+@with_model_options
 def search(
-    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
-    weights: Annotated[str | None, typer.Option(help="As for `build`.")] = None,
+    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    choice: ModelChoice,
     method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
     budgets: Annotated[
         str, typer.Option(help="Shares of the unpruned MACs, with commas; options are searched at the first.")
@@ -44,7 +48,8 @@ def search(
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     option: Annotated[list[str] | None, typer.Option(help="An option to hold fixed, name=value; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    skip_unreadable: SkipUnreadable = False,
+    plugin: Plugins = None,
     file: Annotated[Path, typer.Option("--out", help="The schedule file; what was tried is logged beside it.")] = Path(
         "schedule.json"
     ),
@@ -60,13 +65,12 @@ def search(
     require_host()
     import torch
 
-    from edge_tprune.models.data import open_dataset
-    from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
     from edge_tprune.search.configuration import find
 
+    load_plugins(plugin)
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
-    loaded = load_model(model, weights, classes)
+    loaded = choice.load(model, names_classes=False)
     source = data if data is not None else ("reference" if model == "reference" else None)
     if source is None:
         raise UserError("no images to search on: give --data DIRECTORY (labels are not needed)")
@@ -74,13 +78,24 @@ def search(
         if threads < 1:
             raise UserError(f"--threads {threads} is out of range: give 1 or more")
         torch.set_num_threads(threads)
+    dataset = open_data(
+        source,
+        loaded.model.num_classes,
+        limit=images,
+        training=True,
+        labels=score == "top1",
+        class_map=choice.class_map,
+        class_names=loaded.class_names,
+        skip_unreadable=skip_unreadable,
+        quiet=quiet,
+    )
     try:
         with show_progress("searching", quiet) as advance:
             found = find(
                 loaded,
                 method,
                 parse_list(budgets, float, "--budgets"),
-                open_dataset(source, loaded.model.num_classes, images, training=True),
+                dataset,
                 file,
                 trials=trials,
                 stages=parse_range(stages, "--stages") if stages else None,
@@ -96,7 +111,7 @@ def search(
         print_json(found)
     else:
         print_table(search_table(found))
-        given = "".join(
-            f" --{name} {value}" for name, value in (("weights", weights), ("classes", classes)) if value is not None
+        plugins = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugin or [])
+        print_note(
+            f"wrote {file}; build it with: edge-tprune build {shlex.quote(model)}{choice.words}{plugins} --schedule {file}"
         )
-        print_note(f"wrote {file}; build it with: edge-tprune build {model}{given} --schedule {file}")

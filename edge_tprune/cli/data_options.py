@@ -1,0 +1,88 @@
+"""The options that say which images, and opening them: of every command that judges or tunes on some."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import print_note
+
+if TYPE_CHECKING:
+    from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.models.class_names import ClassNames
+    from edge_tprune.models.data import Dataset
+
+ClassMapFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map",
+        metavar="FILE",
+        help="Labels: one class name a line (line 1 is class 0), or JSON that maps names to classes; or one 'image class' a line.",
+        show_default=False,
+    ),
+]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Go on without images that cannot be read, and count them.")
+]
+
+
+def open_data(
+    source: str | Path,
+    classes: int,
+    *,
+    limit: int | None = None,
+    training: bool = False,
+    labels: bool = True,
+    class_map: Path | None = None,
+    class_names: ClassNames | None = None,
+    skip_unreadable: bool = False,
+    quiet: bool = False,
+) -> Dataset:
+    """The images at `source`, once every one of them was read to its end; says where their labels are from and what was left out.
+
+    Args:
+        source: as for `open_dataset`.
+        classes: of the model.
+        limit: as for `open_dataset`.
+        training: as for `open_dataset`.
+        labels: whether they are needed. Otherwise images are taken wherever they lie.
+        class_map: as for `open_dataset`.
+        class_names: as for `open_dataset`.
+        skip_unreadable: go on without images that cannot be read.
+        quiet: show no progress.
+
+    Raises:
+        UserError: as `open_dataset`; or some images cannot be read: naming all of them.
+    """
+    from edge_tprune.models.data import REFERENCE, check_readable, open_dataset, open_images
+    from edge_tprune.models.images import describe_left_out
+
+    dataset: Dataset
+    if labels or str(source) == REFERENCE:
+        dataset = open_dataset(source, classes, limit, training=training, class_map=class_map, class_names=class_names)
+    else:
+        folder = open_images(Path(source))
+        dataset = folder if limit is None else folder.first(limit)
+    with show_progress("checking images", quiet) as advance:
+        workers = min(8, os.cpu_count() or 1)
+        dataset = check_readable(
+            dataset, skip=skip_unreadable, workers=workers, progress=lambda done, of: advance("checking images", done, of)
+        )
+    print_note(f"{dataset.name}: {len(dataset)} images; {dataset.label_rule}")
+    if dataset.left_out:
+        print_note(f"{dataset.name}: left out {describe_left_out(dataset.left_out)}")
+    return dataset
+
+
+def known_class_names(bundle: Bundle) -> ClassNames | None:
+    """What a bundle's classes are called; of bundles that do not say it and have ImageNet's number of classes, ImageNet's names where timm is installed."""
+    if bundle.class_names is not None or importlib.util.find_spec("timm") is None:
+        return bundle.class_names
+    from edge_tprune.models.records import imagenet_names
+
+    return imagenet_names({"num_classes": bundle.manifest["model"]["classes"]})

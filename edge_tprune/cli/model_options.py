@@ -1,0 +1,200 @@
+"""The options that say which model: of every command that loads one."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_tprune.cli.parsing import parse_list, parse_pairs
+from edge_tprune.cli.terminal import print_note
+from edge_tprune.errors import UserError
+
+if TYPE_CHECKING:
+    from edge_tprune.models.loading import LoadedModel, ModelOptions
+
+_PANEL = "Model and preprocessing"
+
+
+def _option(*names: str, help: str, **more: Any) -> Any:  # as typer calls it
+    return typer.Option(*names, help=help, rich_help_panel=_PANEL, show_default=False, **more)
+
+
+_OPTIONS: dict[str, Any] = {
+    "weights": Annotated[
+        str | None,
+        _option(
+            help="A .safetensors file, a PyTorch checkpoint or a hub's directory; 'random' for speed tests; timm's pretrained ones by default."
+        ),
+    ],
+    "no_ema": Annotated[
+        bool, _option("--no-ema", help="Take the weights themselves where a checkpoint has their moving average, too.")
+    ],
+    "classes": Annotated[int | None, _option(help="Classes of the head; the checkpoint's own by default. 0: without a head.")],
+    "img_size": Annotated[
+        str | None,
+        _option(metavar="PIXELS", help="224, or 224,320 for height and width; the checkpoint's own by default."),
+    ],
+    "global_pool": Annotated[
+        str | None, _option(help="token, avg, map or another of timm's; as the checkpoint shows by default.")
+    ],
+    "model_kwargs": Annotated[
+        list[str] | None, _option(metavar="NAME=VALUE", help="Another argument of timm's model; may be repeated.")
+    ],
+    "mean": Annotated[str | None, _option(help="Of the pixels from 0 to 1, one value or one per channel, with commas.")],
+    "std": Annotated[str | None, _option(help="As --mean.")],
+    "interpolation": Annotated[str | None, _option(help="bicubic, bilinear, nearest, lanczos, box or hamming.")],
+    "crop_pct": Annotated[float | None, _option(help="Share of the resized image that the crop keeps, such as 0.875.")],
+    "crop_mode": Annotated[str | None, _option(help="center, squash or border.")],
+    "class_map": Annotated[
+        Path | None,
+        _option(
+            metavar="FILE",
+            help="Names of the classes: one a line, line 1 for class 0, or JSON; for labels also one 'image class' a line.",
+        ),
+    ],
+}
+
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="A Python file that registers methods of your own; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def load_plugins(files: list[Path] | None) -> None:
+    """Runs the files that --plugin names.
+
+    Raises:
+        UserError: a file is not there, fails, or registers no method.
+    """
+    from edge_tprune.reduction.plugins import load_plugin
+
+    for file in files or []:
+        load_plugin(file)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What the user said of the model beside its name."""
+
+    given: Mapping[str, Any]  #: by name of the parameter; None, False or empty where not given
+
+    @property
+    def class_map(self) -> Path | None:
+        """The file with the names of classes or the classes of images."""
+        path: Path | None = self.given["class_map"]
+        return path
+
+    @property
+    def words(self) -> str:
+        """The options as they can be typed again, with a blank before; '' for none."""
+        words: list[str] = []
+        for name, value in self.given.items():
+            option = f"--{name.replace('_', '-')}"
+            if value is True:
+                words.append(option)
+            elif isinstance(value, list):
+                words += [word for item in value for word in (option, item)]
+            elif value is not None and value is not False:
+                words += [option, str(value)]
+        return "".join(f" {shlex.quote(word)}" for word in words)
+
+    def options(self) -> ModelOptions:
+        """As `load_model` takes them.
+
+        Raises:
+            UserError: a text that is not of its option's form.
+        """
+        from edge_tprune.models.loading import ModelOptions
+
+        given = self.given
+        numbers = {key: tuple(parse_list(given[key], float, f"--{key}")) for key in ("mean", "std") if given[key]}
+        words = {key: given[key] for key in ("interpolation", "crop_pct", "crop_mode") if given[key] is not None}
+        return ModelOptions(
+            weights=given["weights"],
+            classes=given["classes"],
+            img_size=_parse_size(given["img_size"]),
+            global_pool=given["global_pool"],
+            model_kwargs={
+                key: _literal(text) for key, text in parse_pairs(given["model_kwargs"] or [], "--model-kwargs").items()
+            },
+            preprocessing={**numbers, **words},
+            use_ema=not given["no_ema"],
+            class_map=given["class_map"],
+        )
+
+    def load(self, name: str, *, names_classes: bool = True) -> LoadedModel:
+        """The model called `name`; says what was decided from its checkpoint.
+
+        Args:
+            name: as for `load_model`.
+            names_classes: whether the class map names the model's classes; where it may be one of images, it does not.
+
+        Raises:
+            UserError: as `load_model`; or a model without a classifier head.
+        """
+        from dataclasses import replace
+
+        from edge_tprune.models.loading import check_has_classes, load_model
+
+        options = self.options()
+        loaded = load_model(name, options=options if names_classes else replace(options, class_map=None))
+        for remark in loaded.remarks:
+            print_note(f"note: {remark}")
+        check_has_classes(loaded)
+        return loaded
+
+
+def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The parameter `choice` of a command becomes one option for each thing that can be said of a model."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "choice":
+            for name, kind in _OPTIONS.items():
+                default = False if name == "no_ema" else None
+                parameters.append(parameter.replace(name=name, annotation=kind, default=default))
+        else:
+            parameters.append(parameter)
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        command(choice=ModelChoice({name: given.pop(name) for name in _OPTIONS}), **given)
+
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_options
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().replace("x", ",").split(",")
+    try:
+        sides = [int(part) for part in parts]
+    except ValueError:
+        sides = []
+    if not 1 <= len(sides) <= 2 or any(side < 1 for side in sides):
+        raise UserError(f"--img-size {text!r} is neither a number of pixels nor HEIGHT,WIDTH: give 224, or 224,320")
+    return sides[0], sides[-1]
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or else the text itself: as timm's own scripts read --model-kwargs."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)

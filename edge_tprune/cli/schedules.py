@@ -1,0 +1,49 @@
+"""The option --schedule: tokens after each block, or a file that `search` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """What --schedule says."""
+
+    typed: tuple[tuple[int, ...], ...] = ()  #: tokens after each block, as they were typed
+    found: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  #: of a file: by requested share
+    method: str | None = None  #: of the file
+    options: Mapping[str, Any] = field(default_factory=dict)  #: of the file's method
+
+    def choose_method(self, given: str | None, default: str) -> str:
+        """The file's method, or else the given one.
+
+        Raises:
+            UserError: both, and they differ.
+        """
+        if self.method is not None and given not in (None, self.method):
+            raise UserError(f"the schedule file is for method {self.method}, not {given}: leave --method out")
+        return self.method or given or default
+
+
+def read_schedules(texts: Sequence[str] | None) -> Schedules:
+    """Reads the values of --schedule.
+
+    Raises:
+        UserError: two files, an unreadable one, or a text that is no list of numbers.
+    """
+    from edge_tprune.search.configuration import read
+
+    files = [text for text in texts or [] if text.endswith(".json")]
+    if len(files) > 1:
+        raise UserError(f"{len(files)} schedule files are given: each is for one method, give one")
+    typed = tuple(tuple(parse_list(text, int, "--schedule")) for text in texts or [] if text not in files)
+    if not files:
+        return Schedules(typed)
+    found = read(Path(files[0]))
+    return Schedules(typed, found.budgets, found.method, found.options)

@@ -1,0 +1,109 @@
+"""Methods of one's own: from a file that is named (`--plugin FILE.py`), or from an installed package that announces them.
+
+A package announces its methods in its `pyproject.toml`; the value is a module that registers some, or a `Reducer` class:
+
+    [project.entry-points."edge_tprune.methods"]
+    keep_longest = "my_package.reducers"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from edge_tprune.errors import UserError
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import code_sha256
+from edge_tprune.reduction.registry import Reducer
+
+GROUP = "edge_tprune.methods"
+
+
+def load_plugin(file: Path) -> list[str]:
+    """Runs a Python file and returns the names of the methods that it registered.
+
+    Raises:
+        UserError: no such file, an error in it, or it registers no method.
+    """
+    if not file.is_file():
+        raise UserError(f"plugin {file} does not exist: give a Python file that registers a method")
+    before = dict(registry.methods())
+    digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+    name = f"edge_tprune_plugin_{digest}_{file.stem.replace('-', '_').replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"plugin {file} is not a Python file: give one whose name ends with .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where a class's source is looked for
+    sys.path.insert(0, str(file.resolve().parent))  # as of a script: modules beside it can be imported
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"plugin {file} cannot be run: {_where(error, file)}") from error
+    finally:
+        sys.path.remove(str(file.resolve().parent))
+    added = [key for key, cls in registry.methods().items() if before.get(key) is not cls]
+    if not added:
+        raise UserError(
+            f"plugin {file} registers no method: decorate a subclass of edge_tprune.reduction.Reducer with @edge_tprune.reduction.register"
+        )
+    return added
+
+
+@lru_cache(maxsize=1)
+def load_announced() -> dict[str, str]:
+    """Loads the methods that installed packages announce; returns what is wrong with those that cannot be loaded, by name."""
+    wrong = {}
+    for point in entry_points(group=GROUP):
+        try:
+            _load(point)
+        except Exception as error:  # one broken package must not keep all others from working
+            package = point.dist.name if point.dist is not None else point.value
+            wrong[point.name] = (
+                f"the package {package} announces it, and it cannot be loaded ({type(error).__name__}: {_one_line(error)})"
+            )
+    return wrong
+
+
+def _load(point: EntryPoint) -> None:
+    found = point.load()
+    if isinstance(found, type) and issubclass(found, Reducer) and found.name not in registry.methods():
+        registry.register(found)
+
+
+def method_code_sha256(method: type[Reducer]) -> str:
+    """SHA-256 of the code that computes a method: the package's, and the file of one's own."""
+    if method.__module__.split(".")[0] == "edge_tprune":
+        return code_sha256()
+    try:
+        own = Path(inspect.getsourcefile(method) or "").read_bytes()
+    except (OSError, TypeError):  # typed into a notebook
+        own = f"{method.__module__}.{method.__qualname__}".encode()
+    return hashlib.sha256(code_sha256().encode() + own).hexdigest()
+
+
+def plugin_file(method: type[Reducer]) -> str | None:
+    """The file to name with --plugin, for a method that comes from one."""
+    if not method.__module__.startswith("edge_tprune_plugin_"):
+        return None
+    return inspect.getsourcefile(method)
+
+
+def _where(error: Exception, file: Path) -> str:
+    """The error, and the line of the plugin that it arose in."""
+    text = f"{type(error).__name__}: {_one_line(error)}"
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"line {lines[-1]}: {text}" if lines else text
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,127 @@
+"""Methods of one's own: from a file, and from an installed package."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from edge_tprune.errors import UserError
+from edge_tprune.reduction import plugins, prune, registry
+
+SOURCE = '''
+from edge_tprune.reduction import Keep, Reducer, register, top
+
+
+@register
+class KeepLongest(Reducer):
+    """Keeps the tokens with the longest feature vectors."""
+
+    name, paper = "keep_longest", "nobody's"
+
+    def forward(self, x, evidence):
+        return Keep(top(x.norm(dim=-1) + self.bonus, self.stage.tokens_out))
+'''
+
+
+@pytest.fixture(autouse=True)
+def _registered_as_before() -> Iterator[None]:
+    before, modules = dict(registry._METHODS), set(sys.modules)
+    plugins.load_announced.cache_clear()
+    yield
+    registry._METHODS.clear()
+    registry._METHODS.update(before)
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+    plugins.load_announced.cache_clear()
+
+
+def small() -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=32, patch_size=8, num_classes=3, embed_dim=48, depth=3, num_heads=3).eval()
+
+
+def test_a_plugins_method_prunes(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(SOURCE)
+    assert plugins.load_plugin(tmp_path / "own.py") == ["keep_longest"]
+    pruned = prune(small(), method="keep_longest", schedule=[17, 9, 5])
+    assert pruned(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    assert plugins.plugin_file(registry.method("keep_longest")) == str(tmp_path / "own.py")
+    assert plugins.plugin_file(registry.method("evit")) is None
+
+
+def test_a_plugin_may_be_loaded_again_and_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("NAME = 'keep_longest'")
+    (tmp_path / "own-method.v2.py").write_text("from beside import NAME\n" + SOURCE.replace('"keep_longest"', "NAME"))
+    for _ in range(2):
+        assert plugins.load_plugin(tmp_path / "own-method.v2.py") == ["keep_longest"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "registers no method"),
+        ("x = (\n", "cannot be run: line 1"),
+        ("x = 1\ny = z\n", "cannot be run: line 2: NameError: name 'z' is not defined"),
+        ("import no_such_package\n", "line 1: ModuleNotFoundError"),
+        (SOURCE.replace("keep_longest", "evit"), "TypeError: the method name 'evit' is taken"),
+        (SOURCE.replace("KeepLongest", "ToMe").replace("keep_longest", "tome"), "is taken"),
+    ],
+)
+def test_what_is_wrong_with_a_plugin_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        plugins.load_plugin(tmp_path / "own.py")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="does not exist"):
+        plugins.load_plugin(tmp_path / "absent.py")
+    (tmp_path / "own.txt").write_text("")
+    with pytest.raises(UserError, match="is not a Python file"):
+        plugins.load_plugin(tmp_path / "own.txt")
+
+
+def test_a_change_of_a_plugin_changes_the_hash_of_its_code(tmp_path: Path) -> None:
+    found = []
+    for text in (SOURCE, SOURCE + "\n# changed\n"):
+        (tmp_path / "own.py").write_text(text)
+        plugins.load_plugin(tmp_path / "own.py")
+        found.append(plugins.method_code_sha256(registry.method("keep_longest")))
+    evit, tome = (plugins.method_code_sha256(registry.method(name)) for name in ("evit", "tome"))
+    assert len({*found, evit}) == 3
+    assert evit == tome
+
+
+def install(folder: Path, package: str, source: str, point: str) -> None:
+    """As pip would: a module and its metadata."""
+    (folder / f"{package}.py").write_text(source)
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\n{point}\n")
+
+
+@pytest.mark.parametrize("value", ["own_reducers", "own_reducers:KeepLongest"])
+def test_a_packages_method_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    source = SOURCE if ":" not in value else SOURCE.replace("@register\n", "")
+    install(tmp_path, "own_reducers", source, f"keep_longest = {value}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert registry.method("keep_longest").name == "keep_longest"
+
+
+def test_a_broken_package_is_named_where_its_method_is_asked_for_and_breaks_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "broken_reducers", "import no_such_package", "broken = broken_reducers")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert registry.method("evit").name == "evit"
+    with pytest.raises(UserError, match=r"package broken_reducers announces it, and it cannot be loaded .*no_such_package"):
+        registry.method("broken")
+    with pytest.raises(UserError, match="no method 'absent'"):
+        registry.method("absent")
