@@ -228,9 +228,9 @@ def check_readable(
         return dataset
     if skip and len(found) < len(dataset):
         return dataset.without(found.keys(), "unreadable")
-    lines = [f"  {format_path(file)}: {cause}" for file, cause in found.items()]
+    listed = "; ".join(f"{format_path(file)}: {cause}" for file, cause in found.items())
     way = "Remove or replace them" + ("" if skip else ", or give --skip-unreadable to go on without them")
-    raise UserError("\n".join([f"{len(found)} of {len(dataset)} images in {dataset.name} cannot be read. {way}:", *lines]))
+    raise UserError(f"{len(found)} of {len(dataset)} images in {dataset.name} cannot be read. {way}: {listed}")
 
 
 def batches(
