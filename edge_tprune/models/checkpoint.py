@@ -83,6 +83,15 @@ def read_weights(path: Path) -> WeightsFile:
 
 def _read_directory(path: Path) -> WeightsFile:
     file = next((path / name for name in _PREFERRED if (path / name).is_file()), None)
+    if any(path.glob("*.distcp")):
+        raise UserError(
+            f"directory {format_path(path)} is a distributed checkpoint of torch, in parts: join them first with "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {format_path(path)} weights.pth"
+        )
+    if file is None and (path / "zero_to_fp32.py").is_file():
+        raise UserError(
+            f"directory {format_path(path)} is a checkpoint of DeepSpeed, in parts: join them first with its zero_to_fp32.py"
+        )
     if file is None:
         found = sorted(f for f in path.iterdir() if f.is_file() and f.name.endswith(_EXTENSIONS) and not f.name.startswith("."))
         if not found:
@@ -221,8 +230,8 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             f"weights file {shown} cannot be read ({one_line(error)}): it is damaged, or not a PyTorch checkpoint. "
             "Give a .safetensors file or a PyTorch state dict"
         ) from error
-    if isinstance(loaded, (list, tuple)) and len(loaded) == 1:
-        loaded = loaded[0]
+    if isinstance(loaded, (list, tuple)):
+        loaded = {str(i): item for i, item in enumerate(loaded) if isinstance(item, Mapping)} or loaded
     if not isinstance(loaded, Mapping):
         what = f"one tensor of shape {tuple(loaded.shape)}" if isinstance(loaded, Tensor) else f"a {type(loaded).__name__}"
         raise UserError(f"weights file {shown} holds {what}, no state dict: expected a mapping from names to tensors")

@@ -24,7 +24,7 @@ _LARGEST_BYTES = 64_000_000
 class ClassNames:
     """The names of a model's classes, by index."""
 
-    names: tuple[str, ...]  #: as directories of images are called; unique
+    names: tuple[str, ...]  #: as directories of images are called; one that two classes have finds neither
     source: str  #: where they are from, in words
     descriptions: tuple[str, ...] = ()  #: for people, where they differ from the names: "tench, Tinca tinca" of n01440764
 
@@ -41,8 +41,11 @@ class ClassNames:
         return NameTable(pairs, words)
 
     def find(self, name: str) -> int | None:
-        """The class that a directory's or a file's word means: a name, a description, or one of its synonyms that no other class has."""
-        return self._table.find(name)
+        """The class that a directory's or a file's word means: a name, a description, one of its synonyms that no other class has; or by the synset
+        that it begins with (n02110185-Siberian_husky)."""
+        found = self._table.find(name)
+        synset = SYNSET.match(name)
+        return found if found is not None or synset is None else self._table.find(synset[0])
 
     def to_json(self) -> dict[str, Any]:
         """As a bundle keeps it."""
@@ -59,17 +62,23 @@ class NameTable:
 
     def __init__(self, *pairs: Iterable[tuple[str, int]]) -> None:
         self._tables: list[dict[str, int]] = []
+        self._ambiguous: set[str] = set()
         for some in map(list, pairs):  # names before descriptions
             for key in (composed, normal):
                 found: dict[str, set[int]] = {}
                 for name, i in some:
                     found.setdefault(key(name), set()).add(i)
                 self._tables.append({name: next(iter(classes)) for name, classes in found.items() if len(classes) == 1})
+                self._ambiguous |= {name for name, classes in found.items() if len(classes) > 1}
 
     def find(self, name: str) -> int | None:
         """The class called `name`, None where there is none, or more than one."""
         keys = (composed(name), normal(name))
         return next((table[keys[i % 2]] for i, table in enumerate(self._tables) if keys[i % 2] in table), None)
+
+    def is_ambiguous(self, name: str) -> bool:
+        """Whether more than one class is called so."""
+        return self.find(name) is None and (composed(name) in self._ambiguous or normal(name) in self._ambiguous)
 
 
 def composed(name: str) -> str:
@@ -84,7 +93,7 @@ def normal(name: str) -> str:
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sorts as timm's `natural_key` does: numbers within names by value, letters without case."""
-    parts = re.split(r"([0-9]+)", name.lower())
+    parts = re.split(r"(\d+)", name.lower())
     return [(0, int(part), "") if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
 
 
@@ -94,18 +103,18 @@ class ClassMap:
 
     file: Path
     rows: tuple[tuple[int, str], ...] = ()  #: of text: the lines that are not empty, with their numbers from 0
-    index: Mapping[str, int] = field(default_factory=dict)  #: name -> class, where the file says it of each name
+    index: tuple[tuple[str, int], ...] = ()  #: (name, class), where the file says it of each name
     labels: Mapping[str, str] = field(default_factory=dict)  #: image -> name of its class
     descriptions: Mapping[int, str] = field(default_factory=dict)  #: class -> words for people
 
-    def classes(self, classes: int) -> Mapping[str, int]:
-        """Name -> class, for a model with `classes` of them, where the file names classes.
+    def classes(self, classes: int) -> list[tuple[str, int]]:
+        """(name, class) for a model with `classes` of them, where the file names classes. Two classes may have one name.
 
         Raises:
-            UserError: a name that is there twice, a class that the model does not have, text that names more or fewer classes.
+            UserError: a class that the model does not have, text that names more or fewer classes.
         """
-        index = dict(self.index) or self._by_line()
-        for name, i in index.items():
+        index = list(self.index) or [(_name(text), number) for number, text in self.rows]
+        for name, i in index:
             if not 0 <= i < classes:
                 raise UserError(
                     f"class map {format_path(self.file)}: {name!r} would be class {i}, and the model's {classes} classes "
@@ -118,18 +127,6 @@ class ClassMap:
             )
         return index
 
-    def _by_line(self) -> dict[str, int]:
-        index: dict[str, int] = {}
-        for number, text in self.rows:
-            name = _name(text)
-            if name in index:
-                raise UserError(
-                    f"class map {format_path(self.file)}: {name!r} is on line {index[name] + 1} and on line {number + 1}. "
-                    "Give one class name a line, line 1 for class 0; or one line 'image class' for each image"
-                )
-            index[name] = number
-        return index
-
     def class_names(self, classes: int) -> ClassNames:
         """The names of all of a model's classes.
 
@@ -137,7 +134,7 @@ class ClassMap:
             UserError: as `classes`; or a class without a name, or with two.
         """
         names: dict[int, str] = {}
-        for name, i in self.classes(classes).items():
+        for name, i in self.classes(classes):
             if i in names:
                 raise UserError(
                     f"class map {format_path(self.file)} calls class {i} both {names[i]!r} and {name!r}: give one name"
@@ -178,7 +175,7 @@ def read_class_map(file: Path) -> ClassMap:
     rows = tuple((n, line.strip()) for n, line in enumerate(text.splitlines()) if line.strip())
     if not rows:
         raise UserError(f"class map {shown} is empty")
-    return ClassMap(file, rows, _numbered([text for _, text in rows]))
+    return ClassMap(file, rows, tuple(_numbered([text for _, text in rows]).items()))
 
 
 def read_columns(row: str) -> list[tuple[str, str]]:
@@ -213,8 +210,10 @@ def _read_json(file: Path, text: str) -> ClassMap:
         document = {str(i): name for i, name in enumerate(document)}
     if not isinstance(document, dict) or not document:
         raise UserError(f"class map {shown} holds no names: give JSON that maps names to classes")
-    if all(type(value) is int for value in document.values()):
-        return ClassMap(file, index=document)
+    if all(
+        type(value) is int or (isinstance(value, str) and re.fullmatch(r"\d+", value, re.ASCII)) for value in document.values()
+    ):
+        return ClassMap(file, index=tuple((name, int(value)) for name, value in document.items()))
     numbers = [key.isascii() and key.isdecimal() for key in document]
     if all(isinstance(value, str) for value in document.values()) and not any(numbers):
         return ClassMap(file, labels=document)
@@ -223,7 +222,7 @@ def _read_json(file: Path, text: str) -> ClassMap:
 
 def _by_class(file: Path, document: Mapping[str, Any]) -> ClassMap:
     """Of {"0": "cat"}, or of {"0": ["n01440764", "tench"]}."""
-    index: dict[str, int] = {}
+    index: list[tuple[str, int]] = []
     descriptions: dict[int, str] = {}
     for key, value in document.items():
         name = value[0] if isinstance(value, list) and value else value
@@ -232,12 +231,10 @@ def _by_class(file: Path, document: Mapping[str, Any]) -> ClassMap:
                 f"class map {format_path(file)}: {json.dumps({key: value})[1:60]} is not a name and its class. "
                 'Give {"cat": 0, "dog": 1}, or {"0": "cat", "1": "dog"}'
             )
-        if name in index:
-            raise UserError(f"class map {format_path(file)}: {name!r} is class {index[name]} and class {key}: give it one")
-        index[name] = int(key)
+        index.append((name, int(key)))
         if isinstance(value, list) and len(value) > 1:
             descriptions[int(key)] = str(value[1]).replace("_", " ")
-    return ClassMap(file, index=index, descriptions=descriptions)
+    return ClassMap(file, index=tuple(index), descriptions=descriptions)
 
 
 def _name(text: str) -> str:
@@ -265,6 +262,6 @@ def to_class_names(record: object, classes: int, source: str) -> ClassNames | No
     if len(names) != classes or not all(isinstance(name, str) and name.strip() for name in names):
         return None
     texts = tuple(str(name).strip() for name in names)
-    if len(set(texts)) < classes or all(re.fullmatch(r"LABEL_\d+", name) for name in texts):
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in texts):
         return None
     return ClassNames(texts, source)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +13,12 @@ from edge_tprune.errors import UserError
 from edge_tprune.models.checkpoint import WeightsFile, one_line
 from edge_tprune.models.inference import classifiers
 from edge_tprune.models.records import recorded_name
-from edge_tprune.models.state_dict import FITS, Found, Tensors, complete, describe_names, drop_others
+from edge_tprune.models.state_dict import FITS, Found, Tensors, complete, describe_names, describe_unmerged, drop_others
+
+Convert = Callable[[Tensors, nn.Module], Tensors]
 
 
-def fit(
-    found: Found, model: nn.Module, convert: Callable[[Tensors, nn.Module], Tensors] | None, file: WeightsFile, name: str
-) -> tuple[Tensors, list[str]]:
+def fit(found: Found, model: nn.Module, convert: Convert | None, file: WeightsFile, name: str) -> tuple[Tensors, list[str]]:
     """The state dict for `model`, strictly: every name of it, in its shape, and no other; and what to tell of it.
 
     Args:
@@ -32,33 +34,60 @@ def fit(
     wanted = model.state_dict()
     tensors, added, left = complete(found, wanted)
     remarks = [f"{file.shown}: took {_some(added)} from beside {found.where}"] if added else []
-    if not _is_exact(tensors, wanted):
-        if convert is not None:
-            tensors = _converted(tensors, model, convert, file, name)
-        left += drop_others(tensors, wanted)
+    try:
+        state, more = _held_against(tensors, wanted, model, convert, file, name)
+    except UserError:
+        whole = _converted_whole(found, wanted, model, convert)
+        if whole is None:
+            raise
+        state, left, more = whole, [], []
+    left += more
     if left:
         remarks.append(f"{file.shown}: left out {_some(left)}, which {'is' if len(left) == 1 else 'are'} not of the model")
-    if sum(key in wanted for key in tensors) < FITS * len(wanted):
-        raise UserError(f"the weights in {file.shown} are not those of {name}: {describe_names(found.tensors)}")
-    _refuse_misfits(tensors, wanted, model, file, name)
-    for key, value in tensors.items():
+    for key, value in state.items():
         _refuse_odd_numbers(key, value, wanted[key], file)
-    return {key: value.to(wanted[key].dtype) for key, value in tensors.items()}, remarks
+    return {key: value.to(wanted[key].dtype) for key, value in state.items()}, remarks
+
+
+def _held_against(
+    tensors: Tensors, wanted: Mapping[str, Tensor], model: nn.Module, convert: Convert | None, file: WeightsFile, name: str
+) -> tuple[Tensors, list[str]]:
+    """The tensors under the model's names and in its shapes, and what was left out; converted by timm where they are not so already."""
+    if _is_exact(tensors, wanted):
+        return tensors, []
+    if convert is not None:
+        try:
+            tensors = _convert(tensors, model, convert)
+        except Exception as error:  # timm's functions assume that names and shapes are those they know
+            raise UserError(
+                f"the weights in {file.shown} do not fit {name}: {describe_names(tensors)} (timm: {one_line(error) or type(error).__name__})"
+            ) from error
+    left = drop_others(tensors, wanted)
+    if sum(key in wanted for key in tensors) < FITS * len(wanted):
+        raise UserError(f"the weights in {file.shown} are not those of {name}: {describe_names(tensors)}")
+    _refuse_misfits(tensors, wanted, model, file, name)
+    return tensors, left
+
+
+def _converted_whole(found: Found, wanted: Mapping[str, Tensor], model: nn.Module, convert: Convert | None) -> Tensors | None:
+    """What timm makes of all of a file's names, prefixes included: some of its conversions look for them. None where that does not fit exactly."""
+    if not found.prefix or convert is None:
+        return None
+    whole = {found.prefix + key: value for key, value in found.tensors.items()} | dict(found.beside)
+    with suppress(Exception):
+        converted = _convert(whole, model, convert)
+        if _is_exact(converted, wanted):
+            return converted
+    return None
+
+
+def _convert(tensors: Tensors, model: nn.Module, convert: Convert) -> Tensors:
+    with redirect_stdout(sys.stderr):  # one of timm's functions prints, and stdout is for the answer
+        return dict(convert(dict(tensors), model))
 
 
 def _is_exact(tensors: Tensors, wanted: Mapping[str, Tensor]) -> bool:
     return tensors.keys() == wanted.keys() and all(tensors[key].shape == value.shape for key, value in wanted.items())
-
-
-def _converted(
-    tensors: Tensors, model: nn.Module, convert: Callable[[Tensors, nn.Module], Tensors], file: WeightsFile, name: str
-) -> Tensors:
-    try:
-        return dict(convert(dict(tensors), model))
-    except Exception as error:  # timm's functions assume that names and shapes are those they know
-        raise UserError(
-            f"the weights in {file.shown} do not fit {name}: {describe_names(tensors)} (timm: {one_line(error) or type(error).__name__})"
-        ) from error
 
 
 def _refuse_misfits(tensors: Tensors, wanted: Mapping[str, Tensor], model: nn.Module, file: WeightsFile, name: str) -> None:
@@ -76,8 +105,10 @@ def _refuse_misfits(tensors: Tensors, wanted: Mapping[str, Tensor], model: nn.Mo
     ]
     if not parts:
         return
+    if unmerged := describe_unmerged(unexpected):
+        raise UserError(f"the weights in {file.shown} are {unmerged}")
     heads = {f"{layer}.{kind}" for layer in classifiers(model) for kind in ("weight", "bias")}
-    if missing and not reshaped and heads.issuperset(missing):
+    if heads.issuperset(missing) and any(key.endswith(".weight") for key in missing) and not reshaped:
         beside = f"; it has {_some(unexpected)}: is that the head?" if unexpected else ""
         raise UserError(
             f"the weights in {file.shown} have no classifier head ({_some(missing)}){beside}. Give --classes 0 for a model without one, "
@@ -92,7 +123,7 @@ def _refuse_odd_numbers(key: str, value: Tensor, wanted: Tensor, file: WeightsFi
     if wanted.is_floating_point() and not value.is_floating_point():
         kind = str(value.dtype).removeprefix("torch.")
         raise UserError(
-            f"weights file {file.shown}: {key} holds {kind}: quantised weights are not supported, give those in floating point"
+            f"weights file {file.shown}: {key} holds {kind}, not floating-point numbers: quantised weights are not supported"
         )
     if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
         wrong = ~torch.isfinite(value.float())

@@ -133,6 +133,8 @@ def _image_size(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, give
 
 def _patches(tensors: Mapping[str, Tensor], shape: nn.Module, own: int) -> int | None:
     """For how many patches a checkpoint has position embeddings (1, N, C); None where it does not say."""
+    if ("cls_token" in tensors) != (getattr(shape, "cls_token", None) is not None):
+        return None  # another model, as the comparison of names will say
     theirs, ours = tensors.get("pos_embed"), getattr(shape, "pos_embed", None)
     if theirs is not None and ours is not None and theirs.ndim == ours.ndim == 3:
         prefix = int(ours.shape[1]) - own

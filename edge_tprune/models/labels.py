@@ -180,7 +180,12 @@ def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: Cl
     what = "images"
     if labels is None:
         what = "directories"
-        table = NameTable(class_map.classes(classes).items())
+        table = NameTable(class_map.classes(classes))
+        for name in sorted({name for parts in listing.parts for name in parts[:-1]}):
+            if table.is_ambiguous(name):
+                raise UserError(
+                    f"class map {file}: {format_path(name)} is the name of several classes: rename the directory, or the classes"
+                )
         found = ([table.find(name) for name in _folder_names(parts)] for parts in listing.parts)
         labels = [next((i for i in classes_ if i is not None), None) for classes_ in found]
     if all(found is None for found in labels):
@@ -227,7 +232,7 @@ def _image_labels(
 
 def _map_entries(class_map: ClassMap, images: set[str]) -> Iterator[tuple[str, str, int]]:
     """(image, class, line counted from 1) of every entry of a class map that names one of `images`, by its path from there or from further up."""
-    for number, (name, text) in enumerate([*class_map.labels.items(), *class_map.index.items()], 1):
+    for number, (name, text) in enumerate([*class_map.labels.items(), *class_map.index], 1):
         if not class_map.rows and (image := _match(name, images)) is not None:
             yield image, str(text), number
     for number, row in class_map.rows:

@@ -29,6 +29,12 @@ PRETRAINED = "pretrained"
 LOCAL = "local-dir:"  #: timm's word for a directory that holds config.json and weights
 
 
+_NOT_FOR_MODELS = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"),
+    *("features_only", "out_indices", "feature_cls", "scriptable", "exportable", "no_jit", "use_naflex"),
+}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready to be pruned, and where it came from."""
@@ -70,6 +76,14 @@ class ModelOptions:
             height, width = self.img_size
             named["img_size"] = height if height == width else self.img_size  # type: ignore[assignment]
         given = {key: value for key, value in named.items() if value is not None}
+        if foreign := _NOT_FOR_MODELS & self.model_kwargs.keys():
+            raise UserError(
+                f"--model-kwargs {sorted(foreign)[0]} is not an argument of a model, but of its loading: leave it out"
+            )
+        if given.get("global_pool") == "":
+            raise UserError(
+                "--global-pool is empty: without pooling a model has no answer for an image. Give token, avg or map"
+            )
         if twice := given.keys() & self.model_kwargs.keys():
             raise UserError(f"{sorted(twice)[0]} is given twice, by --model-kwargs and by an option of its own: leave one out")
         return {**self.model_kwargs, **given}
@@ -217,6 +231,7 @@ def _finish(
     recorded, more = ({}, []) if file is None else find_preprocessing(file)
     said += more
     class_names, more = _name_classes(name, model, classes, options, file)
+    said += _describe_rim(model)
     channels = int(created.arguments.get("in_chans", 3))
     preprocessing = resolve_preprocessing(
         model, _image_size(model, created.arguments), channels, recorded, options.preprocessing
@@ -231,6 +246,20 @@ def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, in
     if size is None:
         return None
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _describe_rim(model: nn.Module) -> list[str]:
+    """Where the patches do not fill the image, the pixels that the model does not see."""
+    embed = getattr(model, "patch_embed", None)
+    size, grid, patch = (getattr(embed, name, None) for name in ("img_size", "grid_size", "patch_size"))
+    if size is None or grid is None or patch is None:
+        return []
+    rim = [int(s - g * p) for s, g, p in zip(size, grid, patch)]
+    if not any(rim):
+        return []
+    return [
+        f"patches of {patch[0]} x {patch[1]} pixels do not fill images of {size[0]} x {size[1]}: the last {max(rim)} pixels are not seen"
+    ]
 
 
 def _name_classes(

@@ -31,8 +31,17 @@ _FOREIGN = {
     r"(^|\.)embeddings\.(patch_embeddings|cls_token|position_embeddings)|\.layernorm_before\.|attention\.attention\.query": "Hugging Face transformers",
     r"(^|\.)encoder\.layers\.encoder_layer_\d+\.|(^|\.)conv_proj\.": "torchvision",
     r"(^|\.)layers\.\d+\.ln1\.|(^|\.)backbone\.layers\.\d+\.attn\.": "MMPretrain",
-    r"(^|\.)image_encoder\.|(^|\.)text_model\.|(^|\.)vision_model\.": "a model of images and text",
+    r"(^|\.)model\.vision_tower\.|(^|\.)image_encoder\.|(^|\.)text_model\.|(^|\.)vision_model\.": "a model of images and text",
 }
+
+
+_UNMERGED = {
+    r"\.lora_[AB](\.|$)|\.base_layer\.": "adapters (LoRA) beside weights: merge them first (merge_and_unload)",
+    r"\.parametrizations\.": "parametrised weights: remove the parametrisations first (torch.nn.utils.parametrize)",
+    r"weight_(orig|mask)$": "weights with pruning masks: remove the masks first (torch.nn.utils.prune.remove)",
+    r"weight_[gv]$": "weights under weight norm: remove it first (torch.nn.utils.remove_weight_norm)",
+}
+"""What else may stand in place of a weight, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,11 @@ def drop_others(tensors: Tensors, wanted: Collection[str]) -> list[str]:
     for name in names:
         del tensors[name]
     return names
+
+
+def describe_unmerged(names: Collection[str]) -> str | None:
+    """What stands in place of weights, and what to do about it; None where they are plain."""
+    return next((what for pattern, what in _UNMERGED.items() if any(re.search(pattern, name) for name in names)), None)
 
 
 def describe_names(tensors: Mapping[str, Tensor]) -> str:

@@ -208,3 +208,17 @@ def test_what_is_no_mapping_is_named(tmp_path: Path, content: Any) -> None:
         read_weights(tmp_path / "w.pth")
     with pytest.raises(UserError, match="does not exist"):
         read_weights(tmp_path / "absent.pth")
+
+
+def test_a_pair_of_weights_and_something_else_is_read(tmp_path: Path, state: State) -> None:
+    torch.save((state, 3), tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").content["0"].keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("__0_0.distcp", "join them first with python -m torch"), ("zero_to_fp32.py", "of DeepSpeed")]
+)
+def test_checkpoints_in_parts_are_named(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        read_weights(tmp_path)

@@ -279,7 +279,7 @@ def test_a_map_of_images_in_json(tmp_path: Path, document: dict[str, object]) ->
         ("x1.JPEG fish\n", "line 1: no class is called 'fish'"),
         ("x1.JPEG 1\nx1.JPEG 2\n", "gives x1.JPEG class 1 and class 2"),
         ("y.JPEG 1\nz.JPEG 1\n", "names 2 classes and the model has 3"),
-        ("490\n361\n490\n", "'490' is on line 1 and on line 3"),
+        ("490\n361\n490\n", "names none of the images"),
         ("a\nb\nc\n", "names none of the images"),
         ("", "is empty"),
     ],
@@ -314,6 +314,8 @@ def test_a_bare_name_of_two_images_is_refused(tmp_path: Path) -> None:
     [
         "dog\ncat\nbird\n",
         '{"cat": 1, "dog": 0, "bird": 2}',
+        '{"cat": "1", "dog": "0", "bird": "2"}',
+        '{"id2label": {"0": "dog", "1": "cat", "2": "bird"}}',
         '{"0": "dog", "1": "cat", "2": "bird"}',
         '["dog", "cat", "bird"]',
         "cat 1\ndog 0\nbird 2\n",
@@ -331,3 +333,21 @@ def test_a_map_finds_classes_in_any_depth(tmp_path: Path) -> None:
     root = save_classes(tmp_path / "d", ["train/cat", "val/dog/images", "other"])
     (tmp_path / "map.txt").write_text("dog\ncat\nbird\n")
     assert labelled(root, 3, tmp_path / "map.txt") == {"train/cat/0.png": 1, "val/dog/images/0.png": 0}
+
+
+def test_a_directory_may_begin_with_its_synset(tmp_path: Path) -> None:
+    names = ClassNames(tuple(ImageNetInfo("imagenet-1k").label_names()), "ImageNet-1k")
+    touch_classes(tmp_path, ["n02110185-Siberian_husky", "n01440764_tench"])
+    assert by_folder(tmp_path, 1000, None, names) == {"n02110185-Siberian_husky": 250, "n01440764_tench": 0}
+
+
+def test_a_name_of_two_classes_finds_neither(tmp_path: Path) -> None:
+    """ImageNet's lists in words have two cranes."""
+    (tmp_path / "map.txt").write_text("crane\ndog\ncrane\n")
+    root = save_classes(tmp_path / "d", ["dog"])
+    assert by_folder(root, 3, tmp_path / "map.txt") == {"dog": 1}
+    save_classes(root, ["crane"])
+    with pytest.raises(UserError, match="crane is the name of several classes"):
+        by_folder(root, 3, tmp_path / "map.txt")
+    with pytest.raises(UserError, match="crane is not"):
+        by_folder(root, 3, None, read_class_map(tmp_path / "map.txt").class_names(3))

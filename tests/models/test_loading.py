@@ -300,6 +300,49 @@ def test_the_model_that_a_file_says_to_be_of_is_named(tmp_path: Path) -> None:
         load_model(NAME, path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (".qkv.weight", ".qkv.base_layer.weight", "adapters .LoRA. beside weights: merge them first"),
+        (".fc1.weight", ".fc1.weight_orig", "pruning masks: remove the masks first"),
+        (".fc1.weight", ".fc1.parametrizations.weight.original0", "remove the parametrisations first"),
+    ],
+)
+def test_weights_that_are_not_yet_weights_are_named(tmp_path: Path, state: State, old: str, new: str, message: str) -> None:
+    content = {key.replace(old, new): value for key, value in state.items()}
+    with pytest.raises(UserError, match=message):
+        load_model(NAME, saved(tmp_path, content))
+
+
+def test_a_head_without_its_bias_is_no_lack_of_a_head(tmp_path: Path, state: State) -> None:
+    del state["head.bias"]
+    with pytest.raises(UserError, match=r"do not fit .*missing head\.bias"):
+        load_model(NAME, saved(tmp_path, state))
+
+
+def test_a_model_with_another_number_of_prefix_tokens_is_named(tmp_path: Path, state: State) -> None:
+    del state["cls_token"]
+    with pytest.raises(UserError, match="missing cls_token"):
+        load_model(NAME, saved(tmp_path, state))
+
+
+def test_open_clips_tower_is_converted_by_timm(tmp_path: Path) -> None:
+    """Its head lies outside of the tower, under another name."""
+    name = "vit_base_patch32_clip_224"
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 7}
+    model = timm.create_model(name, **small)
+    own = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+    own["head.bias"] = torch.zeros(7)
+    content = {f"visual.trunk.{key}": value for key, value in own.items() if not key.startswith("head")}
+    content |= {"visual.head.proj.weight": own["head.weight"], "text.token_embedding.weight": torch.zeros(9, 4)}
+    assert is_loaded(load_model(name, options=ModelOptions(saved(tmp_path, content), model_kwargs=small)).model, own)
+
+
+def test_images_that_patches_do_not_fill_are_said(tmp_path: Path) -> None:
+    loaded = load_model(NAME, options=ModelOptions("random", img_size=(100, 96)))
+    assert any("the last 4 pixels are not seen" in remark for remark in loaded.remarks)
+
+
 def test_other_patches_are_refused_unless_asked_for(tmp_path: Path) -> None:
     own = state_of(patch_size=32)
     path = saved(tmp_path, own)
@@ -328,13 +371,15 @@ def test_numbers_that_are_none_are_named_at_once(tmp_path: Path, value: float, w
 
 def test_quantised_weights_are_named(tmp_path: Path, state: State) -> None:
     state["blocks.0.mlp.fc1.weight"] = state["blocks.0.mlp.fc1.weight"].to(torch.int8)
-    with pytest.raises(UserError, match=r"blocks\.0\.mlp\.fc1\.weight holds int8: quantised weights"):
+    with pytest.raises(UserError, match=r"blocks\.0\.mlp\.fc1\.weight holds int8, not floating-point numbers"):
         load_model(NAME, saved(tmp_path, state))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (ModelOptions(model_kwargs={"checkpoint_path": "x"}), "checkpoint_path is not an argument of a model"),
+        (ModelOptions(global_pool=""), "--global-pool is empty"),
         (ModelOptions(classes=5), "has 37 classes, not 5: leave --classes out"),
         (ModelOptions(model_kwargs={"nonsense": 1}), "takes no argument nonsense: leave --model-kwargs nonsense out"),
         (ModelOptions(global_pool="sideways"), "cannot create .* with .*global_pool=sideways"),
