@@ -86,6 +86,11 @@ def load_plugins(files: list[Path] | None) -> None:
         load_plugin(file)
 
 
+def words_of_plugins(files: list[Path] | None) -> str:
+    """--plugin as it can be typed again, with a blank before; '' for none."""
+    return "".join(f" --plugin {shlex.quote(str(file))}" for file in files or [])
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """What the user said of the model beside its name."""
@@ -101,8 +106,14 @@ class ModelChoice:
     @property
     def words(self) -> str:
         """The options as they can be typed again, with a blank before; '' for none."""
+        return self.words_without()
+
+    def words_without(self, *names: str) -> str:
+        """The options but those of these names."""
         words: list[str] = []
         for name, value in self.given.items():
+            if name in names:
+                continue
             option = f"--{name.replace('_', '-')}"
             if value is True:
                 words.append(option)

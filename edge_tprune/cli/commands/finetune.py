@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from edge_tprune.cli.interruption import Interruption
+from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options, words_of_plugins
 from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.progress import show_progress
@@ -18,6 +19,7 @@ from edge_tprune.errors import UserError
 
 if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
+    from edge_tprune.models.loading import LoadedModel
 
 _CANVASES = 1500  # of the reference task, unless told otherwise
 
@@ -27,9 +29,10 @@ _CANVASES = 1500  # of the reference task, unless told otherwise
     "edge-tprune finetune deit_tiny_patch16_224 --data photos --time 20m",
     "edge-tprune build deit_tiny_patch16_224 --weights tuned.safetensors",
 )
+@with_model_options
 def finetune(
-    model: Annotated[str, typer.Argument(help="'reference', or a timm name of a plain ViT.")],
-    weights: Annotated[str | None, typer.Option(help="As for `build`.")] = None,
+    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    choice: ModelChoice,
     method: Annotated[
         str | None,
         typer.Option(help="See `edge-tprune methods`; bat, or the schedule file's, by default.", show_default=False),
@@ -70,7 +73,7 @@ def finetune(
         str | None, typer.Option(help="cpu or cuda; a GPU where there is one by default.", show_default=False)
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
-    classes: Annotated[int | None, typer.Option(help="Classes of a fine-tuned checkpoint.")] = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -88,10 +91,10 @@ def finetune(
     from edge_tprune.finetune.run import Interrupted, together
     from edge_tprune.finetune.run import finetune as run
     from edge_tprune.models.data import check_readable
-    from edge_tprune.models.loading import load_model
     from edge_tprune.reduction import registry
     from edge_tprune.search.configuration import read
 
+    load_plugins(plugin)
     found = read(schedule) if schedule is not None else None
     if found and method not in (None, found.method):
         raise UserError(f"{schedule} is for method {found.method}, not {method}: leave --method out")
@@ -115,9 +118,11 @@ def finetune(
         seed=seed,
         device=device,
     )
-    loaded = load_model(model, weights, classes)
+    loaded = choice.load(model, names_classes=False)
     try:
-        photos = _photos(model, data, getattr(loaded.model, "num_classes", 0), images, labels)
+        photos = _photos(loaded, data, images, choice.class_map if labels else None, labels)
+        if labels:
+            print_note(f"{photos.name}: {photos.label_rule}")
         with together(request), show_progress("fine-tuning", quiet) as advance:
             photos = check_readable(photos, skip=skip_unreadable, progress=lambda done, of: advance("reading photos", done, of))
             result = run(loaded, photos, file, request, progress=advance, say=print_note)
@@ -132,26 +137,28 @@ def finetune(
         print_json(msgspec.to_builtins(result))
     else:
         print_table(finetune_table(result))
-        given = f" --classes {classes}" if classes is not None else ""
+        given = choice.words_without("weights", "no_ema") + words_of_plugins(plugin)
         how = f"--schedule {schedule}" if schedule is not None else f"--method {method} --budgets {budgets}"
         print_note(f"{result.verdict}; build it with: edge-tprune build {model}{given} --weights {file} {how}")
 
 
-def _photos(model: str, data: list[str] | None, classes: int, images: int | None, labels: bool) -> Dataset:
+def _photos(loaded: LoadedModel, data: list[str] | None, images: int | None, class_map: Path | None, labels: bool) -> Dataset:
     """The photos of all directories."""
     from edge_tprune.finetune.photos import Joined
     from edge_tprune.models.data import REFERENCE, open_dataset, open_images
 
+    classes = int(getattr(loaded.model, "num_classes", 0))
     if images is not None and images < 1:
         raise UserError(f"--images {images} is out of range: give 1 or more")
     if not data:
-        if model != REFERENCE:
+        if loaded.name != REFERENCE:
             raise UserError("no photos to train on: give --data DIRECTORY (labels are not needed)")
         return open_dataset(REFERENCE, classes, images or _CANVASES, training=True)
     if labels and len(data) > 1:
         raise UserError("--labels reads one directory, with a sub-directory per class: give --data once")
     if labels or data == [REFERENCE]:
-        return open_dataset(data[0], classes, images or (_CANVASES if data == [REFERENCE] else None), training=True)
+        limit = images or (_CANVASES if data == [REFERENCE] else None)
+        return open_dataset(data[0], classes, limit, training=True, class_map=class_map, class_names=loaded.class_names)
     folders = [open_images(Path(one)) for one in data]
     share = 1.0 if images is None else images / sum(map(len, folders))
     kept = [folder.first(max(1, round(share * len(folder)))) for folder in folders]

@@ -10,7 +10,7 @@ import typer
 
 from edge_tprune.cli.data_options import SkipUnreadable, open_data
 from edge_tprune.cli.interruption import Interruption
-from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
+from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options, words_of_plugins
 from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs, parse_range
 from edge_tprune.cli.progress import show_progress
@@ -111,7 +111,5 @@ def search(
         print_json(found)
     else:
         print_table(search_table(found))
-        plugins = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugin or [])
-        print_note(
-            f"wrote {file}; build it with: edge-tprune build {shlex.quote(model)}{choice.words}{plugins} --schedule {file}"
-        )
+        given = choice.words + words_of_plugins(plugin)
+        print_note(f"wrote {file}; build it with: edge-tprune build {shlex.quote(model)}{given} --schedule {file}")
