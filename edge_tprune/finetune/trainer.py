@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from edge_tprune.errors import EdgeTPruneError
+from edge_tprune.errors import UserError
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher, loss_of
 from edge_tprune.finetune.photos import Photos, Spot, spots
 from edge_tprune.finetune.recipe import Recipe
@@ -28,7 +28,7 @@ WARM_SHARE, FIRST_FACTOR, LAST_FACTOR = (
 )  # of the one-cycle schedule: rise, where it begins and ends below the peak
 
 
-class NotFinite(EdgeTPruneError):
+class NotFinite(UserError):
     """The loss of a step was infinite or not a number."""
 
     def __init__(self, step: int, loss: float) -> None:
