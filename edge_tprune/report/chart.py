@@ -128,7 +128,7 @@ def make_scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scat
         y=up,
         points=tuple(
             Point(
-                name=row.budget,
+                name="unpruned" if row.unpruned else row.budget,
                 x=_value(row, across),
                 y=_value(row, up),
                 x_range=_range(row, across),
@@ -153,7 +153,7 @@ def make_token_lines(rows: Sequence[Row], chosen: Row | None = None) -> Lines:
         counts = (row.tokens if row.tokens is not None else row.schedule[0], *row.schedule)
         lines.append(
             Line(
-                name_row(row, rows).removeprefix("budget "),
+                _line_name(row, rows),
                 style,
                 dash,
                 tuple(map(float, range(len(counts)))),
@@ -174,7 +174,7 @@ def make_distribution(rows: Sequence[Row], chosen: Row | None = None) -> Lines |
     shown = _select_lines(timed, chosen)
     shares = tuple(100 * quantile for quantile in QUANTILES)
     lines = tuple(
-        Line(name_row(row, rows).removeprefix("budget "), style, dash, row.latency_quantiles_ms, shares)
+        Line(_line_name(row, rows), style, dash, row.latency_quantiles_ms, shares)
         for row, style, dash in _style_lines(shown, rows)
     )
     low = min(row.latency_quantiles_ms[0] for row in shown)
@@ -213,6 +213,15 @@ def interval_text(row: Row, metric: Metric) -> str:
             f"{metric.quantity(interval.low)} or more" if interval.high is None else f"{metric.quantity(interval.high)} or less"
         )
     return metric.range(interval)
+
+
+def _line_name(row: Row, rows: Sequence[Row]) -> str:
+    """What a line is called in a legend: the unpruned model has no method."""
+    return (
+        "unpruned"
+        if row.unpruned and sum(other.unpruned for other in rows) == 1
+        else name_row(row, rows).removeprefix("budget ")
+    )
 
 
 def _axis(metric: Metric) -> dict[str, Any]:

@@ -80,6 +80,15 @@ def make_figures(prefix: str, group: Group, question: Question, chosen: Row | No
     return figures, absent
 
 
+def describe_scatters(has_choice: bool) -> str:
+    """What the marks in the plots of accuracy mean."""
+    ring = "Ring: recommended. " if has_choice else ""
+    return (
+        "In the plots of accuracy, whiskers are 95 % intervals (of accuracy: of the change from the unpruned model, paired by image); "
+        f"one that is missing on a side is open there. Hollow: unpruned. {ring}Dashed: the Pareto front."
+    )
+
+
 def _make_scatters(prefix: str, rows: Sequence[Row], question: Question, chosen: Row | None) -> tuple[list[Figure], list[str]]:
     figures, absent = [], []
     for cost in (question.latency.name, "energy_mj_per_image", "peak_memory_mb"):
@@ -87,15 +96,10 @@ def _make_scatters(prefix: str, rows: Sequence[Row], question: Question, chosen:
         if data is None:
             absent.append(f"{capitalize(METRICS[cost].label)} was not measured: {_why_missing(cost, rows)}.")
             continue
-        better = "Up and left is better. " if data.y.better == "higher" else ""
-        whiskers = (
-            "Whiskers: 95 % intervals, of accuracy those of the change from the unpruned model, paired by image; one that is "
-            "missing on one side is open there. "
-        )
-        marks = f"Hollow: unpruned. {'Ring: recommended. ' if chosen is not None else ''}Dashed: the Pareto front."
+        caption = "Up and left is better." if data.y.better == "higher" else ""
         heading = f"{capitalize(data.y.label)} against {data.x.label}"
         name = next(name for name, metric in _COSTS.items() if metric == cost)
-        figures.append(_make_figure(f"{prefix}-{name}", data, heading, better + whiskers + marks))
+        figures.append(_make_figure(f"{prefix}-{name}", data, heading, caption))
     return figures, absent
 
 

@@ -66,43 +66,56 @@ def figure(data: Scatter | Lines | Timeline) -> Figure:
 def scatter_figure(data: Scatter) -> Figure:
     """Accuracy against a cost: whiskers over the 95 % intervals, the Pareto front dashed, the chosen budget in a ring."""
     with _empty() as drawing:
+        from edge_tprune.report.labels import Label, place_labels
+
         axes = drawing.add_subplot()
         axes.set_xlabel(data.x.label_with_unit)
         axes.set_ylabel(data.y.label_with_unit)
         if data.front:
             xs, ys = zip(*data.front)
             axes.plot(xs, ys, color=INK, alpha=0.45, linewidth=1.2, linestyle="--", zorder=1, label="Pareto front")
-        leftmost = min(point.x for point in data.points)
         for point in data.points:
-            colour = COLOURS[point.style % len(COLOURS)]
-            whisker: Any = {"color": colour, "linewidth": 1.3, "alpha": 0.8, "markersize": 6, "zorder": 2}
-            for end in _known(point.x_range):
-                axes.plot([point.x, end], [point.y, point.y], marker="|", markevery=[1], **whisker)
-            for end in _known(point.y_range):
-                axes.plot([point.x, point.x], [point.y, end], marker="_", markevery=[1], **whisker)
-            axes.plot(
-                [point.x], [point.y],
-                marker=_MARKERS[point.style % len(_MARKERS)], markersize=8, linestyle="none",
-                markeredgecolor=colour, markerfacecolor="none" if point.unpruned else colour, markeredgewidth=1.8, zorder=3,
-            )  # fmt: skip
-            if point.chosen:
-                ring: Any = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
-                axes.plot([point.x], [point.y], marker="o", markersize=17, **ring)
-            several = len(data.methods) > 1
-            across, up = _beside(point, point.style if several else 0, leftmost=point.x == leftmost)
-            axes.annotate(
-                point.name, (point.x, point.y), xytext=(across, up), textcoords="offset points",
-                ha="center" if across == 0 else "left" if across > 0 else "right", va="bottom" if up > 0 else "top",
-                fontweight="bold" if point.chosen else "normal", zorder=4,
-            )  # fmt: skip
+            _draw_point(axes, point)
         if len(data.methods) > 1:
             for index, method in enumerate(data.methods):
                 colour = COLOURS[index % len(COLOURS)]
                 axes.plot([], [], marker=_MARKERS[index % len(_MARKERS)], linestyle="none", color=colour, label=method)
-        axes.margins(0.1, 0.14)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right")
+        axes.margins(0.12, 0.16)
+        _add_legend(drawing)
+        labels = [Label(point.name, point.x, point.y, point.chosen) for point in data.points]
+        place_labels(axes, labels, [line for point in data.points for line in _whiskers(point)])
     return drawing
+
+
+def _draw_point(axes: Any, point: Point) -> None:
+    """A budget with its whiskers, in a ring where it is the recommended one."""
+    colour = COLOURS[point.style % len(COLOURS)]
+    for x0, y0, x1, y1 in _whiskers(point):
+        cap = "|" if y0 == y1 else "_"
+        axes.plot([x0, x1], [y0, y1], marker=cap, markevery=[1], color=colour, linewidth=1.3, alpha=0.8, markersize=6, zorder=2)
+    axes.plot(
+        [point.x], [point.y],
+        marker=_MARKERS[point.style % len(_MARKERS)], markersize=8, linestyle="none",
+        markeredgecolor=colour, markerfacecolor="none" if point.unpruned else colour, markeredgewidth=1.8, zorder=3,
+    )  # fmt: skip
+    if point.chosen:
+        ring: Any = {"markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.6}
+        axes.plot([point.x], [point.y], marker="o", markersize=17, **ring)
+
+
+def _whiskers(point: Point) -> list[tuple[float, float, float, float]]:
+    """(x0, y0, x1, y1) from the point to each end of its intervals that is known."""
+    across = [(point.x, point.y, end, point.y) for end in _known(point.x_range)]
+    return across + [(point.x, point.y, point.x, end) for end in _known(point.y_range)]
+
+
+def _add_legend(drawing: Any, columns: int = 4, size: float = 9) -> None:
+    """The legend above the axes, where it covers nothing."""
+    handles, names = drawing.axes[0].get_legend_handles_labels()
+    if handles:
+        drawing.legend(
+            handles, names, loc="outside upper left", ncols=columns, fontsize=size, handlelength=1.8, columnspacing=1.2
+        )
 
 
 def lines_figure(data: Lines) -> Figure:
@@ -125,8 +138,7 @@ def lines_figure(data: Lines) -> Figure:
             axes.annotate(data.mark[1], (0, data.mark[0]), **place)
         axes.set_xlim(*data.window)
         axes.set_ylim(bottom=0)
-        count = len(data.lines)
-        axes.legend(loc="best", fontsize=10 if count <= 8 else 7, ncols=1 if count <= 8 else 2)
+        _add_legend(drawing, 4 if max((len(line.name) for line in data.lines), default=0) > 8 else 6)
     return drawing
 
 
@@ -241,10 +253,3 @@ def _known(ends: Ends | None) -> list[float]:
 
 def _with_unit(axis: Sequence[str]) -> str:
     return f"{axis[0]} ({axis[1]})" if axis[1] else axis[0]
-
-
-def _beside(point: Point, method: int, leftmost: bool) -> tuple[int, int]:
-    """Where a point's name goes, in typographic points from it: off the front, the whiskers and the other methods' names."""
-    if point.unpruned:
-        return (4 if leftmost else 0), -14 - 12 * method
-    return (8, -6) if leftmost or method else (-8, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,13 @@ from edge_tprune.analysis.conditions import NOT_EVALUATED
 from edge_tprune.analysis.contrast import WITHIN_RUN, EqualityMargin
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.metrics import METRICS
-from edge_tprune.analysis.table import Group, Row, Rows, describe_differences, find_differences
+from edge_tprune.analysis.table import Group, Profile, Row, Rows, describe_differences, find_differences
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import write_text
 from edge_tprune.report import page, plot
 from edge_tprune.report.chart import COLOURS, DARK_COLOURS, interval_text
 from edge_tprune.report.facts import list_environment, list_measurement, name_machine
-from edge_tprune.report.figures import PICTURES, make_figures, make_picture
+from edge_tprune.report.figures import PICTURES, describe_scatters, make_figures, make_picture
 from edge_tprune.report.reproduction import list_commands
 from edge_tprune.text import printable
 
@@ -38,6 +39,7 @@ _SCRIPT = Path(__file__).with_name("report.js")
 _ECHARTS = Path(__file__).with_name(
     "echarts"
 )  #: Apache ECharts 6.1.0: dist/echarts.common.min.js of its npm package, unchanged
+_UNCERTAIN = re.compile(r"(\S+) (±\S+|\(.+\))")  #: a value with its interval, as `Metric.uncertain` writes it
 _DRAWN_GROUPS = 8  # more would make a page that no mail takes
 
 #: What a verdict means, from good to bad.
@@ -129,8 +131,14 @@ def _render(rows: Rows, answers: Sequence[tuple[Group, Answer]], request: Reques
             }
             for profile in profiles
         ],
-        commands=list_commands(profiles) if request.commands is None else list(request.commands),
+        commands=_list_commands(profiles, request),
     )
+
+
+def _list_commands(profiles: Sequence[Profile], request: Request) -> list[str]:
+    if request.commands is not None:
+        return list(request.commands)
+    return list_commands(profiles, request.constraints, request.objective)
 
 
 def _describe_answer(prefix: str, group: Group, answer: Answer, drawn: bool) -> dict[str, Any]:
@@ -151,17 +159,23 @@ def _describe_answer(prefix: str, group: Group, answer: Answer, drawn: bool) -> 
         "rows": [
             {
                 "chosen": row is chosen,
-                "cells": [
-                    {"text": column.text(row), "best": marks[place], "is_name": column.metric is None}
-                    for column, marks in zip(columns, best)
-                ],
+                "cells": [_make_cell(column, row, marks[place]) for column, marks in zip(columns, best)],
             }
             for place, row in enumerate(table.rows)
         ],
         "notes": [text for text in [*notes, describe_merged(table, margin)] if text],
         "figures": figures,
+        "plot_note": describe_scatters(chosen is not None),
         "absent": absent,
     }
+
+
+def _make_cell(column: Column, row: Row, best: bool) -> dict[str, Any]:
+    """A cell: the value, and below it in small print how sure it is."""
+    text = column.text(row)
+    match = None if column.metric is None else _UNCERTAIN.fullmatch(text)
+    value, reach = match.groups() if match else (text, "")
+    return {"value": value, "reach": reach, "best": best, "column": column.name, "is_name": column.metric is None}
 
 
 def _describe(answer: Answer) -> str:

@@ -1,42 +1,85 @@
-"""The commands that make the same bundle, profile and report again, as far as the profiles tell."""
+"""The commands that make the same bundle, its accuracy, the profile and the report again, as far as the profiles tell."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
 from edge_tprune.text import printable
 
+_REFERENCE = "reference"
+_NO_FILE = ("pretrained", _REFERENCE)  #: where weights came from, if not from a file that has to be named
 
-def list_commands(profiles: Sequence[Profile]) -> list[str]:
-    """Command lines that make the same bundle, profile and report, as far as the profiles tell."""
+
+def list_commands(
+    profiles: Sequence[Profile], constraints: Mapping[str, float | None] | None = None, objective: str | None = None
+) -> list[str]:
+    """Command lines, in the order in which they are run.
+
+    Args:
+        profiles: the runs; of paths only the last part is known.
+        constraints, objective: what the report was asked for.
+    """
     lines = []
     for profile in profiles:
-        bundle, settings = profile.document.bundle, profile.document.settings
-        model, method = bundle.model, bundle.method
-        where = f"bundles/{bundle.name}"
-        build = ["edge-tprune", "build", model.get("name", "MODEL")]
-        weights = str(model.get("weights", ""))
-        if "." in weights:  # a file's name; otherwise a word for where they came from
-            build += ["--weights", weights]
-        budgets = ",".join(profile.document.budget_names)
-        build += ["--method", method.get("name", "METHOD"), "--budgets", budgets]
-        build += [word for name, value in (method.get("options") or {}).items() for word in ("--option", f"{name}={value}")]
-        build += ["--out", where]
-        chosen = {
-            "runtime": settings.runtime if settings.runtime != "onnxruntime" else None,
-            "precision": settings.precision if settings.precision != "fp32" else None,
-            "rounds": settings.rounds,
-            "threads": settings.threads,
-            "seed": settings.seed,
-            "fps": settings.fps,
-        }
-        options = [word for name, value in chosen.items() if value is not None for word in (f"--{name}", value)]
-        lines += [_shell(build), _shell(["edge-tprune", "profile", where, *options, "--out", "profiles"])]
+        where = f"bundles/{profile.document.bundle.name}"
+        lines += [_build(profile, where), *_evaluate(profile, where), _profile(profile, where)]
     names = [f"profiles/{profile.name}" for profile in profiles]
-    return [*lines, _shell(["edge-tprune", "report", *names, "--out", "report.html"])]
+    asked = [(option_name(name), f"{bound:g}") for name, bound in (constraints or {}).items() if bound is not None]
+    asked += [("--optimize", objective)] if objective else []
+    return [*lines, _shell(["edge-tprune", "report", *names, *_flatten(asked), "--out", "report.html"])]
+
+
+def _build(profile: Profile, where: str) -> str:
+    bundle, budgets = profile.document.bundle, profile.document.budgets
+    model, method, artifact = bundle.model, bundle.method, budgets[0].artifact
+    options: list[tuple[str, Any]] = []
+    weights = str(model.get("weights") or "")
+    if weights and weights not in _NO_FILE:
+        options.append(("--weights", weights))
+    options.append(("--method", method.get("name", "METHOD")))
+    options.append(("--budgets", ",".join(budget.name for budget in budgets if budget.requested is not None)))
+    options += [("--schedule", ",".join(map(str, budget.schedule))) for budget in budgets if budget.requested is None]
+    options += [("--option", f"{name}={value}") for name, value in (method.get("options") or {}).items()]
+    options += [("--batch", bundle.batch)] if bundle.batch != 1 else []
+    options += [("--runtime", artifact.runtime)] if artifact.runtime != "onnxruntime" else []
+    options += [("--precision", artifact.precision)] if artifact.precision != "fp32" else []
+    return _shell(["edge-tprune", "build", model.get("name", "MODEL"), *_flatten([*options, ("--out", where)])])
+
+
+def _evaluate(profile: Profile, where: str) -> list[str]:
+    """The evaluation, where accuracy is known; of the images only their directory's name is."""
+    found = next((budget.accuracy for budget in profile.document.budgets if budget.accuracy), None)
+    if found is None:
+        return []
+    data = found.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else data
+    reference = profile.document.bundle.model.get("name") == _REFERENCE
+    options = [] if reference or not name else [("--data", name)]
+    precision = found.get("precision")
+    options += [("--precision", precision)] if precision not in (None, "fp32") else []
+    return [_shell(["edge-tprune", "eval", where, *_flatten(options)])]
+
+
+def _profile(profile: Profile, where: str) -> str:
+    settings = profile.document.settings
+    chosen = {
+        "runtime": settings.runtime if settings.runtime != "onnxruntime" else None,
+        "precision": settings.precision if settings.precision != "fp32" else None,
+        "rounds": settings.rounds,
+        "threads": settings.threads,
+        "seed": settings.seed,
+        "fps": settings.fps,
+    }
+    options = [(f"--{name}", value) for name, value in chosen.items() if value is not None]
+    return _shell(["edge-tprune", "profile", where, *_flatten([*options, ("--out", "profiles")])])
+
+
+def _flatten(options: Iterable[tuple[str, Any]]) -> list[Any]:
+    return [word for option in options for word in option]
 
 
 def _shell(words: Iterable[Any]) -> str:

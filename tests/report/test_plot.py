@@ -51,7 +51,7 @@ def test_budgets_latency_and_accuracy_are_where_they_belong(rows):
     assert axes.get_xlabel() == "p95 latency (ms)"
     assert axes.get_ylabel() == "top-1 (%)"
     texts = _texts(figure)
-    for name in ("1.0", "0.9", "0.8", "0.65", "0.5", "Pareto front"):
+    for name in ("unpruned", "0.9", "0.8", "0.65", "0.5", "Pareto front"):
         assert name in texts
     points = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in axes.lines if len(line.get_xdata()) == 1}
     assert {(row.value("p95_ms"), row.value("top1_percent")) for row in rows} <= points
@@ -166,4 +166,4 @@ def test_without_matplotlib_the_error_says_what_to_install(profile_dir):
         "except UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "edge-tprune[host]" in done.stdout
+    assert "edge-tprune[analysis]" in done.stdout

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import json
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from edge_tprune.report.report import Request, write_report
 from . import browser
 
 HOSTILE = "<script>alert(1)</script>"
+LATENCIES = {"1.0": 10.0, "0.9": 9.2, "0.8": 8.3, "0.65": 7.0, "0.5": 5.6}
 
 
 class _Tags(HTMLParser):
@@ -59,11 +61,12 @@ def test_the_answer_comes_first(page):
 def test_the_page_holds_what_a_reader_needs(page):
     text = page.read_text()
     for part in (
-        "197→112→64→37", "1.42 ±", "Runner-up: budget 0.8", "does not hold for the whole 95 % interval", "digits in clutter, test split, 1000 images",
+        "197→<wbr>112→<wbr>64→<wbr>37", "1.42 ±", "Runner-up: budget 0.8", "does not hold for the whole 95 % interval", "digits in clutter, test split, 1000 images",
         "Energy per image was not measured",
         "Example CPU @ 2.00GHz", "onnxruntime 1.23.0", "one engine at a time", "prefers-color-scheme: dark", "@media print",
         'name="viewport"', "edge-tprune build deit_tiny_patch16_224 --weights w.safetensors --method zero_tprune "
         "--budgets 1.0,0.9,0.8,0.65,0.5 --out bundles/deit_tiny-zero_tprune", "edge-tprune profile bundles/",
+        "edge-tprune eval bundles/deit_tiny-zero_tprune --data &#39;digits in clutter, test split&#39;",
     ):  # fmt: skip
         assert part in text, part
     tags = _Tags(text).tags
@@ -270,7 +273,7 @@ def test_without_jinja_the_error_says_what_to_install(profile_dir, tmp_path):
         "except UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "edge-tprune[host]" in done.stdout
+    assert "edge-tprune[analysis]" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -337,6 +340,44 @@ def test_every_plot_is_drawn_in_a_real_browser(chrome, page, width):
         assert chrome.complaints() == []
         assert chrome.requests() in ([page.resolve().as_uri()], [page.resolve().as_uri(), "data:,"])
     assert colours[False] != colours[True]
+
+
+@pytest.fixture(scope="module")
+def two_methods(profiles, tmp_path_factory):
+    """The widest page: two methods with power and energy, of which one is in doubt."""
+    root = tmp_path_factory.mktemp("two")
+    for method, scale in (("zero_tprune", 1.0), ("evit", 0.97)):
+        info = profiles.info(method)
+        latencies = {name: ms if name == "1.0" else ms * scale for name, ms in LATENCIES.items()}
+        summary = profiles.summary(info, scale)
+        power = summary["budgets"]["0.65"]["power"]["mean_w"]
+        power["high"] = power["value"] * 1.3  # an interval that ± would mislead about
+        summary["budgets"]["0.5"]["verdict"] = {"status": "suspect", "reasons": [{"code": "x", "text": "throttled"}]}
+        profiles.write(root / "p" / method, info, profiles.lines(info, latencies), summary)
+    return write_report(root / "p", root / "r.html")
+
+
+def test_unpruned_rows_of_two_methods_are_one_row_and_one_point(two_methods):
+    text = two_methods.read_text()
+    assert text.count('<td class="name method">unpruned</td>') == 1
+    assert "The unpruned model was measured in 2 runs" in text
+    charts = json.loads(re.search(r'id="charts">(.*?)</script>', text)[1])
+    assert [point["name"] for point in charts["g0-p50-live"]["points"]].count("unpruned") == 1
+    assert text.count("In the plots of accuracy, whiskers are") == 1, "not below every plot"
+
+
+@needs_browser
+@pytest.mark.parametrize("scripts", [True, False])
+def test_nothing_is_clipped_on_a_laptop(chrome, two_methods, scripts):
+    chrome.open(two_methods, 1280, scripts=scripts)
+    sizes = chrome.evaluate("[...document.querySelectorAll('.scroll, pre')].map(s => [s.scrollWidth, s.clientWidth])")
+    assert sizes
+    assert all(needed <= given for needed, given in sizes), sizes
+    assert chrome.evaluate("document.documentElement.scrollWidth") <= 1280
+    for needed, given in chrome.evaluate(
+        "[...document.querySelectorAll('td.tokens')].map(s => [s.scrollWidth, s.clientWidth])"
+    ):
+        assert needed <= given
 
 
 @needs_browser

@@ -1,0 +1,80 @@
+"""The commands of a page are commands of this program, and name what the run was made of."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+
+from edge_tprune.analysis.table import Profile
+from edge_tprune.cli.app import app
+from edge_tprune.record.document import RunDocument
+from edge_tprune.report.reproduction import list_commands
+
+
+def _parse(line):
+    """Parses a command line without running it."""
+    program, name, *words = shlex.split(line)
+    assert program == "edge-tprune"
+    command = typer.main.get_command(app).commands[name]
+    return command.make_context(name, words).params
+
+
+@pytest.fixture
+def info(profiles):
+    return profiles.info()
+
+
+def _lines(info, **asked):
+    return list_commands([Profile(Path("run-1"), msgspec.convert(info, RunDocument), (), ())], **asked)
+
+
+def test_they_are_build_eval_profile_report_and_parse(info):
+    lines = _lines(info, constraints={"max_top1_drop": 2.0, "max_p50_ms": None}, objective="energy")
+    assert [shlex.split(line)[1] for line in lines] == ["build", "eval", "profile", "report"]
+    build, evaluate, profile, report = map(_parse, lines)
+    assert (build["model"], build["weights"], build["method"]) == ("deit_tiny_patch16_224", "w.safetensors", "zero_tprune")
+    assert build["budgets"] == "1.0,0.9,0.8,0.65,0.5"
+    assert evaluate["data"] == "digits in clutter, test split"
+    assert (profile["rounds"], profile["threads"], profile["seed"]) == (6, 2, 0)
+    assert report["profiles"] == [Path("profiles/run-1")]
+    assert (report["max_top1_drop"], report["objective"]) == (2.0, "energy")
+
+
+def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):
+    info["bundle"] |= {"batch": 8, "method": {"name": "evit", "options": {"fuse": True}}}
+    info["bundle"]["model"]["weights"] = "random"
+    for budget in info["budgets"]:
+        budget["artifact"] |= {"runtime": "tensorrt", "precision": "fp16"}
+    info["budgets"][1]["requested"] = None
+    info["budgets"][0]["accuracy"] = None
+    info["budgets"][1]["accuracy"]["precision"] = "fp16"
+    info["plan"] |= {"runtime": "tensorrt", "precision": "fp16", "fps": 30.0}
+    build, evaluate, profile, _ = map(_parse, _lines(info))
+    assert (build["batch"], build["runtime"], build["precision"], build["weights"]) == (8, "tensorrt", "fp16", "random")
+    assert build["schedule"] == [",".join(map(str, info["budgets"][1]["schedule"]))]
+    assert build["budgets"] == "1.0,0.8,0.65,0.5"
+    assert build["option"] == ["fuse=True"]
+    assert evaluate["precision"] == "fp16"
+    assert (profile["runtime"], profile["precision"], profile["fps"]) == ("tensorrt", "fp16", 30.0)
+
+
+def test_the_reference_model_needs_neither_weights_nor_data(info):
+    info["bundle"]["model"] |= {"name": "reference", "weights": "reference"}
+    build, evaluate, *_ = _lines(info)
+    assert "--weights" not in build
+    assert evaluate == "edge-tprune eval bundles/deit_tiny-zero_tprune"
+    for budget in info["budgets"]:
+        budget["accuracy"] = None
+    assert [shlex.split(line)[1] for line in _lines(info)] == ["build", "profile", "report"]
+
+
+def test_names_from_files_are_quoted(info):
+    info["bundle"]["name"] = "x; rm -rf /\n"
+    for line in _lines(info):
+        assert "\n" not in line
+        assert len(shlex.split(line)) > 2
+        assert "rm" not in shlex.split(line)
