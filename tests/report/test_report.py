@@ -61,7 +61,8 @@ def test_the_answer_comes_first(page):
 def test_the_page_holds_what_a_reader_needs(page):
     text = page.read_text()
     for part in (
-        "197→<wbr>112→<wbr>64→<wbr>37", "1.42 ±", "Runner-up: budget 0.8", "does not hold for the whole 95 % interval", "digits in clutter, test split, 1000 images",
+        "197→<wbr>112→<wbr>64→<wbr>37", "1.42 ±", "Runner-up: budget 0.8", "does not hold for the whole 95 % interval",
+        "digits in clutter, test split, 1000 images",
         "Energy per image was not measured",
         "Example CPU @ 2.00GHz", "onnxruntime 1.23.0", "one engine at a time", "prefers-color-scheme: dark", "@media print",
         'name="viewport"', "edge-tprune build deit_tiny_patch16_224 --weights w.safetensors --method zero_tprune "
