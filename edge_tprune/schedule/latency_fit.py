@@ -1,0 +1,196 @@
+"""Makes a cost model (`edge_tprune.schedule.latency`) from measured graphs. Needs scipy; a board only predicts.
+
+All costs are found together by least squares of relative errors with non-negative increments (a monotone regression): the cost is linear in
+what a block costs at each measured token count and in what a method's steps cost; only `last_share` multiplies, and is found by a scan
+over its range. How far a prediction may be off comes from leaving out one measured graph after the other and predicting it from the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from edge_tprune.errors import UserError
+from edge_tprune.schedule.latency import SLICE, CostModel, ProbeResidual, StepCost, stages
+from edge_tprune.schedule.macs import NetworkShape
+from edge_tprune.statistics.distributions import scipy_module, student
+
+_FEWEST_RESIDUALS = 3
+_LARGEST_SHARE = 1.0  # of a middle block that the last one costs per token count
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured graph."""
+
+    method: str
+    schedule: tuple[int, ...]  #: tokens after each block
+    cost: float
+    noise: float = 0.0  #: standard error of `cost`
+
+
+@dataclass(frozen=True)
+class _Design:
+    """What the linear problem looks like: which columns stand for what."""
+
+    shape: NetworkShape
+    exact: bool
+    counts: tuple[int, ...]  #: increasing
+    methods: tuple[str, ...]
+
+    def row(self, graph: Measured, last_share: float) -> list[float]:
+        """Coefficients: base, rise of a block's cost from each count to the next, then per method (constant, per token)."""
+        *middle, last = graph.schedule[:-1] if self.exact else graph.schedule
+        rises = [
+            sum(count > below for count in middle) + last_share * (last > below)  # the counts are all points of the design
+            for below in self.counts[:-1]
+        ]
+        entering = stages(self.shape, graph.schedule)
+        steps: list[float] = []
+        for method in self.methods:
+            steps += [float(len(entering)), float(sum(entering))] if graph.method == method else [0.0, 0.0]
+        return [1.0, *rises, *steps]
+
+
+def fit_cost(shape: NetworkShape, metric: str, graphs: Sequence[Measured]) -> CostModel:
+    """The cost model of measured graphs.
+
+    Args:
+        shape: the network's.
+        metric: what was measured: "p50_ms", "p95_ms", "energy_mj".
+        graphs: what was measured: the unpruned network as timm runs it among them; all others with the last block saved, or none.
+
+    Raises:
+        UserError: too few or too uniform graphs to tell: saying which are missing.
+    """
+    full = [graph for graph in graphs if graph.schedule == shape.full_schedule()]
+    others = [graph for graph in graphs if graph.schedule != shape.full_schedule()]
+    if not full:
+        raise UserError(
+            "the unpruned network is not among the graphs: a latency model needs it. Build with: edge-tprune build --probe"
+        )
+    saving = {shape.saves_last_block(graph.schedule) for graph in others}
+    if len(saving) != 1:
+        raise UserError(
+            "these graphs do not make a latency model: the last block of some computes all tokens, of others only what the head reads. "
+            "Build with: edge-tprune build --probe"
+        )
+    (exact,) = saving
+    used = others if exact else [*full, *others]
+    model = _fit(shape, metric, used, exact, full[0].cost)
+    if model is None:
+        raise UserError(
+            f"{len(used)} graphs are too few for a latency model: it takes the unpruned network and at least three token counts. "
+            "Build with: edge-tprune build --probe"
+        )
+    return _with_residuals(shape, model, used)
+
+
+def _fit(shape: NetworkShape, metric: str, graphs: Sequence[Measured], exact: bool, full: float) -> CostModel | None:
+    counts = {count for graph in graphs for count in (graph.schedule[:-1] if exact else graph.schedule)}
+    methods = tuple(sorted({graph.method for graph in graphs if stages(shape, graph.schedule)} - {SLICE}))
+    design = _Design(shape, exact, tuple(sorted(counts)), methods)
+    slices = [graph for graph in graphs if graph.method == SLICE or not stages(shape, graph.schedule)]
+    if shape.tokens not in counts or len(counts) < 4 or len(slices) < len(counts):
+        return None
+    costs = np.array([graph.cost for graph in graphs])
+    share = _last_share(design, graphs, costs)
+    solution, _ = _solve(design, graphs, costs, share)
+    rises = solution[1 : len(counts)]
+    steps = {}
+    for number, method in enumerate(methods):
+        constant, per_token = solution[len(counts) + 2 * number : len(counts) + 2 * number + 2]
+        entering = [n for graph in graphs if graph.method == method for n in stages(shape, graph.schedule)]
+        steps[method] = StepCost(
+            constant=float(constant), per_token=float(per_token), fewest_in=design.counts[0], most_in=max(entering)
+        )
+    return CostModel(
+        metric=metric,
+        base=float(solution[0]),
+        tokens=design.counts,
+        block=tuple(float(value) for value in np.concatenate([[0.0], np.cumsum(rises)])),
+        last_share=share,
+        exact=exact,
+        full=full,
+        steps=steps,
+        reach=0.0,
+        probes=tuple(_residual(graph) for graph in graphs),
+    )
+
+
+def _solve(
+    design: _Design, graphs: Sequence[Measured], costs: NDArray[np.float64], share: float
+) -> tuple[NDArray[np.float64], float]:
+    """Non-negative least squares of the relative errors: the solution and the norm of the residual."""
+    rows = np.array([design.row(graph, share) for graph in graphs]) / costs[:, None]
+    scale = np.abs(rows).max(axis=0)
+    scale[scale == 0] = 1.0
+    # A slight regularisation: where graphs do not tell two columns apart, neither takes everything.
+    ridge = np.diag(np.full(rows.shape[1], 1e-4))
+    ridge[0, 0] = 0.0
+    solution, _ = scipy_module("optimize").nnls(
+        np.vstack([rows / scale, ridge]), np.concatenate([np.ones(len(graphs)), np.zeros(len(ridge))])
+    )
+    residual = rows / scale @ solution - 1
+    return solution / scale, float(residual @ residual)
+
+
+def _last_share(design: _Design, graphs: Sequence[Measured], costs: NDArray[np.float64]) -> float:
+    found = scipy_module("optimize").minimize_scalar(
+        lambda share: _solve(design, graphs, costs, share)[1], bounds=(0.0, _LARGEST_SHARE), method="bounded"
+    )
+    return float(found.x)
+
+
+def _with_residuals(shape: NetworkShape, model: CostModel, graphs: Sequence[Measured]) -> CostModel:
+    """The model with what it says of every graph that it was made without, and the interval that follows.
+
+    A graph whose token count no other graph has is predicted by interpolation between its neighbours, further apart than those of the model
+    itself: the interval is rather too wide than too narrow.
+    """
+    probes, errors = [], []
+    for number, graph in enumerate(graphs):
+        rest = [other for place, other in enumerate(graphs) if place != number]
+        predicted = _predict_from(shape, model, rest, graph)
+        if predicted is not None:
+            errors.append(predicted / graph.cost - 1)
+        probes.append(_residual(graph, predicted))
+    if len(errors) < _FEWEST_RESIDUALS:
+        raise UserError(
+            f"{len(graphs)} graphs are too few for a latency model: only {len(errors)} of them can be predicted from the others, and an "
+            f"interval takes {_FEWEST_RESIDUALS}. Build with: edge-tprune build --probe"
+        )
+    spread = math.sqrt(sum(error * error for error in errors) / len(errors))
+    noise = max(graph.noise / graph.cost for graph in graphs)
+    return replace(model, reach=student(len(errors), 0.975) * max(spread, noise), probes=tuple(probes))
+
+
+def _predict_from(shape: NetworkShape, model: CostModel, rest: Sequence[Measured], graph: Measured) -> float | None:
+    """What a model of the other graphs says of one; None where they do not tell.
+
+    They do not tell where they have one end of the range of counts in far fewer blocks than the graph has it: what they say of it would
+    be multiplied, errors included.
+    """
+    for end in (model.tokens[0], model.tokens[-1]):
+        if graph.schedule.count(end) > 2 * max(other.schedule.count(end) for other in rest):
+            return None
+    without = _fit(shape, model.metric, rest, model.exact, model.full)
+    if without is None:
+        return None
+    if graph.method in without.steps:
+        # The range of a step is that of its graphs; what this one alone reaches is predicted from the others all the same.
+        step = replace(without.steps[graph.method], most_in=shape.tokens)
+        without = replace(without, steps={**without.steps, graph.method: step})
+    known = without.predict(shape, graph.method, graph.schedule)
+    return None if known is None else known.value
+
+
+def _residual(graph: Measured, predicted: float | None = None) -> ProbeResidual:
+    return ProbeResidual(
+        method=graph.method, schedule=graph.schedule, measured=graph.cost, noise=graph.noise, predicted=predicted
+    )
