@@ -12,6 +12,8 @@ from edge_tprune.text import printable
 
 _REFERENCE = "reference"
 _NO_FILE = ("pretrained", _REFERENCE)  #: where weights came from, if not from a file that has to be named
+#: Arguments of timm's models that have an option of their own.
+_OWN_OPTIONS = {"num_classes": "--classes", "global_pool": "--global-pool"}
 
 
 def list_commands(
@@ -40,6 +42,7 @@ def _build(profile: Profile, where: str) -> str:
     weights = str(model.get("weights") or "")
     if weights and weights not in _NO_FILE:
         options.append(("--weights", weights))
+    options += _model_options(model.get("arguments") or {})
     options.append(("--method", method.get("name", "METHOD")))
     options.append(("--budgets", ",".join(budget.name for budget in budgets if budget.requested is not None)))
     options += [("--schedule", ",".join(map(str, budget.schedule))) for budget in budgets if budget.requested is None]
@@ -48,6 +51,19 @@ def _build(profile: Profile, where: str) -> str:
     options += [("--runtime", artifact.runtime)] if artifact.runtime != "onnxruntime" else []
     options += [("--precision", artifact.precision)] if artifact.precision != "fp32" else []
     return _shell(["edge-tprune", "build", model.get("name", "MODEL"), *_flatten([*options, ("--out", where)])])
+
+
+def _model_options(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What timm made the model with, as options of `build`. Those that a checkpoint decides are said, too: they do no harm."""
+    options: list[tuple[str, Any]] = []
+    for name, value in sorted(arguments.items()):
+        if name == "img_size":
+            options.append(("--img-size", ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value))
+        elif name in _OWN_OPTIONS and value is not None:
+            options.append((_OWN_OPTIONS[name], value))
+        else:
+            options.append(("--model-kwargs", f"{name}={value}"))
+    return options
 
 
 def _evaluate(profile: Profile, where: str) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 
 from edge_tprune.analysis.table import Profile
 from edge_tprune.cli.app import app
+from edge_tprune.cli.model_options import _OPTIONS, ModelChoice
 from edge_tprune.record.document import RunDocument
 from edge_tprune.report.reproduction import list_commands
 
@@ -60,6 +61,20 @@ def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):
     assert build["option"] == ["fuse=True"]
     assert evaluate["precision"] == "fp16"
     assert (profile["runtime"], profile["precision"], profile["fps"]) == ("tensorrt", "fp16", 30.0)
+
+
+def test_a_model_that_is_not_timms_default_is_named_as_it_was(info):
+    arguments = {
+        "img_size": [224, 320],
+        "num_classes": 12,
+        "global_pool": "avg",
+        "init_values": 1e-5,
+        "dynamic_img_size": False,
+    }
+    info["bundle"]["model"]["arguments"] = arguments
+    build = _parse(_lines(info)[0])
+    choice = ModelChoice({name: build[name] for name in _OPTIONS})
+    assert choice.options().arguments == arguments | {"img_size": (224, 320)}
 
 
 def test_the_reference_model_needs_neither_weights_nor_data(info):
