@@ -1,0 +1,118 @@
+"""How far a network's output moves when one block alone removes tokens: what a search starts from. No labels needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from edge_tprune.documents import Count, Distance, DocumentKind, Name
+from edge_tprune.schedule import NetworkShape
+
+Losses = Callable[[tuple[int, ...]], float]
+_SHARES = (0.85, 0.7, 0.55, 0.4, 0.28, 0.18, 0.1)  #: patch tokens left, of all
+
+
+class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
+    """The loss where block b alone leaves n tokens, for one method."""
+
+    method: Name
+    counts: Annotated[tuple[Count, ...], Meta(min_length=2)]  #: increasing; the last is the unpruned network's
+    loss: tuple[tuple[Distance | None, ...], ...]  #: per block and count; None where the method cannot leave so few
+
+    def added(self, block: int, tokens_in: int, tokens_out: int) -> float:
+        """What it costs in loss that a block removes tokens of which earlier ones left `tokens_in`; infinite where the method cannot.
+
+        The tokens between the two are lost at this block, and those above were lost before: the difference along the block's own curve.
+        """
+        if tokens_out == tokens_in:
+            return 0.0
+        return max(0.0, self.at(block, tokens_out) - self.at(block, tokens_in))
+
+    def at(self, block: int, tokens: int) -> float:
+        """The loss where a block alone leaves `tokens`, between the counts of the table by interpolation."""
+        row = [(count, loss) for count, loss in zip(self.counts, self.loss[block - 1]) if loss is not None]
+        if tokens < row[0][0]:
+            return float("inf")
+        return float(np.interp(tokens, [count for count, _ in row], [loss for _, loss in row]))
+
+
+class SensitivityTables(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was measured of one network on one set of images."""
+
+    key: str  #: hash of everything that it depends on
+    images: Count
+    tables: tuple[Sensitivity, ...]
+
+
+KIND = DocumentKind(
+    noun="sensitivity table",
+    format="edge-tprune-sensitivity",
+    version=1,
+    make="Make one with: edge-tprune search --latency",
+    remedy="Delete it: the search makes it again",
+    schema=SensitivityTables,
+)
+
+
+def table_counts(shape: NetworkShape, fewest: int) -> tuple[int, ...]:
+    """Token counts of a table, increasing: shares of the patch tokens, none below `fewest`, and all."""
+    patches = shape.tokens - shape.prefix_tokens
+    found = {shape.prefix_tokens + max(1, round(share * patches)) for share in _SHARES}
+    return tuple(sorted({max(fewest, count) for count in found} | {shape.tokens}))
+
+
+def single_schedule(
+    shape: NetworkShape, block: int, tokens: int, fewest: Callable[[int], int], exact: bool
+) -> tuple[int, ...] | None:
+    """The schedule in which `block` leaves so many tokens; blocks before it help only where the method has a limit per block.
+
+    Returns:
+        Tokens after each block; None where even all blocks up to that one cannot leave so few.
+    """
+    possible = [shape.tokens]  # the fewest that a chain of so many blocks can leave
+    while possible[-1] > tokens and len(possible) <= block:
+        possible.append(max(tokens, min(possible[-1], fewest(possible[-1]))))
+    if possible[-1] > tokens:
+        return None
+    chain = possible[1:]
+    after = [shape.tokens] * (block - len(chain)) + chain + [tokens] * (shape.blocks - block)
+    return (*after[:-1], shape.read_tokens) if exact and shape.read_tokens is not None else tuple(after)
+
+
+def measure(
+    shape: NetworkShape,
+    method: str,
+    counts: Sequence[int],
+    fewest: Callable[[int], int],
+    loss: Losses,
+    *,
+    exact: bool,
+    advance: Callable[[], None] | None = None,
+) -> Sensitivity:
+    """The table of one method: `loss` of a schedule is called once for each block and count.
+
+    A loss that falls where more tokens go is noise: each row is made monotone (least squares, scikit-learn's isotonic regression).
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    rows: list[tuple[float | None, ...]] = []
+    for block in range(1, shape.blocks + 1 - exact):
+        found: list[float | None] = []
+        for tokens in counts[:-1]:
+            schedule = single_schedule(shape, block, tokens, fewest, exact)
+            found.append(None if schedule is None else loss(schedule))
+            if advance is not None:
+                advance()
+        known = [value for value in found if value is not None]
+        smooth = iter(isotonic_regression(known, increasing=False).tolist() if known else [])
+        rows.append((*(None if value is None else max(0.0, next(smooth)) for value in found), 0.0))
+    return Sensitivity(method=method, counts=tuple(counts), loss=tuple(rows))
+
+
+def by_method(tables: SensitivityTables) -> Mapping[str, Sensitivity]:
+    """The tables by the method's name."""
+    return {table.method: table for table in tables.tables}

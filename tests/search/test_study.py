@@ -1,0 +1,224 @@
+"""The search over configurations: seeded, resumable, racing, and never outside what was asked for."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_tprune.errors import UserError
+from edge_tprune.schedule import NetworkShape, Schedule
+from edge_tprune.search.cost import MacsCost, MeasuredCost, total
+from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
+from edge_tprune.search.study import Result, open_storage, open_study, search
+from tests.schedule.test_latency import SHAPE as READS_ONE
+from tests.schedule.test_latency import fitted
+
+SHAPE = NetworkShape.plain(197, 1, 12, 192, 192, 768, 28_901_376, 192_000)
+OPTIONS = {"similar": (0.25, 0.5, 0.75), "votes": (1, 2)}
+
+
+def any_count(tokens: int) -> int:
+    return 2
+
+
+SPACE = SearchSpace(MacsCost(SHAPE), 0.65, (MethodSpace("zero", any_count, "share", OPTIONS),), 2, 4)
+
+
+class Landscape:
+    """Losses with one known best configuration: late, even removal with similar=0.5; images differ, trials share the difference."""
+
+    def __init__(self, images: int = 80) -> None:
+        self.noise = [random.Random(i).random() for i in range(images)]
+        self.scored: list[tuple[int, ...]] = []
+        self.batches = 0
+
+    def __call__(self, method: str, schedule: Schedule, options: Mapping[str, Any]) -> Iterator[list[float]]:
+        self.scored.append(schedule.tokens)
+        before = (197, *schedule.tokens)
+        steps = [before[i] - before[i + 1] for i in range(len(before) - 1)]
+        loss = sum((s / 60) ** 2 for s in steps) + abs(options["similar"] - 0.5) + 0.1 * (options["votes"] - 1)
+        for start in range(0, len(self.noise), 10):
+            self.batches += 1
+            yield [loss * (0.5 + n) for n in self.noise[start : start + 10]]
+
+
+def run(path: Path, trials: int, landscape: Any, seed: int = 0, space: SearchSpace = SPACE, **more: Any) -> list[Result]:
+    study = open_study(open_storage(path, None), "0.65", {"seed": seed})
+    return search(study, space, landscape, trials=trials, seed=seed, **more)
+
+
+def test_it_finds_what_it_looks_for(tmp_path: Path) -> None:
+    found = run(tmp_path / "found", 40, Landscape())
+    assert dict(found[0].configuration.options) == {"similar": 0.5, "votes": 1}
+    rng, scored = random.Random(0), []
+    for _ in range(40):
+        options = {name: rng.choice(values) for name, values in OPTIONS.items()}
+        configuration = SPACE.from_weights("zero", [rng.random() for _ in range(12)], options)
+        if configuration and (schedule := SPACE.schedule(configuration)):
+            losses = [loss for part in Landscape()("zero", schedule, options) for loss in part]
+            scored.append(sum(losses) / len(losses))
+    assert found[0].loss < min(scored), "better than as many trials drawn blindly"
+    assert [r.loss for r in found] == sorted(r.loss for r in found)
+
+
+def test_the_same_seed_tries_the_same(tmp_path: Path) -> None:
+    first, second, third = Landscape(), Landscape(), Landscape()
+    assert run(tmp_path / "a", 14, first) == run(tmp_path / "b", 14, second)
+    run(tmp_path / "c", 14, third, seed=1)
+    assert first.scored == second.scored != third.scored
+    assert len(set(first.scored)) == 14, "nothing is tried twice"
+
+
+def test_a_finished_search_goes_on_when_more_trials_are_asked_for(tmp_path: Path) -> None:
+    whole, part, rest = Landscape(), Landscape(), Landscape()
+    wanted = run(tmp_path / "whole", 14, whole)
+    run(tmp_path / "part", 7, part)
+    assert run(tmp_path / "part", 14, rest) == wanted
+    assert part.scored + rest.scored == whole.scored
+    assert len(part.scored) == 7
+    again = Landscape()
+    assert run(tmp_path / "part", 14, again) == wanted
+    assert again.scored == []
+
+
+def test_an_interrupted_search_loses_one_trial(tmp_path: Path) -> None:
+    class Stops(Landscape):
+        def __call__(self, method: str, schedule: Schedule, options: Mapping[str, Any]) -> Iterator[list[float]]:
+            if len(self.scored) == 6:
+                raise KeyboardInterrupt
+            return super().__call__(method, schedule, options)
+
+    stopped, rest = Stops(), Landscape()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "found", 15, stopped)
+    found = run(tmp_path / "found", 15, rest)
+    assert len(stopped.scored) + len(rest.scored) == 15
+    assert not set(stopped.scored) & set(rest.scored)
+    assert found[0].loss == min(r.loss for r in found)
+
+
+def test_a_killed_worker_loses_one_trial(tmp_path: Path) -> None:
+    """Killed while it scores, in a process of its own; another worker finishes the search."""
+    program = """
+        import os, signal
+        from pathlib import Path
+        from tests.search.test_study import Landscape, run
+        class Killed(Landscape):
+            def __call__(self, *given):
+                if len(self.scored) == 4:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().__call__(*given)
+        run(Path("found"), 10, Killed())
+    """
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(root)}, timeout=120, check=False)
+    assert done.returncode == -9
+    rest = Landscape()
+    run(tmp_path / "found", 10, rest)
+    assert len(rest.scored) == 6
+
+
+def test_two_workers_share_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    first, second = Landscape(), Landscape()
+    for landscape, trials in ((first, 4), (second, 8)):
+        study = open_study(open_storage(tmp_path / "x", url), "0.65", {})
+        search(study, SPACE, landscape, trials=trials)
+    assert (len(first.scored), len(second.scored)) == (4, 4)
+    with pytest.raises(UserError, match="--storage: the database cannot be used"):
+        open_storage(tmp_path / "x", "nosuchdb://here")
+
+
+def test_worse_trials_are_dropped_early(tmp_path: Path) -> None:
+    landscape = Landscape(400)
+    found = run(tmp_path / "found", 25, landscape)
+    assert len(found) < 25
+    assert landscape.batches < 0.8 * 25 * 40, "racing saves work"
+    study = open_study(open_storage(tmp_path / "found", None), "0.65", {"seed": 0})
+    for trial in study.get_trials(states=[optuna.trial.TrialState.PRUNED]):
+        assert trial.value > found[0].loss, "nothing better was thrown away"  # type: ignore[operator]
+
+
+MODEL = fitted(READS_ONE, ["evit"])
+weights = st.lists(st.floats(0, 1), min_size=11, max_size=12)
+
+
+@settings(max_examples=60)
+@given(weights=weights, low=st.integers(1, 3), more=st.integers(0, 5), limit=st.floats(7.0, 16.0))
+def test_configurations_spend_the_limit(weights: list[float], low: int, more: int, limit: float) -> None:
+    space = SearchSpace(MeasuredCost(READS_ONE, MODEL), limit, (MethodSpace("evit", any_count),), low, low + more)
+    configuration = space.from_weights("evit", weights[: space.last_block], {})
+    if configuration is None:
+        assert sum(weight >= 0.05 for weight in weights[: space.last_block]) < low
+        return
+    assert low <= len(configuration.blocks) <= low + more
+    schedule = space.schedule(configuration)
+    if schedule is None:
+        return
+    READS_ONE.check(schedule.tokens)
+    spent = total(space.cost, "evit", schedule.tokens)
+    assert spent is not None
+    assert spent <= limit
+    removing = {b for b, (x, y) in enumerate(zip((197, *schedule.tokens), schedule.tokens), 1) if y < x}
+    assert removing <= {*configuration.blocks, 12}
+    if max(configuration.blocks) > 3 and len(removing) > 1:
+        more_tokens = [min(197, n + 3) if n > 1 else n for n in schedule.tokens]
+        dearer = total(space.cost, "evit", more_tokens)
+        assert dearer is None or dearer > limit * 0.98 or schedule.tokens[0] == 197
+
+
+def test_a_schedule_becomes_weights_and_comes_back() -> None:
+    cost = MeasuredCost(READS_ONE, MODEL)
+    tokens = (*[197] * 3, *[140] * 3, *[100] * 3, 60, 60, 1)
+    limit = total(cost, "evit", tokens)
+    assert limit is not None
+    space = SearchSpace(cost, limit, (MethodSpace("evit", any_count),), 1, 4)
+    configuration = space.from_schedule("evit", tokens, {})
+    assert configuration is not None
+    assert configuration.blocks == (4, 7, 10)
+    found = space.schedule(configuration)
+    assert found is not None
+    assert all(abs(a - b) <= 1 for a, b in zip(found.tokens, tokens))
+
+
+def test_the_defaults_run_first(tmp_path: Path) -> None:
+    start = Configuration("zero", (4, 7, 10), (1.0, 1.0, 1.0), (("similar", 0.5), ("votes", 1)))
+    found = run(tmp_path / "found", 1, Landscape(), first=[start])
+    assert [r.configuration for r in found] == [start]
+
+
+def test_several_methods_compete(tmp_path: Path) -> None:
+    def score(method: str, schedule: Schedule, options: Mapping[str, Any]) -> Iterator[list[float]]:
+        for batch in range(8):
+            yield [(1.0 if method == "good" else 2.0) + 0.01 * batch + schedule.tokens[3] / 1e4] * 5
+
+    methods = tuple(MethodSpace(name, any_count, "share", {"a": (1, 2)} if name == "good" else {}) for name in ("bad", "good"))
+    space = SearchSpace(MacsCost(SHAPE), 0.65, methods, 1, 4)
+    found = run(tmp_path / "found", 20, score, space=space)
+    assert found[0].configuration.method == "good"
+    assert dict(found[0].configuration.options)["a"] in (1, 2)
+
+
+def test_a_limit_that_nothing_meets_is_refused(tmp_path: Path) -> None:
+    space = SearchSpace(MacsCost(SHAPE), 0.05, SPACE.methods, 1, 1)
+    with pytest.raises(UserError, match=r"no schedule with 1 to 1 stages meets budget 0\.05"):
+        run(tmp_path / "found", 2, Landscape(), space=space)
+
+
+def test_what_another_search_tried_is_left_alone(tmp_path: Path) -> None:
+    run(tmp_path / "found", 3, Landscape())
+    before = (tmp_path / "found.journal").read_bytes()
+    with pytest.raises(UserError, match=r"is of another search \(seed was 0, now 1\)"):
+        open_study(open_storage(tmp_path / "found", None), "0.65", {"seed": 1})
+    assert (tmp_path / "found.journal").read_bytes()[: len(before)] == before
