@@ -105,14 +105,18 @@ class DocumentKind(Generic[T]):
             )
         return header.version
 
+    def document(self, value: T) -> dict[str, Any]:
+        """The document as plain values: what other programs find in the file."""
+        fields = printable(msgspec.to_builtins(value, str_keys=True))
+        return {"format": self.format, "version": self.version, **fields}
+
     def encode(self, value: T) -> bytes:
         """The document as it is written: indented JSON.
 
         Raises:
             ValueError: `value` does not fit its own type, or holds NaN or infinity (what is missing is null).
         """
-        fields = printable(msgspec.to_builtins(value, str_keys=True))
-        document = {"format": self.format, "version": self.version, **fields}
+        document = self.document(value)
         _refuse_foreign(document)
         data = msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
         decode(data, self.schema)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from edge_tprune.errors import UserError
 
 _CHUNK = 1 << 20
+_RESERVE_BYTES = 1 << 20
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -155,7 +157,8 @@ def exclusive(path: Path, work: str, seconds: float = 0) -> Iterator[None]:
     """
     lock = FileLock(path.parent / f".{path.name}.lock", timeout=seconds)
     try:
-        lock.acquire()
+        with clear_write_errors(path):
+            lock.acquire()
     except Timeout as error:
         raise UserError(
             f"cannot lock {path} for writing: another {work} is at work on it, or {path.parent} cannot be written"
@@ -173,6 +176,25 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_free_space(path: Path, needed_bytes: int) -> None:
+    """Makes sure that a directory's disk can take so many bytes more, and leaves a reserve.
+
+    Raises:
+        UserError: it cannot; saying how much is free and how much is needed.
+    """
+    free, needed = shutil.disk_usage(path).free, needed_bytes + _RESERVE_BYTES
+    if free < needed:
+        raise UserError(
+            f"no space left while writing {path}: {free / 1e6:.1f} MB are free and up to {needed / 1e6:.1f} MB are needed. "
+            "Free some space or choose another --out"
+        )
+
+
+def directory_mode() -> int:
+    """The permissions that `mkdir` would give a new directory."""
+    return 0o777 & ~_umask()
 
 
 def _umask() -> int:

@@ -14,20 +14,22 @@ from timm.models.vision_transformer import VisionTransformer
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
-from edge_tprune.export.builder import build, make_plan
+from edge_tprune.export.builder import build
 from edge_tprune.export.explain import Explanation, explain
+from edge_tprune.export.settings import decide
 from edge_tprune.models.loading import LoadedModel, _hash_weights
+from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.runtime.tensorrt.library import Library, load
 
 RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-PREPROCESSING = {
-    "input_size": [3, 48, 48],
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "crop_pct": 0.9,
-    "crop_mode": "center",
-}
+PREPROCESSING = Preprocessing(
+    input_size=(3, 48, 48),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    interpolation="bicubic",
+    crop_pct=0.9,
+    crop_mode="center",
+)
 
 
 def small_model(seed: int = 0, channels: int = 96, **kind: Any) -> LoadedModel:
@@ -68,8 +70,8 @@ _BUILT: dict[str, Path] = {}  # each room that imports the fixture has one of it
 def built(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "small" not in _BUILT:
         out = tmp_path_factory.mktemp("bundles") / "small"
-        plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
-        _BUILT["small"] = build(loaded, plan, out).bundle.path
+        settings = decide(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
+        _BUILT["small"] = build(loaded, settings, out).bundle.path
     return _BUILT["small"]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import judge
+from edge_tprune.bundle.manifest import Accuracy
 from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset
 from edge_tprune.statistics import student_interval
@@ -28,7 +28,7 @@ def judge_here(
     budgets: Sequence[str],
     directory: Path,
     progress: Callable[[int, int], None],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Accuracy]:
     """Runs `budgets` and the unpruned one over `dataset`, writes `accuracy.npz` into `directory`, and returns their records.
 
     The arrays are those of a bundle's `eval-<hash>.npz`, so bootstrap intervals can be computed where scipy is; the

@@ -66,15 +66,15 @@ def probe(
     if bundle.budget(budget).artifact(runtime, precision).precision != "fp32":
         tolerance = max(tolerance, HALF_TOLERANCE)
     file = prepare(bundle, budget, runtime, precision)
-    images, golden = bundle.golden()
-    expected = golden[budget]
+    golden = bundle.golden()
+    images, expected = golden.images, golden.logits[budget]
     runtime_version(runtime)
     peak_memory = _PeakMemory()
     begin = time.perf_counter()
     with open_engine(file, runtime, threads=threads) as engine:
         load_ms = (time.perf_counter() - begin) * 1e3
         logits = [engine.run(image) for image in images]
-        info = dict(engine.info)
+        info = msgspec.to_builtins(engine.info)
         peak = peak_memory.grown_bytes()
     if logits[0].shape != expected[0].shape:
         raise UserError(f"{file} returns {logits[0].shape}, but the golden outputs are {expected[0].shape}")

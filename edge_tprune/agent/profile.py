@@ -26,11 +26,11 @@ from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.session import Session, check_space, run_session
 from edge_tprune.agent.turns import random_order
-from edge_tprune.bundle.bundle import Budget, Bundle
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
+from edge_tprune.bundle.manifest import Budget
 from edge_tprune.errors import UserError
 from edge_tprune.models.data import Dataset, batches, open_images
-from edge_tprune.models.preprocess import Preprocess
 from edge_tprune.record.document import VERSION, ArtifactRecord, BudgetRecord, BundleRecord, RunDocument
 from edge_tprune.record.meter import Meter, choose_meter
 from edge_tprune.record.reader import Run, read_run
@@ -230,12 +230,10 @@ def _lengths(meter: Meter | None) -> tuple[float, float, float]:
 def _open_inputs(bundle: Bundle, images: Path | None) -> tuple[list[np.ndarray], RunInput]:
     """What engines are run on, (B, 3, H, W) each, and what the settings say of it."""
     if images is None:
-        inputs = list(bundle.golden()[0])
-        if not inputs:
-            raise UserError(f"bundle {bundle.path} has no golden inputs: rebuild it")
+        inputs = list(bundle.golden().images)
         return inputs, RunInput(kind="golden", images=len(inputs) * bundle.batch)
     folder = open_images(images).first(_MOST_IMAGES)
-    prepared = batches(folder, Preprocess.from_record(bundle.manifest["preprocessing"]), bundle.batch)
+    prepared = batches(folder, bundle.manifest.preprocessing, bundle.batch)
     inputs = [batch for batch, _ in prepared if len(batch) == bundle.batch]
     if not inputs:
         raise UserError(f"image folder {images} holds {len(folder)} images, fewer than one batch of {bundle.batch}")
@@ -253,7 +251,7 @@ def _refuse_changes(
     """
     document = before.document
     pairs: dict[str, tuple[Any, Any]] = {
-        "bundle fingerprint": (document.bundle.fingerprint, bundle.manifest["fingerprint"]),
+        "bundle fingerprint": (document.bundle.fingerprint, bundle.manifest.fingerprint),
         "images": (_to_builtins(document.settings.input), _to_builtins(described)),
         **request.differences(document.settings),
     }
@@ -280,7 +278,7 @@ def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, e
         run_id=uuid.uuid4().hex,
         started_utc=datetime.now(timezone.utc).isoformat(),
         tool_version=__version__,
-        bundle=BundleRecord(**{key: bundle.manifest[key] for key in BundleRecord.__struct_fields__}),
+        bundle=msgspec.convert(msgspec.to_builtins(bundle.manifest), BundleRecord),
         budgets=tuple(
             BudgetRecord(
                 name=budget.name,
@@ -288,8 +286,10 @@ def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, e
                 schedule=budget.schedule,
                 macs=budget.macs,
                 macs_share=budget.macs_share,
-                accuracy=budget.accuracy_in(settings.precision or ""),
-                artifact=ArtifactRecord(**asdict(budget.artifact(settings.runtime, settings.precision))),
+                accuracy=msgspec.to_builtins(budget.accuracy_in(settings.precision or "")),
+                artifact=msgspec.convert(
+                    msgspec.to_builtins(budget.artifact(settings.runtime, settings.precision)), ArtifactRecord
+                ),
             )
             for budget in chosen
         ),

@@ -181,7 +181,7 @@ def _record_accuracy(session: Session, dataset: Dataset, names: Sequence[str]) -
         progress=step,
     )
     for name, accuracy in found.items():
-        session.recorder.append(AccuracyLine(t_ns=clock_ns(), budget=name, accuracy=accuracy))
+        session.recorder.append(AccuracyLine(t_ns=clock_ns(), budget=name, accuracy=msgspec.to_builtins(accuracy)))
 
 
 def _record_turn(session: Session, turn: PlannedTurn) -> None:

@@ -1,31 +1,28 @@
-"""From a bundle's graph to the file that a runtime runs: the graph itself, a plan of this device, or one built ahead of time."""
+"""From a bundle's graph to the file that a runtime runs: the graph itself, an engine file of this device, or one built ahead of time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from edge_tprune.bundle.bundle import Artifact, Budget, Bundle, locked
+import msgspec
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import ENGINE_FILE, Artifact, Budget, FileEntry, Manifest
+from edge_tprune.bundle.revision import Revision, check_revisable, revise, work_lock
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import sha256_file
 from edge_tprune.runtime.cuda import open_cuda
-from edge_tprune.runtime.tensorrt.builder import Progress, Settings
-from edge_tprune.runtime.tensorrt.cache import (
-    Job,
-    Source,
-    Warn,
-    find_or_build,
-    job_for_device,
-    plan_key,
-    read_record,
-    record_file,
-)
+from edge_tprune.runtime.tensorrt.build_process import EngineBuild, GraphSource
+from edge_tprune.runtime.tensorrt.builder import BuildError, Progress
+from edge_tprune.runtime.tensorrt.cache import Warn, build_for_device, engine_key, find_or_build
 from edge_tprune.runtime.tensorrt.library import MODULES, Library, load, rtx_targets, target_of
+from edge_tprune.runtime.tensorrt.record import EngineRecord, EngineSettings, Platform, read_record, record_file
 from edge_tprune.telemetry.environment import read_environment
 
-AHEAD = "tensorrt-rtx"  #: the one runtime whose plans can be built without the GPU they are for
+FOLDER = "engines"  #: of a bundle, where engine files lie
+AHEAD = "tensorrt-rtx"  #: the one runtime whose engine files can be built without the GPU they are for
 
 
 def prepare(
@@ -34,7 +31,7 @@ def prepare(
     runtime: str,
     precision: str | None = None,
     *,
-    settings: Settings | None = None,
+    settings: EngineSettings | None = None,
     force: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -42,8 +39,8 @@ def prepare(
 ) -> Path:
     """The file to hand to `open_engine` for one budget.
 
-    For ONNX Runtime that is the graph. For TensorRT it is the plan of this very device: one that the bundle carries and that fits, else the
-    cache's, else one that is built now from the bundle's graph, which takes from seconds to many minutes.
+    For ONNX Runtime that is the graph. For TensorRT it is the engine file of this very device: one that the bundle carries and that fits,
+    else the cache's, else one that is built now from the bundle's graph, which takes from seconds to many minutes.
 
     Args:
         bundle: an opened (and verified) bundle.
@@ -51,8 +48,8 @@ def prepare(
         runtime: what will run it.
         precision: of the graph; by default the one that the bundle was built for first.
         settings: of a build.
-        force: build anew whatever is there.
-        cache: where plans are kept; by default the user's cache.
+        force: build again whatever is there.
+        cache: where engine files are kept; by default the user's cache.
         progress: called while building.
         warn: called with what a person should know about a build.
 
@@ -63,23 +60,25 @@ def prepare(
     graph = chosen.artifact(runtime, precision)
     if runtime not in MODULES:
         return bundle.path / graph.file
-    here = machine(runtime)
-    if runtime == AHEAD and not force and (plan := chosen.plan(graph.precision, target_of(here["sm"]), here["version"])):
-        return bundle.path / plan.file
-    job = job_for_device(source(bundle, chosen, graph), here, settings, cache)
-    find_or_build(job, force=force, progress=progress, warn=warn)
-    return job.plan
+    here = this_platform(runtime)
+    if runtime == AHEAD and not force and here.sm is not None:
+        carried = chosen.engine_file(graph.precision, target_of(here.sm), here.version)
+        if carried is not None:
+            return bundle.path / carried.file
+    build = build_for_device(graph_source(bundle, chosen, graph), here, settings, cache)
+    find_or_build(build, force=force, progress=progress, warn=warn)
+    return build.file
 
 
-def source(bundle: Bundle, budget: Budget, graph: Artifact) -> Source:
-    """What a plan of `budget` is built from."""
+def graph_source(bundle: Bundle, budget: Budget, graph: Artifact) -> GraphSource:
+    """What an engine file of `budget` is built from."""
     folder = PurePosixPath(graph.file).parent
     weights = [
-        entry["sha256"]
-        for name, entry in sorted(bundle.manifest["files"].items())
+        entry.sha256
+        for name, entry in sorted(bundle.manifest.files.items())
         if PurePosixPath(name).parent == folder and PurePosixPath(name).suffix == ".bin"
     ]
-    return Source(
+    return GraphSource(
         graph=bundle.path / graph.file,
         precision=graph.precision,
         graph_sha256=graph.sha256,
@@ -89,35 +88,33 @@ def source(bundle: Bundle, budget: Budget, graph: Artifact) -> Source:
     )
 
 
-def machine(runtime: str, root: Path = Path("/")) -> dict[str, Any]:
-    """What identifies this device and the software that builds and runs its plans.
-
-    All Orin modules call their GPU "Orin", and tactics are chosen at the clocks of the build: so module and power mode count, too.
+def this_platform(runtime: str, root: Path = Path("/")) -> Platform:
+    """What identifies this device and the software that builds and runs its engine files.
 
     Raises:
         UserError: no library, driver or GPU.
     """
     library, device, where = load(runtime), open_cuda().device, read_environment(root)
-    return {
-        "runtime": runtime,
-        "version": library.version,
-        "device": device.name,
-        "sm": device.sm,
-        "module": where.board_model,
-        "machine": where.machine,
-        "os": where.l4t_release or where.os,
-        "power_mode": None if where.power_mode is None else asdict(where.power_mode),
-    }
+    return Platform(
+        runtime=runtime,
+        version=library.version,
+        device=device.name,
+        sm=device.sm,
+        module=where.board_model,
+        machine=where.machine,
+        os=where.l4t_release or where.os,
+        power_mode=None if where.power_mode is None else asdict(where.power_mode),
+    )
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """One plan that a bundle carries."""
+class CarriedEngine:
+    """One engine file that a bundle carries."""
 
     budget: str
     target: str
-    plan: Path
-    record: dict[str, Any]  #: how it was built; `edge_tprune.runtime.tensorrt.cache`
+    file: Path
+    record: EngineRecord
     reused: bool  #: it was there already
 
 
@@ -142,93 +139,89 @@ def build_ahead(
     bundle: Bundle,
     targets: Sequence[str],
     *,
-    settings: Settings | None = None,
+    settings: EngineSettings | None = None,
     force: bool = False,
     progress: Progress | None = None,
     warn: Warn | None = None,
-) -> list[Ahead]:
-    """Builds TensorRT-RTX plans of every budget for GPUs that need not be here, and lists them in the bundle's manifest.
+) -> tuple[Bundle, list[CarriedEngine]]:
+    """Builds TensorRT-RTX engine files of every budget for GPUs that need not be here, and lists them in the bundle's manifest.
 
-    Plans of another version of the library are dropped; plans for other targets stay. Interrupted, the bundle is what it was.
+    Those of another version of the library are dropped; those for other targets stay. Interrupted, the bundle is what it was.
 
     Args:
         bundle: an opened (and verified) bundle with graphs for tensorrt-rtx.
         targets: "sm86", ...
         settings: of the build.
-        force: build plans anew that are there already.
-        progress: called while building, with the number of plans done.
+        force: build again what is there already.
+        progress: called while building, with the number of engine files done.
         warn: called with what a person should know.
 
+    Returns:
+        The bundle with the engine files, and what they are.
+
     Raises:
-        UserError: a target that the library does not offer, a budget without such a graph, a failed build.
+        UserError: a target that the library does not offer, a budget without such a graph, a failed build, a bundle that cannot be written.
     """
     targets = list(dict.fromkeys(targets))
     library = check_targets(targets)
-    graphs = [(budget, graph) for budget in bundle.budgets for graph in budget.graphs(AHEAD)]
-    if not graphs:
+    jobs = [(budget, graph, target) for budget in bundle.budgets for graph in budget.graphs(AHEAD) for target in targets]
+    if not jobs:
         bundle.budgets[0].artifact(AHEAD)  # says what to do
-    built: list[Ahead] = []
-    with locked(bundle.path):
-        for number, (budget, graph, target) in enumerate((b, g, t) for b, g in graphs for t in targets):
+    built = []
+    with work_lock(bundle.path):
+        check_revisable(bundle.path)
+        for number, (budget, graph, target) in enumerate(jobs):
             what = f"engine of budget {budget.name} for {target}"
 
-            def tell(text: str, done: int, of: int, what: str = what, number: int = number) -> None:
+            def report(text: str, done: int, of: int, what: str = what, number: int = number) -> None:
                 if progress is not None:
-                    progress(f"{what}: {text.lower()}", number, len(graphs) * len(targets))
+                    progress(f"{what}: {text.lower()}", number, len(jobs))
 
-            def tell_warning(text: str, what: str = what) -> None:
+            def report_warning(text: str, what: str = what) -> None:
                 if warn is not None:
                     warn(f"{what}: {text}")
 
-            tell("starting", 0, 1)
-            made = source(bundle, budget, graph)
-            key = plan_key(made, {"runtime": AHEAD, "version": library.version, "target": target})
-            file = bundle.path / "plans" / f"{made.graph.name.removesuffix('.onnx')}.{target}.plan"
-            new = find_or_build(
-                Job(made, key, file, settings or Settings(), target), force=force, progress=tell, warn=tell_warning
-            )
-            built.append(Ahead(budget.name, target, file, read_record(file) or {}, not new))
-        _list(bundle, library, built)
-        for lock in (bundle.path / "plans").glob(".*.lock"):  # the bundle's own lock says that nobody holds them
+            report("starting", 0, 1)
+            source = graph_source(bundle, budget, graph)
+            key = engine_key(source, Platform(runtime=AHEAD, version=library.version, target=target))
+            file = bundle.path / FOLDER / f"{source.graph.name.removesuffix('.onnx')}.{target}.plan"
+            build = EngineBuild(source, key, file, settings or EngineSettings())
+            new = find_or_build(build, force=force, progress=report, warn=report_warning)
+            if (record := read_record(file)) is None:
+                raise BuildError(f"{record_file(file)} cannot be read. Run the command again")
+            built.append(CarriedEngine(budget.name, target, file, record, not new))
+        revised = revise(bundle, lambda now: Revision(_with_engine_files(now, library, built)))
+        for lock in (bundle.path / FOLDER).glob(".*.lock"):  # the bundle's own lock says that nobody holds them
             lock.unlink()
-    return built
+    return revised, built
 
 
-def _list(bundle: Bundle, library: Library, built: Sequence[Ahead]) -> None:
-    """Writes the plans into the manifest, and removes those that it no longer names."""
-    old = {name for name in bundle.files if name.startswith("plans/")}
-    files: dict[str, Any] = bundle.manifest["files"]
-    new = {ahead.plan for ahead in built}
-    for entry, budget in zip(bundle.manifest["budgets"], bundle.budgets):
-        kept = [
-            artifact
-            for artifact in budget.artifacts
-            if artifact.form != "plan" or (artifact.version == library.version and bundle.path / artifact.file not in new)
-        ]
-        for ahead in (ahead for ahead in built if ahead.budget == budget.name):
-            relative = ahead.plan.relative_to(bundle.path).as_posix()
-            kept.append(
-                Artifact(
-                    runtime=AHEAD,
-                    precision=ahead.record["key"]["precision"],
-                    form="plan",
-                    file=relative,
-                    sha256=ahead.record["sha256"],
-                    bytes=ahead.record["bytes"],
-                    target=ahead.target,
-                    version=library.version,
-                )
-            )
-            described = record_file(ahead.plan)
-            files[f"{relative}.json"] = {"sha256": sha256_file(described), "bytes": described.stat().st_size}
-        kept.sort(
-            key=lambda artifact: (artifact.form == "plan", artifact.form == "plan" and artifact.file)
-        )  # graphs stay in order
-        entry["artifacts"] = [artifact.to_json() for artifact in kept]
-    bundle.reload()
-    gone = old - {name for budget in bundle.budgets for a in budget.artifacts for name in (a.file, f"{a.file}.json")}
-    for name in gone:
-        files.pop(name, None)
-    bundle.save_manifest()
-    for name in gone:
-        (bundle.path / name).unlink(missing_ok=True)
+def _with_engine_files(bundle: Bundle, library: Library, built: Sequence[CarriedEngine]) -> Manifest:
+    """The manifest with these engine files in place of those that they replace and of those of another version of the library."""
+    new = {engine.file.relative_to(bundle.path).as_posix(): engine for engine in built}
+    files, budgets = dict(bundle.manifest.files), []
+    for budget in bundle.budgets:
+        graphs = [artifact for artifact in budget.artifacts if artifact.is_graph]
+        kept = [a for a in budget.artifacts if not a.is_graph and a.version == library.version and a.file not in new]
+        added = [_artifact(file, engine, library) for file, engine in new.items() if engine.budget == budget.name]
+        for dropped in {a.file for a in budget.artifacts if not a.is_graph} - {a.file for a in kept}:
+            files.pop(f"{dropped}.json", None)
+        engine_files = sorted((*kept, *added), key=lambda artifact: artifact.file)
+        budgets.append(msgspec.structs.replace(budget, artifacts=(*graphs, *engine_files)))
+    for file, engine in new.items():
+        described = record_file(engine.file)
+        files[f"{file}.json"] = FileEntry(sha256=sha256_file(described), bytes=described.stat().st_size)
+    return msgspec.structs.replace(bundle.manifest, files=files, budgets=tuple(budgets))
+
+
+def _artifact(file: str, engine: CarriedEngine, library: Library) -> Artifact:
+    return Artifact(
+        runtime=AHEAD,
+        precision=engine.record.key.precision,  # type: ignore[arg-type]  # of the graph that it was built from
+        form=ENGINE_FILE,
+        file=file,
+        sha256=engine.record.sha256,
+        bytes=engine.record.bytes,
+        target=engine.target,
+        version=library.version,
+    )

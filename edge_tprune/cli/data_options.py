@@ -81,8 +81,9 @@ def open_data(
 
 def known_class_names(bundle: Bundle) -> ClassNames | None:
     """What a bundle's classes are called; of bundles that do not say it and have ImageNet's number of classes, ImageNet's names where timm is installed."""
-    if bundle.class_names is not None or importlib.util.find_spec("timm") is None:
-        return bundle.class_names
+    known = bundle.manifest.class_names
+    if known is not None or importlib.util.find_spec("timm") is None:
+        return known
     from edge_tprune.models.records import imagenet_names
 
-    return imagenet_names({"num_classes": bundle.manifest["model"]["classes"]})
+    return imagenet_names({"num_classes": bundle.manifest.model.classes})

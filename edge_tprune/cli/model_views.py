@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import Accuracy
 from edge_tprune.cli.terminal import Heading, Table
 from edge_tprune.errors import missing_package
+from edge_tprune.runtime.tensorrt.record import EngineRecord
+from edge_tprune.statistics import Interval
 
 if TYPE_CHECKING:
     from edge_tprune.finetune.store import Result
@@ -42,12 +45,11 @@ def schedule_text(schedule: Sequence[int]) -> str:
 
 def bundle_table(bundle: Bundle) -> Table:
     """A bundle's budgets as built."""
-    model = bundle.manifest["model"]
     rows = []
     for budget in bundle.budgets:
         worst: dict[str, float] = {}
         for artifact in budget.artifacts:
-            off = budget.parity[artifact.key]["max_abs_logit_difference"]
+            off = budget.parity[artifact.key].max_abs_logit_difference
             worst[artifact.precision] = max(off, worst.get(artifact.precision, 0.0))
         parity = ", ".join(f"{off:.1e}" if len(worst) == 1 else f"{name} {off:.1e}" for name, off in worst.items())
         share, macs = f"{budget.macs_share:.3f}", f"{budget.macs / 1e9:.3f}"
@@ -56,7 +58,7 @@ def bundle_table(bundle: Bundle) -> Table:
     return Table(
         [Heading("budget"), Heading("tokens after blocks", fold=True), *numbers],
         rows,
-        f"{model['name']}, {bundle.manifest['method']['name']}, batch {bundle.batch}",
+        f"{bundle.manifest.model.name}, {bundle.manifest.method.name}, batch {bundle.batch}",
     )
 
 
@@ -79,34 +81,33 @@ def explanation_table(document: Document) -> Table:
     )
 
 
-def accuracy_table(bundle: Bundle, records: Mapping[str, Document]) -> Table:
+def accuracy_table(bundle: Bundle, records: Mapping[str, Accuracy]) -> Table:
     """Accuracy per budget, with paired intervals."""
     first = next(iter(records.values()))
     headings = ["top-1 %", "change (points)", "top-5 %", "same top-1 %", "KL (nats)"]
-    if "against_fp32" in first:
+    if first.against_fp32 is not None:
         headings += ["same as in fp32 %", "KL from fp32", "worst logit"]
     rows = []
     for name in [budget.name for budget in bundle.budgets if budget.name in records]:
         record = records[name]
         cells = [
-            _number(record["top1_percent"], 1),
-            _interval(record["top1_change_points"], 1, signed=True),
-            _number(record["top5_percent"], 1),
-            _number(record["agreement_percent"]["value"], 1),
-            _interval(record["kl_nats"], 3),
+            _number(record.top1_percent, 1),
+            _interval(record.top1_change_points, 1, signed=True),
+            _number(record.top5_percent, 1),
+            _number(record.agreement_percent.value, 1),
+            _interval(record.kl_nats, 3),
         ]
-        if rounding := record.get("against_fp32"):
+        if (rounding := record.against_fp32) is not None:
             cells += [
-                _number(rounding["agreement_percent"]["value"], 1),
-                f"{rounding['kl_nats']['value']:.1e}",
-                _number(rounding["max_abs_logit_difference"], 2),
+                _number(rounding.agreement_percent.value, 1),
+                f"{rounding.kl_nats.value:.1e}",
+                _number(rounding.max_abs_logit_difference, 2),
             ]
         rows.append([name, *cells])
     return Table(
         [Heading("budget"), *(Heading(label, right=True) for label in headings)],
         rows,
-        f"{bundle.name} in {first['precision']} on {first['images']} images of {first['data']['name']} "
-        "(95 % intervals, paired by image)",
+        f"{bundle.name} in {first.precision} on {first.images} images of {first.data.name} (95 % intervals, paired by image)",
     )
 
 
@@ -116,7 +117,11 @@ def search_table(document: Document) -> Table:
     score, unit = found["score"], {"kl": "nats", "top1": "% wrong"}[found["score"]]
     options = " ".join(f"{key}={value}" for key, value in document["options"].items())
     rows = [
-        [name, schedule_text(entry["tokens"]), _interval(entry[score], 4), _interval(entry[f"default_{score}"], 4)]
+        [
+            name,
+            schedule_text(entry["tokens"]),
+            *(_interval(Interval.from_json(entry[key]), 4) for key in (score, f"default_{score}")),
+        ]
         for name, entry in document["budgets"].items()
     ]
     scores = [Heading(label, right=True) for label in (f"{score} ({unit})", f"{score} of the defaults")]
@@ -159,19 +164,19 @@ def finetune_table(result: Result) -> Table:
     )
 
 
-def engines_table(engines: Sequence[tuple[str, Document]]) -> Table:
-    """(budget, how its engine file was built: `edge_tprune.runtime.tensorrt.cache`) as a table."""
+def engines_table(engines: Sequence[tuple[str, EngineRecord]]) -> Table:
+    """(budget, how its engine file was built) as a table."""
     rows = []
     for budget, record in engines:
-        built, attention = record["engine"], record["network"]["attention"]
-        layers, fp16, fused = f"{record['network']['layers']} parsed", "–", "–"  # what is not known where the GPU is not
-        if built is not None:
-            fused = f"{built['fused_attention']} of {len(attention)}"
-            layers = layers if built["layers"] is None else str(built["layers"])
-            fp16 = fp16 if built["fp16_layers_percent"] is None else f"{built['fp16_layers_percent']:.0f} %"
-        key = record["key"]
-        row = [budget, record["target"] or key["device"], key["precision"], f"{record['bytes'] / 1e6:.1f}"]
-        rows.append([*row, f"{record['build_seconds']:.1f}", layers, fp16, fused])
+        became, attention = record.engine, record.network.attention
+        layers, fp16, fused = f"{record.network.layers} parsed", "–", "–"  # what is not known where the GPU is not
+        if became is not None:
+            fused = f"{became.fused_attention} of {len(attention)}"
+            layers = layers if became.layers is None else str(became.layers)
+            fp16 = fp16 if became.fp16_layers_percent is None else f"{became.fp16_layers_percent:.0f} %"
+        where = record.target or record.key.device or "–"
+        row = [budget, where, record.key.precision, f"{record.bytes / 1e6:.1f}"]
+        rows.append([*row, f"{record.build_seconds:.1f}", layers, fp16, fused])
     numbers = ("file MB", "built in s", "layers", "FP16 layers", "fused attention")
     names = [Heading(label) for label in ("budget", "for", "precision")]
     return Table([*names, *(Heading(label, right=True) for label in numbers)], rows, "engines")
@@ -190,11 +195,11 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(value: Mapping[str, float | None] | None, digits: int, signed: bool = False) -> str:
-    if value is None or value["value"] is None:
+def _interval(value: Interval | None, digits: int, signed: bool = False) -> str:
+    if value is None:
         return "–"
     sign = "+" if signed else ""
-    text = f"{value['value']:{sign}.{digits}f}"
-    if value["low"] is None or value["high"] is None:
+    text = f"{value.value:{sign}.{digits}f}"
+    if value.low is None or value.high is None:
         return text
-    return f"{text} ({value['low']:{sign}.{digits}f} to {value['high']:{sign}.{digits}f})"
+    return f"{text} ({value.low:{sign}.{digits}f} to {value.high:{sign}.{digits}f})"

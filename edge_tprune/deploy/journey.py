@@ -13,7 +13,8 @@ from typing import IO, Any, Protocol
 
 from packaging.requirements import Requirement
 
-from edge_tprune.bundle.bundle import MANIFEST, Bundle
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import MANIFEST
 from edge_tprune.deploy import remote, wheels
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
@@ -183,7 +184,9 @@ def _copy_bundle(connection: Connection, bundle: Bundle, watcher: Watcher) -> tu
     """Copies what the board lacks of the bundle, and puts it into place. Returns (its name there, bytes that were sent)."""
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", bundle.path.resolve().name).strip("-.")[:100] or "bundle"
     manifest = bundle.path / MANIFEST
-    files = {path: {"sha256": entry["sha256"], "bytes": entry["bytes"]} for path, entry in bundle.files.items()}
+    files: dict[str, dict[str, Any]] = {
+        path: {"sha256": entry.sha256, "bytes": entry.bytes} for path, entry in bundle.files.items()
+    }
     files[MANIFEST] = {"sha256": sha256_file(manifest), "bytes": manifest.stat().st_size}
     watcher.step(f"copying the bundle {name}")
     sources = {entry["sha256"]: bundle.path / path for path, entry in files.items()}

@@ -258,34 +258,34 @@ def explain_bundle(path: Path, images: Path, weights: str | None = None, count: 
         UserError: no bundle, no images, weights that are not the bundle's.
     """
     bundle = Bundle.open(path, verify=False)
-    model, method = bundle.manifest["model"], bundle.manifest["method"]
-    if weights is None and model["weights"] not in (reference.NAME, PRETRAINED):
-        weights = RANDOM if model["weights"] == RANDOM else None
+    model, method = bundle.manifest.model, bundle.manifest.method
+    if weights is None and model.weights not in (reference.NAME, PRETRAINED):
+        weights = RANDOM if model.weights == RANDOM else None
         if weights is None:
-            raise UserError(f"bundle {path} was built with the weights {model['weights']}: give them with --weights FILE")
+            raise UserError(f"bundle {path} was built with the weights {model.weights}: give them with --weights FILE")
     if images.is_file():
         shown = [(images.name, open_image(str(images)))]
     else:
-        data = open_dataset(images, model["classes"], count)
+        data = open_dataset(images, model.classes, count)
         names = (
             [file.name for file in data.files] if isinstance(data, ImageFolder) else [f"canvas {i}" for i in range(len(data))]
         )
         shown = [(name, data[index][0]) for index, name in enumerate(names)]
-    loaded = load_model(model["name"], weights, model["classes"])
-    if loaded.weights_sha256 != model["weights_sha256"]:
+    loaded = load_model(model.name, weights, model.classes)
+    if loaded.weights_sha256 != model.weights_sha256:
         raise UserError(
             f"the weights {weights or loaded.weights} are not those that bundle {path} was built with: give --weights FILE"
         )
     budgets = [budget for budget in bundle.budgets if budget != bundle.unpruned]
-    reducer = registry.method(method["name"])
+    reducer = registry.method(method.name)
     explanations = []
     for name, image in shown:
         tensor = loaded.transform()(image)[None]
         rows = []
         for budget in budgets:
-            pruned = PrunedViT(loaded.model, reducer, budget.schedule, method["options"])
+            pruned = PrunedViT(loaded.model, reducer, budget.schedule, method.options)
             share = budget.requested or round(budget.macs_share, 3)
-            rows.append(_row(loaded, pruned, tensor, method["name"], share, method["options"], budget.macs_share))
+            rows.append(_row(loaded, pruned, tensor, method.name, share, method.options, budget.macs_share))
         explanations.append(_explanation(loaded, tensor, name, rows))
     return explanations
 
@@ -324,7 +324,7 @@ def _predict(network: nn.Module, image: Tensor, names: ClassNames | None) -> Pre
 
 def _pixels(loaded: LoadedModel, tensor: Tensor) -> np.ndarray:
     """What the network sees (3, H, W), normalised -> (H, W, 3) uint8, without a rim too thin for a patch."""
-    mean, std = (torch.tensor(loaded.preprocessing[key])[:, None, None] for key in ("mean", "std"))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (loaded.preprocessing.mean, loaded.preprocessing.std))
     image = (255.0 * (tensor * std + mean)).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     embed = loaded.model.patch_embed
     height, width = (int(count) * int(side) for count, side in zip(embed.grid_size, embed.patch_size))

@@ -256,7 +256,7 @@ class SharedWeights:
     offsets: dict[str, int] = field(default_factory=dict)
 
     def externalise(self, model: onnx.ModelProto) -> None:
-        """Moves a model's large tensors into the shared file; the model then refers to it by relative name."""
+        """Moves a model's large tensors into the shared file, from where they can be read now; the model refers to it by relative name."""
         for tensor in model.graph.initializer:
             data = np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
             if len(data) < _INLINE_BYTES:
@@ -269,6 +269,7 @@ class SharedWeights:
             onnx.external_data_helper.set_external_data(tensor, self.file_name, self.offsets[key], len(data))
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
+        self.stream.flush()
 
 
 class _quiet_exporter:  # reads as a verb where it is used

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edge_tprune.bundle.divergence import divergence, log_softmax
+from edge_tprune.bundle.manifest import Closeness, ClosenessLimits, Parity, Selection
 from edge_tprune.errors import InternalError, NegativeAnswer
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
@@ -35,7 +35,7 @@ def _logits(file: Path, images: np.ndarray) -> np.ndarray:
         return np.stack([engine.run(batch) for batch in images])
 
 
-def exact(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> dict[str, Any]:
+def prove_equal(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> Parity:
     """A float32 graph's record.
 
     Args:
@@ -56,19 +56,11 @@ def exact(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> di
             f"budget {name}: the exported graph is not the same network: worst logit difference {worst:.2e} "
             f"(allowed {TOLERANCE:.0e}), top-1 {'same' if same else 'differs'} on {count} images. Nothing was written"
         )
-    return {
-        "images": count,
-        "max_abs_logit_difference": worst,
-        "tolerance": TOLERANCE,
-        "top1_same": same,
-        "runtime": _RUNTIME,
-    }
+    return Parity(images=count, max_abs_logit_difference=worst, tolerance=TOLERANCE, top1_same=same, runtime=_RUNTIME)
 
 
-def rounded(
-    file: Path, name: str, images: np.ndarray, expected: np.ndarray, modules: tuple[PrunedViT, PrunedViT]
-) -> dict[str, Any]:
-    """A half precision graph's record. Arguments as for `exact`, and the (float32, half precision) modules.
+def prove_near(file: Path, name: str, images: np.ndarray, expected: np.ndarray, modules: tuple[PrunedViT, PrunedViT]) -> Parity:
+    """A half precision graph's record. Arguments as for `prove_equal`, and the (float32, half precision) modules.
 
     Raises:
         NegativeAnswer: numbers that are not finite, a divergence or a share of other top-1 beyond what is allowed.
@@ -77,47 +69,52 @@ def rounded(
     batches = [torch.from_numpy(batch) for batch in images]
     with torch.inference_mode():
         module_logits = np.stack([half_module(batch).numpy() for batch in batches])
-    records = {"graph": compare(_logits(file, images), expected), "module": compare(module_logits, expected)}
-    for what, record in records.items():
-        if record is None or record["kl_nats"] > HALF_KL or record["top1_agreement_percent"] < HALF_AGREEMENT:
+    graph, module = compare(_logits(file, images), expected), compare(module_logits, expected)
+    for what, found in (("graph", graph), ("module", module)):
+        if found is None or found.kl_nats > HALF_KL or found.top1_agreement_percent < HALF_AGREEMENT:
             raise NegativeAnswer(
-                f"budget {name}: in {half_module.precision.name} the {what} is not the same network: {_describe(record)}. "
+                f"budget {name}: in {half_module.precision.name} the {what} is not the same network: {_describe(found)}. "
                 "Try --precision fp32. Nothing was written"
             )
-    return {
-        **(records["graph"] or {}),
-        "module": records["module"],
-        "allowed": {"kl_nats": HALF_KL, "top1_agreement_percent": HALF_AGREEMENT},
-        "selection": selection(exact_module, half_module, batches),
-        "runtime": _RUNTIME,
-    }
-
-
-def _describe(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return "its logits are not finite"
-    return (
-        f"KL {record['kl_nats']:.4f} nats (allowed {HALF_KL:g}), top-1 agrees on {record['top1_agreement_percent']:.0f} % "
-        f"of {record['images']} images (allowed {HALF_AGREEMENT:g} %)"
+    assert graph is not None
+    return Parity(
+        images=graph.images,
+        max_abs_logit_difference=graph.max_abs_logit_difference,
+        top1_agreement_percent=graph.top1_agreement_percent,
+        kl_nats=graph.kl_nats,
+        max_kl_nats=graph.max_kl_nats,
+        module=module,
+        allowed=ClosenessLimits(kl_nats=HALF_KL, top1_agreement_percent=HALF_AGREEMENT),
+        selection=tuple(selection(exact_module, half_module, batches)),
+        runtime=_RUNTIME,
     )
 
 
-def compare(logits: np.ndarray, expected: np.ndarray) -> dict[str, Any] | None:
+def _describe(found: Closeness | None) -> str:
+    if found is None:
+        return "its logits are not finite"
+    return (
+        f"KL {found.kl_nats:.4f} nats (allowed {HALF_KL:g}), top-1 agrees on {found.top1_agreement_percent:.0f} % "
+        f"of {found.images} images (allowed {HALF_AGREEMENT:g} %)"
+    )
+
+
+def compare(logits: np.ndarray, expected: np.ndarray) -> Closeness | None:
     """How far logits (..., classes) are from the expected ones; None where they are not finite."""
     if not np.isfinite(logits).all():
         return None
     kl = divergence(log_softmax(expected), log_softmax(logits))
-    return {
-        "images": int(kl.size),
-        "max_abs_logit_difference": float(np.abs(logits - expected).max()),
-        "top1_agreement_percent": float(100.0 * (logits.argmax(-1) == expected.argmax(-1)).mean()),
-        "kl_nats": float(kl.mean()),
-        "max_kl_nats": float(kl.max()),
-    }
+    return Closeness(
+        images=int(kl.size),
+        max_abs_logit_difference=float(np.abs(logits - expected).max()),
+        top1_agreement_percent=float(100.0 * (logits.argmax(-1) == expected.argmax(-1)).mean()),
+        kl_nats=float(kl.mean()),
+        max_kl_nats=float(kl.max()),
+    )
 
 
 @torch.inference_mode()
-def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> list[Selection]:
     """How alike two modules with one schedule choose, over all batches `images` (B, 3, H, W), at each block that removes tokens.
 
     `same_percent`: the share of the first module's tokens after that block, prefix tokens apart, that the other has too. A token is known by the
@@ -135,11 +132,11 @@ def selection(one: PrunedViT, other: PrunedViT, images: Sequence[Tensor]) -> lis
             members = [(trace[number - 1][:, first:] > 0.5).float() for trace in traces]
             same[number] += float(_overlap(*members).sum())
     return [
-        {
-            "block": number,
-            "tokens": one.schedule[number - 1],
-            "same_percent": 100.0 * same[number] / (count * (one.schedule[number - 1] - first)),
-        }
+        Selection(
+            block=number,
+            tokens=one.schedule[number - 1],
+            same_percent=min(100.0, 100.0 * same[number] / (count * (one.schedule[number - 1] - first))),
+        )
         for number in stages
     ]
 

@@ -20,6 +20,7 @@ from edge_tprune.models.checkpoint import WeightsFile, one_line, read_weights
 from edge_tprune.models.class_names import ClassNames, read_class_map
 from edge_tprune.models.fitting import fit
 from edge_tprune.models.inference import classifiers, infer_arguments
+from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.models.records import find_class_names, find_preprocessing, imagenet_names, model_arguments
 from edge_tprune.models.state_dict import complete, find_network
 from edge_tprune.models.transform import make_transform, resolve_preprocessing
@@ -43,7 +44,7 @@ class LoadedModel:
     model: VisionTransformer  #: in eval mode, float32
     weights: str  #: a file's name, "pretrained", "reference" or "random"
     weights_sha256: str  #: over all tensors, names and shapes: equal for equal weights whatever file they came from
-    preprocessing: dict[str, Any]  #: input_size, mean, std, interpolation, crop_pct, crop_mode: timm's names and meaning
+    preprocessing: Preprocessing
     arguments: Mapping[str, Any] = field(
         default_factory=dict
     )  #: beside its name, what timm was asked for: num_classes, img_size, ...

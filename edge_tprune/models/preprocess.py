@@ -7,39 +7,44 @@ holds the two to the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 if TYPE_CHECKING:
     from PIL import Image
 
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"]
+CropMode = Literal["center", "squash", "border"]
+INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+CROP_MODES: tuple[str, ...] = get_args(CropMode)
 
-@dataclass(frozen=True)
-class Preprocess:
+_Side = Annotated[int, Meta(ge=1, le=16384)]
+_Mean = Annotated[float, Meta(ge=-1, le=1)]
+_Deviation = Annotated[float, Meta(gt=0, le=1)]
+_PerChannel = Meta(min_length=1, max_length=3)
+
+
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     """Resize, crop in the middle, scale to [0, 1], normalise. Call it with an RGB image, also where the graph takes grey ones."""
 
-    size: tuple[int, int]  #: (H, W) of what the graph takes
-    mean: tuple[float, ...]  #: of three channels, or of the one of grey
-    std: tuple[float, ...]
-    interpolation: str  #: "bicubic", "bilinear", "nearest", "lanczos", "box" or "hamming"
-    crop_pct: float  #: share of the resized image's side that the crop keeps
-    crop_mode: str  #: "center", "squash" or "border", as timm has them
+    input_size: tuple[Literal[1, 3], _Side, _Side]  #: (C, H, W) of what the graph takes
+    mean: Annotated[tuple[_Mean, ...], _PerChannel]
+    std: Annotated[tuple[_Deviation, ...], _PerChannel]
+    interpolation: Interpolation
+    crop_pct: Annotated[float, Meta(ge=0.01, le=1)]  #: share of the resized image's side that the crop keeps
+    crop_mode: CropMode  #: as timm has them
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Preprocess:
-        """From the `preprocessing` of a bundle's manifest."""
-        height, width = record["input_size"][-2:]
-        return cls(
-            (int(height), int(width)),
-            tuple(record["mean"]),
-            tuple(record["std"]),
-            record["interpolation"],
-            float(record["crop_pct"]),
-            record["crop_mode"],
-        )
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.input_size[0]:
+            raise ValueError(f"mean and std need one value for each of {self.input_size[0]} channels")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.input_size[1], self.input_size[2]
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """(C, H, W) float32."""

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError, did_you_mean
-
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
-CROP_MODES = ("center", "squash", "border")
+from edge_tprune.models.preprocess import CROP_MODES, INTERPOLATIONS, Preprocessing
 
 
 def resolve_preprocessing(
     model: nn.Module, size: tuple[int, int] | None, channels: int, recorded: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """input_size, mean, std, interpolation, crop_pct and crop_mode of a model.
+) -> Preprocessing:
+    """The preprocessing of a model.
 
     Args:
         model: of timm, whose own configuration is the default.
@@ -42,7 +41,10 @@ def resolve_preprocessing(
         "crop_mode": str(chosen["crop_mode"]),
     }
     _check(result)
-    return result
+    try:
+        return msgspec.convert(result, Preprocessing)
+    except msgspec.ValidationError as error:
+        raise UserError(f"images cannot be prepared as this model takes them: {error}") from error
 
 
 def _per_channel(values: Any, channels: int, name: str) -> list[float]:
@@ -77,17 +79,9 @@ def _check(record: Mapping[str, Any]) -> None:
             )
 
 
-def make_transform(preprocessing: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation transform for a stored preprocessing record: PIL image -> (C, H, W) float32."""
-    transform: Callable[[Image.Image], Tensor] = create_transform(
-        input_size=tuple(preprocessing["input_size"]),
-        is_training=False,
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
-        interpolation=preprocessing["interpolation"],
-        crop_pct=preprocessing["crop_pct"],
-        crop_mode=preprocessing["crop_mode"],
-    )
-    if preprocessing["input_size"][0] == 1:
+def make_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform: PIL image -> (C, H, W) float32."""
+    transform: Callable[[Image.Image], Tensor] = create_transform(is_training=False, **msgspec.structs.asdict(preprocessing))
+    if preprocessing.input_size[0] == 1:
         return lambda image: transform(image.convert("L"))
     return transform

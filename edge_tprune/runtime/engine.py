@@ -11,9 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.runtime.tensorrt.record import EngineRecord
 
 E = TypeVar("E", bound="Engine")
 
@@ -25,12 +27,35 @@ RUNTIMES = {
 }
 
 
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the record of a measurement says of an engine."""
+
+    runtime: str
+    version: str  #: the library's
+    threads: int
+    providers: tuple[str, ...]  #: of ONNX Runtime
+    device: str | None = None  #: the GPU, from here on
+    sm: str | None = None  #: its compute capability, "8.7"
+    driver_cuda: str | None = None  #: the newest CUDA that its driver knows
+    cuda_binding: str | None = None
+    wait: str | None = None  #: how the CPU waits for the GPU
+    cuda_graph: bool | None = None  #: whether compute is replayed from a CUDA graph
+    cuda_graph_missing_because: str | None = None
+    zero_copy: bool | None = None  #: whether the GPU reads and writes host memory directly
+    engine_file_bytes: int | None = None
+    scratch_bytes: int | None = None  #: device memory for activations
+    device_free_before_bytes: int | None = None
+    device_free_after_bytes: int | None = None
+    built: EngineRecord | None = None  #: how the engine file was built
+
+
 class Engine(ABC):
     """A loaded graph, ready to run. Holds threads and memory until `close()`; a context manager."""
 
     input_shape: tuple[int, ...]  #: (B, 3, H, W)
     output_shape: tuple[int, ...]  #: (B, classes)
-    info: dict[str, Any]  #: for the record: "runtime", "version", "threads", "providers"
+    info: EngineInfo
+    concurrent: bool = False  #: whether several threads may call `run` at once
 
     @abstractmethod
     def run(self, image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edge_tprune.errors import UserError, missing_package
-from edge_tprune.runtime.engine import Engine
+from edge_tprune.runtime.engine import Engine, EngineInfo
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _ERRORS_ONLY = 3
@@ -21,6 +21,8 @@ _ERRORS_ONLY = 3
 
 class OrtEngine(Engine):
     """An ONNX graph in an ONNX Runtime session: `threads` intra-op threads, sequential, all graph optimisations."""
+
+    concurrent = True
 
     def __init__(self, file: Path, threads: int) -> None:
         ort = _import()
@@ -38,12 +40,12 @@ class OrtEngine(Engine):
             raise UserError(f"ONNX Runtime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
         self._input, self.input_shape = _tensor(file, "input", self._session.get_inputs())
         self._output, self.output_shape = _tensor(file, "output", self._session.get_outputs())
-        self.info = {
-            "runtime": "onnxruntime",
-            "version": ort.__version__,
-            "threads": threads,
-            "providers": self._session.get_providers(),
-        }
+        self.info = EngineInfo(
+            runtime="onnxruntime",
+            version=ort.__version__,
+            threads=threads,
+            providers=tuple(self._session.get_providers()),
+        )
 
     def run(self, image: np.ndarray) -> np.ndarray:
         """Logits (B, classes) of `image` (B, 3, H, W), float32 both."""

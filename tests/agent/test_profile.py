@@ -115,7 +115,7 @@ def test_the_smaller_graph_is_faster_in_every_round(finished: Run) -> None:
 def test_says_what_ran_and_where(bundle: Bundle, finished: Run) -> None:
     document = finished.document
     assert (document.settings.precision, document.settings.threads, document.settings.mode) == ("fp32", 1, "saturation")
-    assert document.bundle.fingerprint == bundle.manifest["fingerprint"]
+    assert document.bundle.fingerprint == bundle.manifest.fingerprint
     assert document.budget_names == ["big", "middle", "small"]
     assert [budget.accuracy for budget in document.budgets] == [None, None, {"top1_percent": 50.0}]
     assert document.budgets[0].artifact.sha256 == bundle.budget("big").artifacts[0].sha256

@@ -21,6 +21,22 @@ CLASSES = 10
 SIZES = {"big": (20, 512), "middle": (5, 512), "small": (1, 256)}
 
 
+_SURE = {"value": 0.0, "low": 0.0, "high": 0.0, "confidence": 0.95}
+ACCURACY = {
+    "data": {"name": "tiny", "images": 4, "labelled": True, "sha256": "0" * 64},
+    "images": 4,
+    "runtime": "onnxruntime",
+    "precision": "fp32",
+    "evaluated_utc": "2025-01-01T00:00:00+00:00",
+    "top1_percent": 50.0,
+    "top1_change_points": _SURE,
+    "top5_percent": None,
+    "top5_change_points": None,
+    "agreement_percent": _SURE,
+    "kl_nats": _SURE,
+}
+
+
 def write_bundle(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Path:
     """A valid bundle: per budget tanh(x W) repeated, with golden outputs from numpy."""
     (path / "onnx").mkdir(parents=True)
@@ -44,8 +60,8 @@ def write_bundle(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Path:
                 "schedule": [layers],
                 "macs": sum(weight.size for weight in weights),
                 "macs_share": 1.0,
-                "parity": {},
-                "accuracy": {"top1_percent": 50.0} if name == "small" else None,
+                "parity": {"onnxruntime": {"images": 3, "max_abs_logit_difference": 0.0}},
+                "accuracy": ACCURACY if name == "small" else None,
                 "artifacts": [
                     {
                         "runtime": "onnxruntime",

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -27,8 +28,9 @@ from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
 from edge_tprune.errors import EdgeTPruneError
-from edge_tprune.export.builder import build, make_plan
+from edge_tprune.export.builder import build
 from edge_tprune.export.graph import FORMS, SharedWeights, export, save
+from edge_tprune.export.settings import decide
 from edge_tprune.files import write_bytes, write_json
 from edge_tprune.models.data import Dataset, open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model
@@ -52,20 +54,21 @@ def accuracy_of(
     possible, rows = [1.0], []
     for budget in budgets:
         try:
-            make_plan(loaded, name, budgets=[budget], blocks=blocks, options=options)
+            decide(loaded, name, budgets=[budget], blocks=blocks, options=options)
             possible.append(budget)
         except EdgeTPruneError as error:
             rows.append({"method": method, "budget": budget, "failed": str(error)})
     with show_progress(method) as advance:
         try:
-            plan = make_plan(loaded, name, budgets=possible, blocks=blocks, options=options)
-            bundle = build(loaded, plan, folder / method, progress=advance).bundle
+            settings = decide(loaded, name, budgets=possible, blocks=blocks, options=options)
+            bundle = build(loaded, settings, folder / method, progress=advance).bundle
         except EdgeTPruneError as error:
             return [*rows, *({"method": method, "budget": b, "failed": str(error)} for b in possible[1:])], None
         stored = [b.accuracy for b in bundle.budgets]
-        if not all(a and a["data"]["sha256"] == dataset.fingerprint for a in stored):
-            evaluate(bundle, dataset, threads=threads, progress=lambda done, of: advance(f"{method}: images", done, of))
-            bundle = Bundle.open(folder / method, verify=False)
+        if not all(a and a.data.sha256 == dataset.fingerprint for a in stored):
+            bundle, _ = evaluate(
+                bundle, dataset, threads=threads, progress=lambda done, of: advance(f"{method}: images", done, of)
+            )
     for built in bundle.budgets:
         if built.requested == 1.0:
             continue
@@ -75,11 +78,11 @@ def accuracy_of(
             {
                 "method": method,
                 "budget": built.requested,
-                "options": dict(bundle.manifest["method"]["options"]),
-                "tokens_before": bundle.manifest["model"]["tokens"],
+                "options": dict(bundle.manifest.method.options),
+                "tokens_before": bundle.manifest.model.tokens,
                 "tokens": list(built.schedule),
                 "macs_share": built.macs_share,
-                **{key: built.accuracy[key] for key in known},
+                **{key: value for key, value in msgspec.to_builtins(built.accuracy).items() if key in known},
             }
         )
     return rows, bundle
@@ -89,7 +92,7 @@ def time_all(
     loaded: LoadedModel, rows: list[Row], bundles: dict[str, Bundle], folder: Path, rounds: int, seconds: float, threads: int
 ) -> Latencies:
     """Latencies of every row's graph, called "method budget", beside its oracle's, and of the unpruned one."""
-    shape = tuple(loaded.preprocessing["input_size"])
+    shape = loaded.preprocessing.input_size
     image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
     graphs: dict[str, tuple[Opener, Opener]] = {}
     oracles: dict[tuple[int, ...], Opener] = {}

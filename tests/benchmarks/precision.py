@@ -51,7 +51,7 @@ def judge(
         PrunedViT(loaded.model, registry.method(method), tokens, {}, PRECISIONS[name]) for name in ("fp32", precision)
     )
     expected = logits_of(exact, images)
-    got = logits_of(rounded, images) if by_module else graph_logits(rounded, images, tuple(loaded.preprocessing["input_size"]))
+    got = logits_of(rounded, images) if by_module else graph_logits(rounded, images, loaded.preprocessing.input_size)
     record = parity.compare(got, expected) or {}
     return {
         "method": method,

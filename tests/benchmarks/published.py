@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     loaded = load_model("deit_tiny_patch16_224", options.weights)
     shape = network_shape(loaded.model)
-    transform = make_transform({**loaded.preprocessing, "crop_pct": 0.875})
+    transform = make_transform(msgspec.structs.replace(loaded.preprocessing, crop_pct=0.875))
     pairs = list(batches(open_dataset(options.data, 1000), transform, 50))
     images, labels = [torch.from_numpy(x) for x, _ in pairs], [torch.from_numpy(y) for _, y in pairs]
 

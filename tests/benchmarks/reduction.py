@@ -148,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
 
     loaded = load_model(options.model, "random")
-    shape = tuple(loaded.preprocessing["input_size"])
+    shape = loaded.preprocessing.input_size
     everything: dict[str, object] = {}
     for batch in options.batches:
         with tempfile.TemporaryDirectory() as folder, (Path(folder) / "weights.bin").open("wb") as stream:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edge_tprune.bundle import engines
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.bundle.engines import build_ahead, machine, prepare
+from edge_tprune.bundle.engines import build_ahead, prepare, this_platform
+from edge_tprune.bundle.manifest import KIND, Artifact
 from edge_tprune.cli import main
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Device, open_cuda
 from edge_tprune.runtime.engine import open_engine
-from edge_tprune.runtime.tensorrt.cache import read_record
 from edge_tprune.runtime.tensorrt.library import Library, load
+from edge_tprune.runtime.tensorrt.record import read_record
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +35,35 @@ def ahead(rtx: Library, built: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def keep(path: Path, *names: str) -> Bundle:
     """The bundle with fewer budgets, so that less is built."""
-    bundle = Bundle.open(path)
-    bundle.manifest["budgets"] = [entry for entry in bundle.manifest["budgets"] if entry["name"] in names]
-    bundle.save_manifest()
+    manifest = Bundle.open(path).manifest
+    KIND.write(path, replace(manifest, budgets=tuple(budget for budget in manifest.budgets if budget.name in names)))
     return Bundle.open(path)
+
+
+def with_artifacts(bundle: Bundle, change: Callable[[Artifact], Artifact | None]) -> Bundle:
+    """The bundle with other artifacts in its manifest."""
+    budgets = [
+        replace(budget, artifacts=tuple(new for old in budget.artifacts if (new := change(old)) is not None))
+        for budget in bundle.budgets
+    ]
+    KIND.write(bundle.path, replace(bundle.manifest, budgets=tuple(budgets)))
+    return Bundle.open(bundle.path)
 
 
 def test_every_budget_gets_an_engine_per_gpu_and_the_manifest_stays_true(ahead: Path, rtx: Library) -> None:
     bundle = Bundle.open(ahead)  # hashes every file that the manifest names
-    plans = [artifact for budget in bundle.budgets for artifact in budget.artifacts if artifact.form == "plan"]
+    plans = [artifact for budget in bundle.budgets for artifact in budget.artifacts if not artifact.is_graph]
     assert {(plan.runtime, plan.target, plan.version, plan.precision) for plan in plans} == {
         ("tensorrt-rtx", target, rtx.version, "fp32") for target in ("sm86", "sm120")
     }
     assert len(plans) == 2 * len(bundle.budgets)
-    on_disk = {file.relative_to(ahead).as_posix() for file in (ahead / "plans").iterdir()}
-    assert on_disk == {name for name in bundle.files if name.startswith("plans/")}
+    on_disk = {file.relative_to(ahead).as_posix() for file in (ahead / "engines").iterdir()}
+    assert on_disk == {name for name in bundle.files if name.startswith("engines/")}
     assert on_disk == {name for plan in plans for name in (plan.file, f"{plan.file}.json")}
 
 
 def test_what_is_written_beside_an_engine_names_no_path(ahead: Path) -> None:
-    for file in (ahead / "plans").glob("*.json"):
+    for file in (ahead / "engines").glob("*.json"):
         assert str(ahead.parent) not in file.read_text()
         record = json.loads(file.read_text())
         assert record["network"]["tokens_after_blocks"]
@@ -67,24 +79,19 @@ def test_the_graph_is_still_what_a_runtime_gets(ahead: Path) -> None:
 def test_nothing_is_built_twice_unless_forced(ahead: Path) -> None:
     bundle = Bundle.open(ahead)
     before = (ahead / "manifest.json").read_bytes()
-    assert all(engine.reused for engine in build_ahead(bundle, ["sm86", "sm86"]))
+    assert all(engine.reused for engine in build_ahead(bundle, ["sm86", "sm86"])[1])
     assert (ahead / "manifest.json").read_bytes() == before
-    assert len(list((ahead / "plans").glob("*.plan"))) == 4  # those for sm120 stay
+    assert len(list((ahead / "engines").glob("*.plan"))) == 4  # those for sm120 stay
 
 
-def test_plans_of_another_version_are_dropped(bundle: Bundle, rtx: Library) -> None:
+def test_engine_files_of_another_version_are_dropped(bundle: Bundle, rtx: Library) -> None:
     bundle = keep(bundle.path, "0.6")
-    build_ahead(bundle, ["sm89"])
-    for budget in bundle.manifest["budgets"]:
-        for artifact in budget["artifacts"]:
-            if artifact["form"] == "plan":
-                artifact["version"] = "0.9"
-    bundle.reload()
-    bundle.save_manifest()
+    bundle, _ = build_ahead(bundle, ["sm89"])
+    with_artifacts(bundle, lambda artifact: artifact if artifact.is_graph else replace(artifact, version="0.9"))
     build_ahead(Bundle.open(bundle.path), ["sm86"])
     again = Bundle.open(bundle.path)
-    assert {file.name.split(".")[-2] for file in (bundle.path / "plans").glob("*.plan")} == {"sm86"}
-    assert {a.version for b in again.budgets for a in b.artifacts if a.form == "plan"} == {rtx.version}
+    assert {file.name.split(".")[-2] for file in (bundle.path / "engines").glob("*.plan")} == {"sm86"}
+    assert {a.version for b in again.budgets for a in b.artifacts if not a.is_graph} == {rtx.version}
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prepare_finds_the_engine_that_the_bundle_carries(ahead: Path, gpu_here: None) -> None:
     bundle = Bundle.open(ahead)
-    assert prepare(bundle, "0.6", "tensorrt-rtx") == ahead / "plans" / "0.6.explicit.sm86.plan"
+    assert prepare(bundle, "0.6", "tensorrt-rtx") == ahead / "engines" / "0.6.explicit.sm86.plan"
     assert prepare(bundle, "0.6", "onnxruntime") == ahead / "onnx" / "0.6.attention-op.onnx"
 
 
@@ -109,14 +116,14 @@ def test_prepare_does_not_take_one_of_another_version(
     newer = Library("tensorrt-rtx", rtx.module, "99.0")
     monkeypatch.setattr(engines, "load", lambda runtime: newer)
     asked = []
-    monkeypatch.setattr(engines, "find_or_build", lambda job, **_: asked.append(job))
+    monkeypatch.setattr(engines, "find_or_build", lambda build, **_: asked.append(build))
     file = prepare(Bundle.open(ahead), "0.6", "tensorrt-rtx", cache=tmp_path)
-    (job,) = asked
-    assert file == job.plan
-    assert file.is_relative_to(tmp_path / "plans")
-    assert job.key["version"] == "99.0"
-    assert job.key["device"] == "NVIDIA GeForce RTX 3080"
-    assert job.target is None  # for the GPU at hand
+    (build,) = asked
+    assert file == build.file
+    assert file.is_relative_to(tmp_path / "engines")
+    assert build.key.version == "99.0"
+    assert build.key.device == "NVIDIA GeForce RTX 3080"
+    assert build.key.target is None  # for the GPU at hand
 
 
 def test_the_machine_is_told_apart_by_module_and_power_mode(gpu_here: None, rtx: Library, tmp_path: Path) -> None:
@@ -127,21 +134,20 @@ def test_the_machine_is_told_apart_by_module_and_power_mode(gpu_here: None, rtx:
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    found = machine("tensorrt-rtx", tmp_path)
-    assert found["module"] == "NVIDIA Jetson Orin Nano Developer Kit"
-    assert found["os"] == "36.4.3"
-    assert found["power_mode"]["id"] == 2
-    assert found["version"] == rtx.version
-    assert found["sm"] == "8.6"
+    found = this_platform("tensorrt-rtx", tmp_path)
+    assert found.module == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert found.os == "36.4.3"
+    assert found.power_mode is not None
+    assert found.power_mode["id"] == 2
+    assert found.version == rtx.version
+    assert found.sm == "8.6"
 
 
 def test_mistakes(bundle: Bundle, rtx: Library) -> None:
     with pytest.raises(UserError, match=r"'sm87' \(TensorRT-RTX .* offers sm75.*Did you mean sm8"):
         build_ahead(bundle, ["sm86", "sm87"])
-    assert not (bundle.path / "plans").exists()
-    for budget in bundle.manifest["budgets"]:
-        budget["artifacts"] = [a for a in budget["artifacts"] if a["runtime"] != "tensorrt-rtx"]
-    bundle.reload()
+    assert not (bundle.path / "engines").exists()
+    bundle = with_artifacts(bundle, lambda artifact: None if artifact.runtime == "tensorrt-rtx" else artifact)
     with pytest.raises(UserError, match="build with --runtime tensorrt-rtx"):
         build_ahead(bundle, ["sm86"])
 
@@ -164,7 +170,7 @@ def test_the_command_reports_what_the_engines_are(ahead: Path, capsys: pytest.Ca
     document = json.loads(capsys.readouterr().out)
     assert [entry["budget"] for entry in document["engines"]] == ["1.0", "1.0", "0.6", "0.6"]
     for entry in document["engines"]:
-        assert Path(entry["plan"]).stat().st_size == entry["bytes"]
+        assert Path(entry["engine_file"]).stat().st_size == entry["bytes"]
         assert entry["layer_times_ms"] is None
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -210,15 +216,17 @@ def test_an_engine_of_this_gpu_is_built_once_runs_and_is_the_golden_network(
         open_cuda()
     except UserError as error:
         pytest.skip(str(error))
-    images, golden = bundle.golden()
+    golden = bundle.golden()
     for budget in bundle.budgets:
         plan = prepare(bundle, budget.name, runtime, cache=tmp_path)
         record = read_record(plan)
         assert record is not None
-        assert record["engine"]["layers"] > 0
+        assert record.engine is not None
+        assert record.engine.layers > 0
         written = plan.stat().st_mtime_ns
         assert prepare(bundle, budget.name, runtime, cache=tmp_path).stat().st_mtime_ns == written
         with open_engine(plan, runtime, threads=1) as engine:
-            for image, expected in zip(images, golden[budget.name]):
+            for image, expected in zip(golden.images, golden.logits[budget.name]):
                 np.testing.assert_allclose(engine.run(image), expected, atol=1e-3)
-            assert engine.info["plan"]["key"]["runtime"] == runtime
+            assert engine.info.built is not None
+            assert engine.info.built.key.runtime == runtime

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
+from edge_tprune import documents
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.bundle.evaluate import evaluate
-from edge_tprune.errors import UserError
-from edge_tprune.export.builder import build, make_plan
+from edge_tprune.bundle.evaluate import evaluate, judge
+from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.export.builder import build
+from edge_tprune.export.settings import decide
+from edge_tprune.files import write_bytes
 from edge_tprune.models.loading import LoadedModel, make_transform
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
+from tests.bundle.test_revision import read_only
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,22 @@ class Noise:
         return Image.fromarray(rng.integers(0, 255, (60, 50, 3), dtype=np.uint8)), int(rng.integers(6)) if self.labelled else -1
 
 
+@dataclass(frozen=True)
+class Unreadable(Noise):
+    """Its images cannot be read, from one on."""
+
+    first: int = 0
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if index >= self.first:
+            raise UserError(f"image {index} cannot be read")
+        return super().__getitem__(index)
+
+
 def test_equals_a_slow_count_with_pytorch(bundle: Bundle, loaded: LoadedModel) -> None:
     data = Noise()
-    records = evaluate(bundle, data, threads=1)
-    transform = make_transform(bundle.manifest["preprocessing"])
+    _, records = evaluate(bundle, data, threads=1)
+    transform = make_transform(bundle.manifest.preprocessing)
     with torch.no_grad():
         images = torch.stack([transform(data[i][0]) for i in range(len(data))])
         logits = {
@@ -57,19 +75,19 @@ def test_equals_a_slow_count_with_pytorch(bundle: Bundle, loaded: LoadedModel) -
             p, q = (np.exp(r - r.max()) / np.exp(r - r.max()).sum() for r in (p_row, q_row))
             kl.append(sum(a * math.log(a / b) for a, b in zip(p, q)))
         record = records[budget.name]
-        assert record["top1_percent"] == pytest.approx(100 * np.mean(right))
-        assert record["top5_percent"] == pytest.approx(100 * np.mean(in_five))
-        assert record["top1_change_points"]["value"] == pytest.approx(100 * (np.mean(right) - np.mean(right_base)))
-        assert record["agreement_percent"]["value"] == pytest.approx(100 * np.mean(mine.argmax(1) == base.argmax(1)))
-        assert record["kl_nats"]["value"] == pytest.approx(np.mean(kl), abs=1e-4)
-        interval = record["top1_change_points"]
-        assert interval["low"] <= interval["value"] <= interval["high"]
-    assert records["1.0"]["agreement_percent"]["value"] == 100
-    assert records["1.0"]["kl_nats"]["value"] == 0
+        assert record.top1_percent == pytest.approx(100 * np.mean(right))
+        assert record.top5_percent == pytest.approx(100 * np.mean(in_five))
+        assert record.top1_change_points.value == pytest.approx(100 * (np.mean(right) - np.mean(right_base)))
+        assert record.agreement_percent.value == pytest.approx(100 * np.mean(mine.argmax(1) == base.argmax(1)))
+        assert record.kl_nats.value == pytest.approx(np.mean(kl), abs=1e-4)
+        interval = record.top1_change_points
+        assert interval.low <= interval.value <= interval.high
+    assert records["1.0"].agreement_percent.value == 100
+    assert records["1.0"].kl_nats.value == 0
 
 
 def test_results_are_stored_in_a_bundle_that_still_verifies(bundle: Bundle) -> None:
-    records = evaluate(bundle, Noise(), threads=1, budgets=["0.6"])
+    _, records = evaluate(bundle, Noise(), threads=1, budgets=["0.6"])
     assert set(records) == {"1.0", "0.6"}, "the unpruned model always runs"
     reopened = Bundle.open(bundle.path)
     assert reopened.budget("0.6").accuracy == records["0.6"]
@@ -78,52 +96,101 @@ def test_results_are_stored_in_a_bundle_that_still_verifies(bundle: Bundle) -> N
     with np.load(results, allow_pickle=False) as stored:
         assert stored["labels"].shape == (21,)
         assert stored["top5/0.6"].shape == (21, 5)
-        assert 100 * np.mean(stored["top5/0.6"][:, 0] == stored["labels"]) == pytest.approx(records["0.6"]["top1_percent"])
+        assert 100 * np.mean(stored["top5/0.6"][:, 0] == stored["labels"]) == pytest.approx(records["0.6"].top1_percent)
 
 
 def test_judging_one_budget_keeps_the_others_results_on_the_same_images(bundle: Bundle) -> None:
-    first = evaluate(bundle, Noise(), threads=1)
-    evaluate(bundle, Noise(), threads=1, budgets=["0.6"])
+    bundle, first = evaluate(bundle, Noise(), threads=1)
+    bundle, _ = evaluate(bundle, Noise(), threads=1, budgets=["0.6"])
     assert bundle.budget("0.8").accuracy == first["0.8"]
     (results,) = bundle.path.glob("eval-*.npz")
     with np.load(results, allow_pickle=False) as stored:
         assert stored["top5/0.8"].shape == (21, 5)
-    evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1, budgets=["0.6"])
+    bundle, _ = evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1, budgets=["0.6"])
     assert bundle.budget("0.8").accuracy is None, "other images: no longer comparable"
     Bundle.open(bundle.path)
 
 
 def test_ending_between_the_two_writes_leaves_a_bundle_that_verifies(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = evaluate(bundle, Noise(), threads=1)
+    bundle, first = evaluate(bundle, Noise(), threads=1)
 
-    def interrupted(self: Bundle) -> None:
-        raise KeyboardInterrupt
+    def interrupted(path: Path, data: bytes) -> None:
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        write_bytes(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bundle, "save_manifest", interrupted)
+        patch.setattr(documents, "write_bytes", interrupted)
         with pytest.raises(KeyboardInterrupt):
             evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1)
     assert Bundle.open(bundle.path).budget("0.6").accuracy == first["0.6"]
+    assert len(list(bundle.path.glob("eval-*"))) == 1
+
+
+def test_the_golden_check_comes_first(bundle: Bundle) -> None:
+    """A graph that is not the network of its budget would be judged as if it were."""
+    golden = bundle.golden()
+    arrays = {"input": golden.images, **{f"logits/{name}": logits for name, logits in golden.logits.items()}}
+    arrays["logits/0.6"] = arrays["logits/0.6"] + 0.01
+    np.savez(bundle.path / "golden.npz", **arrays)
+    before = (bundle.path / "manifest.json").read_bytes()
+    with pytest.raises(NegativeAnswer, match=r"budget 0\.6 failed its golden check on onnxruntime: a logit is off by 0\.01"):
+        evaluate(bundle, Unreadable(), threads=1)
+    assert (bundle.path / "manifest.json").read_bytes() == before
+
+
+def test_a_graph_of_another_batch_is_refused(bundle: Bundle) -> None:
+    model = replace(bundle.manifest.model, input=replace(bundle.manifest.model.input, shape=(4, 3, 48, 48)))
+    golden = bundle.golden()
+    four = Bundle(bundle.path, replace(bundle.manifest, batch=4, model=model))
+    arrays = {f"logits/{name}": logits for name, logits in golden.logits.items()}
+    np.savez(bundle.path / "golden.npz", input=np.repeat(golden.images, 4, 1), **arrays)
+    with pytest.raises(NegativeAnswer, match=r"its graph takes \(1, 3, 48, 48\), and the manifest says \(4, 3, 48, 48\)"):
+        evaluate(four, Noise(), threads=1)
+
+
+def test_a_bundle_that_cannot_be_written_is_refused_before_an_image_is_read(bundle: Bundle) -> None:
+    with read_only(bundle.path), pytest.raises(UserError, match="cannot write"):
+        evaluate(bundle, Unreadable(), threads=1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_unreadable_image_ends_it(bundle: Bundle, threads: int) -> None:
+    with pytest.raises(UserError, match="image 5 cannot be read"):
+        evaluate(bundle, Unreadable(first=5), threads=threads)
+
+
+def test_any_number_of_threads_answers_the_same(bundle: Bundle) -> None:
+    one, three = (judge(bundle, Noise(), threads=threads) for threads in (1, 3))
+    assert one.arrays.keys() == three.arrays.keys()
+    for name, array in one.arrays.items():
+        np.testing.assert_allclose(array, three.arrays[name], atol=1e-6)
+
+
+def test_progress_counts_images(bundle: Bundle) -> None:
+    steps: list[tuple[int, int]] = []
+    judge(bundle, Noise(count=5), threads=2, budgets=[], progress=lambda done, of: steps.append((done, of)))
+    assert steps == [(done, 5) for done in (1, 2, 3, 4, 5)]
 
 
 def test_without_labels_agreement_and_divergence_remain(bundle: Bundle) -> None:
-    record = evaluate(bundle, Noise(labelled=False), threads=1)["0.6"]
-    assert record["top1_percent"] is None
-    assert record["top1_change_points"] is None
-    assert 0 <= record["agreement_percent"]["value"] <= 100
-    assert record["kl_nats"]["value"] > 0
+    record = evaluate(bundle, Noise(labelled=False), threads=1)[1]["0.6"]
+    assert record.top1_percent is None
+    assert record.top1_change_points is None
+    assert 0 <= record.agreement_percent.value <= 100
+    assert record.kl_nats.value > 0
 
 
 def test_the_last_batch_may_be_short(loaded: LoadedModel, tmp_path: pytest.TempPathFactory, bundle: Bundle) -> None:
-    one = evaluate(bundle, Noise(), threads=1)
-    four = build(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.6], blocks=[2, 3], batch=4), tmp_path / "four").bundle  # type: ignore[operator]
-    many = evaluate(four, Noise(), threads=1)
+    _, one = evaluate(bundle, Noise(), threads=1)
+    four = build(loaded, decide(loaded, "evit", budgets=[1.0, 0.6], blocks=[2, 3], batch=4), tmp_path / "four").bundle  # type: ignore[operator]
+    _, many = evaluate(four, Noise(), threads=1)
     for name in ("1.0", "0.6"):
         for key in ("top1_percent", "agreement_percent"):
-            assert many[name][key] == one[name][key]
+            assert getattr(many[name], key) == getattr(one[name], key)
 
 
 def test_an_unpruned_budget_is_needed(loaded: LoadedModel, tmp_path: pytest.TempPathFactory) -> None:
-    alone = build(loaded, make_plan(loaded, "evit", budgets=[0.6], blocks=[2, 3]), tmp_path / "alone").bundle  # type: ignore[operator]
+    alone = build(loaded, decide(loaded, "evit", budgets=[0.6], blocks=[2, 3]), tmp_path / "alone").bundle  # type: ignore[operator]
     with pytest.raises(UserError, match="no unpruned budget"):
         evaluate(alone, Noise(), threads=1)

@@ -12,13 +12,15 @@ import pytest
 import torch
 from filelock import FileLock
 
-from edge_tprune.bundle import bundle as bundle_format
+from edge_tprune.bundle import revision
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import InternalError, UserError
-from edge_tprune.export import builder
-from edge_tprune.export.builder import build, make_plan
+from edge_tprune.export.builder import build
+from edge_tprune.export.settings import BudgetRequest, BuildSettings, decide
+from edge_tprune.export.steadiness import UNUSABLE, count_flips
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import Evidence, Keep, Outcome, Reducer, register, registry
+from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
 from tests.small import RUNTIMES, small_model
 
@@ -27,17 +29,22 @@ def size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
+def modules(settings: BuildSettings) -> list[PrunedViT]:
+    return [budget.module for budget in settings.budgets]
+
+
 def test_a_bundle_holds_what_it_promises(built: Path, loaded: LoadedModel) -> None:
     bundle = Bundle.open(built)
     assert [b.name for b in bundle.budgets] == ["1.0", "0.8", "0.6"]
     assert bundle.unpruned is bundle.budgets[0]
-    inputs, logits = bundle.golden()
+    golden = bundle.golden()
+    inputs, logits = golden.images, golden.logits
     for budget in bundle.budgets:
         assert len(budget.schedule) == 4
         assert {a.runtime for a in budget.artifacts} == set(RUNTIMES)
         for record in budget.parity.values():
-            assert record["max_abs_logit_difference"] <= 1e-4
-            assert record["top1_same"]
+            assert record.max_abs_logit_difference <= 1e-4
+            assert record.top1_same
         for artifact in budget.artifacts:  # the explicit form is plain ONNX: ONNX Runtime can judge it too
             with open_engine(bundle.path / artifact.file, "onnxruntime", threads=1) as engine:
                 for batch, wanted in zip(inputs, logits[budget.name]):
@@ -48,30 +55,28 @@ def test_a_bundle_holds_what_it_promises(built: Path, loaded: LoadedModel) -> No
 
 def test_five_budgets_weigh_little_more_than_one(tmp_path: Path) -> None:
     loaded = small_model(channels=384)  # the graphs' own text is constant, so a real model's proportion needs real weights
-    one = build(loaded, make_plan(loaded, "evit", budgets=[1.0], blocks=[2]), tmp_path / "one").bundle.path
-    five = build(
-        loaded, make_plan(loaded, "evit", budgets=[1.0, 0.9, 0.8, 0.75, 0.7], blocks=[2]), tmp_path / "five"
-    ).bundle.path
+    one = build(loaded, decide(loaded, "evit", budgets=[1.0], blocks=[2]), tmp_path / "one").bundle.path
+    five = build(loaded, decide(loaded, "evit", budgets=[1.0, 0.9, 0.8, 0.75, 0.7], blocks=[2]), tmp_path / "five").bundle.path
     assert size(five) <= 1.15 * size(one)
 
 
 def test_rebuilding_an_unchanged_bundle_is_a_no_op(bundle: Bundle, loaded: LoadedModel) -> None:
-    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
+    settings = decide(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
     before = {f: f.stat().st_mtime_ns for f in bundle.path.rglob("*")}
-    again = build(loaded, plan, bundle.path, progress=lambda *_: pytest.fail("something was built"))
+    again = build(loaded, settings, bundle.path, progress=lambda *_: pytest.fail("something was built"))
     assert again.reused
     assert {f: f.stat().st_mtime_ns for f in bundle.path.rglob("*")} == before
 
 
 def test_a_damaged_or_different_bundle_is_rebuilt(bundle: Bundle, loaded: LoadedModel) -> None:
-    plan = make_plan(loaded, "evit", budgets=[1.0, 0.6], blocks=[2, 3])
-    assert not build(loaded, plan, bundle.path).reused
+    settings = decide(loaded, "evit", budgets=[1.0, 0.6], blocks=[2, 3])
+    assert not build(loaded, settings, bundle.path).reused
     assert [b.name for b in Bundle.open(bundle.path).budgets] == ["1.0", "0.6"]
     (bundle.path / "onnx" / "weights.bin").write_bytes(b"damage")
-    assert not build(loaded, plan, bundle.path).reused
+    assert not build(loaded, settings, bundle.path).reused
     Bundle.open(bundle.path)
     other = small_model(seed=1)
-    assert not build(other, make_plan(other, "evit", budgets=[1.0, 0.6], blocks=[2, 3]), bundle.path).reused
+    assert not build(other, decide(other, "evit", budgets=[1.0, 0.6], blocks=[2, 3]), bundle.path).reused
 
 
 def test_ctrl_c_leaves_the_old_bundle_and_no_litter(bundle: Bundle, loaded: LoadedModel) -> None:
@@ -80,7 +85,7 @@ def test_ctrl_c_leaves_the_old_bundle_and_no_litter(bundle: Bundle, loaded: Load
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.7], blocks=[2]), bundle.path, progress=interrupt)
+        build(loaded, decide(loaded, "evit", budgets=[1.0, 0.7], blocks=[2]), bundle.path, progress=interrupt)
     assert [b.name for b in Bundle.open(bundle.path).budgets] == ["1.0", "0.8", "0.6"]
     assert [p.name for p in bundle.path.parent.iterdir() if "building" in p.name] == []
 
@@ -88,26 +93,26 @@ def test_ctrl_c_leaves_the_old_bundle_and_no_litter(bundle: Bundle, loaded: Load
 def test_an_old_bundle_set_aside_by_a_killed_build_comes_back(bundle: Bundle, loaded: LoadedModel) -> None:
     """Killed between the two renames: the old bundle waits under another name, and the next build puts it back first."""
     bundle.path.rename(bundle.path.with_name(f".{bundle.path.name}.replaced"))
-    plan = make_plan(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
-    assert build(loaded, plan, bundle.path).reused
+    settings = decide(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
+    assert build(loaded, settings, bundle.path).reused
     assert sorted(p.name for p in bundle.path.parent.iterdir()) == [f".{bundle.path.name}.lock", bundle.path.name]
 
 
 def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, loaded: LoadedModel, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(bundle.path)
-    build(loaded, make_plan(loaded, "none", budgets=[1.0]), link)
+    build(loaded, decide(loaded, "none", budgets=[1.0]), link)
     assert link.is_symlink()
     assert [b.name for b in Bundle.open(bundle.path).budgets] == ["1.0"]
 
 
 def test_two_builds_at_once_do_not_mix(bundle: Bundle, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_format, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(revision, "_WORK_SECONDS", 0.2)
     with (
         FileLock(bundle.path.parent / f".{bundle.path.name}.lock"),
         pytest.raises(UserError, match="another build is at work"),
     ):
-        build(loaded, make_plan(loaded, "none", budgets=[1.0]), bundle.path)
+        build(loaded, decide(loaded, "none", budgets=[1.0]), bundle.path)
     assert len(Bundle.open(bundle.path).budgets) == 3
 
 
@@ -126,11 +131,11 @@ def test_images_on_which_scores_all_but_tie_prove_nothing(loaded: LoadedModel) -
 
     images = torch.randn(64, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     try:
-        coin = builder._flips(loaded, make_plan(loaded, "coin_of_test", budgets=[0.6], blocks=[2]), images)
+        coin = count_flips(modules(decide(loaded, "coin_of_test", budgets=[0.6], blocks=[2])), images)
     finally:
         registry._METHODS.pop("coin_of_test")
-    assert (coin >= builder.USELESS).float().mean() > 0.5
-    steady = builder._flips(loaded, make_plan(loaded, "evit", budgets=[1.0, 0.6], blocks=[2]), images)
+    assert (coin >= UNUSABLE).float().mean() > 0.5
+    steady = count_flips(modules(decide(loaded, "evit", budgets=[1.0, 0.6], blocks=[2])), images)
     assert (steady == 0).float().mean() > 0.8
 
 
@@ -138,7 +143,7 @@ def test_what_a_killed_build_left_is_swept(bundle: Bundle, loaded: LoadedModel) 
     stale = bundle.path.parent / f".{bundle.path.name}.building-dead"
     stale.mkdir()
     (stale / "half").write_bytes(b"x")
-    build(loaded, make_plan(loaded, "none", budgets=[1.0]), bundle.path)
+    build(loaded, decide(loaded, "none", budgets=[1.0]), bundle.path)
     assert not stale.exists()
 
 
@@ -155,7 +160,7 @@ def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tm
 
     try:
         with pytest.raises(InternalError, match="not the same network: worst logit difference"):
-            build(loaded, make_plan(loaded, "two_faced_of_test", budgets=[0.6], blocks=[2]), tmp_path / "b")
+            build(loaded, decide(loaded, "two_faced_of_test", budgets=[0.6], blocks=[2]), tmp_path / "b")
     finally:
         registry._METHODS.pop("two_faced_of_test")
     assert not (tmp_path / "b").exists()
@@ -164,15 +169,15 @@ def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tm
 def test_a_directory_that_is_no_bundle_is_left_alone(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"precious")
-    plan = make_plan(loaded, "none", budgets=[1.0])
+    settings = decide(loaded, "none", budgets=[1.0])
     with pytest.raises(UserError, match="exists and is not a bundle"):
-        build(loaded, plan, tmp_path / "photos")
+        build(loaded, settings, tmp_path / "photos")
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"precious"
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="exists and is not a bundle"):
-        build(loaded, plan, tmp_path / "file")
+        build(loaded, settings, tmp_path / "file")
     with pytest.raises(UserError, match="cannot write"):
-        build(loaded, plan, tmp_path / "file" / "below")
+        build(loaded, settings, tmp_path / "file" / "below")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tiny file system needs root")
@@ -183,7 +188,7 @@ def test_no_space_left_is_one_clear_line_and_no_litter(loaded: LoadedModel, tmp_
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(UserError, match="no space left while writing"):
-            build(loaded, make_plan(loaded, "none", budgets=[1.0]), disk / "bundle")
+            build(loaded, decide(loaded, "none", budgets=[1.0]), disk / "bundle")
         assert [p.name for p in disk.iterdir() if not p.name.endswith(".lock")] == []
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -198,19 +203,19 @@ def test_no_space_left_is_one_clear_line_and_no_litter(loaded: LoadedModel, tmp_
         ({"budgets": [0.8], "batch": 0}, "batch 0 is out of range"),
         ({"budgets": [0.8], "runtimes": ["onnxrntime"]}, "Did you mean onnxruntime"),
         ({"budgets": [0.8], "options": {"fuze": True}}, "Did you mean fuse"),
-        ({"schedules": [[37, 37, 37]]}, "3 token counts but the model has 4 blocks"),
+        ({"budgets": [BudgetRequest(tokens=[37, 37, 37])]}, "3 token counts but the model has 4 blocks"),
     ],
 )
 def test_plans_that_cannot_be_are_refused_before_work_begins(
     loaded: LoadedModel, arguments: dict[str, object], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
-        make_plan(loaded, "evit", blocks=[2, 3], **arguments)  # type: ignore[arg-type]
+        decide(loaded, "evit", blocks=[2, 3], **arguments)  # type: ignore[arg-type]
 
 
 def test_a_given_schedule_becomes_a_budget_of_its_own(loaded: LoadedModel, tmp_path: Path) -> None:
-    plan = make_plan(loaded, "evit", budgets=[1.0], schedules=[[30, 20, 20, 5]], blocks=[2])
-    built = build(loaded, plan, tmp_path / "b").bundle
+    settings = decide(loaded, "evit", budgets=[1.0, BudgetRequest(tokens=[30, 20, 20, 5])], blocks=[2])
+    built = build(loaded, settings, tmp_path / "b").bundle
     assert built.budgets[1].schedule == (30, 20, 20, 5)
     assert built.budgets[1].requested is None
 
@@ -218,6 +223,7 @@ def test_a_given_schedule_becomes_a_budget_of_its_own(loaded: LoadedModel, tmp_p
 def test_a_bundle_can_be_moved(bundle: Bundle, tmp_path: Path) -> None:
     shutil.move(bundle.path, tmp_path / "elsewhere")
     moved = Bundle.open(tmp_path / "elsewhere")
-    inputs, logits = moved.golden()
+    golden = moved.golden()
+    inputs, logits = golden.images, golden.logits
     with open_engine(moved.path / moved.budgets[1].artifact("onnxruntime").file, "onnxruntime", threads=1) as engine:
         np.testing.assert_allclose(engine.run(inputs[0]), logits["0.8"][0], atol=1e-4)

@@ -13,8 +13,9 @@ from edge_tprune.bundle.divergence import divergence, log_softmax
 from edge_tprune.bundle.evaluate import evaluate
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export import parity
-from edge_tprune.export.builder import build, make_plan
+from edge_tprune.export.builder import build
 from edge_tprune.export.graph import FORMS, GraphError, SharedWeights, check, export
+from edge_tprune.export.settings import decide
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
@@ -27,7 +28,7 @@ SCHEDULE = (37, 23, 12, 12)
 
 @pytest.fixture(scope="module")
 def halved(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    plan = make_plan(
+    settings = decide(
         loaded,
         "evit",
         budgets=[1.0, 0.6],
@@ -35,7 +36,7 @@ def halved(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Bun
         runtimes=["onnxruntime", "tensorrt"],
         precisions=["fp16", "fp32", "mixed"],
     )
-    return build(loaded, plan, tmp_path_factory.mktemp("half") / "bundle").bundle
+    return build(loaded, settings, tmp_path_factory.mktemp("half") / "bundle").bundle
 
 
 def module(loaded: LoadedModel, method: str, precision: str = "fp32") -> PrunedViT:
@@ -56,14 +57,14 @@ def test_a_bundle_holds_every_precision_that_a_runtime_takes(halved: Bundle) -> 
         budget.artifact("onnxruntime", "fp16")
     record = budget.parity["tensorrt-fp16"]
     assert budget.artifact("tensorrt").key == "tensorrt-fp16"
-    assert record["top1_agreement_percent"] >= record["allowed"]["top1_agreement_percent"]
-    assert 0 < record["kl_nats"] <= record["max_kl_nats"]
-    assert 0 < record["module"]["kl_nats"] <= record["allowed"]["kl_nats"]
-    assert [(stage["block"], stage["tokens"]) for stage in record["selection"]] == [
+    assert record.top1_agreement_percent >= record.allowed.top1_agreement_percent
+    assert 0 < record.kl_nats <= record.max_kl_nats
+    assert 0 < record.module.kl_nats <= record.allowed.kl_nats
+    assert [(stage.block, stage.tokens) for stage in record.selection] == [
         (block, budget.schedule[block - 1]) for block in (2, 3)
     ]
-    assert all(90 <= stage["same_percent"] <= 100 for stage in record["selection"])
-    assert "selection" not in budget.parity["tensorrt"]
+    assert all(90 <= stage.same_percent <= 100 for stage in record.selection)
+    assert budget.parity["tensorrt"].selection is None
 
 
 def test_half_the_weights_are_shared_by_all_budgets_of_both_half_precisions(tmp_path: Path) -> None:
@@ -84,26 +85,26 @@ def test_half_the_weights_are_shared_by_all_budgets_of_both_half_precisions(tmp_
 
 def test_eval_judges_half_precision_against_float32(halved: Bundle, tmp_path: Path) -> None:
     data = Noise(count=12)
-    records = evaluate(halved, data, precision="fp16", threads=1)
+    _, records = evaluate(halved, data, precision="fp16", threads=1)
     assert set(records) == {"1.0", "0.6"}
     bundle = Bundle.open(halved.path)
     assert bundle.budget("0.6").accuracy_in("fp16") == records["0.6"]
     exact = bundle.budget("0.6").accuracy
     assert exact is not None, "judged along with it"
-    assert (exact["precision"], records["0.6"]["precision"]) == ("fp32", "fp16")
+    assert (exact.precision, records["0.6"].precision) == ("fp32", "fp16")
     assert bundle.budget("0.6").accuracy_in("mixed") == exact, "not judged: what is known of it in float32"
-    assert "against_fp32" not in exact
-    found = records["0.6"]["against_fp32"]
-    assert 0 < found["max_abs_logit_difference"] < 1
-    assert 0 <= found["kl_nats"]["value"] < 0.01
-    assert found["agreement_percent"]["value"] >= 80
-    assert records["1.0"]["kl_nats"]["value"] > 0, "the unpruned network is rounded, too"
+    assert exact.against_fp32 is None
+    found = records["0.6"].against_fp32
+    assert 0 < found.max_abs_logit_difference < 1
+    assert 0 <= found.kl_nats.value < 0.01
+    assert found.agreement_percent.value >= 80
+    assert records["1.0"].kl_nats.value > 0, "the unpruned network is rounded, too"
     (results,) = halved.path.glob("eval-*.npz")
     with np.load(results, allow_pickle=False) as stored:
         half, single = stored["top5/0.6@fp16"][:, 0], stored["top5/0.6"][:, 0]
-    assert found["agreement_percent"]["value"] == pytest.approx(100 * np.mean(half == single))
-    again = evaluate(bundle, data, threads=1, budgets=["0.6"])
-    assert again["0.6"]["precision"] == "fp32"
+    assert found.agreement_percent.value == pytest.approx(100 * np.mean(half == single))
+    _, again = evaluate(bundle, data, threads=1, budgets=["0.6"])
+    assert again["0.6"].precision == "fp32"
     assert Bundle.open(halved.path).budget("0.6").accuracy_in("fp16") == records["0.6"], "the same images: it stays"
     evaluate(bundle, Noise(count=5, fingerprint="1" * 64), threads=1, budgets=["0.6"])
     assert Bundle.open(halved.path).budget("0.6").accuracy_by_precision == {}, "other images: no longer comparable"
@@ -113,11 +114,11 @@ def test_eval_judges_half_precision_against_float32(halved: Bundle, tmp_path: Pa
 
 def test_half_precision_is_not_for_a_runtime_that_gains_nothing(loaded: LoadedModel) -> None:
     with pytest.raises(UserError, match=r"precision fp16 is not for onnxruntime.* add --runtime tensorrt"):
-        make_plan(loaded, "evit", budgets=[0.8], blocks=[2], precisions=["fp16"])
+        decide(loaded, "evit", budgets=[0.8], blocks=[2], precisions=["fp16"])
     with pytest.raises(UserError, match="Did you mean mixed"):
-        make_plan(loaded, "evit", budgets=[0.8], blocks=[2], runtimes=["tensorrt"], precisions=["mixd"])
-    both = make_plan(loaded, "evit", budgets=[0.8], blocks=[2], runtimes=["onnxruntime", "tensorrt"], precisions=["fp16"])
-    assert [(runtime, precision) for runtime, _, precision in both.graphs] == [("onnxruntime", "fp32"), ("tensorrt", "fp16")]
+        decide(loaded, "evit", budgets=[0.8], blocks=[2], runtimes=["tensorrt"], precisions=["mixd"])
+    both = decide(loaded, "evit", budgets=[0.8], blocks=[2], runtimes=["onnxruntime", "tensorrt"], precisions=["fp16"])
+    assert [(graph.runtime, graph.precision) for graph in both.graphs] == [("onnxruntime", "fp32"), ("tensorrt", "fp16")]
 
 
 def test_a_network_that_half_precision_breaks_is_a_no(tmp_path: Path) -> None:
@@ -126,12 +127,12 @@ def test_a_network_that_half_precision_breaks_is_a_no(tmp_path: Path) -> None:
     for block in loaded.model.blocks:  # about the same network; in half precision the hidden layer overflows
         block.mlp.fc1.weight.mul_(1e5)
         block.mlp.fc2.weight.mul_(1e-5)
-    plan = make_plan(loaded, "evit", budgets=[0.6], blocks=[2], runtimes=["tensorrt"], precisions=["fp16"])
+    settings = decide(loaded, "evit", budgets=[0.6], blocks=[2], runtimes=["tensorrt"], precisions=["fp16"])
     with pytest.raises(
         NegativeAnswer,
         match=r"budget 0\.6: in fp16 the module is not the same network: its logits are not finite\. Try --precision fp32",
     ):
-        build(loaded, plan, tmp_path / "b")
+        build(loaded, settings, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -157,8 +158,8 @@ def test_divergence_is_kl() -> None:
     np.testing.assert_allclose(divergence(log_softmax(one), log_softmax(other)), slow, rtol=1e-9)
     record = parity.compare(other, one)
     assert record is not None
-    assert record["kl_nats"] == pytest.approx(slow.mean())
-    assert record["max_kl_nats"] == pytest.approx(slow.max())
+    assert record.kl_nats == pytest.approx(slow.mean())
+    assert record.max_kl_nats == pytest.approx(slow.max())
     assert parity.compare(np.full((1, 3), np.nan, np.float32), one[:1, :3]) is None
 
 
@@ -169,7 +170,7 @@ def test_selection_agreement_equals_a_slow_count(loaded: LoadedModel) -> None:
     for method in ("evit", "tome"):
         one, other = module(loaded, method), module(loaded, method)
         rough = PrunedViT(small_model(seed=5).model, registry.method(method), SCHEDULE, {})
-        assert all(stage["same_percent"] == 100 for stage in parity.selection(one, other, [images]))
+        assert all(stage.same_percent == 100 for stage in parity.selection(one, other, [images]))
         found = parity.selection(one, rough, [images[:1], images[1:]])
         for stage in found:
             total = 0.0
@@ -177,6 +178,6 @@ def test_selection_agreement_equals_a_slow_count(loaded: LoadedModel) -> None:
                 sets = [[{int(i) for i in row.nonzero()} for row in rows[1:]] for rows in (mine, theirs)]
                 for token in sets[0]:
                     total += max(len(token & candidate) / len(token | candidate) for candidate in sets[1])
-            assert stage["same_percent"] == pytest.approx(100 * total / (3 * (stage["tokens"] - 1)), rel=1e-5)
+            assert stage.same_percent == pytest.approx(100 * total / (3 * (stage["tokens"] - 1)), rel=1e-5)
         assert [stage["block"] for stage in found] == [2, 3]
         assert found[-1]["same_percent"] < 99

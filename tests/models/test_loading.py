@@ -15,6 +15,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import load_checkpoint
@@ -187,7 +188,7 @@ def test_how_the_model_was_created_is_taken_from_the_file_and_said(tmp_path: Pat
     assert inferred.items() <= loaded.arguments.items()
     assert remark in " ".join(loaded.remarks)
     channels, size = arguments.get("in_chans", 3), arguments.get("img_size", 160)
-    assert list(loaded.preprocessing["input_size"]) == [channels, size, size]
+    assert list(loaded.preprocessing.input_size) == [channels, size, size]
     image = loaded.transform()(Image.new("RGB", (300, 200)))
     assert loaded.model(image[None]).shape == (1, arguments.get("num_classes", 1000))
     again = load_model(NAME, options=ModelOptions(tmp_path / "w.pth", model_kwargs=loaded.arguments))
@@ -202,7 +203,7 @@ def test_the_image_size_asked_for_is_resampled_as_timm_does(tmp_path: Path, stat
     )
     assert is_loaded(loaded.model, reference.state_dict())
     assert "160 x 160 pixels (10 x 10 patches), are resampled to 14 x 10 patches, as timm does" in " ".join(loaded.remarks)
-    assert list(loaded.preprocessing["input_size"]) == [3, 224, 160]
+    assert list(loaded.preprocessing.input_size) == [3, 224, 160]
 
 
 def test_embeddings_for_no_square_of_patches_need_the_image_size(tmp_path: Path) -> None:
@@ -399,7 +400,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, options: ModelOptio
 
 def test_preprocessing_is_the_models_own() -> None:
     loaded = load_model("vit_small_patch16_384", "random")
-    assert list(loaded.preprocessing["input_size"]) == [3, 384, 384]
+    assert list(loaded.preprocessing.input_size) == [3, 384, 384]
     config = timm.data.resolve_model_data_config(loaded.model)
     wanted = timm.data.create_transform(**config, is_training=False)
     image = Image.effect_noise((500, 300), 60).convert("RGB")
@@ -407,7 +408,7 @@ def test_preprocessing_is_the_models_own() -> None:
 
 
 def preprocessing(loaded: LoadedModel) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in loaded.preprocessing.items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(loaded.preprocessing).items()}
 
 
 def test_what_the_user_says_comes_before_the_checkpoint_and_that_before_timm(tmp_path: Path, state: State) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_tprune.models.loading import make_transform
-from edge_tprune.models.preprocess import Preprocess
+from edge_tprune.models.preprocess import Preprocessing
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
@@ -39,9 +40,10 @@ def test_the_same_bits_as_timm(
         "crop_pct": crop_pct,
         "crop_mode": crop_mode,
     }
+    preprocessing = msgspec.convert(record, Preprocessing)
     image = picture(width, height, seed)
-    found = Preprocess.from_record(record)(image)
-    expected = make_transform(record)(image).numpy()
+    found = preprocessing(image)
+    expected = make_transform(preprocessing)(image).numpy()
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     np.testing.assert_array_equal(found, expected)
@@ -57,6 +59,36 @@ def test_extreme_shapes(crop_mode: str) -> None:
         "crop_pct": 0.9,
         "crop_mode": crop_mode,
     }
+    preprocessing = msgspec.convert(record, Preprocessing)
     for width, height in ((500, 33), (33, 500), (32, 32), (31, 33)):
         image = picture(width, height, 1)
-        np.testing.assert_array_equal(Preprocess.from_record(record)(image), make_transform(record)(image).numpy())
+        np.testing.assert_array_equal(preprocessing(image), make_transform(preprocessing)(image).numpy())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_size": [1, 32, 32]},
+        {"input_size": [3, 0, 32]},
+        {"input_size": [3, 10**9, 32]},
+        {"mean": [0.5, 0.5]},
+        {"std": [0.5, 0.5, 0.0]},
+        {"std": [0.5, 0.5, -1.0]},
+        {"interpolation": "cubic"},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1e-9},
+        {"crop_mode": "left"},
+    ],
+)
+def test_what_no_image_can_be_prepared_by_is_refused(change: dict[str, object]) -> None:
+    good = {
+        "input_size": [3, 32, 32],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    }
+    msgspec.convert(good, Preprocessing)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(good | change, Preprocessing)

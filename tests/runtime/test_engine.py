@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edge_tprune.errors import UserError
-from edge_tprune.runtime.engine import open_engine, runtime_version
+from edge_tprune.runtime.engine import EngineInfo, open_engine, runtime_version
 
 SHAPE = (2, 3, 4, 4)
 
@@ -38,12 +38,12 @@ def test_runs_a_graph_and_tells_its_shapes(tmp_path: Path) -> None:
 
 def test_says_what_ran(tmp_path: Path) -> None:
     with open_engine(write_graph(tmp_path / "g.onnx"), "onnxruntime", threads=2) as engine:
-        assert engine.info == {
-            "runtime": "onnxruntime",
-            "version": runtime_version("onnxruntime"),
-            "threads": 2,
-            "providers": ["CPUExecutionProvider"],
-        }
+        assert engine.info == EngineInfo(
+            runtime="onnxruntime",
+            version=runtime_version("onnxruntime"),
+            threads=2,
+            providers=("CPUExecutionProvider",),
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 import edge_tprune
 from edge_tprune.errors import UserError
-from edge_tprune.export.builder import make_plan
+from edge_tprune.export.settings import BudgetRequest, decide
 from edge_tprune.files import exclusive
 from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.models.loading import LoadedModel, load_model
@@ -35,10 +35,11 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
         assert entry["kl"]["value"] <= entry["default_kl"]["value"]
         assert entry["share"] == pytest.approx(float(name), rel=0.01)
     found = read(out)
-    plan = make_plan(reference, found.method, budgets=[1.0], found=found.budgets, options=found.options)
-    assert list(plan.schedules) == ["1.0", "0.6", "0.8"]
-    assert plan.schedules["0.6"].tokens == tuple(document["budgets"]["0.6"]["tokens"])
-    assert plan.schedules["0.6"].requested == 0.6
+    requests = [BudgetRequest(float(share), tokens) for share, tokens in found.budgets.items()]
+    settings = decide(reference, found.method, budgets=[1.0, *requests], options=found.options)
+    assert [budget.name for budget in settings.budgets] == ["1.0", "0.6", "0.8"]
+    assert settings.budgets[1].schedule.tokens == tuple(document["budgets"]["0.6"]["tokens"])
+    assert settings.budgets[1].schedule.requested == 0.6
     lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
     assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1) == document
     assert {p.name: p.read_text() for p in out.parent.glob("*.jsonl")} == lines, "a finished search runs nothing again"
@@ -76,7 +77,7 @@ def test_more_trials_and_damaged_lines(reference: LoadedModel, tmp_path: Path) -
 def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:
     shape = network_shape(reference.model)
     schedule = from_tokens(shape, [197] * 3 + [120] * 9)
-    images = torch.randn(2, 3, *reference.preprocessing["input_size"], generator=torch.Generator().manual_seed(0))[:, 0]
+    images = torch.randn(2, 3, *reference.preprocessing.input_size, generator=torch.Generator().manual_seed(0))[:, 0]
     labels = torch.tensor([0, 1])
     pruned = edge_tprune.prune(reference.model, method="evit", schedule=schedule.tokens)
     with torch.no_grad():
@@ -144,8 +145,7 @@ def test_schedule_files_that_lie(changes: dict[str, object], tmp_path: Path) -> 
 
 
 def test_a_schedule_that_misses_its_budget_on_this_model_is_remarked(reference: LoadedModel) -> None:
-    plan = make_plan(reference, "evit", found={"0.65": [197] * 6 + [120] * 6})
-    (remark,) = plan.remarks
+    (remark,) = decide(reference, "evit", budgets=[BudgetRequest(0.65, [197] * 6 + [120] * 6)]).remarks
     assert remark.startswith("budget 0.65: on this model the schedule that was found comes to 0.798 of its MACs")
 
 

@@ -10,15 +10,15 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.agent.doctor.finding import Finding
-from edge_tprune.bundle.engines import machine
+from edge_tprune.bundle.engines import this_platform
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import installed_bindings, open_cuda
 from edge_tprune.runtime.engine import RUNTIMES, runtime_version
 from edge_tprune.runtime.tensorrt import library as tensorrt
-from edge_tprune.runtime.tensorrt.cache import cache_root, read_record
+from edge_tprune.runtime.tensorrt.cache import engines_folder
+from edge_tprune.runtime.tensorrt.record import Platform, read_record
 from edge_tprune.telemetry.boards import Board
 
 #: What JetPack ships as TensorRT, by the first parts of its version; other versions are not expected to run there.
@@ -74,18 +74,19 @@ def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
         if runtime.startswith("tensorrt"):
             if why := tensorrt.unserved(tensorrt.load(runtime), device.sm):
                 yield Finding("TensorRT", "note", why)
-            yield from check_foreign_engines(runtime, machine(runtime), cache_root() / "plans")
+            yield from check_foreign_engines(this_platform(runtime), engines_folder())
 
 
-def check_foreign_engines(runtime: str, here: dict[str, Any], cache: Path) -> Iterator[Finding]:
-    """Engine files in `cache` that were built for another machine than `here` (`edge_tprune.bundle.engines.machine`)."""
+def check_foreign_engines(here: Platform, cache: Path) -> Iterator[Finding]:
+    """Engine files in `cache` that were built for another platform than `here`."""
     foreign = []
     for file in sorted(cache.glob("*.plan")):
-        key = (read_record(file) or {}).get("key")
-        if isinstance(key, dict) and key.get("runtime") == runtime:
+        record = read_record(file)
+        if record is not None and record.key.runtime == here.runtime:
             # An engine file of another power mode is useful again when that mode is set again.
-            differing = [what for what, value in here.items() if what != "power_mode" and key.get(what) != value]
-            foreign += [file] if differing else []
+            fields = [field for field in Platform.__struct_fields__ if field != "power_mode"]
+            if any(getattr(record.key, field) != getattr(here, field) for field in fields):
+                foreign.append(file)
     if foreign:
         size = sum(file.stat().st_size for file in foreign)
         fix = f"rm {shlex.join(map(str, foreign))}" if len(foreign) <= 3 else f"rm -r {shlex.quote(str(cache))}   # all of them"

@@ -76,9 +76,10 @@ def build(
     from edge_tprune.cli.model_views import bundle_table, engines_table, require_host
 
     require_host()
-    from edge_tprune.bundle.engines import AHEAD, build_ahead, check_targets
+    from edge_tprune.bundle.engines import AHEAD, CarriedEngine, build_ahead, check_targets
+    from edge_tprune.bundle.manifest import KIND
     from edge_tprune.export.builder import build as build_bundle
-    from edge_tprune.export.builder import make_plan
+    from edge_tprune.export.settings import BudgetRequest, decide
     from edge_tprune.reduction import registry
 
     load_plugins(plugin)
@@ -94,12 +95,13 @@ def build(
     if budgets is None:
         budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
     loaded = choice.load(model)
-    plan = make_plan(
+    requests = [BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])]
+    requests += [BudgetRequest(tokens=tokens) for tokens in schedules.typed]
+    requests += [BudgetRequest(float(share), tokens) for share, tokens in schedules.found.items()]
+    settings = decide(
         loaded,
         method,
-        budgets=parse_list(budgets, float, "--budgets") if budgets.strip() else [],
-        schedules=schedules.typed,
-        found=schedules.found,
+        budgets=requests,
         blocks=parse_list(blocks, int, "--blocks") if blocks else None,
         multiple_of=multiple_of,
         options={**schedules.options, **options},
@@ -107,20 +109,20 @@ def build(
         runtimes=runtimes,
         precisions=parse_list(precision, str, "--precision"),
     )
-    for remark in plan.remarks:
+    for remark in settings.remarks:
         print_note(f"note: {remark}")
     path = bundle or Path("bundles") / f"{loaded.name.replace('/', '-')}-{method}"
     with show_progress("building", quiet) as advance:
-        built = build_bundle(loaded, plan, path, force=force, progress=advance)
-    engines = []
+        built = build_bundle(loaded, settings, path, force=force, progress=advance)
+    opened, engines = built.bundle, list[CarriedEngine]()
     if targets:
         with show_progress("building engines", quiet) as advance:
-            engines = build_ahead(built.bundle, targets, force=force, progress=advance, warn=print_warning)
+            opened, engines = build_ahead(opened, targets, force=force, progress=advance, warn=print_warning)
     up_to_date = built.reused and all(engine.reused for engine in engines)
-    print_note(f"{built.bundle.path} is up to date" if up_to_date else f"built {built.bundle.path}")
+    print_note(f"{opened.path} is up to date" if up_to_date else f"built {opened.path}")
     if json:
-        print_json(built.bundle.manifest)
+        print_json(KIND.document(opened.manifest))
     else:
-        print_table(bundle_table(built.bundle))
+        print_table(bundle_table(opened))
         if engines:
             print_table(engines_table([(engine.budget, engine.record) for engine in engines]))

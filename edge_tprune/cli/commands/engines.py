@@ -39,7 +39,7 @@ def engines(
         int | None, typer.Option(help="0 (builds fast) to 5 (searches longest); TensorRT's own by default.", show_default=False)
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Time each layer; prints the ten slowest of each budget.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build anew even if a fitting engine is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again even if a fitting engine is there.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -47,19 +47,20 @@ def engines(
 
     `profile` builds what is missing by itself; this command builds ahead, with limits, and explains: precision, fused attention, slow layers.
     """
+    import msgspec
+
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.engines import build_ahead, prepare
     from edge_tprune.cli.model_views import engines_table, layers_table
-    from edge_tprune.runtime.tensorrt.builder import Settings
-    from edge_tprune.runtime.tensorrt.cache import read_record
     from edge_tprune.runtime.tensorrt.inspection import slowest
     from edge_tprune.runtime.tensorrt.library import MODULES, load
+    from edge_tprune.runtime.tensorrt.record import EngineSettings, read_record
     from edge_tprune.runtime.tensorrt.runner import TensorRTEngine
 
     if runtime not in MODULES:
         raise UserError(f"{runtime} builds no engines: --runtime is {' or '.join(MODULES)}")
     opened = Bundle.open(bundle)
-    settings = Settings(workspace_mb, optimization_level)
+    settings = EngineSettings(workspace_mb, optimization_level)
 
     if target:
         if runtime != "tensorrt-rtx":
@@ -70,24 +71,27 @@ def engines(
             raise UserError("--target builds every graph and runs none: leave --budgets, --precision and --layers out")
         targets = parse_list(target.lower(), str, "--target")
         with show_progress("building engines", quiet) as advance:
-            built = build_ahead(opened, targets, settings=settings, force=force, progress=advance, warn=print_warning)
-        rows = [(ahead.budget, ahead.plan, ahead.record) for ahead in built]
+            _, built = build_ahead(opened, targets, settings=settings, force=force, progress=advance, warn=print_warning)
+        rows = [(engine.budget, engine.file, engine.record) for engine in built]
     else:
         library, rows = load(runtime), []
         names = parse_list(budgets, str, "--budgets") if budgets else [budget.name for budget in opened.budgets]
         for name in names:
             with show_progress(f"budget {name}", quiet) as advance:
-                plan = prepare(
+                file = prepare(
                     opened, name, runtime, precision, settings=settings, force=force, progress=advance, warn=print_warning
                 )
-            rows.append((name, plan, read_record(plan) or {}))
+            if (record := read_record(file)) is None:
+                raise UserError(f"{file} has no readable record beside it. Build it again with --force")
+            rows.append((name, file, record))
     document: list[dict[str, Any]] = []
-    for name, plan, record in rows:
+    for name, file, record in rows:
         times = None
         if layers:
-            with TensorRTEngine(plan, library, 1, graph=False) as engine:
-                times = engine.layer_times_ms(opened.golden()[0][0])
-        document.append({"budget": name, "plan": str(plan), **record, "layer_times_ms": times})
+            with TensorRTEngine(file, library, 1, graph=False) as engine:
+                times = engine.layer_times_ms(opened.golden().images[0])
+        described = msgspec.to_builtins(record)
+        document.append({"budget": name, "engine_file": str(file), **described, "layer_times_ms": times})
     if json:
         print_json({"runtime": runtime, "engines": document})
         return

@@ -48,17 +48,19 @@ def evaluate(
     from edge_tprune.cli.model_views import accuracy_table, require_host
 
     require_host()
+    import msgspec
+
     from edge_tprune.agent.profile import default_threads
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.evaluate import evaluate as run
 
     opened = Bundle.open(bundle)
-    source = data if data is not None else ("reference" if opened.manifest["model"]["name"] == "reference" else None)
+    source = data if data is not None else ("reference" if opened.manifest.model.name == "reference" else None)
     if source is None:
         raise UserError("no images to evaluate on: give --data DIRECTORY (one sub-directory per class, or unlabelled images)")
     dataset = open_data(
         source,
-        opened.manifest["model"]["classes"],
+        opened.manifest.model.classes,
         limit=limit,
         class_map=class_map,
         class_names=known_class_names(opened),
@@ -67,7 +69,7 @@ def evaluate(
     )
     names = parse_list(budgets, str, "--budgets") if budgets else None
     with show_progress("images", quiet) as advance:
-        records = run(
+        opened, records = run(
             opened,
             dataset,
             runtime=runtime,
@@ -77,6 +79,6 @@ def evaluate(
             progress=lambda done, of: advance("images", done, of),
         )
     if json:
-        print_json({"bundle": str(bundle), "accuracy": records})
+        print_json({"bundle": str(bundle), "accuracy": msgspec.to_builtins(records)})
     else:
         print_table(accuracy_table(opened, records))

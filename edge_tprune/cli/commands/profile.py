@@ -64,7 +64,7 @@ def profile(
     if data is not None:
         dataset = open_data(
             data,
-            opened.manifest["model"]["classes"],
+            opened.manifest.model.classes,
             class_map=class_map,
             class_names=known_class_names(opened),
             skip_unreadable=skip_unreadable,

@@ -1,4 +1,4 @@
-"""One builder for TensorRT 8.5 to 11 and TensorRT-RTX: from an ONNX graph to a plan, and what the parsed network says about itself.
+"""One builder for TensorRT 8.5 to 11 and TensorRT-RTX: from an ONNX graph to an engine file, and what the parsed network says about itself.
 
 What a version offers is probed, never concluded from its number. Precision is the graph's own: the network is strongly typed wherever the
 library knows that; before (8.5, 8.6) the FP16 flag is set and every layer that the graph wants in FP32 is held there. FP32 means FP32:
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_tprune.errors import UserError
-from edge_tprune.runtime.tensorrt.library import Library, Log, rtx_targets
+from edge_tprune.runtime.tensorrt.library import Library, TensorRTLog, rtx_targets
+from edge_tprune.runtime.tensorrt.record import EngineSettings, NetworkDescription, NetworkTensor
 
 #: (what is being done, steps done, steps in all). Called from the build's threads.
 Progress = Callable[[str, int, int], None]
 
-MOST_LEVEL = 5
 _SKIPPED = re.compile(r"insufficient.*tactic|skipping tactic.*(memory|insufficient)|tactic.*insufficient memory", re.IGNORECASE)
 _NO_MEMORY = re.compile(
     r"out ?of ?memory|outofmemory|bad_alloc|memory allocation|cudaErrorMemoryAllocation|insufficient memory", re.IGNORECASE
@@ -35,31 +35,17 @@ _PLUMBING = {"CONSTANT", "SHUFFLE", "SLICE", "CAST", "SQUEEZE", "UNSQUEEZE", "ID
 
 
 class BuildError(UserError):
-    """TensorRT could not make a plan of a graph: why, and the way out."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a plan is built; None leaves it to the library."""
-
-    workspace_mb: int | None = None  #: most scratch memory (10^6 bytes) that a tactic may ask for
-    optimization_level: int | None = None  #: 0 (build fast) to 5 (search longest)
-
-    def __post_init__(self) -> None:
-        if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise UserError(f"a workspace of {self.workspace_mb} MB is out of range: give 1 or more")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= MOST_LEVEL:
-            raise UserError(f"optimisation level {self.optimization_level} is out of range: give 0 to {MOST_LEVEL}")
+    """TensorRT could not make an engine of a graph: why, and the way out."""
 
 
 @dataclass
-class Compiled:
-    """A plan, and what building it was like."""
+class BuiltEngine:
+    """An engine file's content, and what building it was like."""
 
-    plan: bytes
+    data: bytes
     seconds: float
     typing: str  #: "strong", or "fp16 flag" where the library has no strong typing
-    network: dict[str, Any]  #: `describe` of the parsed network
+    network: NetworkDescription
     skipped_tactics: int  #: how many tactics there was no memory for
     warnings: list[str] = field(default_factory=list)
     timing_cache: bytes | None = None
@@ -75,7 +61,7 @@ class Network:
             BuildError: the graph cannot be parsed; names the node.
         """
         trt = library.module
-        self.library, self.log = library, Log(trt)
+        self.library, self.log = library, TensorRTLog(trt)
         self.builder = trt.Builder(self.log.logger)
         kinds = trt.NetworkDefinitionCreationFlag.__members__
         flags = [kinds[name] for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if name in kinds]
@@ -104,39 +90,33 @@ class Network:
         """Every layer, in order."""
         return [self.network.get_layer(index) for index in range(self.network.num_layers)]
 
-    def describe(self, blocks: int) -> dict[str, Any]:
-        """What the parser made of the graph.
-
-        Returns:
-            `layers`: how many; `inputs` and `outputs`: name, shape, dtype; `tokens_after_blocks`: what each block's MLP works on (None
-            where it cannot be read); `operations`: how many of each kind in which precision; `attention`: per block "operator" (ONNX's
-            own), "fusable" (softmax with one consumer, which TensorRT can fuse), or "map is used" (by a reduction, which forbids it).
-        """
+    def describe(self, blocks: int) -> NetworkDescription:
+        """What the parser made of the graph of a network with so many blocks."""
         layers = self.layers()
         operations: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for layer in layers:
             if layer.type.name not in _PLUMBING and layer.num_outputs:
                 operations[layer.type.name.lower()][_dtype(layer.get_output(0))] += 1
-        return {
-            "layers": len(layers),
-            "inputs": [_tensor(self.network.get_input(i)) for i in range(self.network.num_inputs)],
-            "outputs": [_tensor(self.network.get_output(i)) for i in range(self.network.num_outputs)],
-            "tokens_after_blocks": [_tokens(layers, block) for block in range(blocks)],
-            "operations": {kind: dict(counts) for kind, counts in sorted(operations.items())},
-            "attention": _attention(layers, blocks),
-        }
+        return NetworkDescription(
+            layers=len(layers),
+            inputs=tuple(_tensor(self.network.get_input(i)) for i in range(self.network.num_inputs)),
+            outputs=tuple(_tensor(self.network.get_output(i)) for i in range(self.network.num_outputs)),
+            tokens_after_blocks=tuple(_tokens(layers, block) for block in range(blocks)),
+            operations={kind: dict(counts) for kind, counts in sorted(operations.items())},
+            attention=tuple(_attention(layers, blocks)),
+        )
 
     def compile(
         self,
         precision: str,
-        settings: Settings,
+        settings: EngineSettings,
         *,
         target: str | None = None,
         timing_cache: bytes | None = None,
         blocks: int = 0,
         progress: Progress | None = None,
-    ) -> Compiled:
-        """Builds the plan.
+    ) -> BuiltEngine:
+        """Builds the engine.
 
         Args:
             precision: of the graph: "fp32", "fp16" or "mixed".
@@ -147,7 +127,7 @@ class Network:
             progress: called where the library reports it.
 
         Raises:
-            BuildError: no plan came out, or a setting that this library does not have.
+            BuildError: no engine came out, or a setting that this library does not have.
         """
         config = self._config(precision, settings, target)
         found = self.describe(blocks)
@@ -156,13 +136,13 @@ class Network:
         if monitor is not None and hasattr(config, "progress_monitor"):
             config.progress_monitor = monitor
         begin = time.perf_counter()
-        plan = self.builder.build_serialized_network(self.network, config)
+        data = self.builder.build_serialized_network(self.network, config)
         seconds = time.perf_counter() - begin
-        if plan is None:
-            raise BuildError(self._why_no_plan())
+        if data is None:
+            raise BuildError(self._why_no_engine())
         skipped = [text for text in self.log.warnings if _SKIPPED.search(text)]
-        return Compiled(
-            plan=bytes(plan),
+        return BuiltEngine(
+            data=bytes(data),
             seconds=seconds,
             typing="strong" if self.strongly_typed else "fp16 flag",
             network=found,
@@ -171,7 +151,7 @@ class Network:
             timing_cache=None if timing_cache is None else _detach_timing_cache(config),
         )
 
-    def _config(self, precision: str, settings: Settings, target: str | None) -> Any:
+    def _config(self, precision: str, settings: EngineSettings, target: str | None) -> Any:
         trt = self.library.module
         config = self.builder.create_builder_config()
         if settings.workspace_mb is not None:
@@ -194,7 +174,7 @@ class Network:
             config.set_compute_capability(getattr(trt.ComputeCapability, (target or "current").upper()), 0)
         return config
 
-    def _why_no_plan(self) -> str:
+    def _why_no_engine(self) -> str:
         why, name = self.log.why(), f"{self.library.runtime} {self.library.version}"
         if any(_NO_MEMORY.search(text) for text in self.log.errors):
             return f"{name} ran out of memory while building ({why}). {MEMORY_WAY_OUT}"
@@ -213,8 +193,8 @@ def _dtype(tensor: Any) -> str:
     return _DTYPES.get(name, name.lower())
 
 
-def _tensor(tensor: Any) -> dict[str, Any]:
-    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": _dtype(tensor)}
+def _tensor(tensor: Any) -> NetworkTensor:
+    return NetworkTensor(name=tensor.name, shape=tuple(tensor.shape), dtype=_dtype(tensor))
 
 
 def _tokens(layers: list[Any], block: int) -> int | None:

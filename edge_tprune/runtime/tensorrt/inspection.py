@@ -1,6 +1,6 @@
 """What an engine became: precision and fused attention, so that a slow budget explains itself.
 
-On the GPU that runs it TensorRT's inspector tells. Away from it, the plan of TensorRT-RTX still holds its kernels as source text.
+On the GPU that runs it TensorRT's inspector tells. Away from it, an engine file of TensorRT-RTX still holds its kernels as source text.
 """
 
 from __future__ import annotations
@@ -9,44 +9,42 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_tprune.runtime.tensorrt.record import EngineDescription
+
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _FUSED = re.compile(r"mha|flash", re.IGNORECASE)
-#: In plans of TensorRT-RTX: of any compiled kernel, and once for every attention that became one kernel (seen in 1.7).
+#: In engine files of TensorRT-RTX: of any compiled kernel, and once for every attention that became one kernel (seen in 1.7).
 _ANY_KERNEL, _FUSED_KERNEL = b"__myln_", b"struct _gemm_mha_v2_params_t"
 _HALF, _SINGLE = re.compile(r"half|fp16|float16", re.IGNORECASE), re.compile(r"float|fp32", re.IGNORECASE)
 
 
-def describe_engine(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def describe_engine(layers: Sequence[Mapping[str, Any]]) -> EngineDescription:
     """Sums up the inspector's layers.
 
     Args:
         layers: in execution order, as the inspector's JSON has them. Their keys differ between versions; what is absent is unknown.
-
-    Returns:
-        `layers`: how many; `fp16_layers_percent`: of those whose outputs are floating point, how many give FP16, None where the inspector
-        names no data types; `fused_attention`: how many layers are fused attention kernels; `fused_attention_blocks`: which blocks (from 0)
-        they belong to, where that can be told.
     """
     precisions = [kind for layer in layers if (kind := _precision(layer)) is not None]
     fused = [(index, layer) for index, layer in enumerate(layers) if _is_fused_attention(layer)]
-    return {
-        "layers": len(layers),
-        "fp16_layers_percent": 100.0 * precisions.count("fp16") / len(precisions) if precisions else None,
-        "fused_attention": len(fused),
-        "fused_attention_blocks": sorted({block for index, _ in fused if (block := _block_before(layers, index)) is not None}),
-    }
+    blocks = {block for index, _ in fused if (block := _block_before(layers, index)) is not None}
+    return EngineDescription(
+        layers=len(layers),
+        fp16_layers_percent=100.0 * precisions.count("fp16") / len(precisions) if precisions else None,
+        fused_attention=len(fused),
+        fused_attention_blocks=tuple(sorted(blocks)),
+    )
 
 
-def describe_plan(plan: bytes) -> dict[str, Any] | None:
-    """What a plan tells without the GPU it is for: as `describe_engine`, with None for what it does not tell.
+def describe_engine_file(data: bytes) -> EngineDescription | None:
+    """What an engine file tells without the GPU it is for.
 
-    None altogether where the plan holds no source text, as those of TensorRT itself, or text of another kind than known.
+    None where it holds no source text, as those of TensorRT itself, or text of another kind than known.
     """
-    if _ANY_KERNEL not in plan:
+    if _ANY_KERNEL not in data:
         return None
-    fused = plan.count(_FUSED_KERNEL)
-    return {"layers": None, "fp16_layers_percent": None, "fused_attention": fused, "fused_attention_blocks": None}
+    fused = data.count(_FUSED_KERNEL)
+    return EngineDescription(layers=None, fp16_layers_percent=None, fused_attention=fused, fused_attention_blocks=None)
 
 
 def _precision(layer: Mapping[str, Any]) -> str | None:

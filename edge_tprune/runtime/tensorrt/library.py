@@ -9,7 +9,7 @@ from typing import Any
 
 from edge_tprune.errors import UserError, missing_package
 
-#: Runtime -> the modules that may hold it. TensorRT-RTX's is called otherwise when its two wheels are installed without their umbrella.
+#: Runtime -> the modules that may hold it. TensorRT-RTX's has another name when its two wheels are installed without their umbrella.
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 _ERROR, _WARNING = 1, 2  # ILogger.Severity, the same in every version
 
@@ -45,7 +45,7 @@ def load(runtime: str) -> Library:
     )
 
 
-class Log:
+class TensorRTLog:
     """A TensorRT logger (`logger`) that keeps errors and warnings instead of printing them."""
 
     def __init__(self, module: Any) -> None:

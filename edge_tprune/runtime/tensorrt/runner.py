@@ -21,14 +21,15 @@ import numpy as np
 
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Cuda, CudaError, open_cuda
-from edge_tprune.runtime.engine import Engine
-from edge_tprune.runtime.tensorrt.library import Library, Log, load
+from edge_tprune.runtime.engine import Engine, EngineInfo
+from edge_tprune.runtime.tensorrt.library import Library, TensorRTLog, load
+from edge_tprune.runtime.tensorrt.record import read_record
 
 _STAGES = ("h2d", "compute", "d2h")
 
 
 class TensorRTEngine(Engine):
-    """A plan in an execution context of its own, on the first GPU."""
+    """An engine file in an execution context of its own, on the first GPU."""
 
     _engine: Any = None
     _context: Any = None
@@ -38,14 +39,14 @@ class TensorRTEngine(Engine):
         """Loads `file`.
 
         Args:
-            file: the plan; beside it may lie `<file>.json` with how it was built, which then is part of `info`.
+            file: the engine file; its record, where one lies beside it, becomes part of `info`.
             library: what built it.
             threads: for the record; the GPU needs none.
             graph: replay compute from a CUDA graph where that works.
             binding: of CUDA; the preferred one that is installed by default.
 
         Raises:
-            UserError: no GPU, not enough memory, or a plan that this library or GPU cannot run.
+            UserError: no GPU, not enough memory, or an engine file that this library or GPU cannot run.
         """
         if not file.is_file():
             raise UserError(f"{file} does not exist")
@@ -58,16 +59,16 @@ class TensorRTEngine(Engine):
 
     def _load(self, file: Path, library: Library, threads: int, graph: bool, cuda: Cuda) -> None:
         trt = library.module
-        self._module, self._cuda, self._log = trt, cuda, Log(trt)
+        self._module, self._cuda, self._log = trt, cuda, TensorRTLog(trt)
         free_before = cuda.free_bytes()
         self._stream = self._keep(cuda.create_stream(), cuda.destroy_stream)
         runtime = trt.Runtime(self._log.logger)
-        plan = file.read_bytes()
-        self._engine = runtime.deserialize_cuda_engine(plan)
+        data = file.read_bytes()
+        self._engine = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise UserError(
                 f"{library.runtime} {library.version} cannot load {file} on this {cuda.device.name} (SM {cuda.device.sm}): {self._log.why()}. "
-                "Plans run only on the GPU and with the version they were built for: build it here with edge-tprune engines BUNDLE"
+                "Engine files run only on the GPU and with the version they were built for: build it here with edge-tprune engines BUNDLE"
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
@@ -87,25 +88,25 @@ class TensorRTEngine(Engine):
         cuda.synchronize(self._stream)
         if graph:
             no_graph = self._capture()
-        self.info = {
-            "runtime": library.runtime,
-            "version": library.version,
-            "threads": threads,
-            "providers": [],
-            "device": cuda.device.name,
-            "sm": cuda.device.sm,
-            "driver_cuda": cuda.device.driver,
-            "cuda_binding": cuda.name,
-            "wait": cuda.wait,
-            "cuda_graph": self._graph is not None,
-            "cuda_graph_missing_because": no_graph,
-            "zero_copy": self._zero_copy,
-            "plan_bytes": len(plan),
-            "scratch_bytes": _scratch_bytes(self._engine),
-            "device_free_before_bytes": free_before,
-            "device_free_after_bytes": cuda.free_bytes(),
-            "plan": _beside(file),
-        }
+        self.info = EngineInfo(
+            runtime=library.runtime,
+            version=library.version,
+            threads=threads,
+            providers=(),
+            device=cuda.device.name,
+            sm=cuda.device.sm,
+            driver_cuda=cuda.device.driver,
+            cuda_binding=cuda.name,
+            wait=cuda.wait,
+            cuda_graph=self._graph is not None,
+            cuda_graph_missing_because=no_graph,
+            zero_copy=self._zero_copy,
+            engine_file_bytes=len(data),
+            scratch_bytes=_scratch_bytes(self._engine),
+            device_free_before_bytes=free_before,
+            device_free_after_bytes=cuda.free_bytes(),
+            built=read_record(file),
+        )
 
     def _keep(self, handle: Any, release: Callable[[Any], None]) -> Any:
         self._open.callback(release, handle)
@@ -172,7 +173,7 @@ class TensorRTEngine(Engine):
     def layers(self) -> list[dict[str, Any]]:
         """What the engine consists of, by TensorRT's inspector: name, type, tensors with their data types, tactic, ONNX nodes.
 
-        A plan that was built without details gives names only.
+        An engine that was built without details gives names only.
         """
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._context
@@ -219,7 +220,7 @@ class TensorRTEngine(Engine):
 
 
 def open_engine(file: Path, threads: int, runtime: str = "tensorrt") -> Engine:
-    """The plan `file` in a context of its own."""
+    """The engine file in a context of its own."""
     return TensorRTEngine(file, load(runtime), threads)
 
 
@@ -244,11 +245,3 @@ def _scratch_bytes(engine: Any) -> int:
     """Device memory that one context takes for activations."""
     size = getattr(engine, "device_memory_size_v2", None)
     return int(engine.device_memory_size if size is None else size)
-
-
-def _beside(file: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(file.with_name(f"{file.name}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None

@@ -13,15 +13,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_tprune.agent.doctor import examine, runtimes
 from edge_tprune.cli import main
 from edge_tprune.errors import UserError
-from edge_tprune.runtime.tensorrt.cache import record_file
+from edge_tprune.runtime.tensorrt.record import Platform
 from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import FileFault
 from edge_tprune.simulator.tree import Tree
+from tests.runtime.tensorrt.engine_files import write_engine_file
 
 GOLDEN = Path(__file__).with_name("golden")
 MEMINFO = "MemTotal: 7800000 kB\nMemFree: 4000000 kB\nMemAvailable: 6000000 kB\nSwapTotal: 3900000 kB\nSwapFree: 3900000 kB\n"
@@ -191,28 +193,25 @@ def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyP
 
 
 def test_engine_files_of_another_device_are_named(tmp_path: Path) -> None:
-    here = {
-        "runtime": "tensorrt",
-        "version": "10.3.0",
-        "device": "Orin",
-        "module": "NVIDIA Jetson Orin Nano",
-        "power_mode": "25W",
-    }
+    here = Platform(
+        runtime="tensorrt",
+        version="10.3.0",
+        device="Orin",
+        module="NVIDIA Jetson Orin Nano",
+        power_mode={"id": 1, "name": "25W"},
+    )
 
-    def plan(name: str, **changes: str) -> Path:
-        file = tmp_path / f"{name}.plan"
-        file.write_bytes(b"plan")
-        record_file(file).write_text(json.dumps({"key": {**here, **changes}}))
-        return file
+    def engine_file(name: str, **changes: Any) -> Path:
+        return write_engine_file(tmp_path / f"{name}.plan", msgspec.structs.replace(here, **changes))
 
-    plan("ours")
-    plan("other-mode", power_mode="15W")
-    plan("rtx", runtime="tensorrt-rtx", version="1.0")
-    assert list(runtimes.check_foreign_engines("tensorrt", here, tmp_path)) == []
-    assert list(runtimes.check_foreign_engines("tensorrt", here, tmp_path / "none")) == []
-    wrong = plan("nx", module="NVIDIA Jetson Orin NX")
+    engine_file("ours")
+    engine_file("other-mode", power_mode={"id": 0, "name": "15W"})
+    engine_file("rtx", runtime="tensorrt-rtx", version="1.0")
+    assert list(runtimes.check_foreign_engines(here, tmp_path)) == []
+    assert list(runtimes.check_foreign_engines(here, tmp_path / "none")) == []
+    wrong = engine_file("nx", module="NVIDIA Jetson Orin NX")
     (tmp_path / "broken.plan").write_bytes(b"no record")
-    (found,) = runtimes.check_foreign_engines("tensorrt", here, tmp_path)
+    (found,) = runtimes.check_foreign_engines(here, tmp_path)
     assert found.fix == f"rm {wrong}"
 
 

@@ -16,9 +16,10 @@ from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import PRECISIONS
 from edge_tprune.reduction.registry import method
-from edge_tprune.runtime.tensorrt.builder import BuildError, Network, Settings
-from edge_tprune.runtime.tensorrt.inspection import describe_plan
+from edge_tprune.runtime.tensorrt.builder import BuildError, Network
+from edge_tprune.runtime.tensorrt.inspection import describe_engine_file
 from edge_tprune.runtime.tensorrt.library import Library
+from edge_tprune.runtime.tensorrt.record import EngineSettings, NetworkTensor
 
 
 def graph(bundle: Bundle, budget: str) -> Path:
@@ -29,12 +30,12 @@ def test_the_parsed_network_keeps_the_tokens_of_the_schedule(rtx: Library, built
     bundle = Bundle.open(built)
     for budget in bundle.budgets:
         found = Network(rtx, graph(bundle, budget.name)).describe(len(budget.schedule))
-        assert found["tokens_after_blocks"] == list(budget.schedule)
-        assert found["inputs"] == [{"name": "image", "shape": [1, 3, 48, 48], "dtype": "float32"}]
-        assert found["outputs"] == [{"name": "logits", "shape": [1, 6], "dtype": "float32"}]
-        assert found["attention"] == ["fusable"] * 4  # evit looks at the class token's row, which is computed beside the map
-        assert found["operations"]["softmax"]["float32"] >= 4
-    assert found["operations"]["topk"] == {"float32": 2}  # two stages
+        assert found.tokens_after_blocks == budget.schedule
+        assert found.inputs == (NetworkTensor(name="image", shape=(1, 3, 48, 48), dtype="float32"),)
+        assert found.outputs == (NetworkTensor(name="logits", shape=(1, 6), dtype="float32"),)
+        assert found.attention == ("fusable",) * 4  # evit looks at the class token's row, which is computed beside the map
+        assert found.operations["softmax"]["float32"] >= 4
+    assert found.operations["topk"] == {"float32": 2}  # two stages
 
 
 @pytest.mark.parametrize(
@@ -50,12 +51,12 @@ def test_says_which_block_cannot_fuse_its_attention(
         SharedWeights(stream, "weights.bin").externalise(model)
     save(model, tmp_path / "g.onnx")
     found = Network(rtx, tmp_path / "g.onnx").describe(4)
-    assert found["attention"] == ["fusable", attention, "fusable", "fusable"]
-    assert found["tokens_after_blocks"] == [37, 25, 25, 25]
+    assert found.attention == ("fusable", attention, "fusable", "fusable")
+    assert found.tokens_after_blocks == (37, 25, 25, 25)
 
 
 @pytest.mark.parametrize(("precision", "fused"), [("mixed", 3), ("fp32", 0)])
-def test_the_plan_tells_how_many_attentions_became_one_kernel(
+def test_the_engine_file_tells_how_many_attentions_became_one_kernel(
     rtx: Library, loaded: LoadedModel, tmp_path: Path, precision: str, fused: int
 ) -> None:
     """Of four blocks, one has its map read by the reduction; and in float32 TensorRT fuses none."""
@@ -64,13 +65,13 @@ def test_the_plan_tells_how_many_attentions_became_one_kernel(
     with (tmp_path / "weights.bin").open("wb") as stream:
         SharedWeights(stream, "weights.bin").externalise(model)
     save(model, tmp_path / "g.onnx")
-    compiled = Network(rtx, tmp_path / "g.onnx").compile(precision, Settings(), target="sm86", blocks=4)
-    became = describe_plan(compiled.plan)
+    built_engine = Network(rtx, tmp_path / "g.onnx").compile(precision, EngineSettings(), target="sm86", blocks=4)
+    became = describe_engine_file(built_engine.data)
     assert became is not None
-    assert became["fused_attention"] == fused
-    assert set(compiled.network["operations"]["softmax"]) == {"float32"}
+    assert became.fused_attention == fused
+    assert set(built_engine.network.operations["softmax"]) == {"float32"}
     half = "float32" if precision == "fp32" else "float16"
-    assert compiled.network["operations"]["convolution"] == {half: 1}
+    assert built_engine.network.operations["convolution"] == {half: 1}
 
 
 def broken(bundle: Bundle, change: Callable[[onnx.ModelProto], None]) -> Path:
@@ -119,14 +120,14 @@ def test_files_that_are_missing_or_no_graphs(rtx: Library, bundle: Bundle, tmp_p
 def test_settings_reach_the_library(rtx: Library, built: Path) -> None:
     network = Network(rtx, graph(Bundle.open(built), "0.6"))
     trt = rtx.module
-    config = network._config("fp32", Settings(workspace_mb=64, optimization_level=1), "sm86")
+    config = network._config("fp32", EngineSettings(workspace_mb=64, optimization_level=1), "sm86")
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64_000_000
     assert config.builder_optimization_level == 1
     assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
     assert not config.get_flag(trt.BuilderFlag.TF32)  # FP32 means FP32
     assert config.num_compute_capabilities == 1
     assert config.get_compute_capability(0) == trt.ComputeCapability.SM86
-    left = network._config("fp32", Settings(), "sm89")
+    left = network._config("fp32", EngineSettings(), "sm89")
     assert left.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) > 64_000_000
     assert left.builder_optimization_level != 1
 
@@ -134,38 +135,38 @@ def test_settings_reach_the_library(rtx: Library, built: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"workspace_mb": 0}, {"optimization_level": 6}, {"optimization_level": -1}])
 def test_settings_out_of_range_say_so(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong.values()))}.* out of range"):
-        Settings(**wrong)
+        EngineSettings(**wrong)
 
 
-def test_builds_a_plan_and_reports_its_progress(rtx: Library, built: Path) -> None:
+def test_builds_an_engine_and_reports_its_progress(rtx: Library, built: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     network = Network(rtx, graph(Bundle.open(built), "0.6"))
-    compiled = network.compile("fp32", Settings(), target="sm86", blocks=4, progress=lambda *step: seen.append(step))
-    assert len(compiled.plan) > 4 * 300_000  # the weights are in it
-    assert compiled.typing == "strong"
-    assert compiled.warnings == []
-    assert compiled.timing_cache is None
+    built_engine = network.compile("fp32", EngineSettings(), target="sm86", blocks=4, progress=lambda *step: seen.append(step))
+    assert len(built_engine.data) > 4 * 300_000  # the weights are in it
+    assert built_engine.typing == "strong"
+    assert built_engine.warnings == []
+    assert built_engine.timing_cache is None
     assert {"Building engine"} <= {text for text, _, _ in seen}
     assert all(0 <= done <= of for _, done, of in seen)
 
 
 def test_a_corrupt_timing_cache_does_no_harm(rtx: Library, built: Path) -> None:
     network = Network(rtx, graph(Bundle.open(built), "0.6"))
-    compiled = network.compile("fp32", Settings(), target="sm86", timing_cache=b"garbage" * 100)
-    assert compiled.plan
-    assert compiled.timing_cache
+    built_engine = network.compile("fp32", EngineSettings(), target="sm86", timing_cache=b"garbage" * 100)
+    assert built_engine.data
+    assert built_engine.timing_cache
     again = Network(rtx, graph(Bundle.open(built), "0.6"))
-    assert again.compile("fp32", Settings(), target="sm86", timing_cache=compiled.timing_cache).warnings == []
+    assert again.compile("fp32", EngineSettings(), target="sm86", timing_cache=built_engine.timing_cache).warnings == []
 
 
 def test_fp32_on_a_gpu_without_it_says_what_to_do(rtx: Library, built: Path) -> None:
     with pytest.raises(BuildError, match="--precision"):
-        Network(rtx, graph(Bundle.open(built), "0.6")).compile("fp32", Settings(), target="sm75")
+        Network(rtx, graph(Bundle.open(built), "0.6")).compile("fp32", EngineSettings(), target="sm75")
 
 
 def test_without_a_gpu_a_build_for_the_one_at_hand_is_one_clear_line(rtx: Library, built: Path, no_gpu: None) -> None:
     with pytest.raises(BuildError, match="could not build an engine") as error:
-        Network(rtx, graph(Bundle.open(built), "0.6")).compile("fp32", Settings())
+        Network(rtx, graph(Bundle.open(built), "0.6")).compile("fp32", EngineSettings())
     assert "driver" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -181,8 +182,8 @@ def test_skipped_tactics_are_surfaced(rtx: Library, built: Path) -> None:
         severity, "Skipping tactic 0x0 due to insufficient memory on requested size of 8192 detected for tactic 0x2."
     )
     network.log.logger.log(severity, "Something else that is of no interest")
-    compiled = network.compile("fp32", Settings(), target="sm86")
-    assert compiled.skipped_tactics == 2
-    (warning,) = compiled.warnings
+    built_engine = network.compile("fp32", EngineSettings(), target="sm86")
+    assert built_engine.skipped_tactics == 2
+    (warning,) = built_engine.warnings
     assert "2 tactics were left out for lack of memory" in warning
     assert "4096MB" in warning

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from edge_tprune.runtime.tensorrt.inspection import describe_engine, describe_plan, slowest
+from edge_tprune.runtime.tensorrt.inspection import describe_engine, describe_engine_file, slowest
+from edge_tprune.runtime.tensorrt.record import EngineDescription
 
 
 def layer(name: str, kind: str = "Half", tactic: str = "", metadata: str = "", key: str = "Format/Datatype") -> dict[str, Any]:
@@ -49,40 +50,35 @@ ENGINE = [
 
 def test_precision_and_fused_attention() -> None:
     found = describe_engine(ENGINE)
-    assert found["layers"] == 9
-    assert found["fp16_layers_percent"] == pytest.approx(100 * 6 / 8)  # the indices are neither
-    assert found["fused_attention"] == 2
-    assert found["fused_attention_blocks"] == [0, 2]
+    assert found.layers == 9
+    assert found.fp16_layers_percent == pytest.approx(100 * 6 / 8)  # the indices are neither
+    assert found.fused_attention == 2
+    assert found.fused_attention_blocks == (0, 2)
 
 
 def test_a_name_from_the_graph_is_no_kernel() -> None:
-    assert describe_engine([layer("encoder.mha.query/MatMul_myl0_9", tactic="sm80_xmma_gemm")])["fused_attention"] == 0
-    assert describe_engine([layer("encoder.mha.query/MatMul_myl0_9")])["fused_attention"] == 0
+    assert describe_engine([layer("encoder.mha.query/MatMul_myl0_9", tactic="sm80_xmma_gemm")]).fused_attention == 0
+    assert describe_engine([layer("encoder.mha.query/MatMul_myl0_9")]).fused_attention == 0
 
 
 def test_what_the_inspector_does_not_say_is_unknown_not_zero() -> None:
     names_only = [{"Name": "a"}, {"Name": "_gemm_mha_v2_myl0_2"}]
     found = describe_engine(names_only)
-    assert found["fp16_layers_percent"] is None
-    assert found["fused_attention"] == 1
-    assert found["fused_attention_blocks"] == []
-    assert describe_engine([])["fp16_layers_percent"] is None
+    assert found.fp16_layers_percent is None
+    assert found.fused_attention == 1
+    assert found.fused_attention_blocks == ()
+    assert describe_engine([]).fp16_layers_percent is None
 
 
-def test_a_plan_without_source_text_tells_nothing() -> None:
-    assert describe_plan(b"\x00binary kernels") is None
-    assert describe_plan(b"using __myln_half = __half;") == {
-        "layers": None,
-        "fp16_layers_percent": None,
-        "fused_attention": 0,
-        "fused_attention_blocks": None,
-    }
+def test_an_engine_file_without_source_text_tells_nothing() -> None:
+    assert describe_engine_file(b"\x00binary kernels") is None
+    assert describe_engine_file(b"using __myln_half = __half;") == EngineDescription(
+        layers=None, fp16_layers_percent=None, fused_attention=0, fused_attention_blocks=None
+    )
 
 
 def test_newer_releases_call_the_data_type_otherwise() -> None:
-    assert (
-        describe_engine([layer("a", "Half", key="Datatype"), layer("b", "FP32", key="Datatype")])["fp16_layers_percent"] == 50
-    )
+    assert describe_engine([layer("a", "Half", key="Datatype"), layer("b", "FP32", key="Datatype")]).fp16_layers_percent == 50
 
 
 def test_slowest_first() -> None:

@@ -17,9 +17,10 @@ from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Cuda, installed_bindings, open_cuda
 from edge_tprune.runtime.engine import open_engine, runtime_version
 from edge_tprune.runtime.tensorrt import runner as tensorrt
-from edge_tprune.runtime.tensorrt.builder import Network, Settings
+from edge_tprune.runtime.tensorrt.builder import Network
 from edge_tprune.runtime.tensorrt.inspection import describe_engine
-from edge_tprune.runtime.tensorrt.library import MODULES, Library, Log, load, rtx_targets, unserved
+from edge_tprune.runtime.tensorrt.library import MODULES, Library, TensorRTLog, load, rtx_targets, unserved
+from edge_tprune.runtime.tensorrt.record import EngineSettings
 from edge_tprune.runtime.tensorrt.runner import TensorRTEngine
 
 SHAPE = (2, 3, 8, 8)
@@ -74,14 +75,14 @@ def test_the_gpus_that_engines_can_be_built_for(rtx: Library) -> None:
 def test_without_a_gpu_an_engine_is_one_clear_line(rtx: Library, no_gpu: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         open_engine(tmp_path / "none.plan", "tensorrt-rtx", threads=1)
-    (tmp_path / "a.plan").write_bytes(b"plan")
+    (tmp_path / "a.plan").write_bytes(b"engine")
     with pytest.raises(UserError, match=r"no CUDA driver|too old|sees no GPU|no Python binding") as error:
         open_engine(tmp_path / "a.plan", "tensorrt-rtx", threads=1)
     assert "\n" not in str(error.value)
 
 
 def test_the_log_keeps_errors_and_warnings_on_one_line_each(rtx: Library) -> None:
-    log, severity = Log(rtx.module), rtx.module.ILogger.Severity
+    log, severity = TensorRTLog(rtx.module), rtx.module.ILogger.Severity
     assert log.why() == "it gave no reason"
     for kind, text in (
         (severity.INFO, "chatter"),
@@ -158,11 +159,11 @@ def library(request: pytest.FixtureRequest) -> Library:
 
 
 @pytest.fixture(scope="module")
-def plan(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def engine_file(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built for the GPU at hand."""
-    folder = tmp_path_factory.mktemp("plan")
-    compiled = Network(library, write_graph(folder / "g.onnx")).compile("fp32", Settings())
-    (folder / "g.plan").write_bytes(compiled.plan)
+    folder = tmp_path_factory.mktemp("engine")
+    built = Network(library, write_graph(folder / "g.onnx")).compile("fp32", EngineSettings())
+    (folder / "g.plan").write_bytes(built.data)
     return folder / "g.plan"
 
 
@@ -174,20 +175,20 @@ def images(count: int) -> list[np.ndarray]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", [True, False])
 @pytest.mark.parametrize("binding", ["cuda-python", "pycuda"])
-def test_gives_the_logits_of_onnx_runtime(library: Library, plan: Path, graph: bool, binding: str) -> None:
+def test_gives_the_logits_of_onnx_runtime(library: Library, engine_file: Path, graph: bool, binding: str) -> None:
     if binding not in installed_bindings():
         pytest.skip(f"{binding} is not installed")
-    reference = open_engine(plan.with_name("g.onnx"), "onnxruntime", threads=1)
-    with reference, TensorRTEngine(plan, library, 1, graph=graph, binding=binding) as engine:
+    reference = open_engine(engine_file.with_name("g.onnx"), "onnxruntime", threads=1)
+    with reference, TensorRTEngine(engine_file, library, 1, graph=graph, binding=binding) as engine:
         assert (engine.input_shape, engine.output_shape) == (reference.input_shape, reference.output_shape)
-        assert engine.info["cuda_graph"] == (graph and binding == "cuda-python"), engine.info["cuda_graph_missing_because"]
+        assert engine.info.cuda_graph == (graph and binding == "cuda-python"), engine.info.cuda_graph_missing_because
         for image in images(5):  # another input each time: a replayed graph must not answer with the first
             np.testing.assert_allclose(engine.run(image), reference.run(image), atol=1e-5)
 
 
 @pytest.mark.gpu
-def test_the_stages_are_within_the_time_that_the_caller_saw(library: Library, plan: Path) -> None:
-    with TensorRTEngine(plan, library, 1) as engine:
+def test_the_stages_are_within_the_time_that_the_caller_saw(library: Library, engine_file: Path) -> None:
+    with TensorRTEngine(engine_file, library, 1) as engine:
         for image in images(20):
             engine.run(image)
         engine.stages_ns()
@@ -205,22 +206,22 @@ def test_the_stages_are_within_the_time_that_the_caller_saw(library: Library, pl
 
 
 @pytest.mark.gpu
-def test_says_what_ran(library: Library, plan: Path) -> None:
-    with TensorRTEngine(plan, library, 1) as engine:
+def test_says_what_ran(library: Library, engine_file: Path) -> None:
+    with TensorRTEngine(engine_file, library, 1) as engine:
         info = engine.info
-    assert info["runtime"] == library.runtime
-    assert info["plan_bytes"] == plan.stat().st_size
-    assert info["scratch_bytes"] >= 0
-    assert info["device_free_after_bytes"] <= info["device_free_before_bytes"]
-    assert info["wait"] in ("spin", "auto", "yield", "block")
-    assert info["plan"] is None
+    assert info.runtime == library.runtime
+    assert info.engine_file_bytes == engine_file.stat().st_size
+    assert info.scratch_bytes >= 0
+    assert info.device_free_after_bytes <= info.device_free_before_bytes
+    assert info.wait in ("spin", "auto", "yield", "block")
+    assert info.built is None
 
 
 @pytest.mark.gpu
-def test_a_thousand_runs_take_no_memory(library: Library, plan: Path) -> None:
+def test_a_thousand_runs_take_no_memory(library: Library, engine_file: Path) -> None:
     cuda = open_cuda()
     image = images(1)[0]
-    with TensorRTEngine(plan, library, 1) as engine:
+    with TensorRTEngine(engine_file, library, 1) as engine:
         first = engine.run(image)
         free = cuda.free_bytes()
         for _ in range(1000):
@@ -229,24 +230,24 @@ def test_a_thousand_runs_take_no_memory(library: Library, plan: Path) -> None:
         assert free - cuda.free_bytes() < 2**20
 
 
-def opened_and_closed(cuda: Cuda, plan: Path, library: Library) -> int:
-    with TensorRTEngine(plan, library, 1) as engine:
+def opened_and_closed(cuda: Cuda, engine_file: Path, library: Library) -> int:
+    with TensorRTEngine(engine_file, library, 1) as engine:
         engine.run(images(1)[0])
     return cuda.free_bytes()
 
 
 @pytest.mark.gpu
-def test_closing_gives_the_memory_back(library: Library, plan: Path) -> None:
+def test_closing_gives_the_memory_back(library: Library, engine_file: Path) -> None:
     cuda = open_cuda()
-    free = opened_and_closed(cuda, plan, library)  # what the library keeps for good, it has taken now
+    free = opened_and_closed(cuda, engine_file, library)  # what the library keeps for good, it has taken now
     for _ in range(20):
-        last = opened_and_closed(cuda, plan, library)
+        last = opened_and_closed(cuda, engine_file, library)
     assert free - last < 2**24
 
 
 @pytest.mark.gpu
-def test_a_closed_engine_says_so_and_may_be_closed_again(library: Library, plan: Path) -> None:
-    engine = TensorRTEngine(plan, library, 1)
+def test_a_closed_engine_says_so_and_may_be_closed_again(library: Library, engine_file: Path) -> None:
+    engine = TensorRTEngine(engine_file, library, 1)
     engine.close()
     engine.close()
     with pytest.raises(ValueError, match="closed"):
@@ -254,32 +255,32 @@ def test_a_closed_engine_says_so_and_may_be_closed_again(library: Library, plan:
 
 
 @pytest.mark.gpu
-def test_a_plan_that_is_none_is_one_clear_line(library: Library, plan: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.plan").write_bytes(plan.read_bytes()[:1000])
+def test_a_damaged_engine_file_is_one_clear_line(library: Library, engine_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.plan").write_bytes(engine_file.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot load") as error:
         TensorRTEngine(tmp_path / "x.plan", library, 1)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.gpu
-def test_a_plan_for_another_gpu_is_refused(rtx: Library, tmp_path: Path) -> None:
+def test_an_engine_file_for_another_gpu_is_refused(rtx: Library, tmp_path: Path) -> None:
     try:
         here = f"sm{open_cuda().device.sm.replace('.', '')}"
     except UserError as error:
         pytest.skip(str(error))
     other = next(target for target in rtx_targets(rtx) if target not in (here, "sm75"))
-    compiled = Network(rtx, write_graph(tmp_path / "g.onnx")).compile("fp32", Settings(), target=other)
-    (tmp_path / "g.plan").write_bytes(compiled.plan)
-    with pytest.raises(UserError, match=r"Plans run only on the GPU and with the version they were built for"):
+    built = Network(rtx, write_graph(tmp_path / "g.onnx")).compile("fp32", EngineSettings(), target=other)
+    (tmp_path / "g.plan").write_bytes(built.data)
+    with pytest.raises(UserError, match=r"Engine files run only on the GPU and with the version they were built for"):
         TensorRTEngine(tmp_path / "g.plan", rtx, 1)
 
 
 @pytest.mark.gpu
-def test_layers_and_their_times(library: Library, plan: Path) -> None:
-    with TensorRTEngine(plan, library, 1) as engine:
+def test_layers_and_their_times(library: Library, engine_file: Path) -> None:
+    with TensorRTEngine(engine_file, library, 1) as engine:
         layers = engine.layers()
         times = engine.layer_times_ms(images(1)[0], runs=5)
     assert layers
-    assert describe_engine(layers)["fp16_layers_percent"] in (None, 0)
+    assert describe_engine(layers).fp16_layers_percent in (None, 0)
     assert times
     assert all(ms >= 0 for ms in times.values())

@@ -1,0 +1,174 @@
+"""From what engines answered about images to accuracy records: counts, paired differences and their intervals."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+import numpy as np
+
+from edge_tprune.bundle.divergence import divergence, log_softmax
+from edge_tprune.bundle.manifest import Accuracy, EvaluationData, Fp32Comparison, ImageBits
+from edge_tprune.statistics import Interval
+
+MeanInterval = Callable[[np.ndarray], Interval]
+
+_RANKS = 5  # classes that are kept of each answer
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One budget as one runtime runs it in one precision."""
+
+    budget: str
+    runtime: str
+    precision: str
+    fp32: str | None = None  #: label of the same budget in float32, where it is compared with that
+
+    @property
+    def label(self) -> str:
+        """The budget's name; `budget@precision` where it is judged beside itself in float32."""
+        return self.budget if self.fp32 is None else f"{self.budget}@{self.precision}"
+
+
+@dataclass(frozen=True)
+class BatchAnswers:
+    """What all variants answered about a few images, reduced to what is kept."""
+
+    truth: np.ndarray  #: (n,) class of each image, -1 where unknown
+    top5: dict[str, np.ndarray]  #: label -> (n, 5) int32: classes by descending logit
+    kl_nats: dict[str, np.ndarray]  #: label -> (n,): KL(unpruned || variant)
+    fp32_kl_nats: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (n,): KL(itself in float32 || variant)
+    fp32_difference: dict[str, float] = field(default_factory=dict)  #: label -> largest difference of a logit from float32
+
+
+def compare_logits(
+    logits: dict[str, np.ndarray], truth: np.ndarray, baseline: str, variants: dict[str, Variant]
+) -> BatchAnswers:
+    """Ranks and divergences of a few images.
+
+    Args:
+        logits: label -> (n, classes).
+        truth: (n,).
+        baseline: label of the unpruned network.
+        variants: by label.
+    """
+    probabilities = {label: log_softmax(values) for label, values in logits.items()}
+    halves = {label: one.fp32 for label, one in variants.items() if one.fp32 is not None}
+    return BatchAnswers(
+        truth,
+        {label: _ranked(values) for label, values in logits.items()},
+        {label: divergence(probabilities[baseline], values) for label, values in probabilities.items()},
+        {label: divergence(probabilities[exact], probabilities[label]) for label, exact in halves.items()},
+        {label: float(np.abs(logits[label] - logits[exact]).max()) for label, exact in halves.items()},
+    )
+
+
+def _ranked(logits: np.ndarray) -> np.ndarray:
+    """Classes (n, at most 5) by descending logit; ties go to the lower class, so results do not depend on the sort."""
+    return np.asarray(np.argsort(-logits, axis=1, kind="stable")[:, :_RANKS].astype(np.int32))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every variant answered about all images."""
+
+    records: dict[str, Accuracy]  #: by label
+    answers: BatchAnswers
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The per-image results by the names that they are stored under."""
+        top5 = {f"top5/{label}": values for label, values in self.answers.top5.items()}
+        kl_nats = {f"kl_nats/{label}": values for label, values in self.answers.kl_nats.items()}
+        return {"labels": self.answers.truth, **top5, **kl_nats}
+
+
+def summarise(
+    parts: list[BatchAnswers],
+    variants: dict[str, Variant],
+    baseline: str,
+    data: EvaluationData,
+    classes: int,
+    interval: MeanInterval,
+) -> Evaluation:
+    """The records of all variants.
+
+    Args:
+        parts: what was answered, in order of the images.
+        variants: by label.
+        baseline: label of the unpruned network, which all are compared with.
+        data: which images.
+        classes: number of the model's outputs; top-5 of five or fewer says nothing.
+        interval: of a mean over images.
+    """
+    all_images = _joined(parts)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    records = {}
+    for label, variant in variants.items():
+        same = all_images.top5[label][:, 0] == all_images.top5[baseline][:, 0]
+        right, right5 = (_right(all_images, label, ranks, classes) for ranks in (1, _RANKS))
+        base, base5 = (_right(all_images, baseline, ranks, classes) for ranks in (1, _RANKS))
+        records[label] = Accuracy(
+            data=data,
+            images=len(all_images.truth),
+            runtime=variant.runtime,
+            precision=variant.precision,
+            evaluated_utc=now,
+            top1_percent=_mean(right),
+            top1_change_points=_change(right, base, interval),
+            top5_percent=_mean(right5),
+            top5_change_points=_change(right5, base5, interval),
+            agreement_percent=interval(100.0 * same),
+            kl_nats=interval(all_images.kl_nats[label]),
+            per_image=ImageBits(agrees=_bits(same), top1_right=None if right is None else _bits(right > 0)),
+            against_fp32=_against_fp32(all_images, variant, interval),
+        )
+    return Evaluation(records, all_images)
+
+
+def _joined(parts: list[BatchAnswers]) -> BatchAnswers:
+    def join(name: str) -> dict[str, np.ndarray]:
+        return {label: np.concatenate([getattr(part, name)[label] for part in parts]) for label in getattr(parts[0], name)}
+
+    return BatchAnswers(
+        np.concatenate([part.truth for part in parts]),
+        join("top5"),
+        join("kl_nats"),
+        join("fp32_kl_nats"),
+        {label: max(part.fp32_difference[label] for part in parts) for label in parts[0].fp32_difference},
+    )
+
+
+def _right(answers: BatchAnswers, label: str, ranks: int, classes: int) -> np.ndarray | None:
+    """(N,): 100 where an image's class is among the first `ranks`, else 0. None without labels, or where it always is."""
+    if ranks >= classes or (answers.truth < 0).any():
+        return None
+    found: np.ndarray = 100.0 * (answers.top5[label][:, :ranks] == answers.truth[:, None]).any(1)
+    return found
+
+
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(values.mean())
+
+
+def _change(values: np.ndarray | None, base: np.ndarray | None, interval: MeanInterval) -> Interval | None:
+    return None if values is None or base is None else interval(values - base)
+
+
+def _against_fp32(answers: BatchAnswers, variant: Variant, interval: MeanInterval) -> Fp32Comparison | None:
+    if variant.fp32 is None:
+        return None
+    same = answers.top5[variant.label][:, 0] == answers.top5[variant.fp32][:, 0]
+    return Fp32Comparison(
+        agreement_percent=interval(100.0 * same),
+        kl_nats=interval(answers.fp32_kl_nats[variant.label]),
+        max_abs_logit_difference=answers.fp32_difference[variant.label],
+    )
+
+
+def _bits(flags: np.ndarray) -> str:
+    """One bit per image, first image first, as base64: profiles carry it, so that any two budgets can be paired image by image."""
+    return base64.b64encode(np.packbits(flags).tobytes()).decode()

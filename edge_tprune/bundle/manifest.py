@@ -1,0 +1,277 @@
+"""What a bundle's `manifest.json` says: the types of its entries, and what must hold between them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge_tprune.documents import Count, Distance, DocumentKind, Name, Percent, Sha256, Share, Whole
+from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.models.class_names import ClassNames
+from edge_tprune.models.preprocess import Preprocessing
+from edge_tprune.statistics import Interval
+
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+ENGINE_FILE = "engine"  #: the form of an artifact that is an engine file, not a graph
+
+Precision = Literal["fp32", "fp16", "mixed"]
+OptionValue = bool | int | float | str | None
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file must be to be the one that was written."""
+
+    sha256: Sha256
+    bytes: Whole
+
+
+class TensorType(msgspec.Struct, frozen=True, kw_only=True):
+    """The input or the output of every graph."""
+
+    name: Name
+    shape: tuple[Count, ...]
+    dtype: str
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """The unpruned network."""
+
+    name: str
+    weights: str  #: where the weights came from: a file's name, "pretrained", "reference" or "random"
+    weights_sha256: Sha256
+    classes: Count
+    parameters: Count
+    tokens: Count  #: before the first block, prefix tokens included
+    prefix_tokens: Whole
+    blocks: Count
+    macs: Count  #: per image
+    input: TensorType
+    output: TensorType
+    arguments: dict[str, Any] = {}  #: beside its name, what timm was asked for: num_classes, img_size, ...
+
+
+class Method(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are reduced."""
+
+    name: str
+    options: dict[str, OptionValue]
+    blocks: tuple[Count, ...]  #: that remove tokens at any budget, counted from 1
+
+
+class Closeness(msgspec.Struct, frozen=True, kw_only=True):
+    """How far logits are from those of the float32 network in PyTorch."""
+
+    images: Count
+    max_abs_logit_difference: Distance
+    top1_agreement_percent: Percent
+    kl_nats: Distance  #: KL(float32 || these), mean over the images
+    max_kl_nats: Distance
+
+
+class ClosenessLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a graph in half precision was held to."""
+
+    kl_nats: Distance
+    top1_agreement_percent: Percent
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of the tokens after one block are those of the float32 network."""
+
+    block: Count
+    tokens: Count
+    same_percent: Percent
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a graph was proved to be its network. `tolerance` and `top1_same` are of float32 graphs, what follows `kl_nats` of the others."""
+
+    images: Count
+    max_abs_logit_difference: Distance
+    tolerance: Distance | None = None
+    top1_same: bool | None = None
+    top1_agreement_percent: Percent | None = None
+    kl_nats: Distance | None = None
+    max_kl_nats: Distance | None = None
+    module: Closeness | None = None  #: of the half precision module itself, in PyTorch
+    allowed: ClosenessLimits | None = None
+    selection: tuple[Selection, ...] | None = None
+    runtime: str | None = None  #: what ran the graph
+    images_left_out_for_near_ties: Whole | None = None
+
+
+class EvaluationData(msgspec.Struct, frozen=True, kw_only=True):
+    """The images that accuracy was judged on."""
+
+    name: str
+    images: Count
+    labelled: bool
+    sha256: Sha256
+
+
+class ImageBits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One bit per image, the first image in the highest bit of the first byte; base64."""
+
+    agrees: str  #: whether the top-1 is the unpruned model's
+    top1_right: str | None = None
+
+
+class Fp32Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget in another precision beside itself in float32."""
+
+    agreement_percent: Interval
+    kl_nats: Interval
+    max_abs_logit_difference: Distance
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `eval` found of one budget. Changes, agreement and divergence are against the unpruned model; without labels top-1 and top-5 are null."""
+
+    data: EvaluationData
+    images: Count
+    runtime: str
+    precision: str
+    evaluated_utc: str
+    top1_percent: Percent | None
+    top1_change_points: Interval | None
+    top5_percent: Percent | None
+    top5_change_points: Interval | None
+    agreement_percent: Interval
+    kl_nats: Interval
+    per_image: ImageBits | None = None
+    against_fp32: Fp32Comparison | None = None
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file of one budget that a runtime runs: a graph, or an engine file that was built ahead of time."""
+
+    runtime: str  #: "onnxruntime", "tensorrt", "tensorrt-rtx"
+    precision: Precision
+    form: str  #: how attention is written in a graph: "attention-op" or "explicit"; or `ENGINE_FILE`
+    file: Name  #: path relative to the bundle, with forward slashes
+    sha256: Sha256
+    bytes: Count
+    target: str | None = None  #: of an engine file: the GPU it is for, "sm86"
+    version: str | None = None  #: of an engine file: the library's that built it and can run it
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is an ONNX graph."""
+        return self.form != ENGINE_FILE
+
+    @property
+    def key(self) -> str:
+        """What its budget's `parity` calls it."""
+        return artifact_key(self.runtime, self.precision)
+
+
+def artifact_key(runtime: str, precision: str) -> str:
+    """What a budget's `parity` calls the graph for a runtime: the runtime, and the precision where it is not fp32."""
+    return runtime if precision == "fp32" else f"{runtime}-{precision}"
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One pruning budget."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]  #: unique, usable in file names: "0.65"
+    requested: Share | None  #: share of the unpruned MACs that was asked for; null where a schedule was given
+    schedule: Annotated[tuple[Count, ...], Meta(min_length=1)]  #: tokens after each block, prefix tokens included
+    macs: Count  #: multiply-accumulates per image, whole network
+    macs_share: Share  #: of the unpruned model's
+    parity: dict[str, Parity]  #: by `Artifact.key`
+    accuracy: Accuracy | None  #: in float32; null until `eval` ran
+    artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
+    accuracy_by_precision: dict[Annotated[str, Meta(pattern="^(fp16|mixed)$")], Accuracy] = {}
+
+    def accuracy_in(self, precision: str) -> Accuracy | None:
+        """What `eval` found in a precision; where it did not judge that one, what it found in float32, which the record says."""
+        return self.accuracy_by_precision.get(precision, self.accuracy)
+
+    def artifact(self, runtime: str, precision: str | None = None) -> Artifact:
+        """The graph that `runtime` runs or builds its engine from, in `precision`, or in the one that the bundle was built for first.
+
+        Raises:
+            UserError: there is none; naming what is there.
+        """
+        for artifact in self.graphs(runtime):
+            if precision in (None, artifact.precision):
+                return artifact
+        has = ", ".join(dict.fromkeys(f"{a.runtime} in {a.precision}" for a in self.artifacts))
+        wanted, way = f"runtime {runtime!r}", f"--runtime {runtime}"
+        if precision is not None:
+            wanted, way = f"{wanted} in {precision}", f"{way} --precision {precision}"
+        raise UserError(f"budget {self.name} has no file for {wanted} (it has: {has}): build with {way}")
+
+    def graphs(self, runtime: str) -> list[Artifact]:
+        """All graphs for `runtime`; none where it was not built for."""
+        return [artifact for artifact in self.artifacts if artifact.runtime == runtime and artifact.is_graph]
+
+    def engine_file(self, precision: str, target: str, version: str) -> Artifact | None:
+        """The engine file that was built ahead of time for exactly this GPU and version of the library."""
+        wanted = (ENGINE_FILE, precision, target, version)
+        return next((a for a in self.artifacts if (a.form, a.precision, a.target, a.version) == wanted), None)
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `manifest.json` says."""
+
+    name: Name  #: model and method
+    tool_version: str
+    created_utc: str
+    fingerprint: Sha256  #: hash of everything that the build depends on; an equal one makes a rebuild a no-op
+    batch: Count  #: images per inference, fixed in the graphs
+    model: Model
+    preprocessing: Preprocessing
+    method: Method
+    budgets: Annotated[tuple[Budget, ...], Meta(min_length=1)]
+    files: dict[str, FileEntry]  #: by relative path: everything that belongs to the bundle and is not an artifact
+    class_names: ClassNames | None = None
+
+    @property
+    def all_files(self) -> dict[str, FileEntry]:
+        """By relative path: every file that belongs to the bundle, artifacts included."""
+        artifacts = (artifact for budget in self.budgets for artifact in budget.artifacts)
+        return dict(self.files) | {a.file: FileEntry(sha256=a.sha256, bytes=a.bytes) for a in artifacts}
+
+    @property
+    def unpruned(self) -> Budget | None:
+        """The budget that removes nothing, if there is one."""
+        return next((b for b in self.budgets if all(count == self.model.tokens for count in b.schedule)), None)
+
+    def budget(self, name: str) -> Budget:
+        """The budget called `name`.
+
+        Raises:
+            UserError: there is none; naming those that are there.
+        """
+        for budget in self.budgets:
+            if budget.name == name:
+                return budget
+        names = [b.name for b in self.budgets]
+        raise UserError(f"no budget {name!r} (there are: {', '.join(names)}).{did_you_mean(name, names)}")
+
+
+def _from_version_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 called engine files plans."""
+    budgets = document.get("budgets")
+    for budget in budgets if isinstance(budgets, list) else []:
+        artifacts = budget.get("artifacts") if isinstance(budget, dict) else None
+        for artifact in artifacts if isinstance(artifacts, list) else []:
+            if isinstance(artifact, dict) and artifact.get("form") == "plan":
+                artifact["form"] = ENGINE_FILE
+    return document
+
+
+KIND = DocumentKind(
+    noun="bundle",
+    format="edge-tprune-bundle",
+    version=2,
+    make="Make one with: edge-tprune build",
+    remedy="Copy the bundle again, or rebuild it",
+    schema=Manifest,
+    file=MANIFEST,
+    convert=_from_version_1,
+)

@@ -1,0 +1,170 @@
+"""What a build does, decided once and before anything is computed: every budget's schedule and module, and the graphs to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.export.graph import FORMS, Form
+from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import registry, solve_schedule
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.precision import DEFAULT, precision
+from edge_tprune.schedule import TOLERANCE, NetworkShape, Schedule
+
+DEFAULT_RUNTIMES = ("onnxruntime",)
+
+
+@dataclass(frozen=True)
+class BudgetRequest:
+    """A budget as a person asks for it: a share of MACs, a schedule, or both where a search found that schedule for that share."""
+
+    share: float | None = None  #: of the unpruned MACs
+    tokens: Sequence[int] | None = None  #: after each block
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """One budget."""
+
+    name: str  #: unique in the bundle
+    schedule: Schedule
+    module: PrunedViT  #: in float32
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """One graph of every budget."""
+
+    runtime: str
+    form: Form
+    precision: str
+
+    def file_name(self, budget: str) -> str:
+        """Runtimes that read the same form share a graph."""
+        suffix = "" if self.precision == DEFAULT else f".{self.precision}"
+        return f"{budget}.{self.form.name}{suffix}.onnx"
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Everything that is decided about a build."""
+
+    method: str
+    options: Mapping[str, Any]
+    budgets: tuple[BudgetSettings, ...]
+    graphs: tuple[GraphSettings, ...]  #: the first of a runtime is what it is given that is asked for no precision
+    batch: int
+
+    @property
+    def shape(self) -> NetworkShape:
+        """Of the unpruned network."""
+        return self.budgets[0].module.shape
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks that remove tokens in any of the schedules, counted from 1."""
+        before = [(self.shape.tokens, *budget.schedule.tokens) for budget in self.budgets]
+        return tuple(b for b in range(1, self.shape.blocks + 1) if any(counts[b] < counts[b - 1] for counts in before))
+
+    @property
+    def remarks(self) -> list[str]:
+        """Clear statements about budgets that could not be met within 1 %."""
+        return [budget.schedule.remark for budget in self.budgets if budget.schedule.remark]
+
+
+def decide(
+    loaded: LoadedModel,
+    method: str,
+    *,
+    budgets: Sequence[float | BudgetRequest],
+    blocks: Sequence[int] | None = None,
+    multiple_of: int = 1,
+    options: Mapping[str, Any] | None = None,
+    batch: int = 1,
+    runtimes: Sequence[str] = DEFAULT_RUNTIMES,
+    precisions: Sequence[str] = (DEFAULT,),
+) -> BuildSettings:
+    """Decides everything about a build; refuses what cannot be before any work is done.
+
+    Args:
+        loaded: the model.
+        method: its name.
+        budgets: shares of the unpruned MACs, or requests.
+        blocks: where shares remove tokens, counted from 1; the method's own choice by default.
+        multiple_of: of the token counts that shares lead to.
+        options: of the method.
+        batch: images per inference.
+        runtimes: to write graphs for.
+        precisions: to write them in (`edge_tprune.reduction.precision`), where the runtime takes them.
+
+    Raises:
+        UserError: as `edge_tprune.reduction.solve_schedule`, or a repeated budget, batch below 1, an unknown runtime or precision, a precision that
+            none of the runtimes takes, nothing to build.
+    """
+    graphs = _graphs(runtimes, precisions)
+    if batch < 1:
+        raise UserError(f"batch {batch} is out of range: give 1 or more images per inference")
+    requests = [budget if isinstance(budget, BudgetRequest) else BudgetRequest(budget) for budget in budgets]
+    if not requests:
+        raise UserError("nothing to build: give --budgets or --schedule")
+    chosen: dict[str, BudgetSettings] = {}
+    reducer, given = registry.method(method), dict(options or {})
+    for request in requests:
+        name, schedule = _schedule(loaded, method, request, blocks, multiple_of)
+        if name in chosen:
+            raise UserError(f"budget {name} is given twice")
+        # Options and stages are refused here, not after minutes of exporting.
+        chosen[name] = BudgetSettings(name, schedule, PrunedViT(loaded.model, reducer, schedule.tokens, given))
+    return BuildSettings(method, given, tuple(chosen.values()), graphs, batch)
+
+
+def _schedule(
+    loaded: LoadedModel, method: str, request: BudgetRequest, blocks: Sequence[int] | None, multiple_of: int
+) -> tuple[str, Schedule]:
+    """A budget's name and schedule."""
+    share = request.share
+    if request.tokens is None:
+        if share is None:
+            raise UserError("a budget needs a share of MACs or a schedule")
+        how = "none" if share == 1 else method  # the unpruned network needs nothing of any method
+        schedule = solve_schedule(
+            loaded.model,
+            how,
+            budget=share,
+            blocks=blocks,
+            multiple_of=multiple_of,
+            exact_savings=False,
+            name=loaded.name,
+        )
+        return f"{share:.1f}" if share == round(share, 1) else f"{share:.6g}", schedule
+    schedule = solve_schedule(loaded.model, method, schedule=request.tokens, name=loaded.name)
+    if share is None:
+        return f"s{schedule.share:.4f}", schedule
+    remark = ""
+    if abs(schedule.share - share) > TOLERANCE * share:
+        remark = f"budget {share:g}: on this model the schedule that was found comes to {schedule.share:.3f} of its MACs"
+    return f"{share:g}", replace(schedule, requested=share, remark=remark)
+
+
+def _graphs(runtimes: Sequence[str], precisions: Sequence[str]) -> tuple[GraphSettings, ...]:
+    """Every graph of a budget. A runtime that takes none of the precisions gets float32."""
+    for runtime in runtimes:
+        if runtime not in FORMS:
+            known = ", ".join(sorted(FORMS))
+            raise UserError(f"no graph form for runtime {runtime!r}.{did_you_mean(runtime, FORMS)} Known: {known}")
+    for name in precisions:
+        precision(name)
+        if not any(name in FORMS[runtime].precisions for runtime in runtimes):
+            raise UserError(
+                f"precision {name} is not for {' or '.join(runtimes)}, which computes in float32 on a CPU whatever the graph "
+                "says: add --runtime tensorrt"
+            )
+    return tuple(
+        GraphSettings(runtime, FORMS[runtime], name)
+        for runtime in dict.fromkeys(runtimes)
+        for name in [p for p in dict.fromkeys(precisions) if p in FORMS[runtime].precisions] or [DEFAULT]
+    )

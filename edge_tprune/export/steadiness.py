@@ -1,0 +1,87 @@
+"""Which images can prove a graph right: those whose choice of tokens does not hang on a rounding error.
+
+Where two tokens' scores all but tie, another kernel may rightly keep the other one. Such an image can prove nothing about a graph, here or
+on a board. Noise on the input moves all logits a little, and those of an image whose tokens change by far more than those of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edge_tprune.errors import NegativeAnswer
+from edge_tprune.export.parity import TOLERANCE
+from edge_tprune.export.settings import BuildSettings
+from edge_tprune.models.data import sample_images
+from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction.attention import explicit_attention
+from edge_tprune.reduction.host import PrunedViT
+
+GOLDEN_BATCHES = 2
+UNUSABLE = 1000  #: flips of an image whose tokens change with rounding alone
+
+_IMAGES = 8  # that every graph is proved on, at least
+_CANDIDATES = 3  # sample images looked at for each one needed
+_ROUNDING, _MORE = (1e-6, 2), (1e-5, 6)  # noise on normalised pixels, and how many draws
+_FLIP = 5.0  # times the median change of logits: more than that is another choice of tokens
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class ProofImages:
+    """Images that every graph is held against PyTorch on."""
+
+    batches: Tensor  #: (batches, B, 3, H, W), normalised
+    left_out: int  #: how many others were looked at
+
+
+def choose_images(loaded: LoadedModel, settings: BuildSettings) -> ProofImages:
+    """The sample images that are steadiest under all schedules, as many as parity needs.
+
+    Raises:
+        NegativeAnswer: too few are steady.
+    """
+    batches = max(GOLDEN_BATCHES, -(-_IMAGES // settings.batch))
+    wanted = batches * settings.batch
+    transform = loaded.transform()
+    candidates = torch.stack([transform(image) for image in sample_images(loaded.name, _CANDIDATES * wanted)])
+    modules = [budget.module for budget in settings.budgets]
+    flips = torch.empty(0, dtype=torch.int64)
+    for part in torch.split(candidates, wanted):
+        flips = torch.cat([flips, count_flips(modules, part)])
+        if int((flips == 0).sum()) >= wanted:
+            break
+    steadiest = flips.argsort(stable=True)[:wanted].sort().values
+    if int(flips[steadiest].max()) >= UNUSABLE:
+        raise NegativeAnswer(
+            f"method {settings.method} chooses other tokens on {int((flips >= UNUSABLE).sum())} of {len(flips)} sample images when "
+            "only rounding changes: its scores tie too often to prove a graph right. Try another method, option or budget"
+        )
+    return ProofImages(candidates[steadiest].reshape(batches, settings.batch, *candidates.shape[1:]), len(flips) - wanted)
+
+
+@torch.inference_mode()
+def count_flips(modules: Sequence[PrunedViT], images: Tensor) -> Tensor:
+    """How often images (N, 3, H, W) change their tokens under noise, over all modules: (N,); `UNUSABLE` where rounding alone does it.
+
+    Noise of the size of rounding and another way of writing attention must change no token; larger noise tells which images are safest.
+    """
+    flips = torch.zeros(len(images), dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], _MORE[1]))]
+    for module in modules:
+        logits = _logits(module, images)
+        for (noise, count), price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
+            moved = torch.stack([(_logits(module, images + noise * draw) - logits).abs().amax(1) for draw in draws[:count]])
+            flips += price * (moved > _FLIP * moved.median()).sum(0)
+        previous, module.attention = module.attention, explicit_attention
+        flips += UNUSABLE * ((_logits(module, images) - logits).abs().amax(1) > TOLERANCE / 2)
+        module.attention = previous
+    return flips
+
+
+def _logits(module: PrunedViT, images: Tensor) -> Tensor:
+    return torch.cat([module(part) for part in torch.split(images, _BATCH)])

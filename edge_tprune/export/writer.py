@@ -1,0 +1,192 @@
+"""Writes a bundle into an empty directory: per budget its graphs, each proved to be its network, then golden data and the manifest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from edge_tprune.bundle.manifest import (
+    GOLDEN,
+    KIND,
+    Artifact,
+    Budget,
+    FileEntry,
+    Manifest,
+    Method,
+    Model,
+    Parity,
+    TensorType,
+    artifact_key,
+)
+from edge_tprune.export.graph import INPUT, OUTPUT, SharedWeights, export, save
+from edge_tprune.export.parity import prove_equal, prove_near
+from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
+from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images
+from edge_tprune.files import sha256_file
+from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.precision import DEFAULT, precision
+from edge_tprune.version import __version__
+
+Progress = Callable[[str, int, int], None]
+
+_GRAPHS, _WEIGHTS = "onnx", "weights.bin"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    loaded: LoadedModel
+    settings: BuildSettings
+    folder: Path
+    proof: ProofImages
+    weights: SharedWeights
+    progress: Callable[[str], None]
+
+    def write_budget(self, budget: BudgetSettings) -> tuple[Budget, np.ndarray]:
+        """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's logits (batches, B, classes)."""
+        with torch.inference_mode():
+            expected = np.stack([budget.module(batch).numpy() for batch in self.proof.batches])
+        artifacts, parity = [], {}
+        proved: dict[
+            str, Parity
+        ] = {}  # by file: runtimes that read the same form share the graph, and the proof that it is right
+        modules = {DEFAULT: budget.module}
+        for graph in self.settings.graphs:
+            self.progress(f"budget {budget.name}")
+            name = graph.file_name(budget.name)
+            if name not in proved:
+                proved[name] = self._write_graph(budget, graph, modules, expected)
+            parity[artifact_key(graph.runtime, graph.precision)] = proved[name]
+            entry = file_entry(self.folder / _GRAPHS / name)
+            artifacts.append(
+                Artifact(
+                    runtime=graph.runtime,
+                    precision=graph.precision,  # type: ignore[arg-type]  # names of `PRECISIONS`
+                    form=graph.form.name,
+                    file=f"{_GRAPHS}/{name}",
+                    sha256=entry.sha256,
+                    bytes=entry.bytes,
+                )
+            )
+        return _describe_budget(self.settings, budget, parity, artifacts), expected
+
+    def _write_graph(
+        self, budget: BudgetSettings, graph: GraphSettings, modules: dict[str, PrunedViT], expected: np.ndarray
+    ) -> Parity:
+        """One graph and how it was proved. `modules` of the budget by precision: made when the first graph needs one."""
+        if graph.precision not in modules:
+            reducer = registry.method(self.settings.method)
+            modules[graph.precision] = PrunedViT(
+                self.loaded.model, reducer, budget.schedule.tokens, self.settings.options, precision(graph.precision)
+            )
+        module, file = modules[graph.precision], self.folder / _GRAPHS / graph.file_name(budget.name)
+        image_shape = self.loaded.preprocessing.input_size
+        model = export(module, graph.form, self.settings.batch, image_shape)
+        self.weights.externalise(model)
+        save(model, file)
+        images = self.proof.batches.numpy()
+        if graph.precision == DEFAULT:
+            found = prove_equal(file, budget.name, images, expected)
+        else:
+            found = prove_near(file, budget.name, images, expected, (budget.module, module))
+        return msgspec.structs.replace(found, images_left_out_for_near_ties=self.proof.left_out)
+
+
+def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fingerprint: str, progress: Progress) -> Manifest:
+    """Writes the bundle of `settings` into the empty directory `folder`.
+
+    Args:
+        loaded: the model.
+        settings: from `decide`.
+        folder: an empty directory.
+        fingerprint: what the manifest says of everything that the build depends on.
+        progress: called as (what, done, of) before each step.
+
+    Raises:
+        NegativeAnswer: no sample image can prove these graphs right.
+        InternalError: a graph is not its network.
+    """
+    steps, done = len(settings.budgets) * len(settings.graphs), 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        progress(what, done, steps)
+        done += 1
+
+    progress("choosing images", 0, steps)
+    proof = choose_images(loaded, settings)
+    (folder / _GRAPHS).mkdir()
+    weights_file = folder / _GRAPHS / _WEIGHTS
+    golden: dict[str, Any] = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}
+    budgets = []
+    with weights_file.open("wb") as stream:
+        writer = _Writer(loaded, settings, folder, proof, SharedWeights(stream, _WEIGHTS), step)
+        for budget in settings.budgets:
+            entry, logits = writer.write_budget(budget)
+            budgets.append(entry)
+            golden[f"logits/{budget.name}"] = logits[:GOLDEN_BATCHES]
+    buffer = io.BytesIO()
+    np.savez(buffer, **golden)
+    (folder / GOLDEN).write_bytes(buffer.getvalue())
+    manifest = Manifest(
+        name=f"{loaded.name}-{settings.method}",
+        tool_version=__version__,
+        created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        fingerprint=fingerprint,
+        batch=settings.batch,
+        model=_describe_model(loaded, settings, logits.shape[-1]),
+        preprocessing=loaded.preprocessing,
+        method=Method(name=settings.method, options=dict(settings.options), blocks=settings.blocks),
+        budgets=tuple(budgets),
+        files={f"{_GRAPHS}/{_WEIGHTS}": file_entry(weights_file), GOLDEN: file_entry(folder / GOLDEN)},
+        class_names=loaded.class_names,
+    )
+    KIND.write(folder, manifest)
+    return manifest
+
+
+def _describe_budget(
+    settings: BuildSettings, budget: BudgetSettings, parity: dict[str, Parity], artifacts: list[Artifact]
+) -> Budget:
+    return Budget(
+        name=budget.name,
+        requested=budget.schedule.requested,
+        schedule=budget.schedule.tokens,
+        macs=settings.shape.macs(budget.schedule.tokens),
+        macs_share=budget.schedule.share,
+        parity=parity,
+        accuracy=None,
+        artifacts=tuple(artifacts),
+    )
+
+
+def _describe_model(loaded: LoadedModel, settings: BuildSettings, classes: int) -> Model:
+    shape, batch = settings.shape, settings.batch
+    return Model(
+        name=loaded.name,
+        weights=loaded.weights,
+        weights_sha256=loaded.weights_sha256,
+        classes=classes,
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        tokens=shape.tokens,
+        prefix_tokens=shape.prefix_tokens,
+        blocks=shape.blocks,
+        macs=shape.macs(),
+        arguments=dict(loaded.arguments),
+        input=TensorType(name=INPUT, shape=(batch, *loaded.preprocessing.input_size), dtype="float32"),
+        output=TensorType(name=OUTPUT, shape=(batch, classes), dtype="float32"),
+    )
+
+
+def file_entry(file: Path) -> FileEntry:
+    """What a file is now."""
+    return FileEntry(sha256=sha256_file(file), bytes=file.stat().st_size)

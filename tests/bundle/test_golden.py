@@ -1,0 +1,140 @@
+"""Golden data that is damaged in whatever way is one line; an engine that is another network is found out."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_tprune.bundle.arrays import DamagedArrays, read_arrays
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.golden import golden_difference
+from edge_tprune.errors import UserError
+from edge_tprune.runtime.engine import open_engine
+
+
+def arrays_of(bundle: Bundle) -> dict[str, Any]:
+    with np.load(bundle.path / "golden.npz", allow_pickle=False) as data:
+        return dict(data)
+
+
+def npy(shape: str, data: bytes = b"", dtype: str = "<f4") -> bytes:
+    """An array whose header says what it likes."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+def archive(members: dict[str, bytes], compress: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compress) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def saved(arrays: dict[str, Any], compress: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compress else np.savez)(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def encrypted(data: bytes) -> bytes:
+    """The flag that says so, in every header of the archive."""
+    out = bytearray(data)
+    for signature, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        place = out.find(signature)
+        while place >= 0:
+            out[place + offset] |= 1
+            place = out.find(signature, place + 4)
+    return bytes(out)
+
+
+def test_reads_what_was_written(bundle: Bundle) -> None:
+    golden, arrays = bundle.golden(), arrays_of(bundle)
+    np.testing.assert_array_equal(golden.images, arrays["input"])
+    assert golden.logits.keys() == {"1.0", "0.8", "0.6"}
+    for name, logits in golden.logits.items():
+        np.testing.assert_array_equal(logits, arrays[f"logits/{name}"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda arrays: b"", "not a readable .npz file"),
+        (lambda arrays: b"0" * 1000, "not a readable .npz file"),
+        (lambda arrays: saved(arrays)[:-30], "not a readable .npz file"),
+        (lambda arrays: saved(arrays, compress=True), "it is compressed"),
+        (lambda arrays: encrypted(saved(arrays)), "it is encrypted"),
+        (lambda arrays: saved({"input": arrays["input"]}), "it has no array 'logits/1.0'"),
+        (lambda arrays: saved({**arrays, "input": arrays["input"][:, :, :, :9]}), "input is float32"),
+        (lambda arrays: saved({**arrays, "input": arrays["input"][:0]}), "input is float32 (0, 1, 3, 48, 48)"),
+        (lambda arrays: saved({**arrays, "input": arrays["input"].astype(float)}), "input is float64"),
+        (lambda arrays: saved({**arrays, "logits/0.6": arrays["logits/0.6"][:1]}), "logits/0.6 are of 1 batches"),
+        (lambda arrays: saved({**arrays, "logits/0.6": arrays["logits/0.6"] * np.nan}), "not finite"),
+        (lambda arrays: archive({"input.npy": npy("(-1, 2)")}), "an array has shape (-1, 2)"),
+        (lambda arrays: archive({"input.npy": npy("(1000000000000000,)")}), "an array has shape (1e+15)"),
+        (lambda arrays: archive({"input.npy": npy("(100,)", b"x")}), "an array of shape (100) is cut off"),
+        (lambda arrays: archive({"input.npy": npy("(1,)", b"x" * 8, "|O")}), "an array is of type object"),
+        (lambda arrays: archive({"input.npy": b"\x93NUMPY\x09\x00"}), "an array has format 9.0"),
+        (lambda arrays: archive({"input.npy": npy("(" * 500)}), "not a readable .npz file"),
+        (lambda arrays: archive({"input.npy": b""}), "not a readable .npz file"),
+    ],
+)
+def test_damaged_golden_data_is_one_line(bundle: Bundle, damage: Any, says: str) -> None:
+    (bundle.path / "golden.npz").write_bytes(damage(arrays_of(bundle)))
+    with pytest.raises(UserError) as caught:
+        bundle.golden()
+    assert f"golden.npz is damaged: {says}" in str(caught.value) or says in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_arrays_that_would_become_too_large(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, zeros=np.zeros(10**6))
+    assert read_arrays(file, 10**7)["zeros"].shape == (10**6,)
+    with pytest.raises(DamagedArrays, match="shape"):
+        read_arrays(file, 10**6)
+    np.savez(file, a=np.zeros(600), b=np.zeros(600))
+    with pytest.raises(DamagedArrays, match="shape"):
+        read_arrays(file, 9000)
+
+
+_FILE = saved({"input": np.arange(12, dtype=np.float32).reshape(3, 4), "flags": np.ones(5, bool)})
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), compress=st.booleans())
+def test_any_damaged_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject, compress: bool) -> None:
+    content = bytearray(_FILE if not compress else saved({"input": np.zeros((3, 4), np.float32)}, compress=True))
+    begin = data.draw(st.integers(0, len(content)))
+    end = data.draw(st.integers(begin, min(len(content), begin + 9)))
+    content[begin:end] = data.draw(st.binary(max_size=9))
+    file = tmp_path / "a.npz"
+    file.write_bytes(content)
+    try:
+        arrays = read_arrays(file, 10**6)
+    except DamagedArrays as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+        assert all(array.nbytes <= 10**6 for array in arrays.values())
+    assert refusal.isprintable()
+
+
+def test_the_difference_is_that_of_the_worst_logit(bundle: Bundle) -> None:
+    golden = bundle.golden()
+    graph = bundle.path / bundle.budget("0.6").artifact("onnxruntime").file
+    with open_engine(graph, "onnxruntime", threads=1) as engine:
+        assert golden_difference(engine, golden.images, golden.logits["0.6"]) < 1e-4
+        moved = golden.logits["0.6"].copy()
+        moved[-1, 0, -1] += 0.5
+        assert golden_difference(engine, golden.images, moved) == pytest.approx(0.5, abs=1e-4)
+        assert not golden_difference(engine, golden.images, moved * np.nan) <= 1e9
+        with pytest.raises(UserError, match=r"gives logits of shape \(1, 6\), but the golden ones are \(1, 5\)"):
+            golden_difference(engine, golden.images, moved[..., :5])
