@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -282,44 +281,3 @@ def show(value: Any) -> str:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()).encode("ascii", "backslashreplace").decode()
     return "".join(c if c.isprintable() else "?" for c in text)[:200] or type(error).__name__
-
-
-@dataclass(frozen=True)
-class UntypedDocumentKind:
-    """A kind that is still checked against a JSON schema (draft 7). Goes when the last document has a type."""
-
-    noun: str
-    format: str
-    version: int
-    make: str
-    mend: str
-    file: str | None = None
-    schema: Path | None = None
-
-    def read(self, path: Path) -> dict[str, Any]:
-        """As `DocumentKind.read`, but the document as it is."""
-        kind = DocumentKind(self.noun, self.format, self.version, self.make, self.mend, dict[str, Any], self.file)
-        document = kind.read(path)
-        self.check(document, path)
-        return document
-
-    def check(self, document: Any, path: Path) -> None:
-        """Holds a document, read or about to be written at `path`, against the schema; a UserError where it does not fit."""
-        if self.schema is None:
-            return
-        import fastjsonschema
-
-        try:
-            _validator(self.schema)(document)
-        except fastjsonschema.JsonSchemaValueException as error:
-            name = Path(self.file or "document").stem
-            place = f"{self.noun} {path}: {self.file}" if self.file else f"{self.noun} {path}"
-            raise UserError(f"{place} is not valid: {error.message.replace('data', name, 1)}") from error
-
-
-@lru_cache
-def _validator(schema: Path) -> Callable[[Any], Any]:
-    import fastjsonschema
-
-    compiled: Callable[[Any], Any] = fastjsonschema.compile(json.loads(schema.read_text()))
-    return compiled

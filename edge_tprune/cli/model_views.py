@@ -15,6 +15,7 @@ from edge_tprune.statistics import Interval
 
 if TYPE_CHECKING:
     from edge_tprune.finetune.store import Result
+    from edge_tprune.search.schedule_file import ScheduleFile
 
 Document = Mapping[str, Any]
 
@@ -111,24 +112,22 @@ def accuracy_table(bundle: Bundle, records: Mapping[str, Accuracy]) -> Table:
     )
 
 
-def search_table(document: Document) -> Table:
+def search_table(file: ScheduleFile) -> Table:
     """What a search found, beside the method's defaults."""
-    found = document["found"]
-    score, unit = found["score"], {"kl": "nats", "top1": "% wrong"}[found["score"]]
-    options = " ".join(f"{key}={value}" for key, value in document["options"].items())
+    found = file.found
+    if found is None:
+        raise ValueError("a schedule file that was written by hand has nothing to show")
+    score, unit = found.score, {"kl": "nats", "top1": "% wrong"}[found.score]
+    options = " ".join(f"{key}={value}" for key, value in file.options.items())
     rows = [
-        [
-            name,
-            schedule_text(entry["tokens"]),
-            *(_interval(Interval.from_json(entry[key]), 4) for key in (score, f"default_{score}")),
-        ]
-        for name, entry in document["budgets"].items()
+        [name, schedule_text(entry.tokens), *(_interval(loss, 4) for loss in entry.losses(score))]
+        for name, entry in file.budgets.items()
     ]
     scores = [Heading(label, right=True) for label in (f"{score} ({unit})", f"{score} of the defaults")]
     return Table(
         [Heading("budget"), Heading("tokens after blocks", fold=True), *scores],
         rows,
-        f"{found['model']}, {document['method']} {options}: {found['images']} images of {found['data']}",
+        f"{found.model}, {file.method} {options}: {found.images} images of {found.data}",
     )
 
 

@@ -37,7 +37,7 @@ def read_schedules(texts: Sequence[str] | None) -> Schedules:
     Raises:
         UserError: two files, an unreadable one, or a text that is no list of numbers.
     """
-    from edge_tprune.search.configuration import read
+    from edge_tprune.search.schedule_file import read
 
     files = [text for text in texts or [] if text.endswith(".json")]
     if len(files) > 1:
@@ -46,4 +46,5 @@ def read_schedules(texts: Sequence[str] | None) -> Schedules:
     if not files:
         return Schedules(typed)
     found = read(Path(files[0]))
-    return Schedules(typed, found.budgets, found.method, found.options)
+    budgets = {share: entry.tokens for share, entry in found.budgets.items()}
+    return Schedules(typed, budgets, found.method, found.options)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -208,8 +209,9 @@ def _check_precision(model: onnx.ModelProto, values: Values, precision: Precisio
 
 def _infer(model: onnx.ModelProto) -> Values:
     """Element type and shape of every value, by ONNX's own inference."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    with _without_weights(model):
+        bare = onnx.ModelProto()
+        bare.CopyFrom(model)
     del bare.graph.value_info[:]
     graph = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True).graph
     values = {t.name: (t.data_type, tuple(t.dims)) for t in graph.initializer}
@@ -219,16 +221,27 @@ def _infer(model: onnx.ModelProto) -> Values:
     return values
 
 
-def tokens_after_blocks(model: onnx.ModelProto, blocks: int) -> tuple[int, ...]:
-    """The token counts that a graph realises, read from its own shapes: those its MLPs work on, by ONNX's shape inference.
+@contextmanager
+def _without_weights(model: onnx.ModelProto) -> Iterator[None]:
+    """A model without the data of its large tensors, which no shape depends on: copying them takes longer than all the rest."""
+    data = {tensor.name: tensor.raw_data for tensor in model.graph.initializer if len(tensor.raw_data) >= _INLINE_BYTES}
+    for tensor in model.graph.initializer:
+        if tensor.name in data:
+            tensor.ClearField("raw_data")
+    try:
+        yield
+    finally:
+        for tensor in model.graph.initializer:
+            if tensor.name in data:
+                tensor.raw_data = data[tensor.name]
+
+
+def _tokens_after_blocks(model: onnx.ModelProto, values: Values, blocks: int) -> tuple[int, ...]:
+    """The token counts that a graph realises: those its MLPs work on.
 
     Raises:
         GraphError: where a shape is not static or a block has no MLP.
     """
-    return _tokens_after_blocks(model, _infer(model), blocks)
-
-
-def _tokens_after_blocks(model: onnx.ModelProto, values: Values, blocks: int) -> tuple[int, ...]:
     counts = []
     for block in range(blocks):
         shapes = [
@@ -258,7 +271,7 @@ class SharedWeights:
     def externalise(self, model: onnx.ModelProto) -> None:
         """Moves a model's large tensors into the shared file, from where they can be read now; the model refers to it by relative name."""
         for tensor in model.graph.initializer:
-            data = np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
+            data = tensor.raw_data or np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes()
             if len(data) < _INLINE_BYTES:
                 continue
             key = hashlib.sha256(data).hexdigest()

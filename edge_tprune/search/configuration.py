@@ -1,9 +1,4 @@
-"""Finds a method's configuration for a model on a person's images, and the file that says what was found.
-
-The file is JSON and is what `build --schedule FILE` takes: the method, its options, and per budget the tokens after each block. The
-blocks and weights behind them are kept too; the package's own defaults (`edge_tprune/reduction/tuned/`) are such files, and by blocks
-and weights they fit networks of another depth.
-"""
+"""Finds a method's configuration for a model on a person's images: where it removes how many tokens, and its options."""
 
 from __future__ import annotations
 
@@ -12,39 +7,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
-from edge_tprune.documents import UntypedDocumentKind as DocumentKind
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, exclusive, write_json
+from edge_tprune.files import clear_write_errors, exclusive
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import pattern, registry
 from edge_tprune.reduction.host import check_method, network_shape
 from edge_tprune.reduction.plugins import method_code_sha256
+from edge_tprune.schedule import NetworkShape
+from edge_tprune.search.schedule_file import KIND, FoundSchedule, ScheduleFile, SearchRecord
 from edge_tprune.search.score import DIVERGENCE, ERROR, Scorer
-from edge_tprune.search.trials import Log, Result, Space, Trial, search
+from edge_tprune.search.trials import SearchSpace, Trial, TrialLog, TrialResult, search
 from edge_tprune.statistics import mean_interval
 
-FORMAT, VERSION = "edge-tprune-schedule", 1
-KIND = DocumentKind(
-    noun="schedule file",
-    format=FORMAT,
-    version=VERSION,
-    make="Make one with: edge-tprune search",
-    mend="Search again: the log beside it keeps what was tried",
-)
 SCORES = (DIVERGENCE, ERROR)
 _BATCH = 25
 
+Progress = Callable[[str, int, int], None]
+
 
 @dataclass(frozen=True)
-class Configuration:
-    """What a schedule file says."""
+class SearchSettings:
+    """Everything that is decided about a search before it begins."""
 
     method: str
-    options: Mapping[str, Any]
-    budgets: Mapping[str, tuple[int, ...]]  #: requested share -> tokens after each block
+    shape: NetworkShape
+    budgets: tuple[float, ...]
+    fixed: Mapping[str, Any]  #: options that are not searched
+    free: Mapping[str, tuple[Any, ...]]  #: option -> values worth trying
+    trials: int  #: per budget
+    record: SearchRecord
+
+    @property
+    def reducer(self) -> type[registry.Reducer]:
+        """The method's module."""
+        return registry.method(self.method)
+
+    def space(self, budget: float, free: Mapping[str, Sequence[Any]]) -> SearchSpace:
+        """What may be tried at a budget."""
+        low, high = self.record.stages
+        reducer, prefix = self.reducer, self.shape.prefix_tokens
+        return SearchSpace(self.shape, budget, low, high, free, reducer.removal, lambda tokens: reducer.fewest(tokens, prefix))
+
+    @property
+    def log_header(self) -> dict[str, Any]:
+        """What must be equal for a log to be one of this search."""
+        record = msgspec.to_builtins(self.record)
+        del record["trials"]  # a finished search may go on with more
+        searched = {name: list(values) for name, values in self.free.items()}
+        return {
+            **record,
+            "method": self.method,
+            "options": dict(self.fixed),
+            "searched": searched,
+            "code": method_code_sha256(self.reducer),
+        }
 
 
 def find(
@@ -59,12 +79,13 @@ def find(
     score: str = DIVERGENCE,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> ScheduleFile:
     """Searches at every budget and writes the schedule file; trials are logged beside it and need not be run again.
 
-    Asked for more trials, a finished search goes on. Options are searched at the first budget and kept for the others, so that one file describes one method.
+    Asked for more trials, a finished search goes on. Options are searched at the first budget and kept for the others, so that one
+    file describes one method.
 
     Args:
         loaded: the model.
@@ -81,11 +102,44 @@ def find(
         warn: called with what a person should know.
 
     Returns:
-        The document that was written.
+        What was written.
 
     Raises:
-        UserError: no images or labels, a budget that no schedule meets, a log of another search, another search at work on the same file.
+        UserError: no images or labels, a budget that no schedule meets, a log of another search, another search at work on the file.
     """
+    settings = _decide(loaded, method, budgets, dataset, trials, stages, score, seed, options or {})
+    if out.suffix != ".json" or out.is_dir():
+        raise UserError(f"--out {out}: a schedule file is a file whose name ends in .json")
+    report = progress or (lambda what, done, of: None)
+    with clear_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(out, "search"):
+        scorer = _read_images(loaded, method, dataset, score, report)
+        entries: dict[str, FoundSchedule] = {}
+        free: Mapping[str, Sequence[Any]] = settings.free
+        for number, budget in enumerate(settings.budgets):
+            best, default = _search_budget(settings, number, free, scorer, out, report, warn)
+            # The other budgets keep what the first one chose, as part of every trial: if more trials choose otherwise, their logs still hold.
+            free = {name: (value,) for name, value in best.trial.options}
+            entries[f"{budget:g}"] = _describe(best, default, score)
+        chosen = {**settings.fixed, **{name: values[0] for name, values in free.items()}}
+        document = ScheduleFile(method=method, options=chosen, budgets=entries, found=settings.record)
+        KIND.write(out, document)
+    return document
+
+
+def _decide(
+    loaded: LoadedModel,
+    method: str,
+    budgets: Sequence[float],
+    dataset: Dataset,
+    trials: int,
+    stages: tuple[int, int] | None,
+    score: str,
+    seed: int,
+    options: Mapping[str, Any],
+) -> SearchSettings:
+    """Refuses what cannot be before an image is read. Arguments and errors as `find`."""
     reducer = registry.method(method)
     check_method(reducer, loaded.model, loaded.name)
     shape = network_shape(loaded.model, loaded.name)
@@ -95,8 +149,6 @@ def find(
         raise UserError(f"{dataset.name} has no labels: score by kl, or give one sub-directory per class")
     if trials < 1:
         raise UserError(f"a search needs at least one trial, not {trials}")
-    if out.suffix != ".json" or out.is_dir():
-        raise UserError(f"--out {out}: a schedule file is a file whose name ends in .json")
     if len({f"{budget:g}" for budget in budgets}) != len(budgets):
         raise UserError(f"a budget is given twice: {', '.join(f'{budget:g}' for budget in budgets)}")
     for budget in budgets:
@@ -105,78 +157,71 @@ def find(
     low, high = stages or (1, min(shape.blocks, len(reducer.default_blocks) + 1))
     if not 1 <= low <= high <= shape.blocks:
         raise UserError(f"{low} to {high} stages do not fit a model of {shape.blocks} blocks")
-    fixed = dict(options or {})
-    free = {name: tuple(values) for name, values in reducer.worth_searching.items() if name not in fixed}
-    found: dict[str, Any] = {
-        "model": loaded.name,
-        "weights_sha256": loaded.weights_sha256,
-        "images": len(dataset),
-        "data": dataset.name,
-        "data_sha256": dataset.fingerprint,
-        "score": score,
-        "stages": [low, high],
-        "seed": seed,
-    }
-    header = {
-        **found,
-        "method": method,
-        "options": fixed,
-        "searched": {k: list(v) for k, v in free.items()},
-        "code": method_code_sha256(reducer),
-    }
-    entries: dict[str, Any] = {}
-    report = progress or (lambda what, done, of: None)
+    free = {name: tuple(values) for name, values in reducer.worth_searching.items() if name not in options}
+    record = SearchRecord(
+        model=loaded.name,
+        weights_sha256=loaded.weights_sha256,
+        images=len(dataset),
+        data=dataset.name,
+        data_sha256=dataset.fingerprint,
+        score=score,
+        stages=(low, high),
+        seed=seed,
+        trials=trials,
+    )
+    return SearchSettings(method, shape, tuple(budgets), dict(options), free, trials, record)
+
+
+def _search_budget(
+    settings: SearchSettings,
+    number: int,
+    free: Mapping[str, Sequence[Any]],
+    scorer: Scorer,
+    out: Path,
+    report: Progress,
+    warn: Callable[[str], None] | None,
+) -> tuple[TrialResult, TrialResult | None]:
+    """The best trial at one of the budgets, and the method's defaults where they were among the trials."""
+    budget, trials = settings.budgets[number], settings.trials
+    space = settings.space(budget, free)
+    start = _defaults(settings.reducer, budget, space)
     with clear_write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(out, "search"):
-        scorer = _scorer(loaded, method, dataset, score, report)
-        for number, budget in enumerate(budgets):
-            space = Space(
-                shape, budget, low, high, free, reducer.removal, lambda tokens: reducer.fewest(tokens, shape.prefix_tokens)
-            )
-            start = _defaults(reducer, budget, space)
-            with clear_write_errors(out):
-                log = Log(out.with_name(f"{out.name}.{budget:g}.jsonl"), {**header, "budget": budget})
-            if log.damaged and warn is not None:
-                warn(f"{log.path}: line {', '.join(map(str, log.damaged))} cannot be read: what it says is tried again")
+        log = TrialLog(out.with_name(f"{out.name}.{budget:g}.jsonl"), {**settings.log_header, "budget": budget})
+    if log.damaged and warn is not None:
+        warn(f"{log.path}: line {', '.join(map(str, log.damaged))} cannot be read: what it says is tried again")
 
-            def losses(schedule: Any, tried: Mapping[str, Any]) -> Any:
-                return scorer(schedule, {**fixed, **tried})
+    def losses(schedule: Any, tried: Mapping[str, Any]) -> Any:
+        return scorer(schedule, {**settings.fixed, **tried})
 
-            def tell(done: int, of: int, best: Result | None, budget: float = budget, offset: int = number * trials) -> None:
-                so_far = f", best {best.loss:.4f}" if best else ""
-                report(f"budget {budget:g}{so_far}", offset + done, trials * len(budgets))
+    def show(done: int, of: int, best: TrialResult | None) -> None:
+        so_far = f", best {best.loss:.4f}" if best else ""
+        report(f"budget {budget:g}{so_far}", number * trials + done, trials * len(settings.budgets))
 
-            try:
-                results = search(space, losses, log, trials=trials, seed=seed, first=start, progress=tell)
-            finally:
-                log.close()
-            best = results[0]
-            # The other budgets keep what the first one chose, as part of every trial: if more trials choose otherwise, their logs still hold.
-            free = {name: (value,) for name, value in best.trial.options}
-            default = next(r for r in results if r.trial.key == start[0].key) if start else None
-            entries[f"{budget:g}"] = {
-                "tokens": list(best.schedule.tokens),
-                "share": best.schedule.share,
-                "blocks": list(best.trial.blocks),
-                "weights": list(best.trial.weights),
-                score: mean_interval(best.losses).to_json(),
-                f"default_{score}": mean_interval(default.losses).to_json() if default else None,
-            }
-        chosen = {**fixed, **{name: value for name, (value,) in free.items()}}
-        document = {
-            "format": FORMAT,
-            "version": VERSION,
-            "method": method,
-            "options": chosen,
-            "budgets": entries,
-            "found": {**found, "trials": trials},
-        }
-        write_json(out, document)
-    return document
+    try:
+        results = search(space, losses, log, trials=trials, seed=settings.record.seed, first=start, progress=show)
+    finally:
+        log.close()
+    default = next(result for result in results if result.trial.key == start[0].key) if start else None
+    return results[0], default
 
 
-def _scorer(loaded: LoadedModel, method: str, dataset: Dataset, score: str, report: Callable[[str, int, int], None]) -> Scorer:
+def _describe(best: TrialResult, default: TrialResult | None, score: str) -> FoundSchedule:
+    found = mean_interval(best.losses)
+    before = None if default is None else mean_interval(default.losses)
+    by_kl = score == DIVERGENCE
+    return FoundSchedule(
+        tokens=best.schedule.tokens,
+        share=best.schedule.share,
+        blocks=best.trial.blocks,
+        weights=best.trial.weights,
+        kl=found if by_kl else None,
+        default_kl=before if by_kl else None,
+        top1=None if by_kl else found,
+        default_top1=None if by_kl else before,
+    )
+
+
+def _read_images(loaded: LoadedModel, method: str, dataset: Dataset, score: str, report: Progress) -> Scorer:
     images: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     for pixels, truth in batches(dataset, loaded.transform(), _BATCH):
@@ -186,7 +231,7 @@ def _scorer(loaded: LoadedModel, method: str, dataset: Dataset, score: str, repo
     return Scorer(loaded.model, method, images, labels if score == ERROR else None)
 
 
-def _defaults(method: type[registry.Reducer], budget: float, space: Space) -> list[Trial]:
+def _defaults(method: type[registry.Reducer], budget: float, space: SearchSpace) -> list[Trial]:
     """The method's defaults as the first trial, so that a search never ends worse than it began; none where they miss the budget."""
     blocks, weights = pattern(method, space.shape.blocks, budget)
     known = {name: parameter.default for name, parameter in registry.options(method).items()}
@@ -194,31 +239,3 @@ def _defaults(method: type[registry.Reducer], budget: float, space: Space) -> li
     trial = Trial(blocks, weights, tuple(sorted(options.items())))
     fits = space.fewest_stages <= len(blocks) <= space.most_stages
     return [trial] if fits and space.schedule(trial) else []
-
-
-def read(path: Path) -> Configuration:
-    """A schedule file.
-
-    Raises:
-        UserError: no such file, not a schedule file, or a newer version of one.
-    """
-    document = KIND.read(path)
-    if document.get("version") != VERSION:
-        raise UserError(
-            f"schedule file {path} has no format version that can be read: {document.get('version')!r}. {KIND.mend}"
-        )
-    try:
-        budgets = {}
-        for name, entry in document["budgets"].items():
-            tokens = entry["tokens"]
-            if not all(type(count) is int for count in tokens) or not 0 < float(name) <= 1 or name != f"{float(name):g}":
-                raise ValueError(f"budget {name!r}: {tokens!r}")
-            budgets[name] = tuple(tokens)
-        found = Configuration(str(document["method"]), dict(document["options"]), budgets)
-        known = registry.options(registry.method(found.method))
-        for option, value in found.options.items():
-            if option in known and type(value) is not type(known[option].default):
-                raise ValueError(f"option {option} is {value!r}, not a {type(known[option].default).__name__}")
-        return found
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"schedule file {path} is damaged ({error!r}). {KIND.mend}") from error

@@ -25,8 +25,8 @@ from edge_tprune.schedule.budget import Removal, Schedule, from_budget
 from edge_tprune.schedule.macs import NetworkShape
 
 WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-DRAWN_FIRST, DRAWN_LATER = 10, 8  # so many trials are drawn at random to begin with, and every so manieth from then on
-PARENTS = 4  # the best so many are changed further
+DRAWN_FIRST, DRAWN_LATER = 10, 8  # trials drawn at random to begin with; from then on, one in so many
+PARENTS = 4  # how many of the best are changed further
 MISSES = 5000  # proposals in a row that cannot be or were tried: the space counts as tried out
 EARLY = 2.0  # a trial is dropped when it is worse by so many standard errors of the paired difference
 
@@ -49,7 +49,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What may be tried."""
 
     shape: NetworkShape
@@ -101,7 +101,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """A scored trial. Lower is better."""
 
     trial: Trial
@@ -115,7 +115,7 @@ class Result:
         return sum(self.losses) / len(self.losses)
 
 
-class Log:
+class TrialLog:
     """Finished trials, one JSON object a line, appended and synced.
 
     A last line cut short by a crash is dropped; trials in other lines that cannot be read count as not tried (`damaged` names the lines).
@@ -155,10 +155,10 @@ class Log:
             differs = next((k for k in (*header, *was) if was.get(k) != header.get(k)), "header")
             raise UserError(
                 f"{self.path} is the log of another search ({differs} was {was.get(differs)!r}, now {header.get(differs)!r}): "
-                "move it away to start anew, or choose another --out"
+                "move it away to start again, or choose another --out"
             )
 
-    def add(self, result: Result) -> None:
+    def add(self, result: TrialResult) -> None:
         """Appends a finished trial."""
         self.known[result.trial.key] = (result.losses, result.complete)
         losses = [float(f"{loss:.6g}") for loss in result.losses]
@@ -183,15 +183,15 @@ class Log:
 
 
 def search(
-    space: Space,
+    space: SearchSpace,
     score: Scorer,
-    log: Log,
+    log: TrialLog,
     *,
     trials: int,
     seed: int = 0,
     first: Sequence[Trial] = (),
-    progress: Callable[[int, int, Result | None], None] | None = None,
-) -> list[Result]:
+    progress: Callable[[int, int, TrialResult | None], None] | None = None,
+) -> list[TrialResult]:
     """Runs the search.
 
     Args:
@@ -210,7 +210,7 @@ def search(
         UserError: no schedule of the space meets the budget.
     """
     rng = random.Random(seed)
-    complete: list[Result] = []
+    complete: list[TrialResult] = []
     schedules: dict[Trial, Schedule | None] = {}
     seen: set[tuple[Any, ...]] = set()
     queue = list(first)
@@ -252,18 +252,18 @@ def search(
     return complete
 
 
-def _run(trial: Trial, schedule: Schedule, score: Scorer, log: Log, best: Result | None) -> Result:
+def _run(trial: Trial, schedule: Schedule, score: Scorer, log: TrialLog, best: TrialResult | None) -> TrialResult:
     if trial.key in log.known:
         losses, whole = log.known[trial.key]
-        return Result(trial, schedule, losses, whole)
+        return TrialResult(trial, schedule, losses, whole)
     seen: list[float] = []
     for part in score(schedule, dict(trial.options)):
         seen += [float(f"{loss:.6g}") for loss in part]  # as the log keeps them, so that a resumed search decides alike
         if best is not None and len(seen) < len(best.losses) and _hopeless(seen, best.losses):
-            result = Result(trial, schedule, tuple(seen), False)
+            result = TrialResult(trial, schedule, tuple(seen), False)
             log.add(result)
             return result
-    result = Result(trial, schedule, tuple(seen), True)
+    result = TrialResult(trial, schedule, tuple(seen), True)
     log.add(result)
     return result
 

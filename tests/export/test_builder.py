@@ -29,6 +29,10 @@ def size(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
+def no_step(*_: object) -> None:
+    pytest.fail("something was computed before it was sure that it can be written")
+
+
 def modules(settings: BuildSettings) -> list[PrunedViT]:
     return [budget.module for budget in settings.budgets]
 
@@ -166,6 +170,17 @@ def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tm
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_permissions_are_what_the_umask_says(loaded: LoadedModel, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = build(loaded, decide(loaded, "none", budgets=[1.0]), tmp_path / "b").bundle.path
+    finally:
+        os.umask(before)
+    for file in (path, *path.rglob("*")):
+        assert file.stat().st_mode & 0o777 == (0o777 if file.is_dir() else 0o666) & ~umask, file
+
+
 def test_a_directory_that_is_no_bundle_is_left_alone(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"precious")
@@ -177,18 +192,18 @@ def test_a_directory_that_is_no_bundle_is_left_alone(loaded: LoadedModel, tmp_pa
     with pytest.raises(UserError, match="exists and is not a bundle"):
         build(loaded, settings, tmp_path / "file")
     with pytest.raises(UserError, match="cannot write"):
-        build(loaded, settings, tmp_path / "file" / "below")
+        build(loaded, settings, tmp_path / "file" / "below", progress=no_step)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tiny file system needs root")
-def test_no_space_left_is_one_clear_line_and_no_litter(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_no_space_left_is_one_clear_line_before_the_work_and_no_litter(loaded: LoadedModel, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(UserError, match="no space left while writing"):
-            build(loaded, decide(loaded, "none", budgets=[1.0]), disk / "bundle")
+            build(loaded, decide(loaded, "none", budgets=[1.0]), disk / "bundle", progress=no_step)
         assert [p.name for p in disk.iterdir() if not p.name.endswith(".lock")] == []
     finally:
         subprocess.run(["umount", disk], check=True)

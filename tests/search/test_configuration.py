@@ -15,8 +15,10 @@ from edge_tprune.files import exclusive
 from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import network_shape
+from edge_tprune.reduction.tuned import FOLDER
 from edge_tprune.schedule import from_tokens
-from edge_tprune.search.configuration import find, read
+from edge_tprune.search.configuration import find
+from edge_tprune.search.schedule_file import KIND, read
 from edge_tprune.search.score import Scorer
 
 
@@ -29,16 +31,19 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
     out = tmp_path / "found" / "evit.json"
     images = ReferenceTask(40, "train")
     document = find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1)
-    assert json.loads(out.read_text()) == document
-    assert list(document["budgets"]) == ["0.6", "0.8"]
-    for name, entry in document["budgets"].items():
-        assert entry["kl"]["value"] <= entry["default_kl"]["value"]
-        assert entry["share"] == pytest.approx(float(name), rel=0.01)
+    assert read(out) == document
+    assert json.loads(out.read_text()) == KIND.document(document)
+    assert list(document.budgets) == ["0.6", "0.8"]
+    for name, entry in document.budgets.items():
+        assert entry.kl is not None
+        assert entry.default_kl is not None
+        assert entry.kl.value <= entry.default_kl.value
+        assert entry.share == pytest.approx(float(name), rel=0.01)
     found = read(out)
-    requests = [BudgetRequest(float(share), tokens) for share, tokens in found.budgets.items()]
+    requests = [BudgetRequest(float(share), entry.tokens) for share, entry in found.budgets.items()]
     settings = decide(reference, found.method, budgets=[1.0, *requests], options=found.options)
     assert [budget.name for budget in settings.budgets] == ["1.0", "0.6", "0.8"]
-    assert settings.budgets[1].schedule.tokens == tuple(document["budgets"]["0.6"]["tokens"])
+    assert settings.budgets[1].schedule.tokens == document.budgets["0.6"].tokens
     assert settings.budgets[1].schedule.requested == 0.6
     lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
     assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1) == document
@@ -54,11 +59,11 @@ def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedMode
     document = find(
         reference, "bat", [0.6, 0.8], ReferenceTask(20, "train"), out, trials=4, stages=(3, 3), options={"matched": 0.1}
     )
-    assert document["options"]["matched"] == 0.1
-    assert set(document["options"]) == {"matched", "attentive"}
+    assert document.options["matched"] == 0.1
+    assert set(document.options) == {"matched", "attentive"}
     second = [json.loads(line) for line in (tmp_path / "bat.json.0.8.jsonl").read_text().splitlines()]
     assert second[0]["search"]["options"] == {"matched": 0.1}
-    assert all(json.loads(row["trial"])[2] == [["attentive", document["options"]["attentive"]]] for row in second[1:])
+    assert all(json.loads(row["trial"])[2] == [["attentive", document.options["attentive"]]] for row in second[1:])
 
 
 def test_more_trials_and_damaged_lines(reference: LoadedModel, tmp_path: Path) -> None:
@@ -138,9 +143,9 @@ def good_file(**changes: object) -> str:
 )
 def test_schedule_files_that_lie(changes: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text(good_file())
-    assert read(tmp_path / "good.json").budgets == {"0.65": (197,) * 12}
+    assert read(tmp_path / "good.json").budgets["0.65"].tokens == (197,) * 12
     (tmp_path / "bad.json").write_text(good_file(**changes))
-    with pytest.raises(UserError, match=r"is damaged|expected a finite number"):
+    with pytest.raises(UserError, match=r"budget|option|expected"):
         read(tmp_path / "bad.json")
 
 
@@ -151,8 +156,8 @@ def test_a_schedule_that_misses_its_budget_on_this_model_is_remarked(reference: 
 
 def test_stages_that_exclude_the_defaults_are_obeyed(reference: LoadedModel, tmp_path: Path) -> None:
     found = find(reference, "tome", [0.8], ReferenceTask(10, "train"), tmp_path / "x.json", trials=3, stages=(2, 3))
-    assert 2 <= len(found["budgets"]["0.8"]["blocks"]) <= 3
-    assert found["budgets"]["0.8"]["default_kl"] is None
+    assert 2 <= len(found.budgets["0.8"].blocks or ()) <= 3
+    assert found.budgets["0.8"].default_kl is None
 
 
 def test_labels_are_needed_for_errors_only(reference: LoadedModel, tmp_path: Path) -> None:
@@ -164,7 +169,9 @@ def test_labels_are_needed_for_errors_only(reference: LoadedModel, tmp_path: Pat
     folder = ImageFolder(tmp_path, files, (-1, -1))
     with pytest.raises(UserError, match="has no labels: score by kl"):
         find(reference, "evit", [0.6], folder, tmp_path / "x.json", score="top1", trials=1)
-    assert find(reference, "evit", [0.6], folder, tmp_path / "x.json", trials=1)["found"]["images"] == 2
+    found = find(reference, "evit", [0.6], folder, tmp_path / "x.json", trials=1).found
+    assert found is not None
+    assert found.images == 2
 
 
 @pytest.mark.parametrize(
@@ -175,10 +182,10 @@ def test_labels_are_needed_for_errors_only(reference: LoadedModel, tmp_path: Pat
         ("[1, 2]", "is not a schedule file"),
         ('{"format": "edge-tprune-schedule", "version": 2}', "format version 2, newer than the 1 this edge-tprune reads"),
         ('{"format": "edge-tprune-schedule", "version": "1"}', 'version is "1": expected a whole number'),
-        ('{"format": "edge-tprune-schedule", "version": 1, "method": "evit"}', "is damaged"),
+        ('{"format": "edge-tprune-schedule", "version": 1, "method": "evit"}', "it has no entry 'options'"),
         (
             '{"format": "edge-tprune-schedule", "version": 1, "method": "evit", "options": {}, "budgets": {"0.5": 3}}',
-            "is damaged",
+            r'budgets\["0\.5"\] is 3: expected object, got int',
         ),
     ],
 )
@@ -187,3 +194,14 @@ def test_files_that_are_no_schedule_files(text: str | None, says: str, tmp_path:
         (tmp_path / "s.json").write_text(text)
     with pytest.raises(UserError, match=says):
         read(tmp_path / "s.json")
+
+
+def test_the_patterns_that_the_package_ships_are_schedule_files() -> None:
+    files = sorted(FOLDER.glob("*.json"))
+    assert files
+    for file in files:
+        found = read(file)
+        assert found.method == file.stem
+        assert found.found is not None
+        assert found.found.score == "kl"
+        assert all(entry.blocks and entry.weights and entry.kl for entry in found.budgets.values())

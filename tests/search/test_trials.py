@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from edge_tprune.errors import UserError
 from edge_tprune.schedule import NetworkShape, Schedule
-from edge_tprune.search.trials import Log, Space, Trial, search
+from edge_tprune.search.trials import SearchSpace, Trial, TrialLog, search
 
 SHAPE = NetworkShape.plain(197, 1, 12, 192, 192, 768, 28_901_376, 192_000)
-SPACE = Space(SHAPE, 0.65, 2, 4, {"similar": (0.25, 0.5, 0.75), "votes": (1, 2)})
+SPACE = SearchSpace(SHAPE, 0.65, 2, 4, {"similar": (0.25, 0.5, 0.75), "votes": (1, 2)})
 
 
 class Landscape:
@@ -39,7 +39,7 @@ class Landscape:
 
 
 def run(path: Path, trials: int, landscape: Landscape, seed: int = 0, **more: Any) -> list[Any]:
-    log = Log(path, {"seed": seed})
+    log = TrialLog(path, {"seed": seed})
     try:
         return search(SPACE, landscape, log, trials=trials, seed=seed, **more)
     finally:
@@ -106,7 +106,7 @@ def test_a_damaged_line_is_told_and_its_trial_runs_again(tmp_path: Path) -> None
     lines = (tmp_path / "log").read_text().splitlines()
     lines[3], lines[7] = lines[3][:20], '["something", "else"]'
     (tmp_path / "log").write_text("\n".join(lines) + "\n")
-    log = Log(tmp_path / "log", {"seed": 0})
+    log = TrialLog(tmp_path / "log", {"seed": 0})
     assert log.damaged == [4, 8]
     log.close()
     again = Landscape()
@@ -134,7 +134,7 @@ def test_hopeless_trials_are_dropped_early(tmp_path: Path) -> None:
 @given(seed=st.integers(0, 10**6), steps=st.integers(1, 12), low=st.integers(1, 4), more=st.integers(0, 8))
 def test_trials_stay_inside_the_space(seed: int, steps: int, low: int, more: int) -> None:
     rng = random.Random(seed)
-    space = Space(SHAPE, 0.65, low, low + more, {"a": (1, 2)})
+    space = SearchSpace(SHAPE, 0.65, low, low + more, {"a": (1, 2)})
     trial = space.drawn(rng)
     for _ in range(steps):
         assert low <= len(trial.blocks) == len(trial.weights) <= low + more
@@ -157,11 +157,11 @@ def test_the_defaults_run_first(tmp_path: Path) -> None:
 
 
 def test_a_small_space_ends(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log", {})
-    tight = Space(NetworkShape.plain(17, 1, 2, 24, 24, 96, 1000, 10), 0.8, 1, 1, {"votes": (1, 2), "similar": (0.5,)})
+    log = TrialLog(tmp_path / "log", {})
+    tight = SearchSpace(NetworkShape.plain(17, 1, 2, 24, 24, 96, 1000, 10), 0.8, 1, 1, {"votes": (1, 2), "similar": (0.5,)})
     found = search(tight, Landscape(), log, trials=500)
     assert 2 <= len(found) <= 4
-    even = Space(SHAPE, 0.65, 12, 12, removal="count").schedule(Trial(tuple(range(1, 13)), (1.0,) * 12))
+    even = SearchSpace(SHAPE, 0.65, 12, 12, removal="count").schedule(Trial(tuple(range(1, 13)), (1.0,) * 12))
     assert even is not None
     before = (197, *even.tokens)
     assert {x - y for x, y in zip(before, even.tokens)} <= {10, 11, 12}
@@ -169,9 +169,9 @@ def test_a_small_space_ends(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_nothing_meets_is_refused(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log", {})
+    log = TrialLog(tmp_path / "log", {})
     with pytest.raises(UserError, match=r"no schedule with 1 to 1 stages meets budget 0\.05"):
-        search(Space(SHAPE, 0.05, 1, 1), Landscape(), log, trials=2)
+        search(SearchSpace(SHAPE, 0.05, 1, 1), Landscape(), log, trials=2)
     log.close()
 
 
@@ -179,9 +179,9 @@ def test_foreign_logs_are_left_alone(tmp_path: Path) -> None:
     run(tmp_path / "log", 3, Landscape())
     before = (tmp_path / "log").read_bytes()
     with pytest.raises(UserError, match=r"is the log of another search \(seed was 0, now 1\)"):
-        Log(tmp_path / "log", {"seed": 1})
+        TrialLog(tmp_path / "log", {"seed": 1})
     assert (tmp_path / "log").read_bytes() == before
     (tmp_path / "notes").write_text("milk, eggs\n")
     with pytest.raises(UserError, match="is not the log of a search"):
-        Log(tmp_path / "notes", {"seed": 1})
+        TrialLog(tmp_path / "notes", {"seed": 1})
     assert (tmp_path / "notes").read_text() == "milk, eggs\n"

@@ -67,6 +67,7 @@ def search(
 
     from edge_tprune.reduction import registry
     from edge_tprune.search.configuration import find
+    from edge_tprune.search.schedule_file import KIND
 
     load_plugins(plugin)
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
@@ -108,7 +109,7 @@ def search(
     except KeyboardInterrupt as stop:
         raise Interruption(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
     if json:
-        print_json(found)
+        print_json(KIND.document(found))
     else:
         print_table(search_table(found))
         given = choice.words + words_of_plugins(plugin)
