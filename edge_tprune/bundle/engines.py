@@ -204,7 +204,7 @@ def _with_engine_files(bundle: Bundle, library: Library, built: Sequence[Carried
         graphs = [artifact for artifact in budget.artifacts if artifact.is_graph]
         kept = [a for a in budget.artifacts if not a.is_graph and a.version == library.version and a.file not in new]
         added = [_artifact(file, engine, library) for file, engine in new.items() if engine.budget == budget.name]
-        for dropped in {a.file for a in budget.artifacts if not a.is_graph} - {a.file for a in kept}:
+        for dropped in {a.file for a in budget.artifacts if not a.is_graph} - {a.file for a in kept} - new.keys():
             files.pop(f"{dropped}.json", None)
         engine_files = sorted((*kept, *added), key=lambda artifact: artifact.file)
         budgets.append(msgspec.structs.replace(budget, artifacts=(*graphs, *engine_files)))

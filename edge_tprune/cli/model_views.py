@@ -151,10 +151,10 @@ def finetune_table(result: Result) -> Table:
                 f"{100 * row.macs_share:.1f}",
                 f"{row.divergence_before:.4f}",
                 f"{row.divergence:.4f}",
-                _interval(row.divergence_change, 4, signed=True),
+                _interval(Interval.from_json(row.divergence_change), 4, signed=True),
                 f"{row.agreement_before_percent:.1f}",
                 f"{row.agreement_percent:.1f}",
-                _interval(row.top1_change_points, 1, signed=True),
+                _interval(Interval.from_json(row.top1_change_points), 1, signed=True),
             ]
             for row in result.rows
         ],

@@ -23,6 +23,7 @@ from torch import Tensor
 from edge_tprune.errors import UserError
 from edge_tprune.files import sha256_json
 from edge_tprune.models.data import Dataset
+from edge_tprune.models.preprocess import Preprocessing
 
 _CACHE_BYTES = 1_000_000_000  # photos beyond it are decoded again for every crop
 _AHEAD = 3  # batches that are prepared while one is trained on
@@ -96,16 +97,15 @@ class Photos:
     """
 
     def __init__(
-        self, dataset: Dataset, places: Sequence[int], preprocessing: dict[str, Any], seed: int, workers: int | None = None
+        self, dataset: Dataset, places: Sequence[int], preprocessing: Preprocessing, seed: int, workers: int | None = None
     ) -> None:
         self.dataset, self.places, self.seed = dataset, list(places), seed
         self.workers = workers or min(16, os.cpu_count() or 1)
-        height, width = preprocessing["input_size"][-2:]
-        self.size = int(height), int(width)
-        self.filter = Image.Resampling[preprocessing["interpolation"].upper()]
-        self.side = math.floor(min(self.size) / float(preprocessing["crop_pct"]))
-        self.mean = torch.tensor(preprocessing["mean"])[:, None, None] * 255
-        self.std = torch.tensor(preprocessing["std"])[:, None, None] * 255
+        self.size = preprocessing.size
+        self.filter = Image.Resampling[preprocessing.interpolation.upper()]
+        self.side = math.floor(min(self.size) / preprocessing.crop_pct)
+        self.mean = torch.tensor(preprocessing.mean)[:, None, None] * 255
+        self.std = torch.tensor(preprocessing.std)[:, None, None] * 255
         self._small: dict[int, np.ndarray] = {}
         self._bytes = 0
         self.labels = [-1] * len(self.places)

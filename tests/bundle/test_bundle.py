@@ -67,7 +67,10 @@ def test_paths_that_leave_the_bundle_are_refused(bundle: Bundle, path: str) -> N
         (lambda m: m["budgets"][1]["parity"]["onnxruntime"].update(images="8"), "parity.onnxruntime.images is"),
         (lambda m: m["budgets"][1].update(accuracy={"top1_percent": 50}), "budgets[1].accuracy has no entry 'data'"),
         (lambda m: m["preprocessing"].update(std=[1.0, 1.0, 0.0]), "preprocessing.std[2] is 0.0"),
-        (lambda m: m["preprocessing"].update(mean=[0.5]), "preprocessing.mean is a list of 1"),
+        (
+            lambda m: m["preprocessing"].update(mean=[0.5]),
+            "preprocessing is an object: mean and std need one value for each of 3 channels",
+        ),
         (lambda m: m["preprocessing"].update(crop_pct=0), "preprocessing.crop_pct is 0"),
         (lambda m: m["preprocessing"].update(interpolation="magic"), 'preprocessing.interpolation is "magic"'),
         # What holds between entries.

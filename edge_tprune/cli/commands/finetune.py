@@ -92,7 +92,7 @@ def finetune(
     from edge_tprune.finetune.run import finetune as run
     from edge_tprune.models.data import check_readable
     from edge_tprune.reduction import registry
-    from edge_tprune.search.configuration import read
+    from edge_tprune.search.schedule_file import read
 
     load_plugins(plugin)
     found = read(schedule) if schedule is not None else None
@@ -107,7 +107,7 @@ def finetune(
     request = Request(
         method=method,
         budgets=tuple(parse_list(budgets, float, "--budgets")),
-        schedules=found.budgets if found else {},
+        schedules={share: entry.tokens for share, entry in found.budgets.items()} if found else {},
         options={**(found.options if found else {}), **options},
         labels=labels,
         train=train,

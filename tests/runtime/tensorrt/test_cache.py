@@ -257,7 +257,7 @@ def test_two_processes_build_one_engine_file_once(build: EngineBuild) -> None:
 def test_a_cache_that_cannot_be_written_says_so(build: EngineBuild, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        find_or_build(replace(build, plan=tmp_path / "file" / "x.plan"))
+        find_or_build(replace(build, file=tmp_path / "file" / "x.plan"))
 
 
 def test_a_timing_cache_is_its_devices_own(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_the_builder_needs_no_torch(build: EngineBuild) -> None:
     code = (
         "import runpy, sys\n"
         "sys.modules['torch'] = sys.modules['onnx'] = sys.modules['timm'] = None\n"
-        "runpy.run_module('edge_tprune.runtime.tensorrt.build_process', run_name='__main__')"
+        "runpy.run_module('edge_tprune.runtime.tensorrt.build_process', run_name='__main__', alter_sys=True)"
     )
     done = subprocess.run([sys.executable, "-c", code, build.to_json()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
