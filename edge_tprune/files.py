@@ -156,13 +156,13 @@ def exclusive(path: Path, work: str, seconds: float = 0) -> Iterator[None]:
         UserError: another one holds the lock.
     """
     lock = FileLock(path.parent / f".{path.name}.lock", timeout=seconds)
-    try:
-        with clear_write_errors(path):
+    with clear_write_errors(path):
+        try:
             lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"cannot lock {path} for writing: another {work} is at work on it, or {path.parent} cannot be written"
-        ) from error
+        except Timeout as error:  # an OSError, but not one of writing
+            raise UserError(
+                f"cannot lock {path} for writing: another {work} is at work on it, or {path.parent} cannot be written"
+            ) from error
     try:
         yield
     finally:
