@@ -198,6 +198,7 @@ def explain(
     name: str = "image",
     blocks: Sequence[int] | None = None,
     options: Mapping[str, str] | None = None,
+    exact_savings: bool = True,
 ) -> Explanation:
     """Follows every patch of an image through a model under each method and budget.
 
@@ -210,6 +211,7 @@ def explain(
         name: how pictures call the image.
         blocks: where tokens are removed, counted from 1; each method's own by default.
         options: of the methods, as text; each goes to the methods that have it.
+        exact_savings: as for `edge_tprune.reduction.solve_schedule`.
 
     Raises:
         UserError: an unknown method, an option that none of them has, a budget that cannot be reached, a model that cannot be pruned.
@@ -231,7 +233,7 @@ def explain(
                     schedule = solve_schedule(loaded.model, how, schedule=asked, name=loaded.name)
                 else:
                     schedule = solve_schedule(
-                        loaded.model, how, budget=asked, blocks=blocks, exact_savings=False, name=loaded.name
+                        loaded.model, how, budget=asked, blocks=blocks, exact_savings=exact_savings, name=loaded.name
                     )
                 pruned = PrunedViT(loaded.model, reducer, schedule.tokens, given)
             except UserError as error:

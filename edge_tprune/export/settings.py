@@ -13,9 +13,12 @@ from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, precision
-from edge_tprune.schedule import TOLERANCE, NetworkShape, Schedule
+from edge_tprune.schedule import TOLERANCE, NetworkShape, Schedule, from_tokens
 
 DEFAULT_RUNTIMES = ("onnxruntime",)
+
+EXACT = "exact"
+"""The budget of the unpruned network whose last block computes only what the head reads: the same output for fewer MACs, and no pruning."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def decide(
     batch: int = 1,
     runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     precisions: Sequence[str] = (DEFAULT,),
+    exact_savings: bool = True,
 ) -> BuildSettings:
     """Decides everything about a build; refuses what cannot be before any work is done.
 
@@ -100,6 +104,8 @@ def decide(
         batch: images per inference.
         runtimes: to write graphs for.
         precisions: to write them in (`edge_tprune.reduction.precision`), where the runtime takes them.
+        exact_savings: of budgets that are shares, let the last block compute only what the head reads, where it does not read all tokens; and beside
+            the unpruned network build the one that saves only that, as budget "exact".
 
     Raises:
         UserError: as `edge_tprune.reduction.solve_schedule`, or a repeated budget, batch below 1, an unknown runtime or precision, a precision that
@@ -114,16 +120,25 @@ def decide(
     chosen: dict[str, BudgetSettings] = {}
     reducer, given = registry.method(method), dict(options or {})
     for request in requests:
-        name, schedule = _schedule(loaded, method, request, blocks, multiple_of)
+        name, schedule = _schedule(loaded, method, request, blocks, multiple_of, exact_savings)
         if name in chosen:
             raise UserError(f"budget {name} is given twice")
         # Options and stages are refused here, not after minutes of exporting.
         chosen[name] = BudgetSettings(name, schedule, PrunedViT(loaded.model, reducer, schedule.tokens, given))
+        shape = chosen[name].module.shape
+        if exact_savings and schedule.tokens == shape.full_schedule() != shape.exact_schedule() and EXACT not in chosen:
+            exact = from_tokens(shape, shape.exact_schedule())
+            chosen[EXACT] = BudgetSettings(EXACT, exact, PrunedViT(loaded.model, reducer, exact.tokens, given))
     return BuildSettings(method, given, tuple(chosen.values()), graphs, batch)
 
 
 def _schedule(
-    loaded: LoadedModel, method: str, request: BudgetRequest, blocks: Sequence[int] | None, multiple_of: int
+    loaded: LoadedModel,
+    method: str,
+    request: BudgetRequest,
+    blocks: Sequence[int] | None,
+    multiple_of: int,
+    exact_savings: bool,
 ) -> tuple[str, Schedule]:
     """A budget's name and schedule."""
     share = request.share
@@ -137,7 +152,7 @@ def _schedule(
             budget=share,
             blocks=blocks,
             multiple_of=multiple_of,
-            exact_savings=False,
+            exact_savings=exact_savings,
             name=loaded.name,
         )
         return f"{share:.1f}" if share == round(share, 1) else f"{share:.6g}", schedule

@@ -116,6 +116,7 @@ class PrunedViT(FeatureInterface):
         check_output(self._adapter, self.output, normalize)
         self.schedule = schedule  #: tokens after each block, prefix tokens included
         self.method = method.name
+        registry.check_options(method, options)  # also where no block removes tokens
         self.options = dict(options)
         self.shape = self._adapter.shape(self.output)
         self.shape.check(schedule)

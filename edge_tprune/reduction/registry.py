@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -229,11 +229,11 @@ def _boolean(text: str) -> bool:
         raise ValueError(text) from None
 
 
-def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
-    """One reducer for one stage.
+def check_options(cls: type[Reducer], given: Iterable[str]) -> None:
+    """Makes sure that a method has the options that are `given`.
 
     Raises:
-        UserError: an unknown option, a value the method refuses, or a stage it cannot meet.
+        UserError: an unknown option.
     """
     known = options(cls)
     for key in given:
@@ -241,6 +241,15 @@ def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
             raise UserError(
                 f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}"
             )
+
+
+def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
+    """One reducer for one stage.
+
+    Raises:
+        UserError: an unknown option, a value the method refuses, or a stage it cannot meet.
+    """
+    check_options(cls, given)
     fewest = cls.fewest(stage.tokens_in, stage.prefix_tokens)
     if stage.tokens_out < fewest:
         raise UserError(

@@ -17,12 +17,12 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate, judge
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.builder import build
-from edge_tprune.export.settings import decide
 from edge_tprune.files import write_bytes
 from edge_tprune.models.loading import LoadedModel, make_transform
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
 from tests.bundle.test_revision import read_only
+from tests.small import decide
 
 
 @dataclass(frozen=True)

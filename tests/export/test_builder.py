@@ -16,13 +16,14 @@ from edge_tprune.bundle import revision
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.builder import build
-from edge_tprune.export.settings import BudgetRequest, BuildSettings, decide
+from edge_tprune.export.settings import EXACT, BudgetRequest, BuildSettings
+from edge_tprune.export.settings import decide as decide_by_default
 from edge_tprune.export.steadiness import UNUSABLE, count_flips
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import Evidence, Keep, Outcome, Reducer, register, registry
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
-from tests.small import RUNTIMES, small_model
+from tests.small import RUNTIMES, decide, small_model
 
 
 def size(path: Path) -> int:
@@ -242,3 +243,28 @@ def test_a_bundle_can_be_moved(bundle: Bundle, tmp_path: Path) -> None:
     inputs, logits = golden.images, golden.logits
     with open_engine(moved.path / moved.budgets[1].artifact("onnxruntime").file, "onnxruntime", threads=1) as engine:
         np.testing.assert_allclose(engine.run(inputs[0]), logits["0.8"][0], atol=1e-4)
+
+
+def test_the_unpruned_network_comes_with_one_that_saves_what_nobody_reads(loaded: LoadedModel, tmp_path: Path) -> None:
+    settings = decide_by_default(loaded, "evit", budgets=[1.0, 0.6], blocks=[2, 3])
+    built = build(loaded, settings, tmp_path / "b").bundle
+    assert [budget.name for budget in built.budgets] == ["1.0", EXACT, "0.6"]
+    unpruned, exact, pruned = built.budgets
+    assert built.unpruned == unpruned
+    assert exact.requested is None
+    assert exact.schedule == (37, 37, 37, 1)
+    assert pruned.schedule[-1] == 1
+    assert abs(pruned.macs_share - 0.6) < 0.01
+    logits = built.golden().logits
+    np.testing.assert_allclose(logits[EXACT], logits["1.0"], atol=1e-5)
+    assert exact.macs < unpruned.macs
+
+
+@pytest.mark.parametrize("budgets", [[0.6], [BudgetRequest(tokens=[37, 30, 30, 30])]])
+def test_no_row_is_added_without_the_unpruned_network(loaded: LoadedModel, budgets: list[float | BudgetRequest]) -> None:
+    assert EXACT not in [budget.name for budget in decide_by_default(loaded, "evit", budgets=budgets, blocks=[2, 3]).budgets]
+
+
+def test_a_network_whose_head_reads_every_token_has_nothing_to_save() -> None:
+    averaging = small_model(global_pool="avg")
+    assert [budget.name for budget in decide_by_default(averaging, "evit", budgets=[1.0]).budgets] == ["1.0"]

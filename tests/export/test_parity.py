@@ -15,13 +15,12 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export import parity
 from edge_tprune.export.builder import build
 from edge_tprune.export.graph import FORMS, GraphError, SharedWeights, check, export
-from edge_tprune.export.settings import decide
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import PRECISIONS
 from tests.bundle.test_evaluate import Noise
-from tests.small import small_model
+from tests.small import decide, small_model
 
 SCHEDULE = (37, 23, 12, 12)
 
@@ -174,10 +173,10 @@ def test_selection_agreement_equals_a_slow_count(loaded: LoadedModel) -> None:
         found = parity.selection(one, rough, [images[:1], images[1:]])
         for stage in found:
             total = 0.0
-            for mine, theirs in zip(one.trace(images)[stage["block"] - 1], rough.trace(images)[stage["block"] - 1]):
+            for mine, theirs in zip(one.trace(images)[stage.block - 1], rough.trace(images)[stage.block - 1]):
                 sets = [[{int(i) for i in row.nonzero()} for row in rows[1:]] for rows in (mine, theirs)]
                 for token in sets[0]:
                     total += max(len(token & candidate) / len(token | candidate) for candidate in sets[1])
-            assert stage.same_percent == pytest.approx(100 * total / (3 * (stage["tokens"] - 1)), rel=1e-5)
-        assert [stage["block"] for stage in found] == [2, 3]
-        assert found[-1]["same_percent"] < 99
+            assert stage.same_percent == pytest.approx(100 * total / (3 * (stage.tokens - 1)), rel=1e-5)
+        assert [stage.block for stage in found] == [2, 3]
+        assert found[-1].same_percent < 99

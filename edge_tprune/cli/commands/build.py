@@ -67,6 +67,14 @@ def build(
     bundle: Annotated[
         Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
     ] = None,
+    exact_savings: Annotated[
+        bool,
+        typer.Option(
+            "--exact-savings/--no-exact-savings",
+            help="Let the last block compute only what the head reads: the same output for fewer MACs. "
+            "With budget 1.0, the network that saves only this is built as budget 'exact'.",
+        ),
+    ] = True,
     plugin: Plugins = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
     quiet: Quiet = False,
@@ -108,6 +116,7 @@ def build(
         batch=batch,
         runtimes=runtimes,
         precisions=parse_list(precision, str, "--precision"),
+        exact_savings=exact_savings,
     )
     for remark in settings.remarks:
         print_note(f"note: {remark}")
