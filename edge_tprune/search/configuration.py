@@ -55,7 +55,7 @@ class SearchSettings:
     @property
     def log_header(self) -> dict[str, Any]:
         """What must be equal for a log to be one of this search."""
-        record = msgspec.to_builtins(self.record)
+        record = msgspec.json.decode(msgspec.json.encode(self.record))  # as the log is read back
         del record["trials"]  # a finished search may go on with more
         searched = {name: list(values) for name, values in self.free.items()}
         return {

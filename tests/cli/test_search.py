@@ -40,8 +40,8 @@ def test_what_is_found_builds(command: Command, tmp_path: Path) -> None:
     assert built.code == 0, built.err
     manifest = json.loads(built.out)
     assert manifest["method"]["name"] == "evit"
-    assert [b["name"] for b in manifest["budgets"]] == ["1.0", "0.6"]
-    assert manifest["budgets"][1]["schedule"] == document["budgets"]["0.6"]["tokens"]
+    assert [b["name"] for b in manifest["budgets"]] == ["1.0", "exact", "0.6"]
+    assert manifest["budgets"][2]["schedule"] == document["budgets"]["0.6"]["tokens"]
     wrong = command("build", "reference", "--schedule", file, "--method", "tome", "--out", tmp_path / "other")
     assert wrong.code == 2
     assert "is for method evit, not tome: leave --method out" in wrong.err

@@ -42,9 +42,9 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
     found = read(out)
     requests = [BudgetRequest(float(share), entry.tokens) for share, entry in found.budgets.items()]
     settings = decide(reference, found.method, budgets=[1.0, *requests], options=found.options)
-    assert [budget.name for budget in settings.budgets] == ["1.0", "0.6", "0.8"]
-    assert settings.budgets[1].schedule.tokens == document.budgets["0.6"].tokens
-    assert settings.budgets[1].schedule.requested == 0.6
+    assert [budget.name for budget in settings.budgets] == ["1.0", "exact", "0.6", "0.8"]
+    assert settings.budgets[2].schedule.tokens == document.budgets["0.6"].tokens
+    assert settings.budgets[2].schedule.requested == 0.6
     lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
     assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1) == document
     assert {p.name: p.read_text() for p in out.parent.glob("*.jsonl")} == lines, "a finished search runs nothing again"
