@@ -229,11 +229,18 @@ def explain(
         for asked in wanted:
             how = "none" if asked == 1 else method  # the unpruned network needs nothing of any method
             try:
+                options = {} if how == "none" else given
                 if isinstance(asked, tuple):
-                    schedule = solve_schedule(loaded.model, how, schedule=asked, name=loaded.name)
+                    schedule = solve_schedule(loaded.model, how, schedule=asked, name=loaded.name, options=options)
                 else:
                     schedule = solve_schedule(
-                        loaded.model, how, budget=asked, blocks=blocks, exact_savings=exact_savings, name=loaded.name
+                        loaded.model,
+                        how,
+                        budget=asked,
+                        blocks=blocks,
+                        exact_savings=exact_savings,
+                        name=loaded.name,
+                        options=options,
                     )
                 pruned = PrunedViT(loaded.model, reducer, schedule.tokens, given)
             except UserError as error:

@@ -120,7 +120,7 @@ def decide(
     chosen: dict[str, BudgetSettings] = {}
     reducer, given = registry.method(method), dict(options or {})
     for request in requests:
-        name, schedule = _schedule(loaded, method, request, blocks, multiple_of, exact_savings)
+        name, schedule = _schedule(loaded, method, given, request, blocks, multiple_of, exact_savings)
         if name in chosen:
             raise UserError(f"budget {name} is given twice")
         # Options and stages are refused here, not after minutes of exporting.
@@ -135,6 +135,7 @@ def decide(
 def _schedule(
     loaded: LoadedModel,
     method: str,
+    options: Mapping[str, Any],
     request: BudgetRequest,
     blocks: Sequence[int] | None,
     multiple_of: int,
@@ -154,9 +155,10 @@ def _schedule(
             multiple_of=multiple_of,
             exact_savings=exact_savings,
             name=loaded.name,
+            options={} if how == "none" else options,
         )
         return f"{share:.1f}" if share == round(share, 1) else f"{share:.6g}", schedule
-    schedule = solve_schedule(loaded.model, method, schedule=request.tokens, name=loaded.name)
+    schedule = solve_schedule(loaded.model, method, schedule=request.tokens, name=loaded.name, options=options)
     if share is None:
         return f"s{schedule.share:.4f}", schedule
     remark = ""

@@ -1,7 +1,8 @@
 """A timm network taken apart where tokens can be removed: one adapter per family, all with the interface below.
 
-A block is cut in three: queries, keys and values; the attention product, which the host computes; the MLP. Between the second and
-the third a reducer may sit. An adapter calls the given model's own modules in timm's own order and holds no weights itself, so a
+A block is cut in three: queries, keys and values; the attention product, which the host computes; the MLP. A reducer may sit before the
+first, or between the second and the third; one between attention map and values has queries and keys made of the tokens before it, values of
+those after it. An adapter calls the given model's own modules in timm's own order and holds no weights itself, so a
 network that is hosted with nothing removed gives timm's own numbers.
 
 Shapes: B images, N tokens with prefix tokens first, C channels, H heads of d channels; heads lie side by side (B, N, H d).
@@ -92,6 +93,14 @@ class Adapter(ABC):
     @abstractmethod
     def project(self, number: int, x: Tensor, queries: int | None = None) -> Projected:
         """Tokens (B, N, C) of the residual stream -> queries of the leading `queries` tokens (None: all), keys and values of all."""
+
+    @abstractmethod
+    def project_map(self, number: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, C) -> their queries and keys, (B, N, H d) each."""
+
+    @abstractmethod
+    def project_values(self, number: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, N, C) -> their values (B, N, H d), and what the attention's result is multiplied by, likewise."""
 
     @abstractmethod
     def attended(self, number: int, x: Tensor, result: Tensor, gate: Tensor | None) -> Tensor:
@@ -205,12 +214,13 @@ class Adapter(ABC):
         block = self.model.blocks[number - 1]
         attn = block.attn
         width = heads_width(attn)
-        query = attn.proj.weight.numel() + (attn.gate.weight.numel() if getattr(attn, "gate", None) is not None else 0)
+        out = attn.proj.weight.numel() + (attn.gate.weight.numel() if getattr(attn, "gate", None) is not None else 0)
         if getattr(attn, "qkv", None) is not None:
-            query, key = query + attn.qkv.weight.numel() // 3, 2 * attn.qkv.weight.numel() // 3
+            query = key = value = attn.qkv.weight.numel() // 3
         else:
-            query, key = query + attn.q_proj.weight.numel(), attn.k_proj.weight.numel() + attn.v_proj.weight.numel()
-        return BlockShape(query, key, width, sum(linear.weight.numel() for linear in linears(block.mlp)))
+            query, key, value = (part.weight.numel() for part in (attn.q_proj, attn.k_proj, attn.v_proj))
+        mlp = sum(linear.weight.numel() for linear in linears(block.mlp))
+        return BlockShape(query + out, key + value, width, mlp, value + out)
 
     def _patch_macs(self) -> int:
         embed = self.model.patch_embed
@@ -287,6 +297,13 @@ def project_fused(x: Tensor, weight: Tensor, bias: Tensor | None, queries: int |
     q = linear(x[:, :queries], weight[:width], None if bias is None else bias[:width])
     k, v = linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
     return q, k, v
+
+
+def project_part(x: Tensor, weight: Tensor, bias: Tensor | None, first: int, count: int) -> tuple[Tensor, ...]:
+    """Of q, k and v by one weight (3 H d, C) the `count` from `first` on, counted from 0."""
+    width = weight.shape[0] // 3
+    part = slice(first * width, (first + count) * width)
+    return linear(x, weight[part], None if bias is None else bias[part]).chunk(count, dim=-1)
 
 
 def add(x: Tensor, update: Tensor, gamma: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from timm.models.beit import Attention, Beit, Block
 from torch import Tensor
 from torch.nn import functional
 
-from edge_tprune.models.adapter import Adapter, Positions, Projected, add, project_fused
+from edge_tprune.models.adapter import Adapter, Positions, Projected, add, project_fused, project_part
 
 
 class BeitAdapter(Adapter):
@@ -58,9 +58,19 @@ class BeitAdapter(Adapter):
     def project(self, number: int, x: Tensor, queries: int | None = None) -> Projected:
         """`attn.qkv` with its bias, of which the keys have none."""
         block = self.model.blocks[number - 1]
-        attn = block.attn
-        bias = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        return Projected(*project_fused(block.norm1(x), attn.qkv.weight, bias, queries))
+        return Projected(*project_fused(block.norm1(x), block.attn.qkv.weight, _bias(block.attn), queries))
+
+    def project_map(self, number: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Two thirds of `attn.qkv`."""
+        block = self.model.blocks[number - 1]
+        q, k = project_part(block.norm1(x), block.attn.qkv.weight, _bias(block.attn), 0, 2)
+        return q, k
+
+    def project_values(self, number: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last third of `attn.qkv`."""
+        block = self.model.blocks[number - 1]
+        (v,) = project_part(block.norm1(x), block.attn.qkv.weight, _bias(block.attn), 2, 1)
+        return v, None
 
     def attended(self, number: int, x: Tensor, result: Tensor, gate: Tensor | None) -> Tensor:
         """Output projection, layer scale, residual."""
@@ -72,6 +82,10 @@ class BeitAdapter(Adapter):
         """The block's second half."""
         block = self.model.blocks[number - 1]
         return add(x, block.drop_path2(block.mlp(block.norm2(x))), block.gamma_2)
+
+
+def _bias(attn: Attention) -> Tensor | None:
+    return None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:

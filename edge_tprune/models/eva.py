@@ -16,6 +16,7 @@ from edge_tprune.models.adapter import (
     add,
     norm_per_head,
     project_fused,
+    project_part,
     split_heads,
 )
 
@@ -60,21 +61,34 @@ class EvaAdapter(Adapter):
 
     def project(self, number: int, x: Tensor, queries: int | None = None) -> Projected:
         """One weight for q, k and v or three; where heads share keys and values, these are repeated."""
-        block = self.model.blocks[number - 1]
-        attn = block.attn
-        if type(block) is EvaBlock:
-            x = block.norm1(x)
+        attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
         if attn.qkv is not None:
             q, k, v = project_fused(x, attn.qkv.weight, _fused_bias(attn), queries)
         else:
             q, k, v = attn.q_proj(x[:, :queries]), attn.k_proj(x), attn.v_proj(x)
-        groups = int(getattr(attn, "num_kv_groups", 1))
-        q = norm_per_head(attn.q_norm, q, attn.num_heads)
-        k = norm_per_head(attn.k_norm, k, attn.num_heads // groups)
-        if groups > 1:
-            k, v = _repeat(k, attn.num_heads // groups, groups), _repeat(v, attn.num_heads // groups, groups)
-        gate = None if attn.gate is None else attn.gate(x[:, :queries]).sigmoid()
-        return Projected(q, k, v, gate)
+        return Projected(*_finish_map(attn, q, k), _repeat(attn, v), _gate(attn, x[:, :queries]))
+
+    def project_map(self, number: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `project`."""
+        attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
+        if attn.qkv is not None:
+            q, k = project_part(x, attn.qkv.weight, _fused_bias(attn), 0, 2)
+        else:
+            q, k = attn.q_proj(x), attn.k_proj(x)
+        return _finish_map(attn, q, k)
+
+    def project_values(self, number: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `project`."""
+        attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
+        if attn.qkv is not None:
+            (v,) = project_part(x, attn.qkv.weight, _fused_bias(attn), 2, 1)
+        else:
+            v = attn.v_proj(x)
+        return _repeat(attn, v), _gate(attn, x)
+
+    def _normed(self, number: int, x: Tensor) -> Tensor:
+        block = self.model.blocks[number - 1]
+        return block.norm1(x) if type(block) is EvaBlock else x
 
     def attended(self, number: int, x: Tensor, result: Tensor, gate: Tensor | None) -> Tensor:
         """Norm, gate, output projection, layer scale, residual."""
@@ -104,7 +118,25 @@ def _fused_bias(attn: Any) -> Tensor | None:
     return bias
 
 
-def _repeat(x: Tensor, heads: int, times: int) -> Tensor:
-    """Each head of (B, N, H d), `times` in a row: (B, N, times H d)."""
-    apart = split_heads(x, heads)
-    return apart[:, :, :, None].expand(-1, -1, -1, times, -1).flatten(2)
+def _finish_map(attn: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """The norms of queries and keys, and a key for every head."""
+    k = norm_per_head(attn.k_norm, k, attn.num_heads // _groups(attn))
+    return norm_per_head(attn.q_norm, q, attn.num_heads), _repeat(attn, k)
+
+
+def _gate(attn: Any, x: Tensor) -> Tensor | None:
+    return None if attn.gate is None else attn.gate(x).sigmoid()
+
+
+def _groups(attn: Any) -> int:
+    """How many heads share a key and a value."""
+    return int(getattr(attn, "num_kv_groups", 1))
+
+
+def _repeat(attn: Any, x: Tensor) -> Tensor:
+    """Keys or values of the heads that have their own, (B, N, H d / groups), for all: (B, N, H d)."""
+    groups = _groups(attn)
+    if groups == 1:
+        return x
+    heads = split_heads(x, attn.num_heads // groups)
+    return heads[:, :, :, None].expand(-1, -1, -1, groups, -1).flatten(2)

@@ -15,6 +15,7 @@ from edge_tprune.models.adapter import (
     add,
     norm_per_head,
     project_fused,
+    project_part,
 )
 
 _NO_PLACE = "computes attention and MLP side by side, so there is no place between them where tokens could be removed"
@@ -59,17 +60,33 @@ class VitAdapter(Adapter):
 
     def project(self, number: int, x: Tensor, queries: int | None = None) -> Projected:
         """`attn.qkv` and the norms of queries and keys."""
-        block = self.model.blocks[number - 1]
-        attn = block.attn
-        if type(block) is Block:
-            x = block.norm1(x)
+        attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
         if queries is None:
             q, k, v = attn.qkv(x).chunk(3, dim=-1)
         else:
             q, k, v = project_fused(x, attn.qkv.weight, attn.qkv.bias, queries)
         q, k = norm_per_head(attn.q_norm, q, attn.num_heads), norm_per_head(attn.k_norm, k, attn.num_heads)
-        gate = None if attn.gate is None else attn.gate(x[:, :queries]).sigmoid()
-        return Projected(q, k, v, gate)
+        return Projected(q, k, v, self._gate(number, x[:, :queries]))
+
+    def project_map(self, number: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Two thirds of `attn.qkv`, and their norms."""
+        attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
+        q, k = project_part(x, attn.qkv.weight, attn.qkv.bias, 0, 2)
+        return norm_per_head(attn.q_norm, q, attn.num_heads), norm_per_head(attn.k_norm, k, attn.num_heads)
+
+    def project_values(self, number: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last third of `attn.qkv`."""
+        attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
+        (v,) = project_part(x, attn.qkv.weight, attn.qkv.bias, 2, 1)
+        return v, self._gate(number, x)
+
+    def _normed(self, number: int, x: Tensor) -> Tensor:
+        block = self.model.blocks[number - 1]
+        return block.norm1(x) if type(block) is Block else x
+
+    def _gate(self, number: int, x: Tensor) -> Tensor | None:
+        gate = self.model.blocks[number - 1].attn.gate
+        return None if gate is None else gate(x).sigmoid()
 
     def attended(self, number: int, x: Tensor, result: Tensor, gate: Tensor | None) -> Tensor:
         """Norm, gate, output projection, layer scale, residual."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -54,17 +54,21 @@ def solve_schedule(
     exact_savings: bool = True,
     output: str | None = None,
     name: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Schedule:
     """The schedule that `prune` would realise, and how near it comes to the budget. Arguments as for `prune`."""
-    reducer = registry.method(method)
-    shape = network_shape(model, name, output)
+    reducer, options = registry.method(method), options or {}
+    shape = network_shape(model, name, output, reducer, options)
     check_method(reducer, model, name)
     if (budget is None) == (schedule is None):
         raise UserError("give either a budget (share of MACs) or a schedule (tokens after each block), not both")
     if schedule is not None:
         return from_tokens(shape, schedule)
     assert budget is not None
-    chosen, weights = (tuple(dict.fromkeys(blocks)), None) if blocks else pattern(reducer, shape.blocks, budget)
+    if blocks:
+        chosen, weights = tuple(dict.fromkeys(blocks)), None
+    else:
+        chosen, weights = pattern(reducer, shape.blocks, budget, bool(options.get(registry.FAITHFUL)))
     return from_budget(
         shape,
         budget,
@@ -124,6 +128,7 @@ def prune(
         multiple_of=multiple_of,
         exact_savings=exact_savings,
         output=output,
+        options=options,
     )
     return PrunedViT(model, registry.method(method), chosen.tokens, options, output=output, normalize=normalize)
 

@@ -64,12 +64,21 @@ def explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Bias
 ) -> Attended:
     """matmul, softmax, matmul, with the scale on q: the pattern that TensorRT's fused kernels recognise. Softmax and map are float32."""
-    q, k, v = (split_heads(t, heads).transpose(1, 2) for t in (q * scale, k, v))
-    logits, mask = at_least_float32(q @ k.transpose(-2, -1)), bias.mask()
-    attention = (logits if mask is None else logits + mask).softmax(-1)
-    result = (attention.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    attention = attention_map(q, k, heads, scale, bias)
     # Only a map that nothing reads lets the kernels fuse, and half precision has rounded its logits: no class row is taken from it.
-    return Attended(result, attention if ATTENTION in needs else None)
+    return Attended(weighted_values(attention, v, heads), attention if ATTENTION in needs else None)
+
+
+def attention_map(q: Tensor, k: Tensor, heads: int, scale: float, bias: Bias) -> Tensor:
+    """Queries (B, Q, H d) and keys (B, N, H d) -> softmax over keys, (B, H, Q, N), float32 at least."""
+    q, k = (split_heads(t, heads).transpose(1, 2) for t in (q * scale, k))
+    logits, mask = at_least_float32(q @ k.transpose(-2, -1)), bias.mask()
+    return (logits if mask is None else logits + mask).softmax(-1)
+
+
+def weighted_values(attention: Tensor, v: Tensor, heads: int) -> Tensor:
+    """A map (B, H, Q, N) times values (B, N, H d) -> (B, Q, H d), of the type of v."""
+    return (attention.to(v.dtype) @ split_heads(v, heads).transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
 def class_row(q: Tensor, k: Tensor, heads: int, scale: float, bias: Bias) -> Tensor:

@@ -1,8 +1,9 @@
 """The forward pass that hosts reducers: a timm ViT whose blocks may hand on fewer tokens than they receive.
 
 The given model is neither copied nor patched: an adapter (`edge_tprune.models`) calls its modules in timm's own order, with a reducer
-between attention and MLP where the schedule asks for one. A block whose reducer needs nothing of the attention, or only its class row,
-keys or values, keeps fused attention; only a reducer that reads the full map makes its block compute one.
+where the schedule asks for one: before the block, between attention map and values, or between attention and MLP (`Reducer.place`). A block
+whose reducer needs nothing of the attention, or only its class row, keys or values, keeps fused attention; only a reducer that reads the full
+map, or that sits between map and values, makes its block compute one.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from edge_tprune.reduction import registry
 from edge_tprune.reduction.attention import (
     AttentionForm,
     Bias,
+    attention_map,
     class_row,
     explicit_attention,
     fused_attention,
     rotate,
+    weighted_values,
 )
 from edge_tprune.reduction.features import FeatureInterface
 from edge_tprune.reduction.ops import gather_tokens
+from edge_tprune.reduction.outcome import Outcome
 from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision, in_precision
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 from edge_tprune.reduction.restore import Origins
@@ -56,8 +60,8 @@ class Stream:
         """A token (B, T, C) for every original one again, where origins are known; the tokens at hand otherwise."""
         return self.x if self.origins is None else self.origins.restore(self.x)
 
-    def reduce(self, reducer: Reducer, evidence: Evidence) -> Stream:
-        """The stream after a reducer's decision."""
+    def reduce(self, reducer: Reducer, evidence: Evidence) -> tuple[Stream, Outcome]:
+        """The stream after a reducer's decision, and the decision."""
         device = self.x.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         # Scores stay in float32, and so does what decides, and sums of tokens before they become means.
@@ -66,7 +70,7 @@ class Stream:
             sizes = outcome.sizes(self.sizes)
             # Once for all blocks that follow, up to the next reducer.
             key_bias = sizes.log() if reducer.proportional and sizes is not None else None
-            return Stream(
+            reduced = Stream(
                 outcome.tokens(self.x, self.sizes),
                 sizes,
                 None if self.positions is None else outcome.positions(self.positions, reducer.stage.nowhere),
@@ -75,6 +79,7 @@ class Stream:
                 None if self.origins is None else self.origins.after(outcome, self.x, reducer.drops),
                 True,
             )
+            return reduced, outcome
 
 
 class PrunedViT(FeatureInterface):
@@ -118,7 +123,7 @@ class PrunedViT(FeatureInterface):
         self.method = method.name
         registry.check_options(method, options)  # also where no block removes tokens
         self.options = dict(options)
-        self.shape = self._adapter.shape(self.output)
+        self.shape = replace(self._adapter.shape(self.output), place=registry.place(method, options))
         self.shape.check(schedule)
         #: The exporter writes it differently for each runtime. In half precision the graph's own form, whose softmax is float32.
         self.attention: AttentionForm = fused_attention if precision.name == DEFAULT else explicit_attention
@@ -144,6 +149,7 @@ class PrunedViT(FeatureInterface):
             adapter.has_class_token,
             grid=adapter.grid,
             nowhere=shape.tokens,
+            schedule=self.schedule,
         )
 
     def _store_positions(self) -> None:
@@ -229,9 +235,14 @@ class PrunedViT(FeatureInterface):
         return Stream(x, positions=positions, origins=Origins.of(x) if restore else None)
 
     def _block(self, number: int, stream: Stream, full: bool = False) -> Stream:
-        """One block with a reducer, if any, between its attention and its MLP."""
+        """One block with a reducer, if any, at its method's place."""
         adapter = self._adapter
         reducer = cast(Reducer, self.reducers[str(number)]) if str(number) in self.reducers else None
+        if reducer is not None and reducer.place == "values":
+            return replace(stream := self._merged_map(number, stream, reducer), x=adapter.mlp(number, stream.x))
+        if reducer is not None and reducer.place == "block":
+            stream, _ = stream.reduce(reducer, Evidence(positions=stream.positions, sizes=stream.sizes))
+            reducer = None
         last = number == len(self.schedule) and self.shape.saves_last_block(self.schedule) and not full
         queries = self.shape.read_tokens if last else None
         projected = adapter.project(number, stream.x, queries)
@@ -241,18 +252,46 @@ class PrunedViT(FeatureInterface):
             stream = Stream(stream.x[:, :queries], members=members)
         stream = replace(stream, x=adapter.attended(number, stream.x, result, projected.gate))
         if reducer is not None:
-            stream = stream.reduce(reducer, evidence)
+            stream, _ = stream.reduce(reducer, evidence)
         return replace(stream, x=adapter.mlp(number, stream.x))
+
+    def _merged_map(self, number: int, stream: Stream, reducer: Reducer) -> Stream:
+        """Attention whose map is that of the tokens before a reduction, and whose values are those of the tokens after it.
+
+        The map's columns merge by sums, its rows as tokens do. Neither is done to the map: summed columns times values is the map times
+        the values that each token went into, and rows may merge in the product as well.
+        """
+        adapter, heads = self._adapter, self._adapter.heads(number)
+        q, k = adapter.project_map(number, stream.x)
+        q, k = self._rotated(number, q, k, stream)
+        bias = Bias(stream.key_bias, self._pair_bias(number, stream, q.shape[1]))
+        attention = attention_map(q, k, heads, adapter.scale(number), bias)
+        reduced, outcome = stream.reduce(
+            reducer,
+            Evidence(
+                keys=split_heads(k, heads) if registry.KEYS in reducer.needs else None,
+                class_row=attention[:, :, 0] if registry.CLASS_ROW in reducer.needs else None,
+                attention=attention if registry.ATTENTION in reducer.needs else None,
+                positions=stream.positions,
+                sizes=stream.sizes,
+            ),
+        )
+        v, gate = adapter.project_values(number, reduced.x)
+        result = outcome.tokens(weighted_values(attention, outcome.back(v, attention.shape[3]), heads), stream.sizes)
+        return replace(reduced, x=adapter.attended(number, reduced.x, result, gate))
 
     def _attend(self, number: int, given: Projected, needs: frozenset[str], stream: Stream) -> tuple[Tensor, Evidence]:
         heads, scale = self._adapter.heads(number), self._adapter.scale(number)
-        q, k, v = given.q, given.k, given.v
-        table = self._rotary_table(number, stream)
-        if table is not None:
-            q = rotate(q, table[:, : q.shape[1]], heads, self._rotate_half)
-            k = rotate(k, table, heads, self._rotate_half)
+        q, k = self._rotated(number, given.q, given.k, stream)
         bias = Bias(stream.key_bias, self._pair_bias(number, stream, q.shape[1]))
-        return attend(self.attention, q, k, v, heads, scale, needs, bias, stream)
+        return attend(self.attention, q, k, given.v, heads, scale, needs, bias, stream)
+
+    def _rotated(self, number: int, q: Tensor, k: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Queries of the leading tokens and keys, (B, Q, H d) and (B, N, H d), turned by their positions where the network does so."""
+        table, heads = self._rotary_table(number, stream), self._adapter.heads(number)
+        if table is None:
+            return q, k
+        return rotate(q, table[:, : q.shape[1]], heads, self._rotate_half), rotate(k, table, heads, self._rotate_half)
 
     def _rotary_table(self, number: int, stream: Stream) -> Tensor | None:
         """(1 or B, N, 1 or H, 2 d): the sines and cosines of the tokens at hand."""
@@ -338,13 +377,20 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def network_shape(model: nn.Module, name: str | None = None, output: str | None = None) -> NetworkShape:
-    """The sizes of a timm ViT that schedules and MACs depend on, for an output.
+def network_shape(
+    model: nn.Module,
+    name: str | None = None,
+    output: str | None = None,
+    method: type[Reducer] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> NetworkShape:
+    """The sizes of a timm ViT that schedules and MACs depend on, for an output, and for the place where a method with some options removes tokens.
 
     Raises:
         UserError: a network that no adapter takes.
     """
-    return adapt(model, name).shape(output)
+    shape = adapt(model, name).shape(output)
+    return shape if method is None else replace(shape, place=registry.place(method, options or {}))
 
 
 def check_method(method: type[Reducer], model: nn.Module, name: str | None = None) -> None:

@@ -33,6 +33,11 @@ def pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return top(similarity, a.shape[1]), partner
 
 
+def halves(prefix: int) -> tuple[slice, slice]:
+    """Places of the two sets that tokens are split into, A and B: even and odd places of the whole sequence, prefix tokens apart."""
+    return slice(prefix + prefix % 2, None, 2), slice(prefix + 1 - prefix % 2, None, 2)
+
+
 def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
     """Every other patch token is in A, the others in B; the `count` A tokens most similar to a B token join it.
 
@@ -42,14 +47,15 @@ def bipartite(metric: Tensor, count: int, prefix: int) -> Merge:
         prefix: leading tokens that take no part.
 
     Returns:
-        Kept: prefix, A tokens that did not merge, in their order, then B tokens.
+        Kept: prefix, A tokens that did not merge, then B tokens, both in their order; without a prefix the A tokens from most to least similar, as in
+        the authors' code.
     """
-    ranking, partner = pairs(metric[:, prefix + 1 :: 2], metric[:, prefix::2])
-    merged, alone = (prefix + 1 + 2 * ranking).split_with_sizes([count, ranking.shape[1] - count], 1)
-    start = torch.arange(prefix, device=metric.device).expand(len(metric), -1)
-    rest = torch.arange(prefix, metric.shape[1], 2, device=metric.device).expand(len(metric), -1)
-    index = torch.cat([start, in_order(alone), rest], 1)
-    return Merge.into(index, merged, prefix + alone.shape[1] + partner.gather(1, ranking[:, :count]))
+    a, b = halves(prefix)
+    ranking, partner = pairs(metric[:, a], metric[:, b])
+    merged, unmerged = (a.start + 2 * ranking).split_with_sizes([count, ranking.shape[1] - count], 1)
+    place = torch.arange(metric.shape[1], device=metric.device).expand(len(metric), -1)
+    index = torch.cat([place[:, :prefix], in_order(unmerged) if prefix else unmerged, place[:, b]], 1)
+    return Merge.into(index, merged, prefix + unmerged.shape[1] + partner.gather(1, ranking[:, :count]))
 
 
 def exclusions(tokens: int, prefix: int = 0) -> Tensor:
@@ -61,26 +67,26 @@ def exclusions(tokens: int, prefix: int = 0) -> Tensor:
 
 
 def density_peaks(
-    x: Tensor, count: int, exclusion: Tensor, prefix: int = 0, neighbours: int = NEIGHBOURS
+    x: Tensor, count: int, exclusion: Tensor, prefix: int = 0, neighbours: int = NEIGHBOURS, unit: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Density-peak clustering with k nearest neighbours (Du et al., Knowledge-Based Systems 2016; used by TCFormer and BAT).
 
         r_i     = (1/k) sum over the k nearest of ||x_i - x_j||^2      a token counts as its own nearest
-        rho_i   = exp(-r_i / (4 mean r))                               density
+        rho_i   = exp(-r_i / u)                                        density, in a unit u
         delta_i = distance to the nearest denser token, the largest distance if there is none
         centres = the `count` largest rho_i delta_i; every other token joins its nearest centre
 
-    The exponential needs a unit of length. TCFormer takes sqrt(D), for features that a norm layer has just brought to unit variance. Tokens between
-    attention and MLP have no such scale: where theirs is large, densities differ by orders of magnitude, every centre lies in the
-    background, and what stands out is averaged away (the reference model lost 37 points at budget 0.65). So the unit is the image's own (our
-    choice): the clusters do not change when all features grow. Factors from 4 to 8 serve alike; with 2 density decides too much.
+    TCFormer takes u = D, for features that a norm layer has just brought to unit variance. Tokens between the halves of a block have no such
+    scale: where theirs is large, densities differ by orders of magnitude, every centre lies in the background, and what stands out is averaged
+    away (the reference model lost 37 points at budget 0.65). So by default u is the image's own (our choice), four times the mean r: the clusters
+    do not change when all features grow. Factors from 4 to 8 serve alike; with 2 density decides too much.
 
     TCFormer takes k = 5. Two, a token itself and the one nearest to it, is our choice: it diverges no more from the unpruned DeiT-Tiny (500
     calibration images), and needs a minimum where five need a TopK of the whole matrix, which takes as long as the rest of the clustering.
 
     Products of densities and distances are compared as sums of logarithms, which cannot underflow. Of two equally dense tokens, as are any two that
-    are each other's nearest, the earlier must count as denser, so that of twins only one becomes a centre: r_i / (2 mean r) grows by 1e-5 from
-    each token to the next (our choice), more than two runtimes' roundings differ by. (Rounding grows with the square of what all tokens have
+    are each other's nearest, the earlier must count as denser, so that of twins only one becomes a centre: in the image's own unit 2 r_i / u grows by
+    1e-5 from each token to the next (our choice), more than two runtimes' roundings differ by. (Rounding grows with the square of what all tokens have
     in common: where that is some hundred times their differences, it is above this. So it is where every token has a twin that is the same but for
     rounding, because then the mean radius is rounding, too.)
 
@@ -93,6 +99,7 @@ def density_peaks(
         exclusion: `exclusions(N, prefix)`, on the device of x.
         prefix: leading tokens that take no part.
         neighbours: k, from 2.
+        unit: u; the image's own by default.
 
     Returns:
         Places of prefix and centres (B, count), the clearest first; of the others (B, N - count); the place among the former, 0..count-1, of
@@ -107,8 +114,12 @@ def density_peaks(
     distance = as_rows(square) + exclusion - product
     least = distance.amin(2) if nearest == 1 else distance.topk(nearest, dim=2, largest=False).values.sum(2)
     total = (least + nearest * square).clamp_min(1e-12)  # k r_i / 2
-    unit = total @ ((place >= prefix).to(x.dtype)[:, None] * (2 / patches))  # twice the patches' mean
-    spread = total / unit + _TIE * place  # -2 log rho: the smaller, the denser
+    # -2 log rho: the smaller, the denser
+    if unit is None:
+        twice_mean = total @ ((place >= prefix).to(x.dtype)[:, None] * (2 / patches))
+        spread = total / twice_mean + _TIE * place
+    else:
+        spread = total * (4 / ((nearest + 1) * unit))
     denser = as_rows(spread) < spread[..., None]
     isolation = torch.where(denser, distance, _FAR).amin(2) + square
     clarity = isolation.clamp_min(1e-12).log() - spread  # 2 log (rho delta)

@@ -35,6 +35,14 @@ class Outcome(ABC):
         """Sizes (B, N) -> (B, K); None stays None where tokens only leave."""
         return None if sizes is None else self.sums(sizes[..., None])[..., 0]
 
+    def back(self, x: Tensor, tokens: int) -> Tensor:
+        """What the tokens that are left have, (B, K, D) -> for each of the `tokens` that came in, (B, N, D): the transpose of `sums`.
+
+        A merged token gets what it went into has; a dropped one gets 0.
+        """
+        members = self.sums(torch.eye(tokens, device=x.device, dtype=x.dtype).expand(len(x), -1, -1))
+        return members.transpose(1, 2) @ x
+
     @abstractmethod
     def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:
         """Places (B, N) in the unpruned sequence -> (B, K): of the token that each one grew from; `nowhere` for one that grew from none."""
@@ -53,6 +61,10 @@ class First(Outcome):
     def sums(self, amounts: Tensor) -> Tensor:
         """The first `count` of (B, N, D)."""
         return amounts[:, : self.count]
+
+    def back(self, x: Tensor, tokens: int) -> Tensor:
+        """(B, K, D) and zeros."""
+        return functional.pad(x, (0, 0, 0, tokens - self.count))
 
     def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:
         """The first `count` of (B, N)."""
@@ -149,6 +161,12 @@ class Merge(Linked):
 
     weights: Tensor | None = None  #: (B, N), finite, not negative; tokens that stay need more than 0
     equal: bool = False
+    credit: Tensor | None = (
+        None  #: (B, S): the part of each source's size that goes over into the token it joins; None for all of it
+    )
+    target: Tensor | None = (
+        None  #: (B, S): place among the kept of the one token that each source joins; None where `link` alone says it
+    )
 
     @staticmethod
     def into(
@@ -158,10 +176,35 @@ class Merge(Linked):
         weights: Tensor | None = None,
         equal: bool = False,
         features: tuple[Tensor, Tensor] | None = None,
+        credit: Tensor | None = None,
     ) -> Merge:
         """A merge where source s joins the kept token `index[target[s]]`; target is (B, S), counted in 0..K-1."""
         places = torch.arange(index.shape[1], device=index.device)
-        return Merge(index, source, places[None, :, None] == as_rows(target), weights, equal, features=features)
+        link = places[None, :, None] == as_rows(target)
+        return Merge(index, source, link, weights, equal, credit, target, features=features)
+
+    def sizes(self, sizes: Tensor | None) -> Tensor:
+        """Sizes (B, N) -> (B, K), in float32: sums."""
+        if self.credit is None:
+            return super().sizes(sizes)
+        if sizes is None:
+            return 1 + (self.link * as_rows(self.credit)).sum(-1)
+        given = sizes.gather(1, self.source) * self.credit
+        return sizes.gather(1, self.index) + (self.link * as_rows(given)).sum(-1)
+
+    def destinations(self, tokens: int) -> Tensor:
+        """Where tokens only merge, by a look-up in the order of places."""
+        if self.target is None or self.index.shape[1] + self.source.shape[1] != tokens:
+            return super().destinations(tokens)
+        kept = torch.arange(self.index.shape[1], device=self.index.device).expand(len(self.index), -1)
+        order, goal = torch.cat([self.index, self.source], 1), torch.cat([kept, self.target], 1)
+        return goal.gather(1, order.topk(tokens, dim=1, largest=False).indices)
+
+    def back(self, x: Tensor, tokens: int) -> Tensor:
+        """Where tokens only merge, by a look-up."""
+        if self.target is None or self.index.shape[1] + self.source.shape[1] != tokens:
+            return super().back(x, tokens)
+        return gather_tokens(x, self.destinations(tokens))
 
     def tokens(self, x: Tensor, sizes: Tensor | None) -> Tensor:
         """(B, N, C) -> (B, K, C): weighted means."""

@@ -1,7 +1,7 @@
 """What a reduction method is, and the list of them.
 
-A method is one class in one file: a `Reducer` whose instances each sit in one block, between attention and MLP, and decide
-which tokens go on and what becomes of the others (an `Outcome`). Adding one's own takes one decorated class:
+A method is one class in one file: a `Reducer` whose instances each sit in one block, between attention and MLP if not elsewhere (`place`), and
+decide which tokens go on and what becomes of the others (an `Outcome`). Adding one's own takes one decorated class:
 
     @register
     class KeepLongest(Reducer):
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.reduction.ops import prefix_bonus
 from edge_tprune.reduction.outcome import Outcome
-from edge_tprune.schedule import DEFAULT_BLOCKS, Removal
+from edge_tprune.schedule import DEFAULT_BLOCKS, PLACES, Place, Removal
 
 KEYS = "keys"
 VALUES = "values"
@@ -39,6 +39,16 @@ EVIDENCE = {
     ATTENTION: "the full attention map: the block gives up its fused kernel",
     POSITIONS: "each token's place in the unpruned sequence",
 }
+
+FAITHFUL = "faithful"
+"""The option, the same for every method, that asks for the form of its authors (`Reducer.faithful`)."""
+
+LATER: Mapping[Place, frozenset[str]] = {
+    "block": frozenset({KEYS, VALUES, CLASS_ROW, ATTENTION}),
+    "values": frozenset({VALUES}),
+    "mlp": frozenset(),
+}
+"""Evidence that is not there yet at each place."""
 
 ABSENT = {
     "atc": "agglomerative clustering merges one pair after another, each step waiting for the last: a loop, and no static graph",
@@ -80,11 +90,14 @@ class Evidence:
         return (attention.new_ones(1, 1, 1, attention.shape[2]) @ attention)[:, :, 0]
 
     def significance(self) -> Tensor:
-        """What each token adds to the class token, (B, N) float32: sum over heads of its entry in the class row times the length of its value."""
+        """What each token adds to the class token, (B, N) float32: its entry in the class row, summed over heads, times the length of its value.
+
+        The value is that of all heads side by side, as in the public codes of ATS and PPT.
+        """
         assert self.class_row is not None
         assert self.values is not None
-        length: Tensor = self.values.float().norm(dim=-1).transpose(1, 2)
-        return (self.class_row.float() * length).sum(1)
+        length: Tensor = self.values.float().flatten(2).norm(dim=-1)
+        return self.class_row.float().sum(1) * length
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ class Stage:
     #: The unpruned image's rows and columns of patches; None where not known. The image's and not the stage's, so stages compare without it.
     grid: tuple[int, int] | None = field(default=None, compare=False)
     nowhere: int = field(default=-1, compare=False)  #: the position of a token that grew from no single one
+    schedule: tuple[int, ...] = field(default=(), compare=False)  #: tokens after each block of the network; () where not known
 
 
 class Reducer(nn.Module, ABC):
@@ -107,11 +121,21 @@ class Reducer(nn.Module, ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    #: Where in its block it sits: before the "block", before attention's "values", before the "mlp". A method that leaves the choice has an option `place`.
+    place: Place = "mlp"
+    #: What the option `faithful` stands for: options that give the method as its authors' public code has it, or its paper where there is no code. Empty
+    #: where the default is that form; None where there is no such form, for the reason in `differs`.
+    faithful: ClassVar[Mapping[str, Any] | None] = None
+    code: ClassVar[str] = ""  #: the authors' public code, as owner/name on GitHub; "" where there is none
+    differs: ClassVar[str] = (
+        ""  #: what the default form does in its own way, and what the faithful form leaves out; "" for nothing
+    )
     needs: ClassVar[frozenset[str]] = frozenset()
     merges: ClassVar[bool] = False
-    drops: ClassVar[bool] = True  #: whether a token may leave without another standing for it
+    drops: bool = True  #: whether a token may leave without another standing for it
     needs_class_token: ClassVar[bool] = False
     default_blocks: ClassVar[tuple[int, ...]] = DEFAULT_BLOCKS  #: of a 12-block network
+    paper_blocks: ClassVar[tuple[int, ...]] = ()  #: those of the `faithful` form, where they are others
     removal: ClassVar[Removal] = "share"  #: a budget takes the same share, or the same count, at each block
     limit: ClassVar[str] = "any number of tokens"
     worth_searching: ClassVar[Mapping[str, Sequence[Any]]] = {}  #: options that `edge-tprune search` varies -> values to try
@@ -143,7 +167,7 @@ class Reducer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
-        """Looks at tokens (B, tokens_in, C) after the attention residual; the outcome has tokens_out, prefix tokens first and unchanged."""
+        """Looks at tokens (B, tokens_in, C) of the residual stream at its place; the outcome has tokens_out, prefix tokens first and unchanged."""
 
 
 _METHODS: dict[str, type[Reducer]] = {}
@@ -160,6 +184,8 @@ def register(cls: _R) -> _R:
     unknown = cls.needs - EVIDENCE.keys()
     if unknown:
         raise TypeError(f"{cls.__name__} needs unknown evidence {sorted(unknown)}: choose from {sorted(EVIDENCE)}")
+    if later := cls.needs & LATER[cls.place]:
+        raise TypeError(f"{cls.__name__} sits before the {cls.place}, where there is no {' or '.join(sorted(later))} yet")
     _METHODS[cls.name] = cls
     return cls
 
@@ -194,9 +220,28 @@ def _letters(name: str) -> str:
 
 
 def options(cls: type[Reducer]) -> dict[str, inspect.Parameter]:
-    """The options a method takes: its keyword-only constructor parameters, with their defaults."""
+    """The options a method takes: `faithful` where it has such a form, and its keyword-only constructor parameters, with their defaults."""
     parameters = inspect.signature(cls.__init__).parameters.values()
-    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    own = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    if cls.faithful is None:
+        return own
+    return {FAITHFUL: inspect.Parameter(FAITHFUL, inspect.Parameter.KEYWORD_ONLY, default=False), **own}
+
+
+def expanded(cls: type[Reducer], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the constructor takes them: `faithful` replaced by what it stands for, which other options that are given overrule."""
+    rest = {name: value for name, value in given.items() if name != FAITHFUL}
+    return {**(cls.faithful or {}), **rest} if given.get(FAITHFUL) else rest
+
+
+def place(cls: type[Reducer], given: Mapping[str, Any]) -> Place:
+    """Where in a block a method with these options removes tokens."""
+    chosen: Place = expanded(cls, given).get("place", cls.place)
+    if chosen not in PLACES:
+        raise UserError(f"method {cls.name}: place is {chosen!r}; it is one of {', '.join(PLACES)}")
+    if later := cls.needs & LATER[chosen]:
+        raise UserError(f"method {cls.name}: place is {chosen!r}, where there is no {' or '.join(sorted(later))} yet")
+    return chosen
 
 
 def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, Any]:
@@ -210,15 +255,20 @@ def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, Any
     parsed = {}
     for key, text in texts.items():
         if key not in known:
-            raise UserError(
-                f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}"
-            )
+            raise UserError(_no_option(cls, key))
         kind = type(known[key].default)
         try:
             parsed[key] = readers[kind](text)
         except ValueError as error:
             raise UserError(f"method {cls.name}: option {key}={text!r} is not a {kind.__name__}") from error
     return parsed
+
+
+def _no_option(cls: type[Reducer], key: str) -> str:
+    known = options(cls)
+    if key == FAITHFUL:
+        return f"method {cls.name} has no other form than its default: {cls.differs or 'it has no public code'}"
+    return f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}"
 
 
 def _boolean(text: str) -> bool:
@@ -238,9 +288,7 @@ def check_options(cls: type[Reducer], given: Iterable[str]) -> None:
     known = options(cls)
     for key in given:
         if key not in known:
-            raise UserError(
-                f"method {cls.name} has no option {key!r}.{did_you_mean(key, known)} It takes: {', '.join(known) or 'none'}"
-            )
+            raise UserError(_no_option(cls, key))
 
 
 def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
@@ -256,4 +304,4 @@ def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
             f"method {cls.name} cannot go from {stage.tokens_in} to {stage.tokens_out} tokens in block {stage.block}: "
             f"it leaves at least {fewest} ({cls.limit}). Spread the removal over more blocks"
         )
-    return cls(stage, **given)
+    return cls(stage, **expanded(cls, given))

@@ -28,17 +28,20 @@ def tuned_blocks(method: str) -> dict[str, list[int]]:
     return {} if found is None else {name: list(entry["blocks"]) for name, entry in found["budgets"].items()}
 
 
-def pattern(method: type[Reducer], depth: int, budget: float) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def pattern(
+    method: type[Reducer], depth: int, budget: float, faithful: bool = False
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Blocks of a network `depth` blocks deep (counted from 1) and how much each removes relative to the others, for a share of MACs.
 
-    Of the budgets a pattern was tuned for the nearest counts.
+    Of the budgets a pattern was tuned for the nearest counts. The `faithful` form of a method has its paper's blocks.
     """
-    found = _document(method.name)
-    if found is None and len(method.default_blocks) == method.default_blocks[-1] - method.default_blocks[0] + 1 > 3:
+    found = None if faithful else _document(method.name)
+    blocks = list((faithful and method.paper_blocks) or method.default_blocks)
+    if found is None and len(blocks) == blocks[-1] - blocks[0] + 1 > 3:
         # Every block from some depth on, which is so in a network of any depth.
-        first = 1 + (method.default_blocks[0] - 1) * depth // 12
+        first = 1 + (blocks[0] - 1) * depth // 12
         return tuple(range(first, depth + 1)), (1.0,) * (depth + 1 - first)
-    blocks, weights = list(method.default_blocks), [1.0] * len(method.default_blocks)
+    weights = [1.0] * len(blocks)
     if found is not None:
         nearest = min(found["budgets"], key=lambda name: (abs(float(name) - budget), name))
         blocks, weights = found["budgets"][nearest]["blocks"], found["budgets"][nearest]["weights"]

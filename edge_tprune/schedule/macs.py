@@ -5,7 +5,11 @@ block that receives n tokens and hands on m costs, with C channels, A attention 
 
     4 n C A  +  2 n^2 A  +  2 m C M        (query, key, value, output; q k^T and A v; the two MLP layers)
 
-plus patch embedding and head. Norms, softmax, activations and the reduction itself are not counted, as in the papers.
+plus patch embedding and head. Norms, softmax, activations and the reduction itself are not counted, as in the papers. A method may
+sit elsewhere (`Place`): before the block, which then costs what one of m tokens costs, or between the attention map and its product with the
+values, where a block costs
+
+    2 n C A  +  2 m C A  +  2 n^2 A  +  2 m C M        (query, key; value, output; q k^T and A v; MLP)
 
 A head that pools by token reads r tokens only (the class token, or both tokens of a distilled network). The last block then needs
 keys and values of all n tokens, and everything else of r: exact, and cheaper. A schedule whose last count is r says that its network
@@ -20,8 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from edge_tprune.errors import UserError
+
+Place = Literal["block", "values", "mlp"]
+"""Where in a block tokens are removed: before the block; before the attention map meets the values; before the MLP."""
+PLACES: tuple[Place, ...] = ("block", "values", "mlp")
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,9 @@ class BlockShape:
     key_macs: int  #: per token that is looked at: key and value projections
     attention_channels: int  #: heads times head size
     mlp_macs: int  #: per token after the reduction
+    after_map_macs: (
+        int  #: the part of the first two that the attention map does not need: value, attention gate and output projections
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class NetworkShape:
     head_macs: int  #: classifier head(s), per image
     pool_macs_per_token: int = 0  #: of a head that pools the last tokens by attention, as SigLIP's does
     read_tokens: int | None = None  #: how many leading tokens the output is made of; None where it is made of all
+    place: Place = "mlp"  #: where in a block tokens are removed
 
     @classmethod
     def plain(
@@ -61,7 +74,7 @@ class NetworkShape:
     ) -> NetworkShape:
         """A network of equal blocks with fused q, k, v and a two-layer MLP."""
         product = channels * attention_channels
-        block = BlockShape(2 * product, 2 * product, attention_channels, 2 * channels * hidden_channels)
+        block = BlockShape(2 * product, 2 * product, attention_channels, 2 * channels * hidden_channels, 2 * product)
         return cls(tokens, prefix_tokens, (block,) * blocks, patch_macs, head_macs, read_tokens=read_tokens)
 
     @property
@@ -84,9 +97,14 @@ class NetworkShape:
     def block_macs(self, number: int, tokens_in: int, tokens_out: int) -> int:
         """MACs of block `number` (from 1) that receives `tokens_in` tokens and whose MLP works on `tokens_out`."""
         block = self.block_shapes[number - 1]
-        queries = tokens_out if number == self.blocks and tokens_out == self.read_tokens else tokens_in
+        queries = tokens_in
+        if number == self.blocks and tokens_out == self.read_tokens:
+            queries = tokens_out
+        elif self.place == "block":
+            queries = tokens_in = tokens_out
         attention = 2 * queries * tokens_in * block.attention_channels
-        return queries * block.query_macs + tokens_in * block.key_macs + attention + tokens_out * block.mlp_macs
+        macs = queries * block.query_macs + tokens_in * block.key_macs + attention + tokens_out * block.mlp_macs
+        return macs - (queries - tokens_out) * block.after_map_macs if self.place == "values" else macs
 
     def macs(self, schedule: Sequence[int] | None = None) -> int:
         """MACs per image under `schedule` (tokens after each block); of the unpruned network without one."""

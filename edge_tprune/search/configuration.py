@@ -142,7 +142,7 @@ def _decide(
     """Refuses what cannot be before an image is read. Arguments and errors as `find`."""
     reducer = registry.method(method)
     check_method(reducer, loaded.model, loaded.name)
-    shape = network_shape(loaded.model, loaded.name)
+    shape = network_shape(loaded.model, loaded.name, method=reducer, options=options)
     if score not in SCORES:
         raise UserError(f"no score {score!r}: choose {' or '.join(SCORES)}")
     if score == ERROR and not dataset.labelled:

@@ -49,7 +49,12 @@ def exported(
         ("gtp", {"graph": "spatial"}),
         ("evit", {"fuse": True}),
         ("zero_tprune", {"merge": False, "votes": 3, "renormalise": True}),
-        ("bat", {"neighbours": 5}),
+        ("bat", {"faithful": True}),
+        ("bat", {"faithful": True, "cluster": False}),
+        ("zero_tprune", {"faithful": True, "partition": "random", "emphasis": False}),
+        ("dpc_knn", {"faithful": True}),
+        ("slice", {"place": "block"}),
+        ("slice", {"place": "values"}),
     ],
 )
 def test_every_method_exports_to_the_same_network(
@@ -64,9 +69,10 @@ def test_every_method_exports_to_the_same_network(
     assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [batch, 6]
     check(model, pruned.schedule, pruned.precision)  # the token counts are read off the graph
     if runtime == "onnxruntime":
-        assert kinds["Attention"] == 4
+        apart = 2 if pruned.shape.place == "values" else 0  # stages whose values are other tokens' than their map
+        assert kinds["Attention"] == 4 - apart
         own = {"pomt": 2, "vote_mix": 2}.get(method, 0)  # softmaxes of the method itself, one a stage
-        assert kinds["Softmax"] == own, "maps and class rows come from the operator"
+        assert kinds["Softmax"] == own + apart, "maps and class rows come from the operator"
     else:
         assert "Attention" not in kinds
         if batch == 1 and importlib.util.find_spec("tensorrt_rtx_bindings"):

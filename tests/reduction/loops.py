@@ -14,11 +14,13 @@ def random_sizes(rng: np.random.Generator, batch: int, tokens: int, sized: bool)
     return sizes, torch.from_numpy(sizes).float()
 
 
+def slow_halves(tokens: int, prefix: int) -> tuple[list[int], list[int]]:
+    """Patch tokens at even places, and those at odd ones."""
+    return [i for i in range(prefix, tokens) if i % 2 == 0], [i for i in range(prefix, tokens) if i % 2 == 1]
+
+
 def slow_significance(class_row: np.ndarray, values: np.ndarray, prefix: int) -> dict[int, float]:
     """One image: class_row (H, N), values (N, H, d) -> significance by patch token, summing to 1."""
-    heads, tokens = class_row.shape
-    score = {
-        j: sum(class_row[h, j] * float(np.sqrt((values[j, h] ** 2).sum())) for h in range(heads)) for j in range(prefix, tokens)
-    }
+    score = {j: float(class_row[:, j].sum() * np.sqrt((values[j] ** 2).sum())) for j in range(prefix, len(values))}
     total = sum(score.values())
     return {j: s / total for j, s in score.items()}

@@ -31,11 +31,14 @@ def slow_bat(
     a_set, b_set = strong[1::2], strong[::2]
     partner = {a: max(b_set, key=lambda b: cosine(a, b)) for a in a_set}
     order = sorted(a_set, key=lambda a: -cosine(a, partner[a]))
-    merged, alone = order[:matched], order[matched:]
+    merged, unmerged = order[:matched], order[matched:]
     groups = [[i] for i in range(prefix)]
-    groups += [[a] for a in alone]
-    groups += [[b, *(a for a in merged if partner[a] == b)] for b in b_set]
-    if weak:
+    if matched:
+        groups += [[a] for a in unmerged]
+        groups += [[b, *(a for a in merged if partner[a] == b)] for b in b_set]
+    else:
+        groups += [[i] for i in [*b_set, *a_set]]
+    if clusters:
         centres, joins = slow_density_peaks(x[weak], clusters, neighbours)
         groups += [[weak[c], *(weak[i] for i, centre in joins.items() if centre == c)] for c in centres]
     return groups

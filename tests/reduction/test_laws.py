@@ -91,7 +91,7 @@ def test_the_prefix_is_never_lost_and_never_mixed(method: str, kind: str) -> Non
 @pytest.mark.parametrize("sized", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_counted_twice(method: str, sized: bool) -> None:
-    """An original token ends in at most one place, and sizes are the sums of what merged."""
+    """An original token ends in at most one place, and sizes are the sums of what merged (of parts of it, where a method counts so)."""
     x, evidence = evidence_of(3, 2, 25, sized=sized)
     outcome = made(method, 25, 14)(x, evidence)
     members = outcome.sums(torch.eye(25).expand(2, -1, -1))
@@ -100,7 +100,11 @@ def test_nothing_is_counted_twice(method: str, sized: bool) -> None:
     sizes = outcome.sizes(evidence.sizes)
     if sizes is not None:
         before = torch.ones(2, 25) if evidence.sizes is None else evidence.sizes
-        torch.testing.assert_close(sizes, (members @ before[..., None])[..., 0])
+        total = (members @ before[..., None])[..., 0]
+        if method == "diffrate":
+            assert (sizes <= total + 1e-5).all()
+        else:
+            torch.testing.assert_close(sizes, total)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -247,7 +251,7 @@ def test_sums_of_many_tokens_do_not_overflow_under_autocast() -> None:
 
     stream = Stream(torch.full((1, 130, 4), 600.0))
     with torch.autocast("cpu", dtype=torch.float16):
-        merged = stream.reduce(Gather(Stage(1, 12, 130, 2, 1, True)), Evidence())
+        merged, _ = stream.reduce(Gather(Stage(1, 12, 130, 2, 1, True)), Evidence())
     torch.testing.assert_close(merged.x, torch.full((1, 2, 4), 600.0))
     assert merged.sizes is not None
     assert merged.sizes.tolist() == [[1, 129]]

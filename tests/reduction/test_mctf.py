@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,62 +13,48 @@ from hypothesis import strategies as st
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.methods.mctf import MCTF
 from edge_tprune.reduction.registry import Evidence, Stage
-from tests.reduction.loops import random_sizes
+from tests.reduction.loops import random_sizes, slow_halves
 
-
-@dataclass
-class Token:
-    """A token and what has merged into it, by place."""
-
-    members: list[int]
-    x: np.ndarray  #: (N, C), of all tokens
-    info: np.ndarray  #: (N,)
-    sizes: np.ndarray  #: (N,)
-
-    def feature(self) -> np.ndarray:
-        total = sum(self.info[m] * self.sizes[m] for m in self.members)
-        return sum(self.info[m] * self.sizes[m] * self.x[m] for m in self.members) / total
-
-    def total_info(self) -> float:
-        return sum(self.info[m] for m in self.members)
-
-    def size(self) -> float:
-        return sum(self.sizes[m] for m in self.members)
-
-
-def attraction(i: Token, j: Token, tau_info: float, tau_size: float) -> float:
-    a, b = i.feature(), j.feature()
-    similar = (1 + a @ b / np.sqrt((a @ a) * (b @ b))) / 2
-    informative = 1 / (i.total_info() * j.total_info())
-    small = 1 / (i.size() * j.size())
-    return similar * (informative ** (1 / tau_info) if tau_info else 1) * (small ** (1 / tau_size) if tau_size else 1)
-
-
-def slow_merge(source: list[Token], target: list[Token], count: int, *taus: float) -> tuple[list[Token], float]:
-    """Merges the `count` most attracted sources; the others from most to least attracted, and the narrowest decision."""
-    strength = [[attraction(s, t, *taus) for t in target] for s in source]
-    best = [max(row) for row in strength]
-    order = sorted(range(len(source)), key=lambda s: -best[s])
-    gaps = [best[i] / best[j] - 1 for i, j in pairwise(order)]
-    gaps += [sorted(row)[-1] / sorted(row)[-2] - 1 for row in strength if len(row) > 1]
-    for s in order[:count]:
-        target[strength[s].index(best[s])].members.extend(source[s].members)
-    return [source[s] for s in order[count:]], min(gaps, default=1.0)
+Groups = list[list[int]]
 
 
 def slow_mctf(
-    x: np.ndarray, attention: np.ndarray, sizes: np.ndarray, prefix: int, count: int, *taus: float
-) -> tuple[list[Token], float]:
-    """One image: tokens (N, C), attention (H, N, N), sizes (N,) -> patch tokens that are left, and the narrowest decision."""
-    info = np.maximum(attention.mean((0, 1)), 0.01 / len(x))
-    tokens = [Token([i], x, info, sizes) for i in range(prefix, len(x))]
-    a, b = tokens[1::2], tokens[0::2]
-    from_a = min(count // 2, len(a) - 1)
-    gap = 1.0
-    if from_a:
-        a, gap = slow_merge(a, b, from_a, *taus)
-    b, other = slow_merge(b, a, count - from_a, *taus)
-    return b + a, min(gap, other)
+    x: np.ndarray, attention: np.ndarray, sizes: np.ndarray, prefix: int, count: int, tau_info: float, tau_size: float
+) -> tuple[Groups, np.ndarray, float]:
+    """One image: tokens (N, C), attention (H, N, N), sizes (N,).
+
+    Returns:
+        The tokens that each one that is left is made of, the one it grew from first; what each weighs; the narrowest decision.
+    """
+    info = attention.mean((0, 1))
+
+    def attraction(i: int, j: int) -> float:
+        similar = (1 + x[i] @ x[j] / np.sqrt((x[i] @ x[i]) * (x[j] @ x[j]))) / 2
+        informative = (1 / (info[i] * info[j])) ** (1 / tau_info) if tau_info else 1.0
+        small = (1 / (sizes[i] * sizes[j])) ** (1 / tau_size) if tau_size else 1.0
+        return float(similar * informative * small)
+
+    a_set, b_set = slow_halves(len(x), prefix)
+    groups = {i: [i] for i in range(len(x))}
+    gaps: list[float] = []
+
+    def merge(source: list[int], target: list[int], merges: int) -> list[int]:
+        """The sources that are left, from most to least attracted."""
+        best = {}
+        for i in source:
+            by_strength = sorted(((attraction(i, j), j) for j in target), reverse=True)
+            best[i] = by_strength[0]
+            gaps.extend(one[0] / other[0] - 1 for one, other in pairwise(by_strength[:2]))
+        order = sorted(source, key=lambda i: -best[i][0])
+        gaps.extend(best[i][0] / best[j][0] - 1 for i, j in pairwise(order))
+        for i in order[:merges]:
+            groups[best[i][1]] += groups.pop(i)
+        return order[merges:]
+
+    from_a = min(count // 2, len(a_set) - 1)
+    left_a = sorted(merge(a_set, b_set, from_a)) if from_a else a_set
+    left_b = merge(b_set, left_a, count - from_a)
+    return [groups[i] for i in [*range(prefix), *left_a, *left_b]], info * sizes, min(gaps, default=1.0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -110,14 +95,15 @@ def test_equals_the_loops(
     assert torch.equal(found[:, :prefix], features[:, :prefix])
     torch.testing.assert_close(found_sizes, (members @ torch.from_numpy(sizes).float()[..., None])[..., 0])
     for image in range(batch):
-        wanted, gap = slow_mctf(x[image], attention[image], sizes[image], prefix, count, tau_info, tau_size)
+        wanted, weight, gap = slow_mctf(x[image], attention[image], sizes[image], prefix, count, tau_info, tau_size)
         if gap < 1e-4:
             continue
-        for slot, token in enumerate(wanted, prefix):
-            assert places[image, slot] == token.members[0]
-            assert members[image, slot].nonzero()[:, 0].tolist() == sorted(token.members)
-            np.testing.assert_allclose(found[image, slot].numpy(), token.feature(), atol=1e-4)
-            assert found_sizes[image, slot].item() == pytest.approx(token.size())
+        for slot, group in enumerate(wanted):
+            assert places[image, slot] == group[0]
+            assert members[image, slot].nonzero()[:, 0].tolist() == sorted(group)
+            mean = sum(weight[i] * x[image, i] for i in group) / sum(weight[i] for i in group)
+            np.testing.assert_allclose(found[image, slot].numpy(), mean, atol=1e-4)
+            assert found_sizes[image, slot].item() == pytest.approx(sum(sizes[image, i] for i in group))
 
 
 def even_attention(tokens: int) -> torch.Tensor:
@@ -125,13 +111,13 @@ def even_attention(tokens: int) -> torch.Tensor:
 
 
 def test_what_a_token_has_absorbed_goes_along() -> None:
-    """Places 1 (A) and 0 (B) are alike, and near 3 (A); 2 (B) is not. So 1 joins 0, then 0 joins 3."""
-    x = torch.tensor([[[1.0, 0.0, 0.0], [1.0, 0.01, 0.0], [0.0, 0.0, 1.0], [1.0, 0.5, 0.0]]])
+    """Places 0 (A) and 1 (B) are alike, and near 2 (A); 3 (B) is not. So 0 joins 1, then 1 joins 2."""
+    x = torch.tensor([[[1.0, 0.01, 0.0], [1.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 1.0]]])
     outcome = MCTF(Stage(1, 12, 4, 2, 0, False))(x, Evidence(attention=even_attention(4)))
     members = outcome.sums(torch.eye(4)[None])[0]
-    assert members.tolist() == [[0, 0, 1, 0], [1, 1, 0, 1]]
-    assert outcome.sizes(None)[0].tolist() == [1, 3]
-    torch.testing.assert_close(outcome.tokens(x, None)[0, 1], (x[0, 0] + x[0, 1] + x[0, 3]) / 3)
+    assert members.tolist() == [[1, 1, 1, 0], [0, 0, 0, 1]]
+    assert outcome.sizes(None)[0].tolist() == [3, 1]
+    torch.testing.assert_close(outcome.tokens(x, None)[0, 0], x[0, :3].mean(0))
 
 
 def test_informative_and_large_tokens_are_spared() -> None:
@@ -161,7 +147,7 @@ def test_any_number_can_merge(tokens: int, prefix: int) -> None:
         assert (members.sum(1) == 1).all(), "every token ends in exactly one"
 
 
-def test_tokens_that_nobody_attends_to_still_weigh() -> None:
+def test_a_token_without_attention_still_weighs() -> None:
     """Attention of exactly 0 gives neither infinite attraction nor a mean over nothing."""
     attention = torch.zeros(1, 1, 7, 7)
     attention[..., 0] = 1.0

@@ -38,7 +38,7 @@ def slow_pitome(
     ranking = sorted(energy, key=lambda i: -energy[i])
     gaps = [energy[i] - energy[j] for i, j in pairwise(ranking)]
     candidates = ranking[: 2 * count] if protects else ranking
-    b_set, a_set = candidates[::2], candidates[1::2]
+    a_set, b_set = candidates[::2], candidates[1::2]
     partner, likeness = {}, {}
     for a in a_set:
         by_likeness = sorted(((float(metric[a] @ metric[b]), b) for b in b_set), reverse=True)
@@ -80,7 +80,7 @@ def test_equals_the_loops(
     assert torch.equal(places[:, :prefix], torch.arange(prefix).expand(batch, -1))
     for image in range(batch):
         wanted, wanted_sizes, gap = slow_pitome(
-            x[image], keys[image], sizes[image], prefix, count, margin * (1 - block / 12), block > 6
+            x[image], keys[image], sizes[image], prefix, count, margin * (1 - (block - 1) / 12), block > 6
         )
         if gap < 1e-5:
             continue
@@ -122,8 +122,9 @@ def test_the_first_half_pairs_by_energy_and_not_by_place() -> None:
 
 def test_the_halves() -> None:
     assert [PiToMe(Stage(block, 12, 9, 8, 1, True)).protects for block in (1, 6, 7, 12)] == [False, False, True, True]
-    assert PiToMe(Stage(12, 12, 9, 8, 1, True)).margin == 0
-    assert PiToMe(Stage(6, 12, 9, 8, 1, True)).margin == pytest.approx(0.375)
+    assert [PiToMe(Stage(block, 5, 9, 8, 1, True)).protects for block in (1, 3, 4, 5)] == [False, False, True, True]
+    assert PiToMe(Stage(1, 12, 9, 8, 1, True)).margin == 0.75
+    assert PiToMe(Stage(7, 12, 9, 8, 1, True)).margin == pytest.approx(0.375)
 
 
 @pytest.mark.parametrize(("tokens", "prefix", "fewest"), [(197, 1, 99), (198, 2, 100), (5, 0, 3), (2, 1, 2)])

@@ -12,12 +12,12 @@ from edge_tprune.errors import UserError
 from edge_tprune.reduction.methods.ppt import PPT
 from edge_tprune.reduction.methods.tome import ToMe
 from edge_tprune.reduction.registry import Evidence, Stage
-from tests.reduction.loops import random_sizes, slow_significance
+from tests.reduction.loops import random_sizes, slow_halves, slow_significance
 
 
 def variance(score: dict[int, float]) -> float:
     mean = sum(score.values()) / len(score)
-    return sum((s - mean) ** 2 for s in score.values()) / len(score)
+    return sum((s - mean) ** 2 for s in score.values()) / (len(score) - 1)
 
 
 def slow_groups(score: dict[int, float], keys: np.ndarray, prefix: int, count: int, tau: float) -> list[list[int]]:
@@ -26,8 +26,7 @@ def slow_groups(score: dict[int, float], keys: np.ndarray, prefix: int, count: i
     if variance(score) >= tau:
         return start + [[j] for j in sorted(score, key=lambda j: -score[j])[: len(score) - count]]
     key = keys.mean(1)
-    b_set = list(range(prefix, len(keys), 2))
-    a_set = list(range(prefix + 1, len(keys), 2))
+    a_set, b_set = slow_halves(len(keys), prefix)
 
     def cosine(a: int, b: int) -> float:
         return float(key[a] @ key[b] / np.linalg.norm(key[a]) / np.linalg.norm(key[b]))

@@ -138,7 +138,7 @@ def choose(method: str, attn: Attention, x: Tensor, sizes: Tensor | None, dtype:
     for score in (evidence.class_row, evidence.attention):
         assert score is not None
         assert score.dtype == wide
-    after = stream.reduce(reducer, evidence)
+    after, _ = stream.reduce(reducer, evidence)
     assert after.x.dtype == dtype
     for tensor in (after.x, after.sizes, after.key_bias, after.members):
         assert tensor is None or tensor.isfinite().all()

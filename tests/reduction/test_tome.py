@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from edge_tprune.reduction.methods.tome import ToMe
 from edge_tprune.reduction.registry import Evidence, Stage
-from tests.reduction.loops import random_sizes
+from tests.reduction.loops import random_sizes, slow_halves
 
 
 def slow_tome(x: np.ndarray, keys: np.ndarray, sizes: np.ndarray, prefix: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """One image: tokens (N, C), keys (N, H, d), sizes (N,) -> merged tokens and sizes, token by token."""
     metric = keys.mean(1)
     metric = metric / np.linalg.norm(metric, axis=1, keepdims=True)
-    b_set = list(range(prefix, len(x), 2))
-    a_set = list(range(prefix + 1, len(x), 2))
+    a_set, b_set = slow_halves(len(x), prefix)
     partner = {a: max(b_set, key=lambda b: metric[a] @ metric[b]) for a in a_set}
-    merged = sorted(a_set, key=lambda a: -(metric[a] @ metric[partner[a]]))[:count]
-    groups = [[i] for i in range(prefix)] + [[a] for a in a_set if a not in merged]
+    ranking = sorted(a_set, key=lambda a: -(metric[a] @ metric[partner[a]]))
+    merged, unmerged = ranking[:count], ranking[count:]
+    groups = [[i] for i in range(prefix)] + [[a] for a in (sorted(unmerged) if prefix else unmerged)]
     groups += [[b, *(a for a in merged if partner[a] == b)] for b in b_set]
     total = np.array([sum(sizes[i] for i in group) for group in groups])
     tokens = np.array([sum(sizes[i] * x[i] for i in group) for group in groups]) / total[:, None]

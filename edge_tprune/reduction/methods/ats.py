@@ -2,7 +2,8 @@
 
 Fayyaz et al., "Adaptive Token Sampling For Efficient Vision Transformers", ECCV 2022 (arXiv 2111.15667), section 3. Needs no training.
 
-    s_j     = sum over heads of softmax(q_cls k_j / sqrt d) ||v_j||, then divided by its sum over the patch tokens    significance
+    s_j     = sum over heads of softmax(q_cls k_j / sqrt d), times ||v_j|| of all heads together, then divided by its sum over the
+              patch tokens                                                                                       significance
     c_j     = cumulative sum of s, in the order of s
     sample  at the K quantiles 1/2K, 3/2K, ..., (2K-1)/2K: each takes the token in whose interval (c_{j-1}, c_j] it falls (inverse
             transform sampling with a fixed grid instead of random numbers). A token with K s_j >= 1 is always taken, several
@@ -35,6 +36,10 @@ class ATS(Reducer):
 
     name = "ats"
     paper = "Fayyaz et al., ECCV 2022, arXiv 2111.15667"
+    code = "adaptivetokensampling/ATS"
+    differs = (
+        "the authors' code keeps as many tokens as their samples are distinct, which differs by image: no static graph can"
+    )
     needs = frozenset({CLASS_ROW, VALUES})
     needs_class_token = True
 

@@ -10,10 +10,17 @@ with it; here it is applied to any pretrained ViT as it is.
                 tokens weighted by a_j (section 3.3)
     match       attentive tokens: bipartite matching by cosine, the most similar ("homogeneous") pairs merge, weighted likewise (section 3.3)
 
-Our choices: `attentive` and `matched` below split a stage's tokens and removals between the two; attentive tokens alternate between
-the two sides of the matching in the order of a_j; likeness and distance are those of the features after the attention residual;
-attention afterwards is proportional to size, as in ToMe, without which far more is lost; densities are made of a token itself and the
-nearest to it, not of the nearest five (`neighbours`). The class token takes no part.
+Our choices, where the paper leaves it open: `attentive` and `matched` below split a stage's tokens and removals between the two; attentive tokens
+alternate between the two sides of the matching in the order of a_j; likeness and distance are those of the features after the attention
+residual; the unit of density is the image's own. The class token takes no part.
+
+|           | default                                                          | `faithful`: the paper |
+|-----------|------------------------------------------------------------------|-----------------------|
+| attention | proportional to size, as in ToMe, without which far more is lost | plain                 |
+| density   | of a token itself and the nearest to it (`neighbours=2`)         | of the nearest five   |
+| blocks    | searched for                                                     | 4, 7, 10              |
+
+The paper's ablations are options of the faithful form: `matched=0` (without matching), `cluster=false` (without clustering), `neighbours` (k).
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from torch import Tensor
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.matching import NEIGHBOURS, density_peaks, exclusions, neighbours_of, pairs
 from edge_tprune.reduction.ops import gather_tokens, top, unit
-from edge_tprune.reduction.outcome import Merge, Outcome
+from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import CLASS_ROW, Evidence, Reducer, Stage, register
 
 
@@ -38,16 +45,18 @@ class BAT(Reducer):
         stage: where it sits.
         attentive: share of a stage's patch tokens that are attentive.
         matched: share of a stage's removals made by matching attentive tokens; clustering makes the rest.
-        neighbours: how many nearest tokens, itself included, make a token's density; 5 in the paper.
+        neighbours: how many nearest tokens, itself included, make a token's density.
+        cluster: false drops the inattentive tokens; all that stay are attentive, whatever `attentive` says.
         proportional: add log size to the attention logits of the blocks that follow.
     """
 
     name = "bat"
     paper = "Long et al., CVPR 2023, arXiv 2211.11315"
+    faithful: ClassVar = {"neighbours": 5, "proportional": False}
+    differs = "attention is proportional to size, and two neighbours make a token's density instead of five"
     needs = frozenset({CLASS_ROW})
     needs_class_token = True
     merges = True
-    drops = False
     worth_searching: ClassVar = {"attentive": (0.3, 0.4, 0.5, 0.6, 0.7), "matched": (0.0, 0.1, 0.2, 0.3, 0.4)}
 
     exclusion: Tensor
@@ -60,6 +69,7 @@ class BAT(Reducer):
         attentive: float = 0.4,
         matched: float = 0.1,
         neighbours: int = NEIGHBOURS,
+        cluster: bool = True,
         proportional: bool = True,
     ) -> None:
         super().__init__(stage)
@@ -67,10 +77,16 @@ class BAT(Reducer):
             if not 0 <= share <= 1:
                 raise UserError(f"method bat: {name} is {share:g}; it is a share, from 0 to 1")
         self.neighbours = neighbours_of(self.name, neighbours)
+        self.drops = not cluster
         self.proportional = proportional
         patches, removed = stage.tokens_in - stage.prefix_tokens, stage.tokens_in - stage.tokens_out
-        self.attentive, self.pairs = _split(patches, removed, attentive, matched)
-        self.clusters = patches - self.attentive - (removed - self.pairs)
+        self.clusters = 0
+        if cluster:
+            self.attentive, self.pairs = _split(patches, removed, attentive, matched)
+            self.clusters = patches - self.attentive - (removed - self.pairs)
+        else:
+            self.pairs = min(round(matched * removed), patches - removed, removed)
+            self.attentive = patches - removed + self.pairs
         # Also what keeps the weight of a token that nothing attends to above 0.
         self.bonus += 1e-6
         self.register_buffer("exclusion", exclusions(patches - self.attentive), persistent=False)
@@ -88,15 +104,17 @@ class BAT(Reducer):
             [self.stage.prefix_tokens, self.attentive, len(self.exclusion)], 1
         )
         stay, leave, target = [prefix], [], []
-        if self.attentive:
+        if self.pairs:
             sides = [self.attentive - self.attentive // 2, self.attentive // 2]
             b, a = attentive.split_with_sizes(sides, 1)
             feature_b, feature_a = unit(gather_tokens(x, attentive).float()).split_with_sizes(sides, 1)
             order, partner = pairs(feature_a, feature_b)
-            merged, alone = order.split_with_sizes([self.pairs, order.shape[1] - self.pairs], 1)
-            stay += [a.gather(1, alone), b]
-            leave.append(a.gather(1, merged))
-            target.append(self.stage.prefix_tokens + alone.shape[1] + partner.gather(1, merged))
+            matched, others = order.split_with_sizes([self.pairs, order.shape[1] - self.pairs], 1)
+            stay += [a.gather(1, others), b]
+            leave.append(a.gather(1, matched))
+            target.append(self.stage.prefix_tokens + others.shape[1] + partner.gather(1, matched))
+        else:
+            stay.append(attentive)
         if self.clusters:
             centres, others, cluster = density_peaks(
                 gather_tokens(x, inattentive).float(), self.clusters, self.exclusion, neighbours=self.neighbours
@@ -104,6 +122,8 @@ class BAT(Reducer):
             stay.append(inattentive.gather(1, centres))
             leave.append(inattentive.gather(1, others))
             target.append(self.stage.tokens_out - self.clusters + cluster)
+        if not leave:
+            return Keep(torch.cat(stay, 1))
         return Merge.into(torch.cat(stay, 1), torch.cat(leave, 1), torch.cat(target, 1), weights=attentiveness)
 
 

@@ -13,6 +13,8 @@ so it is off unless asked for.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from edge_tprune.reduction.ops import top
@@ -31,6 +33,8 @@ class EViT(Reducer):
 
     name = "evit"
     paper = "Liang et al., ICLR 2022, arXiv 2202.07800"
+    code = "youweiliang/evit"
+    faithful: ClassVar = {}
     needs = frozenset({CLASS_ROW})
     needs_class_token = True
 

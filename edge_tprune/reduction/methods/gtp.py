@@ -15,13 +15,16 @@ G is a graph over the patches, and how it is made is an option:
     semantic    edges from each removed token to the `neighbours` kept ones most similar to it (cosine of x), weighted by that cosine,
                 normalised so that what a token passes on sums to alpha
 
-Our choices: the paper builds the semantic graph once, among the patches of the first layer, and joins both graphs; a graph among the tokens of the
-block costs less than carrying one along, since only edges from removed to kept tokens matter, and comes nearer to the unpruned model on
-calibration images than the spatial one. The paper then thins out attention maps (its theta, "attention sparsification"): left out, it saves
-nothing in a dense kernel. The broadcasting ability counts A_jj too.
+The authors build the semantic graph once, among the patches that enter the first block, and join both graphs. Our semantic graph is one among the
+tokens of the block: it costs less than carrying theirs along, since only edges from removed to kept tokens matter, and comes nearer to
+the unpruned model on calibration images than the spatial one. `faithful` is the authors' code with its spatial graph. Neither form thins
+out attention maps (theta, "attention sparsification"): it saves nothing in a dense kernel, and its threshold is the k-th largest of N^2 numbers,
+where TensorRT's TopK ends at 3840. The broadcasting ability counts A_jj too.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +50,9 @@ class GTP(Reducer):
 
     name = "gtp"
     paper = "Xu et al., WACV 2024, arXiv 2311.03035"
+    code = "Ackesnal/GTP-ViT"
+    faithful: ClassVar = {"graph": "spatial"}
+    differs = "removed tokens pass on to the kept ones that look most like them; the authors' attention sparsification is in neither form"
     needs = frozenset({ATTENTION, POSITIONS})
     merges = True
     default_blocks = tuple(range(1, 13))

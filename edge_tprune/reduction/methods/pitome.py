@@ -37,7 +37,8 @@ class PiToMe(Reducer):
 
     Args:
         stage: where it sits.
-        margin: cosine above which two tokens count as look-alikes, before the first block; falls to 0 in the last.
+        margin: cosine above which two tokens count as look-alikes, in the first block; falls to 0 behind the last.
+        proportional: add log size to the attention logits of the blocks that follow.
     """
 
     name = "pitome"
@@ -48,14 +49,14 @@ class PiToMe(Reducer):
     default_blocks = tuple(range(1, 13))
     limit = "at most half of a block's patch tokens merge"
 
-    def __init__(self, stage: Stage, *, margin: float = 0.75) -> None:
+    def __init__(self, stage: Stage, *, margin: float = 0.75, proportional: bool = False) -> None:
         super().__init__(stage)
         if not 0 <= margin <= 1:
             raise UserError(f"method pitome: margin is {margin:g}; it is a cosine, from 0 to 1")
-        self.proportional = True
+        self.proportional = proportional
         self.merged = stage.tokens_in - stage.tokens_out
-        self.margin = margin * (1 - stage.block / stage.blocks)
-        self.protects = 2 * stage.block > stage.blocks
+        self.margin = margin * (1 - (stage.block - 1) / stage.blocks)
+        self.protects = 2 * stage.block > stage.blocks + stage.blocks % 2
 
     @classmethod
     def fewest(cls, tokens_in: int, prefix_tokens: int) -> int:
@@ -66,21 +67,21 @@ class PiToMe(Reducer):
         """Prefix, then A tokens that found no partner or protected tokens, then B tokens."""
         assert evidence.keys is not None
         prefix = self.stage.prefix_tokens
-        metric = unit(evidence.keys.float().mean(2))
-        # Prefix tokens get an energy too, which their bonus drowns: cheaper than cutting them out and putting them back.
-        excess = metric @ metric[:, prefix:].transpose(1, 2) - self.margin
+        metric = unit(evidence.keys.float().mean(2))[:, prefix:]
+        excess = metric @ metric.transpose(1, 2) - self.margin
         # elu(excess), in operations that ONNX Runtime has in vector form: half the time.
         energy = torch.maximum(excess, excess.clamp_max(0).exp() - 1).mean(-1)
-        ranking = top(energy + self.bonus, self.stage.tokens_in)
-        if self.protects:
-            return self._merge_highest(metric, ranking)
-        merge = bipartite(gather_tokens(metric, ranking), self.merged, prefix)
-        return Merge(ranking.gather(1, merge.index), ranking.gather(1, merge.source), merge.link)
+        ranking = top(energy, metric.shape[1])
+        ranked = gather_tokens(metric, ranking)
+        merge = self._merge_highest(ranked) if self.protects else bipartite(ranked, self.merged, 0)
+        start = torch.arange(prefix, device=x.device).expand(len(x), -1)
+        index = torch.cat([start, prefix + ranking.gather(1, merge.index)], 1)
+        assert merge.target is not None
+        return Merge.into(index, prefix + ranking.gather(1, merge.source), prefix + merge.target)
 
-    def _merge_highest(self, metric: Tensor, ranking: Tensor) -> Merge:
-        """Every A token merges: metric (B, N, D), ranking (B, N) with the prefix first."""
-        prefix, end = self.stage.prefix_tokens, self.stage.prefix_tokens + 2 * self.merged
-        a, b = ranking[:, prefix + 1 : end : 2], ranking[:, prefix:end:2]
-        partner = (gather_tokens(metric, a) @ gather_tokens(metric, b).transpose(1, 2)).argmax(2)
-        index = torch.cat([ranking[:, :prefix], ranking[:, end:], b], 1)
-        return Merge.into(index, a, partner + self.stage.tokens_out - self.merged)
+    def _merge_highest(self, metric: Tensor) -> Merge:
+        """Of ranked tokens (B, N, D) the even places of the first 2 r merge, each into the most similar of the odd ones."""
+        end, device = 2 * self.merged, metric.device
+        partner = (metric[:, 0:end:2] @ metric[:, 1:end:2].transpose(1, 2)).argmax(2)
+        place = torch.arange(metric.shape[1], device=device).expand(len(metric), -1)
+        return Merge.into(torch.cat([place[:, end:], place[:, 1:end:2]], 1), place[:, 0:end:2], partner + metric.shape[1] - end)

@@ -7,8 +7,8 @@ Eliopoulos et al., "Pruning One More Token is Enough: Leveraging Latency-Workloa
     content   c_j = softmax over tokens j of sum over channels of max over heads of v_j
     keep the T tokens with the largest a_j + c_j and append the plain mean of the others
 
-The layer is block 4 (index 3). Prefix tokens are no queries in a_j and always stay. The largest a_j is taken per image, so that an image's result
-does not depend on its batch (our choice).
+The layer is block 4 (index 3). Prefix tokens are no queries in a_j and always stay. The authors' code takes the largest a_j of the whole batch, so that
+an image's result depends on the other images in it; here it is that of the image, which is what their code gives one image at a time.
 
 How many tokens to remove is the paper's other half: it measures the network's latency for every count, finds the staircase's edges, and takes the count that
 maximises accuracy and speed together. Here that is the person's part: build a few budgets, `profile` them on the board, and let `compare` and
@@ -16,6 +16,8 @@ maximises accuracy and speed together. Here that is the person's part: build a f
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,9 @@ class POMT(Reducer):
 
     name = "pomt"
     paper = "Eliopoulos et al., WACV 2025, arXiv 2407.05941"
+    code = "nickjeliopoulos/PruneOneMoreToken"
+    faithful: ClassVar = {}
+    differs = "the largest attention is that of the image; the authors' code takes that of the batch, on which a static graph's images must not depend"
     needs = frozenset({ATTENTION, VALUES})
     merges = True
     default_blocks = (4,)
@@ -52,7 +57,7 @@ class POMT(Reducer):
         received = evidence.attention.float().amax(1)[:, first:].sum(1)
         largest = received[:, first:].amax(1, keepdim=True)
         content = evidence.values.float().amax(2).sum(-1).softmax(1)
-        importance = received / (largest + 1e-6) + content + self.bonus
+        importance = received / largest.clamp_min(1e-12) + content + self.bonus
         if not self.appends:
             return Keep(top(importance, self.stage.tokens_out))
         ranking = top(importance, self.stage.tokens_in)

@@ -2,23 +2,25 @@
 
 Wu et al., "PPT: Token Pruning and Pooling for Efficient Vision Transformers", 2023 (arXiv 2310.01812), section 3. Needs no training.
 
-    s_j      = sum over heads of softmax(q_cls k_j / sqrt d) ||v_j||, then divided by its sum over the patch tokens    significance
+    s_j      = sum over heads of softmax(q_cls k_j / sqrt d), times ||v_j|| of all heads together, then divided by its sum over the patch
+               tokens                                                                                             significance
     policy   Var(s) < tau: no token stands out yet, so r tokens are pooled; otherwise the r least significant are pruned
     pooling  bipartite soft matching of the keys, weighted by size, as in `tome`
+    pruning  the tokens that stay go on in the order of s: the next matching alternates over ranks
     attention softmax(q k^T / sqrt d + log size): proportional attention in all blocks that follow
 
 Both branches remove r tokens, so a static graph computes both and selects; each image takes its own branch at each stage. Because
 pooling cannot remove more, a stage removes at most half of its patch tokens.
 
-The published threshold, 7e-5, is for scores that sum to 1 over 196 patch tokens, where their mean is 1/196: it is a coefficient of
-variation of 1.6. Our choices: the variance is the mean squared deviation; norms are taken head by head, as in `ats`, and not over all channels (which
-agrees as well with the unpruned model); pruned images go on with their tokens in the order of s, so that the next matching alternates
-over ranks. The paper's stages are at blocks 4, 7 and 10; ours were searched for (`tuned/ppt.json`).
+The published threshold, 7e-5 (that of DeiT-S in the authors' code), is for scores that sum to 1 over 196 patch tokens, where their mean is 1/196: it is a
+coefficient of variation of 1.6. The variance is that of a sample (divided by n - 1), as in their code. The paper's stages are at blocks 4, 7 and 10; ours
+were searched for (`tuned/ppt.json`).
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +43,8 @@ class PPT(Reducer):
 
     name = "ppt"
     paper = "Wu et al., 2023, arXiv 2310.01812"
+    code = "xjwu1024/PPT"
+    faithful: ClassVar = {}
     needs = frozenset({CLASS_ROW, KEYS, VALUES})
     needs_class_token = True
     merges = True
@@ -56,8 +60,8 @@ class PPT(Reducer):
         self.proportional = True
         self.removed = stage.tokens_in - stage.tokens_out
         patches = stage.tokens_in - stage.prefix_tokens
-        # Scores that sum to 1 have the mean 1/n: Var(s) = ||s||^2 / n - 1/n^2 < tau is a bound on the norm.
-        self.bound = math.sqrt(patches * tau + 1 / patches)
+        # Scores that sum to 1 have the mean 1/n: Var(s) = (||s||^2 - 1/n) / (n - 1) < tau is a bound on the norm.
+        self.bound = math.sqrt((patches - 1) * tau + 1 / patches)
         self.register_buffer("patch", (torch.arange(stage.tokens_in) >= stage.prefix_tokens).float(), persistent=False)
 
     @classmethod

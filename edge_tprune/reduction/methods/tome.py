@@ -3,10 +3,11 @@
 Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023 (arXiv 2210.09461), section 3 and appendix D.
 
     metric    m_i = mean over heads of the keys, to unit length
-    sets      every other patch token is in A, the rest in B; the class token is in neither as a source or a target
+    sets      tokens at even places are in A, the others in B; the class token is in neither as a source or a target
     matching  each A token takes its most similar B token; the r most similar pairs merge (bipartite soft matching)
     merging   x_b = mean of x_b and all its A tokens, weighted by size; sizes add up
-    order     prefix, unmerged A in their order, B: which tokens are alternate in the next block changes by this
+    order     prefix, unmerged A in their order (without a class token from most to least similar), B: which tokens are alternate in the next
+              block changes by this
     attention softmax(q k^T / sqrt d + log size): proportional attention
 
 Each block removes at most half of its patch tokens. `proportional=false` is for models trained without labels (MAE), as in
@@ -14,6 +15,8 @@ the paper.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +37,8 @@ class ToMe(Reducer):
 
     name = "tome"
     paper = "Bolya et al., ICLR 2023, arXiv 2210.09461"
+    code = "facebookresearch/ToMe"
+    faithful: ClassVar = {}
     needs = frozenset({KEYS})
     merges = True
     drops = False

@@ -46,6 +46,7 @@ class VoteMix(Reducer):
 
     name = "vote_mix"
     paper = "Peng et al., ICME 2025, arXiv 2408.17062"
+    differs = "tokens mix after attention instead of its queries before it; no public code was found"
     needs = frozenset({KEYS})
     merges = True
     drops = False

@@ -12,10 +12,6 @@ S   drop near-duplicates: the less important half ("A-group") and the more impor
     The cosine is that of whole keys, all heads side by side (our choice).
 I   page rank among the survivors, and the lowest ranks are pruned.
 
-The paper drops S's duplicates; here their features are averaged into their twins', which count for both in the attention of the blocks
-that follow (`merge`, our addition: far less divergence from the unpruned model; the README measures both). The twins
-then have the duplicates' votes, too, so I goes by the ranking of I'. `merge=false` is the paper to the letter.
-
     s(t) = A^T s(t-1) per head (WPR, algorithm 1), from the class token sqrt(N) times the others (section 3.3); the class
            token votes and is never pruned; without a class token the start is uniform.
     s_i  = sqrt( sum_h m_h s_hi^2 / sum_h m_h )  across heads (EIR: emphasising informative region)
@@ -23,14 +19,28 @@ then have the duplicates' votes, too, so I goes by the ranking of I'. `merge=fal
            summing to 1 over 197 tokens no variance could reach v_min = 0.01, and every head would be rejected (our choice). If no
            head passes, all count.
 
-Only the order of the scores matters, so the square root and the division by sum m_h, equal for all tokens, are left out. To the letter, I'
-is one vote, and survivors are not gathered for I: the votes of dropped tokens are masked, which is the same as deleting their rows and
-columns without renormalising the rows (`renormalise` divides by what is left of each row; our choice is off).
+Only the order of the scores matters, so the square root and the division by sum m_h, equal for all tokens, are left out.
+
+|                 | default                                                        | `faithful`: the paper                              |
+|-----------------|----------------------------------------------------------------|----------------------------------------------------|
+| duplicates of S | averaged into their twins, weighted by size (`merge`)          | dropped                                            |
+| I               | goes by the ranking of I', since twins have their duplicates' votes | page rank among the survivors                 |
+| votes           | one                                                            | 1 in I'; 30, 5, 1 in I by depth                    |
+| S removes       | nearly all that a stage removes (`similar`)                    | half of it                                         |
+| blocks          | searched for                                                   | 2, 4, 7, 10, 12                                    |
+
+Survivors are not gathered for I: the votes of dropped tokens are masked, which is the same as deleting their rows and columns without
+renormalising the rows (`renormalise` divides by what is left of each row; the paper does not say which). The paper searches for blocks, rates and
+what S removes, network by network; the blocks above, and half, are our reading of the configurations that it shows.
+
+The paper's ablations are options of the faithful form: `votes`, `emphasis` (EIR), `head_filter` (VHF), `uniform_start`, `partition`, `similar=1` (S alone),
+`similar=0` (I alone).
 """
 
 from __future__ import annotations
 
 import math
+from random import Random
 from typing import ClassVar
 
 import torch
@@ -43,7 +53,7 @@ from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
 V_MIN, V_MAX = 0.01, 0.7
-PARTITIONS = ("sequential", "alternate")
+PARTITIONS = ("sequential", "alternate", "random")
 
 
 @register
@@ -52,26 +62,32 @@ class ZeroTPrune(Reducer):
 
     Args:
         stage: where it sits.
-        similar: share of the stage's removals that S makes; I makes the rest. Our choice; the paper
-            searches for it together with stages and rates.
-        votes: page-rank iterations in I (where `merge`, in I'). Our choice is one; 0 takes the paper's numbers: 30 in the first quarter of the blocks,
-            5 in the middle, 1 in the last quarter.
+        similar: share of the stage's removals that S makes; I makes the rest.
+        votes: page-rank iterations in I (where `merge`, in I'); 0 takes the paper's numbers: 30 in the first quarter of the blocks, 5 in the
+            middle, 1 in the last quarter.
+        emphasis: EIR on, or the plain mean across heads.
         head_filter: VHF on or off.
-        uniform_start: start from equal scores instead of a heavy class token (the paper's ablation).
+        uniform_start: start from equal scores instead of a heavy class token.
         renormalise: divide each survivor's votes by what is left of its attention row after S; only where S drops (`merge` off).
-        partition: "sequential": the A-group is the less important half; "alternate": every other token of the ranking (the paper's ablation).
+        partition: "sequential": the A-group is the less important half of the ranking; "alternate": every other token of it; "random": a random half,
+            drawn once per block.
         merge: the duplicates that S finds are averaged into their twins, weighted by size, and log size is added to the logits of the blocks that
-            follow, as in ToMe. Our addition; false drops them, which is the paper to the letter.
+            follow, as in ToMe; false drops them.
     """
 
     name = "zero_tprune"
     paper = "Wang et al., CVPR 2024, arXiv 2305.17328"
+    faithful: ClassVar = {"merge": False, "votes": 0, "similar": 0.5}
+    differs = "similar tokens merge instead of being dropped, and make nearly all of a stage's removals; one vote ranks them"
+    paper_blocks = (2, 4, 7, 10, 12)
     needs = frozenset({ATTENTION, KEYS})
     merges = True
     worth_searching: ClassVar = {"similar": (0.25, 0.5, 0.65, 0.75, 0.85, 0.95), "votes": (0, 1, 2, 5)}
 
     start: Tensor
     position: Tensor
+    a: Tensor
+    b: Tensor
     kept_places: Tensor
 
     def __init__(
@@ -80,6 +96,7 @@ class ZeroTPrune(Reducer):
         *,
         similar: float = 0.95,
         votes: int = 1,
+        emphasis: bool = True,
         head_filter: bool = True,
         uniform_start: bool = False,
         renormalise: bool = False,
@@ -101,6 +118,7 @@ class ZeroTPrune(Reducer):
         self.duplicates = min(round(similar * removed), (stage.tokens_in - stage.prefix_tokens) // 2)
         self.proportional = merge
         self.votes = votes or _paper_votes(stage)
+        self.emphasis = emphasis
         self.head_filter = head_filter
         self.renormalise = renormalise
         start = torch.ones(stage.tokens_in)
@@ -108,13 +126,14 @@ class ZeroTPrune(Reducer):
             start[0] = math.sqrt(stage.tokens_in)
         self.register_buffer("start", (start / start.sum())[None, None, None], persistent=False)
         first, tokens = stage.prefix_tokens, stage.tokens_in
-        half = tokens - (tokens - first) // 2
-        #: Places in the ranking.
-        self.a = slice(half, None, 1) if partition == "sequential" else slice(first + 1, None, 2)
-        self.b = slice(first, half, 1) if partition == "sequential" else slice(first, None, 2)
+        #: Places in the ranking of the A-group and the B-group.
         places = torch.arange(tokens)
+        a, b = _groups(partition, stage)
+        self.slices = None if partition == "random" else (_as_slice(a, partition), _as_slice(b, partition))
         self.register_buffer("position", places, persistent=False)
-        self.register_buffer("kept_places", torch.cat([places[:first], places[self.b]]), persistent=False)
+        self.register_buffer("a", a, persistent=False)
+        self.register_buffer("b", b, persistent=False)
+        self.register_buffer("kept_places", torch.cat([places[:first], b]), persistent=False)
 
     def forward(self, x: Tensor, evidence: Evidence) -> Outcome:
         """Prefix, then survivors from most to least important."""
@@ -125,7 +144,10 @@ class ZeroTPrune(Reducer):
             return Keep(top(self._page_rank(attention, self.votes) + self.bonus, self.stage.tokens_out))
         # Where S merges, I goes by the ranking of I'.
         ranking = top(self._page_rank(attention, self.votes if self.proportional else 1) + self.bonus, self.stage.tokens_in)
-        a, b = ranking[:, self.a], ranking[:, self.b]
+        if self.slices is None:
+            a, b = ranking.index_select(1, self.a), ranking.index_select(1, self.b)
+        else:
+            a, b = (ranking[:, part] for part in self.slices)
         key = unit(evidence.keys.float().flatten(2))
         order, best = pairs(gather_tokens(key, a), gather_tokens(key, b))
         chosen, others = order.split_with_sizes([self.duplicates, order.shape[1] - self.duplicates], 1)
@@ -134,7 +156,7 @@ class ZeroTPrune(Reducer):
             alive = torch.where(dropped[:, None, :, None] == self.position, 0.0, 1.0).amin(2, keepdim=True)
             return Keep(top(self._page_rank(attention, self.votes, alive) + self.bonus, self.stage.tokens_out))
         # The ranking without the duplicates, by its places.
-        left = torch.cat([self.kept_places.expand(len(x), -1), self.a.start + others * self.a.step], 1)
+        left = torch.cat([self.kept_places.expand(len(x), -1), self.a[others]], 1)
         first = left.topk(self.stage.tokens_out, dim=1, largest=False).values
         survivors = ranking.gather(1, first)
         return Merge(survivors, dropped, survivors[:, :, None] == as_rows(b.gather(1, best.gather(1, chosen))))
@@ -151,19 +173,38 @@ class ZeroTPrune(Reducer):
         if alive is not None:
             ballot = ballot * alive  # what the dropped received is no part of any head's mean; they rank last with 0
             ballot = ballot / ballot.sum(-1, keepdim=True)
-        return self._across_heads(ballot, alive is not None)
+        return self._combined(ballot, alive is not None)
 
-    def _across_heads(self, share: Tensor, some_dropped: bool) -> Tensor:
+    def _combined(self, share: Tensor, some_dropped: bool) -> Tensor:
         """EIR over the heads that VHF lets pass: scores that sum to 1, as they stay where all tokens vote, (B, H, 1, N) -> (B, N), up to a monotone map."""
         square = share * share
+        score = square if self.emphasis else share
         if not self.head_filter:
-            return square.sum((1, 2))
+            return score.sum((1, 2))
         count = self.stage.tokens_in - (self.duplicates if some_dropped else 0)
         # Var of scores with mean 1 is count * sum(s^2) / sum(s)^2 - 1; a head passes within [V_MIN, V_MAX].
         spread = square.sum(-1, keepdim=True)
         passes = spread.clamp((1 + V_MIN) / count, (1 + V_MAX) / count) == spread
         # A head that fails weighs next to nothing instead of nothing: if all fail, all count alike, without a second branch.
-        return (torch.where(passes, 1.0, 1e-9) * square).sum((1, 2))
+        return (torch.where(passes, 1.0, 1e-9) * score).sum((1, 2))
+
+
+def _groups(partition: str, stage: Stage) -> tuple[Tensor, Tensor]:
+    """Places in the ranking of the A-group, which is compared and pruned, and of the B-group, which is compared with."""
+    ranked = torch.arange(stage.prefix_tokens, stage.tokens_in)
+    half = len(ranked) - len(ranked) // 2
+    if partition == "sequential":
+        return ranked[half:], ranked[:half]
+    if partition == "random":
+        ranked = torch.tensor(Random(stage.block).sample(ranked.tolist(), len(ranked)), dtype=torch.int64)
+    return ranked[1::2], ranked[::2]
+
+
+def _as_slice(places: Tensor, partition: str) -> slice:
+    """Places that follow one another, or every other one, as a slice: a cheaper look-up."""
+    step = 1 if partition == "sequential" else 2
+    first = int(places[0]) if len(places) else 0
+    return slice(first, first + step * len(places), step)
 
 
 def _paper_votes(stage: Stage) -> int:
