@@ -53,6 +53,8 @@ def exported(
         ("bat", {"faithful": True, "cluster": False}),
         ("zero_tprune", {"faithful": True, "partition": "random", "emphasis": False}),
         ("dpc_knn", {"faithful": True}),
+        ("pitome", {"faithful": True}),
+        ("tome", {"faithful": True, "proportional": False}),
         ("slice", {"place": "block"}),
         ("slice", {"place": "values"}),
     ],

@@ -73,7 +73,8 @@ def test_explicit_attention_gives_the_same_logits(method: str, any_vit: VisionTr
     hosted = edge_tprune.prune(any_vit, method=method, budget=0.7, blocks=[2, 3])
     fused = hosted(images)
     hosted.attention = explicit_attention
-    torch.testing.assert_close(hosted(images), fused, rtol=1e-4, atol=1e-5)
+    # Norms of random blocks' small outputs amplify rounding; another decision about a token would change a logit by far more.
+    torch.testing.assert_close(hosted(images), fused, rtol=1e-4, atol=2e-4)
 
 
 @torch.no_grad()

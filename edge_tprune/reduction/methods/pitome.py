@@ -6,20 +6,25 @@ Tran et al., "Accelerating Transformers with Spectrum-Preserving Token Merging",
     energy    E_i = mean over patches j of f(cos(v_i, v_j)): high in a large cluster of look-alikes (background), low for a
               token that stands alone (a small object)
               f(c) = c - m where c > m, exp(c - m) - 1 below
-    margin    m = margin (1 - l / L) in block l of L: clusters are drawn wider the deeper the block
+    margin    m = margin (1 - (l - 1) / L) in block l of L, counted from 1: clusters are drawn wider the deeper the block
     first half of the blocks    all patches in the order of their energy; every other one is in A, the rest in B; the r A tokens
               most similar to a B token merge into it (ToMe's matching, with energy in the place of position)
     second half of the blocks   only the 2 r patches of highest energy: every other one is in A, the rest in B; each A token
               merges into its most similar B token. All other patches are protected: they stay as they are
-    merging   mean weighted by size; sizes add up; log size joins the attention logits of the blocks that follow
+    merging   mean weighted by size; sizes add up
 
-Our choices: the paper prints f(c) = c above the margin, which jumps by m there; the continuous f above is what an ELU computes, and comes
-nearer to the unpruned model on the calibration images. So does merging as ToMe does in the first half of the blocks: protecting there too
-doubles the distance. The margin is 0.75 (0.9 does alike), with l counted from 1. The mean counts a token's likeness to itself, which is the
-same for all. Each block removes at most half of its patch tokens.
+The paper prints f(c) = c above the margin, which jumps by m there; the authors' code takes the continuous f above, an ELU. The matching of the first
+half and the margin of 0.75 are those of their code for classification. The mean counts a token's likeness to itself, which is the same for all. Each block
+removes at most half of its patch tokens.
+
+|           | default                                                  | `faithful`: the authors' code |
+|-----------|----------------------------------------------------------|-------------------------------|
+| attention | proportional to size: log size joins the attention logits | plain                         |
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,13 +48,16 @@ class PiToMe(Reducer):
 
     name = "pitome"
     paper = "Tran et al., NeurIPS 2024, arXiv 2405.16148"
+    code = "hchautran/PiToMe"
+    faithful: ClassVar = {"proportional": False}
+    differs = "attention is proportional to size, which comes nearer to the unpruned network"
     needs = frozenset({KEYS})
     merges = True
     drops = False
     default_blocks = tuple(range(1, 13))
     limit = "at most half of a block's patch tokens merge"
 
-    def __init__(self, stage: Stage, *, margin: float = 0.75, proportional: bool = False) -> None:
+    def __init__(self, stage: Stage, *, margin: float = 0.75, proportional: bool = True) -> None:
         super().__init__(stage)
         if not 0 <= margin <= 1:
             raise UserError(f"method pitome: margin is {margin:g}; it is a cosine, from 0 to 1")
