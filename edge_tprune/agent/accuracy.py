@@ -28,6 +28,7 @@ def judge_here(
     budgets: Sequence[str],
     directory: Path,
     progress: Callable[[int, int], None],
+    warn: Callable[[str], None],
 ) -> dict[str, Accuracy]:
     """Runs `budgets` and the unpruned one over `dataset`, writes `accuracy.npz` into `directory`, and returns their records.
 
@@ -46,6 +47,7 @@ def judge_here(
         budgets=budgets,
         interval=student_interval,
         progress=progress,
+        warn=warn,
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **found.arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle

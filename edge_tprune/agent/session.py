@@ -179,6 +179,7 @@ def _record_accuracy(session: Session, dataset: Dataset, names: Sequence[str]) -
         budgets=names,
         directory=session.recorder.path,
         progress=step,
+        warn=session.note,
     )
     for name, accuracy in found.items():
         session.recorder.append(AccuracyLine(t_ns=clock_ns(), budget=name, accuracy=msgspec.to_builtins(accuracy)))

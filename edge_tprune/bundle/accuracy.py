@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 import numpy as np
 
 from edge_tprune.bundle.divergence import divergence, log_softmax
-from edge_tprune.bundle.manifest import Accuracy, EvaluationData, Fp32Comparison, ImageBits
+from edge_tprune.bundle.manifest import Accuracy, ClassCounts, EvaluationData, Fp32Comparison, ImageBits
 from edge_tprune.statistics import Interval
 
 MeanInterval = Callable[[np.ndarray], Interval]
@@ -124,9 +124,32 @@ def summarise(
             agreement_percent=interval(100.0 * same),
             kl_nats=interval(all_images.kl_nats[label]),
             per_image=ImageBits(agrees=_bits(same), top1_right=None if right is None else _bits(right > 0)),
+            per_class=None if right is None or base is None else count_by_class(all_images.truth, right > 0, base > 0),
             against_fp32=_against_fp32(all_images, variant, interval),
         )
     return Evaluation(records, all_images)
+
+
+def count_by_class(truth: np.ndarray, right: np.ndarray, unpruned_right: np.ndarray) -> ClassCounts:
+    """Top-1 by class.
+
+    Args:
+        truth: (N,) the class of each image.
+        right: (N,) whether the budget is right.
+        unpruned_right: (N,) whether the unpruned model is.
+    """
+    classes, place = np.unique(truth, return_inverse=True)
+
+    def count(chosen: np.ndarray) -> tuple[int, ...]:
+        return tuple(np.bincount(place[chosen], minlength=len(classes)).tolist())
+
+    return ClassCounts(
+        classes=tuple(classes.tolist()),
+        images=count(np.ones(len(truth), bool)),
+        unpruned_right=count(unpruned_right),
+        lost=count(unpruned_right & ~right),
+        gained=count(right & ~unpruned_right),
+    )
 
 
 def _joined(parts: list[BatchAnswers]) -> BatchAnswers:

@@ -24,6 +24,7 @@ from edge_tprune.bundle.arrays import DamagedArrays, read_arrays
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.golden import Golden, golden_difference, golden_tolerance
+from edge_tprune.bundle.label_check import doubt_labels
 from edge_tprune.bundle.manifest import KIND, Accuracy, Budget, EvaluationData, FileEntry, Manifest
 from edge_tprune.bundle.revision import RESULTS, Revision, check_revisable, revise
 from edge_tprune.errors import NegativeAnswer, UserError
@@ -48,6 +49,7 @@ def evaluate(
     threads: int = 2,
     budgets: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> tuple[Bundle, dict[str, Accuracy]]:
     """Runs every budget over the dataset and stores its accuracy in the bundle.
 
@@ -65,6 +67,7 @@ def evaluate(
         threads: CPU threads, for decoding images and for ONNX Runtime together.
         budgets: names; all by default. The unpruned one always runs.
         progress: called as (images done, of).
+        warn: called with what a person should know, such as labels that can hardly be the model's.
 
     Returns:
         The bundle with the records, and those of this precision by budget.
@@ -85,6 +88,7 @@ def evaluate(
         threads=threads,
         budgets=budgets,
         progress=progress,
+        warn=warn,
     )
     stored = revise(bundle, lambda now: _with_results(now, found))
     of_precision = {label: record for label, record in found.records.items() if precision == "fp32" or "@" in label}
@@ -102,6 +106,7 @@ def judge(
     budgets: Sequence[str] | None = None,
     interval: MeanInterval = mean_interval,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """What `evaluate` finds, without storing it; it needs neither torch nor timm.
 
@@ -115,6 +120,7 @@ def judge(
         budgets: as for `evaluate`.
         interval: of a mean over images.
         progress: as for `evaluate`.
+        warn: as for `evaluate`.
 
     Raises:
         UserError, NegativeAnswer: as `evaluate`.
@@ -157,7 +163,12 @@ def judge(
             if progress is not None:
                 progress(min(len(parts) * bundle.batch, len(dataset)), len(dataset))
     data = EvaluationData(name=dataset.name, images=len(dataset), labelled=dataset.labelled, sha256=dataset.fingerprint)
-    return summarise(parts, variants, baseline, data, bundle.manifest.model.classes, interval)
+    found = summarise(parts, variants, baseline, data, bundle.manifest.model.classes, interval)
+    if warn is not None:
+        first = found.answers.top5[baseline][:, 0]
+        if doubt := doubt_labels(found.answers.truth, first, bundle.manifest.class_names):
+            warn(f"{doubt}. Say it with --class-map FILE")
+    return found
 
 
 def _with_unpruned(bundle: Bundle, names: Sequence[str] | None) -> list[Budget]:

@@ -127,6 +127,29 @@ class Fp32Comparison(msgspec.Struct, frozen=True, kw_only=True):
     max_abs_logit_difference: Distance
 
 
+class ClassCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Top-1 by class, of the classes that have images: five equally long lists."""
+
+    classes: tuple[Whole, ...]  #: in ascending order
+    images: tuple[Count, ...]
+    unpruned_right: tuple[Whole, ...]  #: images on which the unpruned model is right
+    lost: tuple[Whole, ...]  #: ... and this budget is not
+    gained: tuple[Whole, ...]  #: images on which only this budget is right
+
+    def __post_init__(self) -> None:
+        if len({len(self.classes), len(self.images), len(self.unpruned_right), len(self.lost), len(self.gained)}) != 1:
+            raise ValueError("the lists of counts by class differ in length")
+        if list(self.classes) != sorted(set(self.classes)):
+            raise ValueError("classes are not in ascending order, each once")
+        if any(lost > right or right + gained > images for images, right, lost, gained in self.rows):
+            raise ValueError("a class has more answers than images")
+
+    @property
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """(images, unpruned_right, lost, gained) of each class."""
+        return list(zip(self.images, self.unpruned_right, self.lost, self.gained))
+
+
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `eval` found of one budget. Changes, agreement and divergence are against the unpruned model; without labels top-1 and top-5 are null."""
 
@@ -142,6 +165,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     agreement_percent: Interval
     kl_nats: Interval
     per_image: ImageBits | None = None
+    per_class: ClassCounts | None = None  #: with labels
     against_fp32: Fp32Comparison | None = None
 
 

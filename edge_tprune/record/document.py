@@ -23,6 +23,7 @@ class BundleRecord(msgspec.Struct, kw_only=True, frozen=True):
     batch: Count
     model: dict[str, Any]
     method: dict[str, Any]
+    class_names: dict[str, Any] | None = None  #: `edge_tprune.models.class_names.ClassNames`
 
 
 class ArtifactRecord(msgspec.Struct, kw_only=True, frozen=True):

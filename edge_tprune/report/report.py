@@ -10,6 +10,7 @@ from typing import Any
 
 from edge_tprune.analysis import wording
 from edge_tprune.analysis.choice import Answer, Choice, choose_per_group
+from edge_tprune.analysis.classes import ClassChange, list_class_changes
 from edge_tprune.analysis.comparison import (
     Column,
     describe_group,
@@ -40,6 +41,7 @@ _ECHARTS = Path(__file__).with_name(
     "echarts"
 )  #: Apache ECharts 6.1.0: dist/echarts.common.min.js of its npm package, unchanged
 _UNCERTAIN = re.compile(r"(\S+) (±\S+|\(.+\))")  #: a value with its interval, as `Metric.uncertain` writes it
+_WORST_CLASSES = 5  # of a budget
 _DRAWN_GROUPS = 8  # more would make a page that no mail takes
 
 #: What a verdict means, from good to bad.
@@ -164,9 +166,36 @@ def _describe_answer(prefix: str, group: Group, answer: Answer, drawn: bool) -> 
             for place, row in enumerate(table.rows)
         ],
         "notes": [text for text in [*notes, describe_merged(table, margin)] if text],
+        "classes": [
+            _describe_classes(row, changes) for row in table.rows if (changes := list_class_changes(row)) and not row.unpruned
+        ],
         "figures": figures,
         "plot_note": describe_scatters(chosen is not None),
         "absent": absent,
+    }
+
+
+def _describe_classes(row: Row, changes: Sequence[ClassChange]) -> dict[str, Any]:
+    """The classes that a budget hurts most."""
+    resolved = sum(change.resolved and change.change_points.value < 0 for change in changes)
+    rest = (
+        f"{resolved} of {len(changes)} classes lose more than chance explains"
+        if resolved
+        else "no loss is resolved from chance"
+    )
+    return {
+        "budget": row.name,
+        "summary": rest,
+        "rows": [
+            {
+                "name": change.title,
+                "images": change.images,
+                "unpruned": f"{change.unpruned_percent:.1f}",
+                "change": METRICS["top1_change_points"].uncertain(change.change_points),
+                "resolved": change.resolved,
+            }
+            for change in changes[:_WORST_CLASSES]
+        ],
     }
 
 

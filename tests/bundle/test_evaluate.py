@@ -194,3 +194,40 @@ def test_an_unpruned_budget_is_needed(loaded: LoadedModel, tmp_path: pytest.Temp
     alone = build(loaded, decide(loaded, "evit", budgets=[0.6], blocks=[2, 3]), tmp_path / "alone").bundle  # type: ignore[operator]
     with pytest.raises(UserError, match="no unpruned budget"):
         evaluate(alone, Noise(), threads=1)
+
+
+@dataclass(frozen=True)
+class Answered(Noise):
+    """Images with the labels that the model itself gives them, or with those of the next class."""
+
+    count: int = 40
+    answers: tuple[int, ...] = ()
+    shift: int = 0
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return super().__getitem__(index)[0], (self.answers[index] + self.shift) % 6
+
+
+def test_labels_in_another_order_are_doubted(bundle: Bundle) -> None:
+    found = judge(bundle, Answered(answers=(0,) * 40), threads=1)
+    answers = tuple(int(row[0]) for row in found.answers.top5["1.0"])
+    assert len(set(answers)) > 1
+    said: list[str] = []
+    _, records = evaluate(bundle, Answered(answers=answers), threads=1, warn=said.append)
+    assert (records["1.0"].top1_percent, said) == (100, [])
+    _, records = evaluate(bundle, Answered(answers=answers, shift=1), threads=1, warn=said.append)
+    assert records["1.0"].top1_percent == 0
+    (warning,) = said
+    assert warning.startswith("the unpruned model is right on 0 of 40 images")
+    assert "--class-map" in warning
+
+
+def test_counts_by_class_add_up(bundle: Bundle) -> None:
+    _, records = evaluate(bundle, Noise(), threads=1)
+    for record in records.values():
+        counts = record.per_class
+        assert counts is not None
+        assert sum(counts.images) == 21
+        right = sum(counts.unpruned_right) - sum(counts.lost) + sum(counts.gained)
+        assert 100 * right / 21 == pytest.approx(record.top1_percent)
+    assert sum(records["1.0"].per_class.lost) == 0

@@ -11,7 +11,7 @@ from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Quiet, Th
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
-from edge_tprune.cli.terminal import print_json, print_table
+from edge_tprune.cli.terminal import print_json, print_table, print_warning
 from edge_tprune.errors import UserError
 
 
@@ -68,6 +68,7 @@ def evaluate(
         quiet=quiet,
     )
     names = parse_list(budgets, str, "--budgets") if budgets else None
+    warnings: list[str] = []
     with show_progress("images", quiet) as advance:
         opened, records = run(
             opened,
@@ -77,7 +78,10 @@ def evaluate(
             budgets=names,
             threads=threads if threads is not None else default_threads(),
             progress=lambda done, of: advance("images", done, of),
+            warn=warnings.append,
         )
+    for text in warnings:
+        print_warning(text)
     if json:
         print_json({"bundle": str(bundle), "accuracy": msgspec.to_builtins(records)})
     else:
