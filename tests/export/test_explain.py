@@ -24,7 +24,7 @@ METHODS = sorted(set(registry.methods()) - {"none"})
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_patch_is_kept_merged_or_dropped(method: str, loaded: LoadedModel, image: Image.Image) -> None:
-    (row,) = explain(loaded, image, [method], [0.7]).rows
+    (row,) = explain(loaded, image, [method], [0.7], exact_savings=False).rows
     assert row.stages
     before = 36
     for stage in row.stages:

@@ -1,0 +1,176 @@
+"""Seeded damage to the files of a bundle or a profile: every field of every document, every region of every file.
+
+    python -m tests.mutations --count 100000      damages a small bundle and a small profile that often; stops at the first wrong answer
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_tprune.cli import main
+
+CODES = (0, 1, 2)
+_DEEP = "\0deep"  # stands for JSON that Python's own writer refuses to write
+_HUGE = "\0huge"
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2, 1e15, -1e-300, 10**30, float("nan"), float("inf"), -float("inf")),
+    *("", "x", "\x1b[31m", "\ud800", "\0", "[/nope]", "../../etc/passwd", "1e400", "a" * 5000),
+    *([], {}, [None], [[]], {"a": 1}, [0] * 50, _DEEP, _HUGE),
+)
+_BYTES = (b"", b"\0", b"\0" * 300, b"\xff\xfe", b'"', b"}", b"[" * 50, b"9" * 400, b"-", b"\n", b"\r\n", b"NaN", b"PK\x03\x04")
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """Other bytes: a field of a document or of one line changed, doubled or removed; or a region cut, doubled or overwritten."""
+    if chance.random() < 0.6:
+        with contextlib.suppress(ValueError):
+            return _mutate_document(data, chance)
+    begin = chance.randrange(len(data) + 1)
+    end = min(len(data), begin + chance.choice([0, 1, 1, 4, 64, 4096, len(data)]))
+    new = chance.choice([chance.choice(_BYTES), data[begin:end] * 2, bytes(chance.choices(range(256), k=4))])
+    return data[:begin] + new + data[end:]
+
+
+def _mutate_document(data: bytes, chance: random.Random) -> bytes:
+    text = data.decode()
+    try:
+        document = json.loads(text)
+    except ValueError:
+        lines = text.splitlines()
+        number = chance.randrange(len(lines))
+        if chance.random() < 0.1:
+            lines[number:number] = lines[chance.randrange(len(lines)) :]
+        else:
+            lines[number] = _write(_mutate_field(json.loads(lines[number]), chance))
+        return ("\n".join(lines) + "\n").encode(errors="surrogatepass")
+    return _write(_mutate_field(document, chance)).encode(errors="surrogatepass")
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of every value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield value, key
+        yield from _places(inner)
+
+
+def _mutate_field(document: Any, chance: random.Random) -> Any:
+    places = list(_places(document))
+    if not places:
+        return chance.choice(_VALUES)
+    container, key = chance.choice(places)
+    action = chance.random()
+    if action < 0.15:
+        del container[key]
+    elif action < 0.25 and isinstance(container, list):
+        container.append(container[key])
+    elif action < 0.4 and isinstance(container[key], (int, float)) and not isinstance(container[key], bool):
+        container[key] *= chance.choice([-1, 0, 10, 1e9, 0.5])
+    else:
+        container[key] = chance.choice(_VALUES)
+    return document
+
+
+def _write(document: Any) -> str:
+    text = json.dumps(document, ensure_ascii=False)
+    return text.replace(json.dumps(_DEEP), "[" * 20_000 + "]" * 20_000).replace(json.dumps(_HUGE), "9" * 400)
+
+
+def damage(path: Path, chance: random.Random) -> tuple[Path, bytes]:
+    """Damages one file below `path`; the file and what it held before."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    # Documents count for more than their size: what is in them is believed.
+    file = chance.choice([file for file in files for _ in range(6 if file.suffix in (".json", ".jsonl") else 1)])
+    before = file.read_bytes()
+    if chance.random() < 0.03:
+        file.unlink()
+    else:
+        file.write_bytes(mutate(before, chance))
+    return file, before
+
+
+def wrong_answer(arguments: Sequence[str]) -> str:
+    """Runs a command in this process: what is wrong with how it ended, or ''."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(list(arguments))
+        except BaseException as error:  # nothing may come out of a command
+            return f"{type(error).__name__}: {error}"
+    text = err.getvalue()
+    if code not in CODES:
+        return f"exit code {code}: {text}"
+    if "Traceback" in text or "report it" in text or any(ord(c) < 32 and c not in "\n\t" for c in text):
+        return f"exit code {code}, and wrote {text!r}"
+    return ""
+
+
+def attack(path: Path, commands: Sequence[Sequence[str]], count: int, seed: int) -> None:
+    """Damages the bundle or profile at `path` `count` times, and runs one of `commands` each time; the files are put back.
+
+    Raises:
+        AssertionError: a command ended in a way that none may.
+    """
+    for number in range(count):
+        chance = random.Random(f"{seed} {number}")
+        file, before = damage(path, chance)
+        command = chance.choice(commands)
+        after = file.read_bytes() if file.exists() else None
+        try:
+            wrong = wrong_answer(command)
+        finally:
+            file.write_bytes(before)
+        if wrong:
+            where = Path(tempfile.mkdtemp(prefix="mutation-")) / file.name
+            where.write_bytes(after or b"")
+            raise AssertionError(f"seed {seed}, number {number}: {' '.join(command)} with {file.name} as in {where}: {wrong}")
+
+
+def profile_commands(profile: Path) -> list[list[str]]:
+    """Commands that read a profile."""
+    return [
+        ["compare", str(profile), "--json"],
+        ["select", str(profile), "--max-top1-drop", "1", "--json"],
+        ["compare", str(profile), str(profile)],
+    ]
+
+
+def bundle_commands(bundle: Path) -> list[list[str]]:
+    """Commands that read a bundle, and one that would write it."""
+    return [["engines", str(bundle), "--json"], ["eval", str(bundle), "--limit", "1", "--quiet"]]
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle, profile = make_journey(Path(scratch))
+        for place, commands in ((profile, profile_commands(profile)), (bundle, bundle_commands(bundle))):
+            attack(place, commands, options.count // 2, options.seed)
+    print(f"{options.count} mutations from seed {options.seed}: no wrong end")
+
+
+def make_journey(root: Path) -> tuple[Path, Path]:
+    """A small bundle and a short profile of it."""
+    bundle = root / "bundle"
+    build = ["build", "reference", "--weights", "random", "--method", "evit", "--budgets", "1.0,0.5", "--out", str(bundle)]
+    short = ["--rounds", "3", "--seconds", "0.1", "--warmup", "0.1"]
+    assert main([*build, "--quiet"]) == 0
+    assert main(["eval", str(bundle), "--limit", "10", "--quiet"]) == 0
+    assert main(["profile", str(bundle), "--out", str(root / "profiles"), *short]) == 0
+    (profile,) = (root / "profiles").iterdir()
+    return bundle, profile
+
+
+if __name__ == "__main__":
+    _main()
