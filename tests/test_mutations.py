@@ -10,7 +10,7 @@ import pytest
 
 from tests.mutations import attack, bundle_commands, damage, make_journey, profile_commands
 
-PARTS, EACH = 8, 125
+PARTS, EACH = 4, 50
 
 
 @pytest.fixture(scope="session")

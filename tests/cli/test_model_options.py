@@ -92,7 +92,7 @@ def bundle(weights: Path) -> Path:
 
 def model_of(bundle: Path) -> dict[str, Any]:
     document = json.loads((bundle / "manifest.json").read_text())
-    return {**document["model"], "preprocessing": document["preprocessing"]}
+    return {**document["model"], "preprocessing": document["preprocessing"], "class_names": document["class_names"]}
 
 
 def test_a_bundle_keeps_class_names_arguments_and_preprocessing(bundle: Path) -> None:
