@@ -1,6 +1,6 @@
 """Seeded damage to the files of a bundle or a profile: every field of every document, every region of every file.
 
-    python -m tests.mutations --count 100000      damages a small bundle and a small profile that often; stops at the first wrong answer
+python -m tests.mutations --count 100000      damages a small bundle and a small profile that often; stops at the first wrong answer
 """
 
 from __future__ import annotations
