@@ -290,6 +290,7 @@ def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, e
                 artifact=msgspec.convert(
                     msgspec.to_builtins(budget.artifact(settings.runtime, settings.precision)), ArtifactRecord
                 ),
+                method=msgspec.to_builtins(budget.method),
             )
             for budget in chosen
         ),

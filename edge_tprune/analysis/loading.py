@@ -168,7 +168,7 @@ def _make_row(
     return Row(
         profile=profile,
         model=printable(model.get("name", UNKNOWN)),
-        method=printable(profile.document.bundle.method.get("name", UNKNOWN)),
+        method=printable((budget.method or profile.document.bundle.method).get("name", UNKNOWN)),
         budget=printable(budget.name),
         schedule=budget.schedule,
         tokens=tokens,

@@ -209,6 +209,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     accuracy: Accuracy | None  #: in float32; null until `eval` ran
     artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
     accuracy_by_precision: dict[Annotated[str, Meta(pattern="^(fp16|mixed)$")], Accuracy] = {}
+    method: Method | None = None  #: its own, where it differs from the bundle's
 
     def accuracy_in(self, precision: str) -> Accuracy | None:
         """What `eval` found in a precision; where it did not judge that one, what it found in float32, which the record says."""

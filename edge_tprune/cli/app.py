@@ -15,6 +15,7 @@ _COMMANDS = (
     "doctor",
     "engines",
     "profile",
+    "latency",
     "compare",
     "select",
     "report",

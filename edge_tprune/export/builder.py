@@ -91,12 +91,14 @@ def _fingerprint(loaded: LoadedModel, settings: BuildSettings) -> str:
         {
             "format": KIND.version,
             "versions": [__version__, torch.__version__, onnx.__version__],
-            "code": method_code_sha256(registry.method(settings.method)),
+            "code": [method_code_sha256(registry.method(name)) for name in settings.methods],
             "model": [loaded.name, loaded.weights, loaded.weights_sha256, dict(loaded.arguments)],
             "class_names": msgspec.to_builtins(loaded.class_names),
             "preprocessing": msgspec.to_builtins(loaded.preprocessing),
             "method": [settings.method, dict(settings.options), settings.blocks],
-            "budgets": [[b.name, b.schedule.requested, b.schedule.tokens] for b in settings.budgets],
+            "budgets": [
+                [b.name, b.schedule.requested, b.schedule.tokens, b.module.method, b.module.options] for b in settings.budgets
+            ],
             "batch": settings.batch,
             "graphs": [[graph.runtime, graph.precision] for graph in settings.graphs],
         }

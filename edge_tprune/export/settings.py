@@ -27,6 +27,9 @@ class BudgetRequest:
 
     share: float | None = None  #: of the unpruned MACs
     tokens: Sequence[int] | None = None  #: after each block
+    method: str | None = None  #: its own method, where it is not the bundle's
+    options: Mapping[str, Any] | None = None  #: of that method
+    name: str | None = None  #: in the bundle; made from the share by default
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class BudgetSettings:
 
     name: str  #: unique in the bundle
     schedule: Schedule
-    module: PrunedViT  #: in float32
+    module: PrunedViT  #: in float32; its `method` and `options` are the budget's
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,21 @@ class BuildSettings:
     budgets: tuple[BudgetSettings, ...]
     graphs: tuple[GraphSettings, ...]  #: the first of a runtime is what it is given that is asked for no precision
     batch: int
+    label: str = ""  #: what the bundle's name says beside the model's; the method by default
 
     @property
     def shape(self) -> NetworkShape:
         """Of the unpruned network."""
         return self.budgets[0].module.shape
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of all methods, the bundle's own first."""
+        return list(dict.fromkeys([self.method, *(budget.module.method for budget in self.budgets)]))
+
+    def is_own(self, budget: BudgetSettings) -> bool:
+        """Whether a budget has another method, or other options, than the bundle."""
+        return (budget.module.method, budget.module.options) != (self.method, dict(self.options))
 
     @cached_property
     def blocks(self) -> tuple[int, ...]:
@@ -91,6 +104,7 @@ def decide(
     runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     precisions: Sequence[str] = (DEFAULT,),
     exact_savings: bool = True,
+    label: str = "",
 ) -> BuildSettings:
     """Decides everything about a build; refuses what cannot be before any work is done.
 
@@ -106,6 +120,7 @@ def decide(
         precisions: to write them in (`edge_tprune.reduction.precision`), where the runtime takes them.
         exact_savings: of budgets that are shares, let the last block compute only what the head reads, where it does not read all tokens; and beside
             the unpruned network build the one that saves only that, as budget "exact".
+        label: what the bundle's name says beside the model's; the method by default.
 
     Raises:
         UserError: as `edge_tprune.reduction.solve_schedule`, or a repeated budget, batch below 1, an unknown runtime or precision, a precision that
@@ -118,18 +133,21 @@ def decide(
     if not requests:
         raise UserError("nothing to build: give --budgets or --schedule")
     chosen: dict[str, BudgetSettings] = {}
-    reducer, given = registry.method(method), dict(options or {})
+    given = dict(options or {})
     for request in requests:
-        name, schedule = _schedule(loaded, method, given, request, blocks, multiple_of, exact_savings)
+        own, its_options = (method, given) if request.method is None else (request.method, dict(request.options or {}))
+        name, schedule = _schedule(loaded, own, its_options, request, blocks, multiple_of, exact_savings)
+        name = request.name or name
         if name in chosen:
             raise UserError(f"budget {name} is given twice")
         # Options and stages are refused here, not after minutes of exporting.
-        chosen[name] = BudgetSettings(name, schedule, PrunedViT(loaded.model, reducer, schedule.tokens, given))
-        shape = chosen[name].module.shape
+        module = PrunedViT(loaded.model, registry.method(own), schedule.tokens, its_options)
+        chosen[name] = BudgetSettings(name, schedule, module)
+        shape = module.shape
         if exact_savings and schedule.tokens == shape.full_schedule() != shape.exact_schedule() and EXACT not in chosen:
             exact = from_tokens(shape, shape.exact_schedule())
-            chosen[EXACT] = BudgetSettings(EXACT, exact, PrunedViT(loaded.model, reducer, exact.tokens, given))
-    return BuildSettings(method, given, tuple(chosen.values()), graphs, batch)
+            chosen[EXACT] = BudgetSettings(EXACT, exact, PrunedViT(loaded.model, registry.method(own), exact.tokens, its_options))
+    return BuildSettings(method, given, tuple(chosen.values()), graphs, batch, label or method)
 
 
 def _schedule(

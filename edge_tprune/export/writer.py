@@ -84,9 +84,9 @@ class _Writer:
     ) -> Parity:
         """One graph and how it was proved. `modules` of the budget by precision: made when the first graph needs one."""
         if graph.precision not in modules:
-            reducer = registry.method(self.settings.method)
+            reducer = registry.method(budget.module.method)
             modules[graph.precision] = PrunedViT(
-                self.loaded.model, reducer, budget.schedule.tokens, self.settings.options, precision(graph.precision)
+                self.loaded.model, reducer, budget.schedule.tokens, budget.module.options, precision(graph.precision)
             )
         module, file = modules[graph.precision], self.folder / _GRAPHS / graph.file_name(budget.name)
         image_shape = self.loaded.preprocessing.input_size
@@ -138,7 +138,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
     np.savez(buffer, **golden)
     (folder / GOLDEN).write_bytes(buffer.getvalue())
     manifest = Manifest(
-        name=f"{loaded.name}-{settings.method}",
+        name=f"{loaded.name}-{settings.label or settings.method}",
         tool_version=__version__,
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         fingerprint=fingerprint,
@@ -166,7 +166,14 @@ def _describe_budget(
         parity=parity,
         accuracy=None,
         artifacts=tuple(artifacts),
+        method=_describe_method(budget) if settings.is_own(budget) else None,
     )
+
+
+def _describe_method(budget: BudgetSettings) -> Method:
+    counts = (budget.module.shape.tokens, *budget.schedule.tokens)
+    blocks = tuple(block for block in range(1, len(counts)) if counts[block] < counts[block - 1])
+    return Method(name=budget.module.method, options=budget.module.options, blocks=blocks)
 
 
 def _describe_model(loaded: LoadedModel, settings: BuildSettings, classes: int) -> Model:

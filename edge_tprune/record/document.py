@@ -49,6 +49,7 @@ class BudgetRecord(msgspec.Struct, kw_only=True, frozen=True):
     macs_share: Share  #: of the unpruned model's MACs
     accuracy: dict[str, Any] | None  #: as in the bundle's manifest
     artifact: ArtifactRecord
+    method: dict[str, Any] | None = None  #: its own, where it differs from the bundle's
 
 
 class RunDocument(msgspec.Struct, kw_only=True, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ from edge_tprune.errors import UserError
     "edge-tprune build deit_small_patch16_224 --weights w.safetensors",
     "edge-tprune build deit_small_patch16_224 --method bat --budgets 1.0,0.8,0.5",
     "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true",
+    "edge-tprune build reference --probe --method evit,bat --out bundles/probe",
     kept="nothing was written",
 )
 @with_model_options
@@ -75,6 +76,14 @@ def build(
             "With budget 1.0, the network that saves only this is built as budget 'exact'.",
         ),
     ] = True,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Instead of budgets at most 15 graphs that tell what any schedule costs (`edge-tprune latency`), with the steps of --method, "
+            "which may be several with commas.",
+        ),
+    ] = False,
     plugin: Plugins = None,
     force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
     quiet: Quiet = False,
@@ -87,6 +96,7 @@ def build(
     from edge_tprune.bundle.engines import AHEAD, CarriedEngine, build_ahead, check_targets
     from edge_tprune.bundle.manifest import KIND
     from edge_tprune.export.builder import build as build_bundle
+    from edge_tprune.export.probes import decide_probes
     from edge_tprune.export.settings import BudgetRequest, decide
     from edge_tprune.reduction import registry
 
@@ -97,30 +107,36 @@ def build(
         raise UserError(f"--target is for --runtime {AHEAD}: TensorRT itself builds its engines on the GPU that runs them")
     if targets:
         check_targets(targets)
-    schedules = read_schedules(schedule)
-    method = schedules.choose_method(method, "zero_tprune")
-    options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
-    if budgets is None:
-        budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
-    loaded = choice.load(model)
-    requests = [BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])]
-    requests += [BudgetRequest(tokens=tokens) for tokens in schedules.typed]
-    requests += [BudgetRequest(float(share), tokens) for share, tokens in schedules.found.items()]
-    settings = decide(
-        loaded,
-        method,
-        budgets=requests,
-        blocks=parse_list(blocks, int, "--blocks") if blocks else None,
-        multiple_of=multiple_of,
-        options={**schedules.options, **options},
-        batch=batch,
-        runtimes=runtimes,
-        precisions=parse_list(precision, str, "--precision"),
-        exact_savings=exact_savings,
-    )
+    shared: dict[str, Any] = {"batch": batch, "runtimes": runtimes, "precisions": parse_list(precision, str, "--precision")}
+    if probe:
+        given = {"--budgets": budgets, "--schedule": schedule, "--blocks": blocks, "--option": option}
+        if unwanted := [name for name, value in given.items() if value]:
+            raise UserError(f"--probe has schedules of its own: leave out {', '.join(unwanted)}")
+        loaded = choice.load(model)
+        settings = decide_probes(loaded, parse_list(method or "zero_tprune", str, "--method"), **shared)
+    else:
+        schedules = read_schedules(schedule)
+        method = schedules.choose_method(method, "zero_tprune")
+        options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+        if budgets is None:
+            budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
+        loaded = choice.load(model)
+        requests = [BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])]
+        requests += [BudgetRequest(tokens=tokens) for tokens in schedules.typed]
+        requests += [BudgetRequest(float(share), tokens) for share, tokens in schedules.found.items()]
+        settings = decide(
+            loaded,
+            method,
+            budgets=requests,
+            blocks=parse_list(blocks, int, "--blocks") if blocks else None,
+            multiple_of=multiple_of,
+            options={**schedules.options, **options},
+            exact_savings=exact_savings,
+            **shared,
+        )
     for remark in settings.remarks:
         print_note(f"note: {remark}")
-    path = bundle or Path("bundles") / f"{loaded.name.replace('/', '-')}-{method}"
+    path = bundle or Path("bundles") / f"{loaded.name.replace('/', '-')}-{settings.label}"
     with show_progress("building", quiet) as advance:
         built = build_bundle(loaded, settings, path, force=force, progress=advance)
     opened, engines = built.bundle, list[CarriedEngine]()

@@ -1,0 +1,38 @@
+"""`edge-tprune latency`: from a profile of probes to a model of what any schedule costs on that board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_tprune.cli.options import Json
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_note, print_table
+
+
+@command(
+    "edge-tprune build reference --probe --out bundles/probe",
+    "edge-tprune profile bundles/probe --out profiles",
+    "edge-tprune latency profiles/RUN",
+)
+def latency(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="Profile of a bundle that `build --probe` wrote.")],
+    force: Annotated[bool, typer.Option("--force", help="Also where the run was disturbed.")] = False,
+    json: Json = False,
+) -> None:
+    """Model what any schedule costs on the board that was profiled, and write it to latency.json in the profile.
+
+    The table shows every graph beside what the model says of it when it is made from the others alone.
+    """
+    from edge_tprune.analysis.latency import write_latency
+    from edge_tprune.cli.latency_views import latency_table
+    from edge_tprune.schedule.latency import KIND, LATENCY
+
+    found = write_latency(profile, force=force)
+    if json:
+        print_json(KIND.document(found))
+        return
+    print_table(latency_table(found))
+    print_note(f"wrote {profile / LATENCY}")

@@ -1,0 +1,64 @@
+"""The graphs of a probe bundle: what a cost model (`edge_tprune.schedule.latency`) is made from once they are profiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_tprune.export.settings import DEFAULT_RUNTIMES, BudgetRequest, BuildSettings, decide
+from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import check_method, network_shape
+from edge_tprune.reduction.precision import DEFAULT
+from edge_tprune.schedule.latency import SLICE
+from edge_tprune.schedule.probes import design_probes
+
+LABEL = "probe"
+
+
+def decide_probes(
+    loaded: LoadedModel,
+    methods: Sequence[str],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    batch: int = 1,
+    runtimes: Sequence[str] = DEFAULT_RUNTIMES,
+    precisions: Sequence[str] = (DEFAULT,),
+) -> BuildSettings:
+    """Decides a build of at most 15 graphs: the unpruned network, slices, and steps of `methods`.
+
+    Args:
+        loaded: the model.
+        methods: names of those whose steps are to be known.
+        options: of a method, by its name.
+        batch, runtimes, precisions: as for `edge_tprune.export.settings.decide`.
+
+    Raises:
+        UserError: an unknown method or one that the model cannot have, more methods than 15 graphs can tell of, a network too small.
+    """
+    shape = network_shape(loaded.model, loaded.name)
+    fewest = {}
+    for name in methods:
+        reducer = registry.method(name)
+        check_method(reducer, loaded.model, loaded.name)
+        fewest[name] = lambda tokens, reducer=reducer: reducer.fewest(tokens, shape.prefix_tokens)
+    requests = [
+        BudgetRequest(
+            1.0 if probe.tokens == shape.full_schedule() else None,
+            probe.tokens,
+            method=probe.method,
+            options=(options or {}).get(probe.method),
+            name=probe.name,
+        )
+        for probe in design_probes(shape, fewest)
+    ]
+    return decide(
+        loaded,
+        SLICE,
+        budgets=requests,
+        batch=batch,
+        runtimes=runtimes,
+        precisions=precisions,
+        exact_savings=False,  # the schedules say where the last block is saved
+        label=LABEL,
+    )
