@@ -146,7 +146,9 @@ def decide(
         shape = module.shape
         if exact_savings and schedule.tokens == shape.full_schedule() != shape.exact_schedule() and EXACT not in chosen:
             exact = from_tokens(shape, shape.exact_schedule())
-            chosen[EXACT] = BudgetSettings(EXACT, exact, PrunedViT(loaded.model, registry.method(own), exact.tokens, its_options))
+            chosen[EXACT] = BudgetSettings(
+                EXACT, exact, PrunedViT(loaded.model, registry.method(own), exact.tokens, its_options)
+            )
     return BuildSettings(method, given, tuple(chosen.values()), graphs, batch, label or method)
 
 

@@ -19,6 +19,7 @@ from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.attention import explicit_attention
 from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.schedule.latency import SLICE
 
 GOLDEN_BATCHES = 2
 UNUSABLE = 1000  #: flips of an image whose tokens change with rounding alone
@@ -48,7 +49,7 @@ def choose_images(loaded: LoadedModel, settings: BuildSettings) -> ProofImages:
     wanted = batches * settings.batch
     transform = loaded.transform()
     candidates = torch.stack([transform(image) for image in sample_images(loaded.name, _CANDIDATES * wanted)])
-    modules = [budget.module for budget in settings.budgets]
+    modules = [budget.module for budget in settings.budgets if budget.module.method != SLICE]  # a slice looks at no score
     flips = torch.empty(0, dtype=torch.int64)
     for part in torch.split(candidates, wanted):
         flips = torch.cat([flips, count_flips(modules, part)])

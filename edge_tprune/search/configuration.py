@@ -1,4 +1,7 @@
-"""Finds a method's configuration for a model on a person's images: where it removes how many tokens, and its options."""
+"""Finds configurations for a model on a person's images: which method, where it removes how many tokens, and its options.
+
+At a budget of MACs one method is searched; under a latency model of a board several may compete.
+"""
 
 from __future__ import annotations
 
@@ -8,156 +11,142 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, exclusive
-from edge_tprune.models.data import Dataset, batches
+from edge_tprune.models.data import Dataset
 from edge_tprune.models.loading import LoadedModel
-from edge_tprune.reduction import pattern, registry
+from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import check_method, network_shape
 from edge_tprune.reduction.plugins import method_code_sha256
 from edge_tprune.schedule import NetworkShape
+from edge_tprune.schedule.latency import Latency, NetworkRecord
+from edge_tprune.search.cost import Cost, MacsCost, MeasuredCost
 from edge_tprune.search.schedule_file import KIND, FoundSchedule, ScheduleFile, SearchRecord
-from edge_tprune.search.score import DIVERGENCE, ERROR, Scorer
-from edge_tprune.search.trials import SearchSpace, Trial, TrialLog, TrialResult, search
-from edge_tprune.statistics import mean_interval
-
-SCORES = (DIVERGENCE, ERROR)
-_BATCH = 25
+from edge_tprune.search.score import DIVERGENCE, ERROR, SCORES, Scorer, read_images
+from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
+from edge_tprune.search.starts import Tables, own_pattern, planned
+from edge_tprune.search.study import Result, open_storage, open_study, search
+from edge_tprune.statistics import mean_interval, paired_difference, required_count
 
 Progress = Callable[[str, int, int], None]
+Warn = Callable[[str], None]
+TABLES = "sensitivity.json"  #: beside the schedule file
+WORTH_TABLES = 20  #: a table costs as much as about so many trials: shorter searches do without
 
 
 @dataclass(frozen=True)
 class SearchSettings:
     """Everything that is decided about a search before it begins."""
 
-    method: str
-    shape: NetworkShape
-    budgets: tuple[float, ...]
+    cost: Cost
+    limits: tuple[float, ...]  #: of the cost: shares of MACs, ms or mJ
+    methods: tuple[MethodSpace, ...]
     fixed: Mapping[str, Any]  #: options that are not searched
-    free: Mapping[str, tuple[Any, ...]]  #: option -> values worth trying
-    trials: int  #: per budget
+    trials: int  #: per limit
     record: SearchRecord
 
-    @property
-    def reducer(self) -> type[registry.Reducer]:
-        """The method's module."""
-        return registry.method(self.method)
+    def space(self, limit: float, chosen: Mapping[str, Any] | None = None) -> SearchSpace:
+        """What may be tried at a limit; options that were chosen before are tried no more."""
+        methods = self.methods
+        if chosen is not None:
+            methods = tuple(
+                _with_options(method, {name: (chosen[name],) for name in method.options if name in chosen})
+                for method in methods
+            )
+        return SearchSpace(self.cost, limit, methods, *self.record.stages)
 
-    def space(self, budget: float, free: Mapping[str, Sequence[Any]]) -> SearchSpace:
-        """What may be tried at a budget."""
-        low, high = self.record.stages
-        reducer, prefix = self.reducer, self.shape.prefix_tokens
-        return SearchSpace(self.shape, budget, low, high, free, reducer.removal, lambda tokens: reducer.fewest(tokens, prefix))
-
-    @property
-    def log_header(self) -> dict[str, Any]:
-        """What must be equal for a log to be one of this search."""
-        record = msgspec.json.decode(msgspec.json.encode(self.record))  # as the log is read back
-        del record["trials"]  # a finished search may go on with more
-        searched = {name: list(values) for name, values in self.free.items()}
-        return {
-            **record,
-            "method": self.method,
-            "options": dict(self.fixed),
-            "searched": searched,
-            "code": method_code_sha256(self.reducer),
+    def header(self, limit: float) -> dict[str, Any]:
+        """What must be equal for trials to be ones of this search."""
+        record = msgspec.json.decode(msgspec.json.encode(self.record))  # as it is read back
+        record.pop("trials", None)  # a finished search may go on with more
+        methods = {
+            method.name: [method_code_sha256(registry.method(method.name)), {k: list(v) for k, v in method.options.items()}]
+            for method in self.methods
         }
+        return {**record, "limit": limit, "cost": self.cost.unit, "options": dict(self.fixed), "methods": methods}
 
 
-def find(
+@dataclass(frozen=True)
+class Found:
+    """What a search found at one limit."""
+
+    space: SearchSpace
+    results: list[Result]  #: the best first
+    default: Result | None  #: the first method's own pattern, where it was among the trials
+
+    @property
+    def best(self) -> Result:
+        """The least loss."""
+        return self.results[0]
+
+
+def decide(
     loaded: LoadedModel,
-    method: str,
-    budgets: Sequence[float],
+    methods: Sequence[str],
     dataset: Dataset,
-    out: Path,
     *,
+    budgets: Sequence[float] | None = None,
+    latency: Latency | None = None,
+    metric: str = "p50_ms",
+    limits: Sequence[float] = (),
     trials: int = 60,
     stages: tuple[int, int] | None = None,
     score: str = DIVERGENCE,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    warn: Callable[[str], None] | None = None,
-) -> ScheduleFile:
-    """Searches at every budget and writes the schedule file; trials are logged beside it and need not be run again.
-
-    Asked for more trials, a finished search goes on. Options are searched at the first budget and kept for the others, so that one
-    file describes one method.
+) -> SearchSettings:
+    """Refuses what cannot be before an image is read.
 
     Args:
         loaded: the model.
-        method: its name.
-        budgets: shares of MACs below 1.
+        methods: names; at budgets of MACs one.
         dataset: images; labels are used for `score="top1"` only.
-        out: the file.
-        trials: per budget.
-        stages: fewest and most blocks that remove tokens; up to one more than the method's own number by default.
+        budgets: shares of MACs below 1.
+        latency: instead: the cost models of a board.
+        metric: which of them.
+        limits: of that metric.
+        trials: per limit.
+        stages: fewest and most blocks that remove tokens. By default up to one more than the method's own number at a budget, any number
+            under a latency model, in which every stage has its price.
         score: "kl" (divergence from the unpruned model, no labels) or "top1" (errors).
         seed: of the search.
         options: of the method, fixed; the others that it declares worth searching are searched.
-        progress: called as (what, done, of).
-        warn: called with what a person should know.
-
-    Returns:
-        What was written.
 
     Raises:
-        UserError: no images or labels, a budget that no schedule meets, a log of another search, another search at work on the file.
+        UserError: an unknown method or one that the model cannot have, no labels, a limit that no schedule meets or that is none,
+            a latency model of another network.
     """
-    settings = _decide(loaded, method, budgets, dataset, trials, stages, score, seed, options or {})
-    if out.suffix != ".json" or out.is_dir():
-        raise UserError(f"--out {out}: a schedule file is a file whose name ends in .json")
-    report = progress or (lambda what, done, of: None)
-    with clear_write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(out, "search"):
-        scorer = _read_images(loaded, method, dataset, score, report)
-        entries: dict[str, FoundSchedule] = {}
-        free: Mapping[str, Sequence[Any]] = settings.free
-        for number, budget in enumerate(settings.budgets):
-            best, default = _search_budget(settings, number, free, scorer, out, report, warn)
-            # The other budgets keep what the first one chose, as part of every trial: if more trials choose otherwise, their logs still hold.
-            free = {name: (value,) for name, value in best.trial.options}
-            entries[f"{budget:g}"] = _describe(best, default, score)
-        chosen = {**settings.fixed, **{name: values[0] for name, values in free.items()}}
-        document = ScheduleFile(method=method, options=chosen, budgets=entries, found=settings.record)
-        KIND.write(out, document)
-    return document
-
-
-def _decide(
-    loaded: LoadedModel,
-    method: str,
-    budgets: Sequence[float],
-    dataset: Dataset,
-    trials: int,
-    stages: tuple[int, int] | None,
-    score: str,
-    seed: int,
-    options: Mapping[str, Any],
-) -> SearchSettings:
-    """Refuses what cannot be before an image is read. Arguments and errors as `find`."""
-    reducer = registry.method(method)
-    check_method(reducer, loaded.model, loaded.name)
-    shape = network_shape(loaded.model, loaded.name, method=reducer, options=options)
+    reducers = [registry.method(name) for name in dict.fromkeys(methods)]
+    for reducer in reducers:
+        check_method(reducer, loaded.model, loaded.name)
+    shape = network_shape(loaded.model, loaded.name, method=reducers[0], options=options)
     if score not in SCORES:
         raise UserError(f"no score {score!r}: choose {' or '.join(SCORES)}")
     if score == ERROR and not dataset.labelled:
         raise UserError(f"{dataset.name} has no labels: score by kl, or give one sub-directory per class")
     if trials < 1:
         raise UserError(f"a search needs at least one trial, not {trials}")
-    if len({f"{budget:g}" for budget in budgets}) != len(budgets):
-        raise UserError(f"a budget is given twice: {', '.join(f'{budget:g}' for budget in budgets)}")
-    for budget in budgets:
-        if not 0 < budget < 1:
-            raise UserError(f"budget {budget:g} is out of range: a search needs a share of MACs above 0 and below 1")
-    low, high = stages or (1, min(shape.blocks, len(reducer.default_blocks) + 1))
+    fixed = dict(options or {})
+    if fixed and len(reducers) > 1:
+        raise UserError("options are of one method: name one, or leave --option out")
+    cost: Cost
+    if latency is None:
+        if len(reducers) != 1:
+            raise UserError("at a budget of MACs one method is searched: name one, or give --latency")
+        cost, wanted = MacsCost(shape, exact=True), _check_budgets(budgets or ())
+    else:
+        latency.check(network_record(loaded, shape))
+        model = latency.cost(metric)
+        reducers = _measured(reducers, latency, metric)
+        cost, wanted = MeasuredCost(shape, model), tuple(limits)
+        for limit in wanted:
+            if not limit > 0:
+                raise UserError(f"{limit:g} is no limit of {metric}: give a number above 0")
+    most = min(shape.blocks, len(reducers[0].default_blocks) + 1) if latency is None else shape.blocks
+    low, high = stages or (1, most)
     if not 1 <= low <= high <= shape.blocks:
         raise UserError(f"{low} to {high} stages do not fit a model of {shape.blocks} blocks")
-    free = {name: tuple(values) for name, values in reducer.worth_searching.items() if name not in options}
     record = SearchRecord(
         model=loaded.name,
         weights_sha256=loaded.weights_sha256,
@@ -168,74 +157,206 @@ def _decide(
         stages=(low, high),
         seed=seed,
         trials=trials,
+        profile=None if latency is None else latency.run_id,
     )
-    return SearchSettings(method, shape, tuple(budgets), dict(options), free, trials, record)
+    spaces = tuple(_method_space(reducer, shape, fixed) for reducer in reducers)
+    return SearchSettings(cost, wanted, spaces, fixed, trials, record)
 
 
-def _search_budget(
+def find(
+    loaded: LoadedModel,
     settings: SearchSettings,
-    number: int,
-    free: Mapping[str, Sequence[Any]],
-    scorer: Scorer,
+    dataset: Dataset,
     out: Path,
-    report: Progress,
-    warn: Callable[[str], None] | None,
-) -> tuple[TrialResult, TrialResult | None]:
-    """The best trial at one of the budgets, and the method's defaults where they were among the trials."""
-    budget, trials = settings.budgets[number], settings.trials
-    space = settings.space(budget, free)
-    start = _defaults(settings.reducer, budget, space)
+    *,
+    storage: str | None = None,
+    progress: Progress | None = None,
+    warn: Warn | None = None,
+) -> ScheduleFile:
+    """Searches at every limit and writes the schedule file; trials are kept beside it and need not be run again.
+
+    Asked for more trials, a finished search goes on. At budgets of MACs options are searched at the first and kept for the others, so
+    that the file describes one method.
+
+    Args:
+        loaded: the model.
+        settings: from `decide`.
+        dataset: the images that `decide` was given.
+        out: the file.
+        storage: of the trials: a database's URL; by default a journal beside the file.
+        progress: called as (what, done, of).
+        warn: called with what a person should know.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: a limit that no schedule meets, trials of another search there, another search at work on the file.
+    """
+    found = search_limits(loaded, settings, dataset, out, storage=storage, progress=progress, warn=warn)
+    entries: dict[str, FoundSchedule] = {}
+    first = found[0].best.configuration
+    by_budget = isinstance(settings.cost, MacsCost)
+    for limit, each in zip(settings.limits, found):
+        name = limit if by_budget else round(each.best.schedule.share, 4)
+        entries[f"{name:g}"] = _describe(each, settings, first.method)
+    document = ScheduleFile(
+        method=first.method, options={**settings.fixed, **dict(first.options)}, budgets=entries, found=settings.record
+    )
+    KIND.write(out, document)
+    return document
+
+
+def search_limits(
+    loaded: LoadedModel,
+    settings: SearchSettings,
+    dataset: Dataset,
+    out: Path,
+    *,
+    storage: str | None = None,
+    progress: Progress | None = None,
+    warn: Warn | None = None,
+    scorer: Scorer | None = None,
+) -> list[Found]:
+    """The search at every limit, without the file. Arguments and errors as `find`; `scorer` where the images were read before."""
+    if out.suffix != ".json" or out.is_dir():
+        raise UserError(f"--out {out}: a schedule file is a file whose name ends in .json")
+    report = progress or (lambda what, done, of: None)
     with clear_write_errors(out):
-        log = TrialLog(out.with_name(f"{out.name}.{budget:g}.jsonl"), {**settings.log_header, "budget": budget})
-    if log.damaged and warn is not None:
-        warn(f"{log.path}: line {', '.join(map(str, log.damaged))} cannot be read: what it says is tried again")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(out, "search"):
+        for limit in settings.limits:
+            if not settings.space(limit).reachable:
+                raise _too_low(settings, limit)
+        scorer = scorer or read_images(loaded, dataset, settings.record.score, report)
+        trials_at = open_storage(out, storage)
+        identity = {"weights": loaded.weights_sha256, "data": dataset.fingerprint, "score": settings.record.score}
+        tables = Tables(out.with_name(TABLES), settings.cost.shape, settings.cost.exact, scorer, identity, settings.fixed)
+        found: list[Found] = []
+        for number, limit in enumerate(settings.limits):
+            # Other budgets keep what the first one chose, as part of every trial: one file describes one method.
+            chosen = dict(found[0].best.configuration.options) if found and isinstance(settings.cost, MacsCost) else None
+            space = settings.space(limit, chosen)
+            starts = _starts(space, tables if settings.trials >= WORTH_TABLES else None, report)
+            study = open_study(trials_at, f"{out.stem} {limit:g}", settings.header(limit))
 
-    def losses(schedule: Any, tried: Mapping[str, Any]) -> Any:
-        return scorer(schedule, {**settings.fixed, **tried})
+            def show(done: int, of: int, best: Result | None, number: int = number, limit: float = limit) -> None:
+                so_far = f", best {best.loss:.4f}" if best else ""
+                report(f"{_limit_text(settings, limit)}{so_far}", number * of + done, of * len(settings.limits))
 
-    def show(done: int, of: int, best: TrialResult | None) -> None:
-        so_far = f", best {best.loss:.4f}" if best else ""
-        report(f"budget {budget:g}{so_far}", number * trials + done, trials * len(settings.budgets))
+            def score(method: str, tokens: tuple[int, ...], tried: Mapping[str, Any]) -> Any:
+                return scorer(method, tokens, {**settings.fixed, **tried})
 
-    try:
-        results = search(space, losses, log, trials=trials, seed=settings.record.seed, first=start, progress=show)
-    finally:
-        log.close()
-    default = next(result for result in results if result.trial.key == start[0].key) if start else None
-    return results[0], default
+            results = search(study, space, score, trials=settings.trials, seed=settings.record.seed, first=starts, report=show)
+            own = own_pattern(space, space.methods[0], _share(space, results[0]))
+            found.append(Found(space, results, next((r for r in results if r.configuration == own), None)))
+            if warn is not None and (text := few_images(results)):
+                warn(text)
+    return found
 
 
-def _describe(best: TrialResult, default: TrialResult | None, score: str) -> FoundSchedule:
-    found = mean_interval(best.losses)
+def few_images(results: Sequence[Result]) -> str:
+    """Says so where the images cannot tell the best configuration from the next, and how many would; '' where they can."""
+    others = [result for result in results[1:] if result.schedule != results[0].schedule]
+    if not others or len(results[0].losses) < 2:
+        return ""
+    difference = paired_difference(others[0].losses, results[0].losses)
+    if difference.low is None or difference.low > 0 or difference.value <= 0 or difference.high is None:
+        return ""
+    count = len(results[0].losses)
+    needed = required_count(count, (difference.high - difference.low) / 2, difference.value)
+    more = f"{needed} images would" if needed is not None else "no reasonable number of images would: they are equally good"
+    return f"{count} images do not tell the two best configurations apart; {more}"
+
+
+def network_record(loaded: LoadedModel, shape: NetworkShape) -> NetworkRecord:
+    """What a latency model must be of to be this network's."""
+    return NetworkRecord(name=loaded.name, weights_sha256=loaded.weights_sha256, tokens=shape.tokens, blocks=shape.blocks)
+
+
+def _starts(space: SearchSpace, tables: Tables | None, report: Progress) -> list[Configuration]:
+    """What is known to be good: patterns that come with the methods, and what a sensitivity table leads to. The patterns first."""
+    starts = []
+    by_budget = isinstance(space.cost, MacsCost)
+    for method in space.methods:
+        starts.append(own_pattern(space, method, space.limit if by_budget else 0.65))
+        if tables is not None:
+            starts.append(planned(space, tables.table(method, report)))
+    return list(dict.fromkeys(start for start in starts if start is not None))
+
+
+def _with_options(method: MethodSpace, options: Mapping[str, Sequence[Any]]) -> MethodSpace:
+    return MethodSpace(method.name, method.fewest, method.removal, options)
+
+
+def _share(space: SearchSpace, best: Result) -> float:
+    return space.limit if isinstance(space.cost, MacsCost) else 0.65
+
+
+def _describe(found: Found, settings: SearchSettings, method: str) -> FoundSchedule:
+    best, default, by_kl = found.best, found.default, settings.record.score == DIVERGENCE
+    interval = mean_interval(best.losses)
     before = None if default is None else mean_interval(default.losses)
-    by_kl = score == DIVERGENCE
+    configuration = best.configuration
+    own = configuration.method != method
+    predicted = None
+    if isinstance(settings.cost, MeasuredCost):
+        model = settings.cost.model
+        known = model.predict(settings.cost.shape, configuration.method, best.schedule.tokens)
+        predicted = None if known is None else {model.metric: known}
     return FoundSchedule(
         tokens=best.schedule.tokens,
         share=best.schedule.share,
-        blocks=best.trial.blocks,
-        weights=best.trial.weights,
-        kl=found if by_kl else None,
+        blocks=configuration.blocks,
+        weights=configuration.weights,
+        kl=interval if by_kl else None,
         default_kl=before if by_kl else None,
-        top1=None if by_kl else found,
+        top1=None if by_kl else interval,
         default_top1=None if by_kl else before,
+        method=configuration.method if own else None,
+        options=dict(configuration.options) if own else None,
+        predicted=predicted,
     )
 
 
-def _read_images(loaded: LoadedModel, method: str, dataset: Dataset, score: str, report: Progress) -> Scorer:
-    images: list[torch.Tensor] = []
-    labels: list[torch.Tensor] = []
-    for pixels, truth in batches(dataset, loaded.transform(), _BATCH):
-        report("reading images", len(images) * _BATCH, len(dataset))
-        images.append(torch.from_numpy(pixels))
-        labels.append(torch.from_numpy(truth))
-    return Scorer(loaded.model, method, images, labels if score == ERROR else None)
+def _check_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
+    if not budgets:
+        raise UserError("a search needs a budget")
+    if len({f"{budget:g}" for budget in budgets}) != len(budgets):
+        raise UserError(f"a budget is given twice: {', '.join(f'{budget:g}' for budget in budgets)}")
+    for budget in budgets:
+        if not 0 < budget < 1:
+            raise UserError(f"budget {budget:g} is out of range: a search needs a share of MACs above 0 and below 1")
+    return tuple(budgets)
 
 
-def _defaults(method: type[registry.Reducer], budget: float, space: SearchSpace) -> list[Trial]:
-    """The method's defaults as the first trial, so that a search never ends worse than it began; none where they miss the budget."""
-    blocks, weights = pattern(method, space.shape.blocks, budget)
-    known = {name: parameter.default for name, parameter in registry.options(method).items()}
-    options = {name: known[name] if known[name] in values else values[0] for name, values in space.options.items()}
-    trial = Trial(blocks, weights, tuple(sorted(options.items())))
-    fits = space.fewest_stages <= len(blocks) <= space.most_stages
-    return [trial] if fits and space.schedule(trial) else []
+def _measured(reducers: Sequence[type[registry.Reducer]], latency: Latency, metric: str) -> list[type[registry.Reducer]]:
+    """The methods, all of which must have been among the probes."""
+    steps = latency.cost(metric).steps
+    missing = [reducer.name for reducer in reducers if reducer.name not in steps]
+    if missing:
+        raise UserError(
+            f"the latency model does not know {', '.join(missing)} (it knows {', '.join(steps) or 'no method'}): "
+            "build the probes with that method, profile them, or choose from what is known with --methods"
+        )
+    return list(reducers)
+
+
+def _method_space(reducer: type[registry.Reducer], shape: NetworkShape, fixed: Mapping[str, Any]) -> MethodSpace:
+    free = {name: tuple(values) for name, values in reducer.worth_searching.items() if name not in fixed}
+    return MethodSpace(reducer.name, lambda tokens: reducer.fewest(tokens, shape.prefix_tokens), reducer.removal, free)
+
+
+def _limit_text(settings: SearchSettings, limit: float) -> str:
+    return f"budget {limit:g}" if isinstance(settings.cost, MacsCost) else f"{settings.cost.unit} {limit:g}"
+
+
+def _too_low(settings: SearchSettings, limit: float) -> UserError:
+    if isinstance(settings.cost, MacsCost):
+        low, high = settings.record.stages
+        return UserError(f"no schedule with {low} to {high} stages meets budget {limit:g}")
+    lowest = min(
+        (spent for method in settings.methods if (spent := settings.space(limit).cheapest(method)) is not None), default=None
+    )
+    fastest = "no schedule is known" if lowest is None else f"the least that the model knows is {lowest:.3g}"
+    return UserError(f"{settings.cost.unit} {limit:g} cannot be met: {fastest}")

@@ -13,8 +13,13 @@ from edge_tprune.schedule.latency import CostModel
 class Cost(Protocol):
     """An additive cost: `base` and one term for each block."""
 
-    shape: NetworkShape
-    exact: bool  #: whether schedules end with the last block saved
+    @property
+    def shape(self) -> NetworkShape:
+        """Of the network."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether schedules end with the last block saved, where the head does not read all tokens."""
 
     @property
     def unit(self) -> str:

@@ -31,13 +31,16 @@ class FoundSchedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     default_kl: Interval | None = None  #: of the method's defaults, where they meet the budget
     top1: Interval | None = None
     default_top1: Interval | None = None
+    method: str | None = None  #: its own, where it is not the file's
+    options: dict[str, OptionValue] | None = None  #: of that method
+    predicted: dict[str, Interval] | None = None  #: metric -> what the latency model of the search says of it
 
     def losses(self, score: str) -> tuple[Interval | None, Interval | None]:
         """What was found, and the defaults, by a score."""
         return (self.kl, self.default_kl) if score == "kl" else (self.top1, self.default_top1)
 
 
-class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+class SearchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How it was found."""
 
     model: str
@@ -49,6 +52,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[Count, Count]  #: fewest and most
     seed: int
     trials: Count | None = None  #: per budget
+    profile: str | None = None  #: `run_id` of the profile whose latency model was the cost; None where it was MACs
 
 
 class ScheduleFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

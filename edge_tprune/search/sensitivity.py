@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -20,6 +20,7 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
     """The loss where block b alone leaves n tokens, for one method."""
 
     method: Name
+    key: str = ""  #: hash of everything that it depends on
     counts: Annotated[tuple[Count, ...], Meta(min_length=2)]  #: increasing; the last is the unpruned network's
     loss: tuple[tuple[Distance | None, ...], ...]  #: per block and count; None where the method cannot leave so few
 
@@ -41,10 +42,8 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SensitivityTables(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was measured of one network on one set of images."""
+    """All that was measured of one network."""
 
-    key: str  #: hash of everything that it depends on
-    images: Count
     tables: tuple[Sensitivity, ...]
 
 
@@ -91,7 +90,7 @@ def measure(
     loss: Losses,
     *,
     exact: bool,
-    advance: Callable[[], None] | None = None,
+    key: str = "",
 ) -> Sensitivity:
     """The table of one method: `loss` of a schedule is called once for each block and count.
 
@@ -105,14 +104,7 @@ def measure(
         for tokens in counts[:-1]:
             schedule = single_schedule(shape, block, tokens, fewest, exact)
             found.append(None if schedule is None else loss(schedule))
-            if advance is not None:
-                advance()
         known = [value for value in found if value is not None]
         smooth = iter(isotonic_regression(known, increasing=False).tolist() if known else [])
         rows.append((*(None if value is None else max(0.0, next(smooth)) for value in found), 0.0))
-    return Sensitivity(method=method, counts=tuple(counts), loss=tuple(rows))
-
-
-def by_method(tables: SensitivityTables) -> Mapping[str, Sensitivity]:
-    """The tables by the method's name."""
-    return {table.method: table for table in tables.tables}
+    return Sensitivity(method=method, key=key, counts=tuple(counts), loss=tuple(rows))

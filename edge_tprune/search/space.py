@@ -55,12 +55,14 @@ class SearchSpace:
     @property
     def reachable(self) -> bool:
         """Whether removing as much as possible as early as possible keeps the limit."""
-        blocks = tuple(range(1, min(self.most_stages, self.last_block) + 1))
-        found = []
-        for method in self.methods:
-            earliest = Configuration(method.name, blocks, (1.0,) * len(blocks))
-            found.append(total(self.cost, method.name, self._spread(earliest, method, 0.0)))
+        found = [self.cheapest(method) for method in self.methods]
         return any(spent is not None and spent <= self.limit * (1 + TOLERANCE) for spent in found)
+
+    def cheapest(self, method: MethodSpace) -> float | None:
+        """The cost where a method removes as much as possible as early as possible; None where it is not known."""
+        blocks = tuple(range(1, min(self.most_stages, self.last_block) + 1))
+        earliest = Configuration(method.name, blocks, (1.0,) * len(blocks))
+        return total(self.cost, method.name, self._spread(earliest, method, 0.0))
 
     def method(self, name: str) -> MethodSpace:
         """One of the methods."""

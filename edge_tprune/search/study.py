@@ -30,7 +30,7 @@ from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
 
 Losses = Iterator[Sequence[float]]
-Scorer = Callable[[str, Schedule, Mapping[str, Any]], Losses]
+Scorer = Callable[[str, tuple[int, ...], Mapping[str, Any]], Losses]
 Report = Callable[[int, int, "Result | None"], None]
 
 _IMPOSSIBLE = 60  # proposals in a row that cannot be or were tried: the space counts as tried out
@@ -69,8 +69,14 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
         ) from error
 
 
-def open_study(storage: BaseStorage, name: str, header: Mapping[str, Any]) -> optuna.Study:
+def open_study(storage: BaseStorage, name: str, header: Mapping[str, Any], *, check: bool = True) -> optuna.Study:
     """The study of one search at one limit.
+
+    Args:
+        storage: from `open_storage`.
+        name: of the study in it.
+        header: what must be equal for the trials there to be ones of this search.
+        check: whether to hold it against what is there.
 
     Raises:
         UserError: the storage has a study of that name of another search, naming what differs.
@@ -86,7 +92,7 @@ def open_study(storage: BaseStorage, name: str, header: Mapping[str, Any]) -> op
     before = study.user_attrs.get("search")
     if before is None:
         study.set_user_attr("search", dict(header))
-    elif before != dict(header):
+    elif check and before != dict(header):
         differs = next((key for key in (*header, *before) if before.get(key) != header.get(key)), "header")
         raise UserError(
             f"what was tried under {name} is of another search ({differs} was {before.get(differs)!r}, now {header.get(differs)!r}): "
@@ -185,7 +191,7 @@ def _run(study: optuna.Study, trial: optuna.Trial, space: SearchSpace, score: Sc
         study.tell(trial, state=TrialState.FAIL)
         return False
     losses: list[float] = []
-    for number, part in enumerate(score(configuration.method, schedule, dict(configuration.options))):
+    for number, part in enumerate(score(configuration.method, schedule.tokens, dict(configuration.options))):
         losses += [float(f"{loss:.6g}") for loss in part]
         trial.report(sum(part) / len(part), number)
         if trial.should_prune():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,19 +13,27 @@ import edge_tprune
 from edge_tprune.errors import UserError
 from edge_tprune.export.settings import BudgetRequest, decide
 from edge_tprune.files import exclusive
-from edge_tprune.models.data import ImageFolder, ReferenceTask
+from edge_tprune.models.data import Dataset, ImageFolder, ReferenceTask
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import network_shape
 from edge_tprune.reduction.tuned import FOLDER
 from edge_tprune.schedule import from_tokens
-from edge_tprune.search.configuration import find
-from edge_tprune.search.schedule_file import KIND, read
+from edge_tprune.search import configuration
+from edge_tprune.search.schedule_file import KIND, ScheduleFile, read
 from edge_tprune.search.score import Scorer
+from edge_tprune.search.study import open_storage, open_study
 
 
 @pytest.fixture(scope="module")
 def reference() -> LoadedModel:
     return load_model("reference", None)
+
+
+def find(
+    loaded: LoadedModel, method: str, budgets: list[float], images: Dataset, out: Path, warn: Any = None, **given: Any
+) -> ScheduleFile:
+    settings = configuration.decide(loaded, [method], images, budgets=budgets, **given)
+    return configuration.find(loaded, settings, images, out, warn=warn)
 
 
 def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: LoadedModel, tmp_path: Path) -> None:
@@ -45,12 +54,12 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
     assert [budget.name for budget in settings.budgets] == ["1.0", "exact", "0.6", "0.8"]
     assert settings.budgets[2].schedule.tokens == document.budgets["0.6"].tokens
     assert settings.budgets[2].schedule.requested == 0.6
-    lines = {p.name: p.read_text() for p in out.parent.glob("*.jsonl")}
+    trials = (out.parent / "evit.json.journal").read_text().count('"losses"')
     assert find(reference, "evit", [0.6, 0.8], images, out, trials=6, stages=(2, 4), seed=1) == document
-    assert {p.name: p.read_text() for p in out.parent.glob("*.jsonl")} == lines, "a finished search runs nothing again"
+    assert (out.parent / "evit.json.journal").read_text().count('"losses"') == trials, "a finished search runs nothing again"
     with exclusive(out, "search"), pytest.raises(UserError, match="another search is at work on it"):
         find(reference, "evit", [0.6], images, out, trials=6, stages=(2, 4), seed=1)
-    with pytest.raises(UserError, match=r"is the log of another search \(images was 40, now 30\)"):
+    with pytest.raises(UserError, match=r"is of another search \(images was 40, now 30\)"):
         find(reference, "evit", [0.6], ReferenceTask(30, "train"), out, trials=6, stages=(2, 4), seed=1)
 
 
@@ -61,22 +70,11 @@ def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedMode
     )
     assert document.options["matched"] == 0.1
     assert set(document.options) == {"matched", "attentive"}
-    second = [json.loads(line) for line in (tmp_path / "bat.json.0.8.jsonl").read_text().splitlines()]
-    assert second[0]["search"]["options"] == {"matched": 0.1}
-    assert all(json.loads(row["trial"])[2] == [["attentive", document.options["attentive"]]] for row in second[1:])
-
-
-def test_more_trials_and_damaged_lines(reference: LoadedModel, tmp_path: Path) -> None:
-    """Going on from a finished search ends where a longer one would, also where the first budget's options change by it."""
-    images, told = ReferenceTask(10, "train"), []
-    whole = find(reference, "bat", [0.6, 0.8], images, tmp_path / "whole.json", trials=9, stages=(2, 3), seed=4)
-    find(reference, "bat", [0.6, 0.8], images, tmp_path / "log.json", trials=3, stages=(2, 3), seed=4)
-    log = tmp_path / "log.json.0.6.jsonl"
-    lines = log.read_text().splitlines()
-    log.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
-    again = find(reference, "bat", [0.6, 0.8], images, tmp_path / "log.json", trials=9, stages=(2, 3), seed=4, warn=told.append)
-    assert again == whole
-    assert told == [f"{log}: line 2 cannot be read: what it says is tried again"]
+    assert document.found is not None
+    study = open_study(open_storage(out, None), "bat 0.8", {}, check=False)
+    tried = [trial.user_attrs["options"] for trial in study.get_trials() if "options" in trial.user_attrs]
+    assert tried
+    assert all(options == {"attentive": document.options["attentive"]} for options in tried)
 
 
 def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:
@@ -89,9 +87,9 @@ def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:
         p = reference.model(images).double().softmax(1)
         q = pruned(images).double().softmax(1)
     wanted = [float(sum(a * (a / b).log() for a, b in zip(p[i], q[i]))) for i in range(2)]
-    (found,) = Scorer(reference.model, "evit", [images])(schedule, {})
+    (found,) = Scorer(reference.model, [images])("evit", schedule.tokens, {})
     assert found == pytest.approx(wanted, abs=1e-6)
-    (errors,) = Scorer(reference.model, "evit", [images], [labels])(schedule, {})
+    (errors,) = Scorer(reference.model, [images], [labels])("evit", schedule.tokens, {})
     assert errors == [100.0 * (int(q[i].argmax()) != i) for i in range(2)]
 
 
@@ -114,12 +112,12 @@ def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:
 def test_what_cannot_be_is_one_clear_line(
     arguments: dict[str, object], says: str, reference: LoadedModel, tmp_path: Path
 ) -> None:
-    settings = {"method": "evit", "budgets": [0.6], "trials": 2} | arguments
+    settings: dict[str, Any] = {"method": "evit", "budgets": [0.6], "trials": 2} | arguments
     (tmp_path / "file").write_text("in the way")
     out = tmp_path / str(settings.pop("out", "x.json"))
     method, budgets = settings.pop("method"), settings.pop("budgets")
     with pytest.raises(UserError, match=says):
-        find(reference, method, budgets, ReferenceTask(5, "train"), out, **settings)  # type: ignore[arg-type]
+        find(reference, method, budgets, ReferenceTask(5, "train"), out, **settings)
     assert not (tmp_path / "x.json").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,6 @@ def test_what_cannot_be_is_said_first(
 
 
 def test_a_model_of_another_network_is_refused(latency: Latency, images: Dataset) -> None:
-    other = small_model(channels=24)
-    other.name = "another"
+    other = replace(small_model(channels=24), name="another")
     with pytest.raises(UserError, match="the latency model is of another network"):
         decide(other, ["evit"], images, latency=latency, limits=[7.0])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_tprune.errors import UserError
-from edge_tprune.schedule import NetworkShape, Schedule
+from edge_tprune.schedule import NetworkShape
 from edge_tprune.search.cost import MacsCost, MeasuredCost, total
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
 from edge_tprune.search.study import Result, open_storage, open_study, search
@@ -42,9 +42,9 @@ class Landscape:
         self.scored: list[tuple[int, ...]] = []
         self.batches = 0
 
-    def __call__(self, method: str, schedule: Schedule, options: Mapping[str, Any]) -> Iterator[list[float]]:
-        self.scored.append(schedule.tokens)
-        before = (197, *schedule.tokens)
+    def __call__(self, method: str, tokens: tuple[int, ...], options: Mapping[str, Any]) -> Iterator[list[float]]:
+        self.scored.append(tokens)
+        before = (197, *tokens)
         steps = [before[i] - before[i + 1] for i in range(len(before) - 1)]
         loss = sum((s / 60) ** 2 for s in steps) + abs(options["similar"] - 0.5) + 0.1 * (options["votes"] - 1)
         for start in range(0, len(self.noise), 10):
@@ -65,7 +65,7 @@ def test_it_finds_what_it_looks_for(tmp_path: Path) -> None:
         options = {name: rng.choice(values) for name, values in OPTIONS.items()}
         configuration = SPACE.from_weights("zero", [rng.random() for _ in range(12)], options)
         if configuration and (schedule := SPACE.schedule(configuration)):
-            losses = [loss for part in Landscape()("zero", schedule, options) for loss in part]
+            losses = [loss for part in Landscape()("zero", schedule.tokens, options) for loss in part]
             scored.append(sum(losses) / len(losses))
     assert found[0].loss < min(scored), "better than as many trials drawn blindly"
     assert [r.loss for r in found] == sorted(r.loss for r in found)
@@ -93,10 +93,10 @@ def test_a_finished_search_goes_on_when_more_trials_are_asked_for(tmp_path: Path
 
 def test_an_interrupted_search_loses_one_trial(tmp_path: Path) -> None:
     class Stops(Landscape):
-        def __call__(self, method: str, schedule: Schedule, options: Mapping[str, Any]) -> Iterator[list[float]]:
+        def __call__(self, method: str, tokens: tuple[int, ...], options: Mapping[str, Any]) -> Iterator[list[float]]:
             if len(self.scored) == 6:
                 raise KeyboardInterrupt
-            return super().__call__(method, schedule, options)
+            return super().__call__(method, tokens, options)
 
     stopped, rest = Stops(), Landscape()
     with pytest.raises(KeyboardInterrupt):
@@ -199,9 +199,9 @@ def test_the_defaults_run_first(tmp_path: Path) -> None:
 
 
 def test_several_methods_compete(tmp_path: Path) -> None:
-    def score(method: str, schedule: Schedule, options: Mapping[str, Any]) -> Iterator[list[float]]:
+    def score(method: str, tokens: tuple[int, ...], options: Mapping[str, Any]) -> Iterator[list[float]]:
         for batch in range(8):
-            yield [(1.0 if method == "good" else 2.0) + 0.01 * batch + schedule.tokens[3] / 1e4] * 5
+            yield [(1.0 if method == "good" else 2.0) + 0.01 * batch + tokens[3] / 1e4] * 5
 
     methods = tuple(MethodSpace(name, any_count, "share", {"a": (1, 2)} if name == "good" else {}) for name in ("bad", "good"))
     space = SearchSpace(MacsCost(SHAPE), 0.65, methods, 1, 4)

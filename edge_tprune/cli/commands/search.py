@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from edge_tprune.cli.costs import ENERGY, read_goal
 from edge_tprune.cli.data_options import SkipUnreadable, open_data
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options, words_of_plugins
 from edge_tprune.cli.options import Json, Quiet
-from edge_tprune.cli.parsing import parse_list, parse_pairs, parse_range
+from edge_tprune.cli.parsing import parse_pairs, parse_range
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
 from edge_tprune.cli.terminal import print_json, print_note, print_table
@@ -23,6 +24,8 @@ from edge_tprune.errors import UserError
     "edge-tprune search reference --budgets 0.65 --out ref.json",
     "edge-tprune build reference --schedule ref.json",
     "edge-tprune search deit_tiny_patch16_224 --method bat --data photos",
+    "edge-tprune search reference --latency profiles/PROBES --max-ms 8",
+    "edge-tprune search reference --latency profiles/PROBES --methods all --front",
 )
 @with_model_options
 def search(
@@ -30,8 +33,28 @@ def search(
     choice: ModelChoice,
     method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
     budgets: Annotated[
-        str, typer.Option(help="Shares of the unpruned MACs, with commas; options are searched at the first.")
-    ] = "0.65",
+        str | None,
+        typer.Option(
+            help="Shares of the unpruned MACs, with commas; options are searched at the first. 0.65 by default.",
+            show_default=False,
+        ),
+    ] = None,
+    latency: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PROFILE", help="Instead of MACs: the profile of a probe bundle on the board (`edge-tprune latency`)."
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="With --latency: methods that compete, with commas, or all that were measured. Those by default."),
+    ] = None,
+    max_ms: Annotated[float | None, typer.Option(help="With --latency: median latency, ms.")] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(help="With --latency: 95th percentile of latency, ms.")] = None,
+    max_mj: Annotated[float | None, typer.Option(help="With --latency: energy per image, mJ.")] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="With --latency: eight limits from the fastest to the unpruned network.")
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(
@@ -39,10 +62,12 @@ def search(
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="Use at most this many of them.")] = 200,
-    trials: Annotated[int, typer.Option(help="Configurations to try per budget.")] = 60,
+    trials: Annotated[int, typer.Option(help="Configurations to try per budget or limit.")] = 60,
     stages: Annotated[
         str | None,
-        typer.Option(help="How many blocks may remove tokens: 3 or 2-4; the method's own number and one more by default."),
+        typer.Option(
+            help="How many blocks may remove tokens: 3 or 2-4; the method's own number and one more by default, any with --latency."
+        ),
     ] = None,
     score: Annotated[str, typer.Option(help="kl: divergence from the unpruned model, needs no labels; top1: errors.")] = "kl",
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
@@ -50,13 +75,22 @@ def search(
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
     skip_unreadable: SkipUnreadable = False,
     plugin: Plugins = None,
-    file: Annotated[Path, typer.Option("--out", help="The schedule file; what was tried is logged beside it.")] = Path(
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A database for the trials, so that several machines can join one search: sqlite:///study.db, postgresql://... By default "
+            "a journal beside the schedule file.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[Path, typer.Option("--out", help="The schedule file; what was tried is kept beside it.")] = Path(
         "schedule.json"
     ),
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Search where a method should remove how many tokens, and its options, at a budget.
+    """Search where a method should remove how many tokens, and its options, at a budget of MACs or under the latency of a board.
 
     Run again to continue a search that was cut short, or with more trials to continue one that was not.
     """
@@ -66,11 +100,13 @@ def search(
     import torch
 
     from edge_tprune.reduction import registry
-    from edge_tprune.search.configuration import find
+    from edge_tprune.search.configuration import decide, find
     from edge_tprune.search.schedule_file import KIND
 
     load_plugins(plugin)
-    options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+    goal = read_goal(latency, budgets, methods, {"p50_ms": max_ms, "p95_ms": max_p95_ms, ENERGY: max_mj}, front)
+    names = [method] if goal.latency is None else list(goal.methods)
+    options = registry.parse_options(registry.method(names[0]), parse_pairs(option or [], "--option"))
     loaded = choice.load(model, names_classes=False)
     source = data if data is not None else ("reference" if model == "reference" else None)
     if source is None:
@@ -90,22 +126,23 @@ def search(
         skip_unreadable=skip_unreadable,
         quiet=quiet,
     )
+    settings = decide(
+        loaded,
+        names,
+        dataset,
+        budgets=goal.budgets,
+        latency=goal.latency,
+        metric=goal.metric,
+        limits=goal.limits,
+        trials=trials,
+        stages=parse_range(stages, "--stages") if stages else None,
+        score=score,
+        seed=seed,
+        options=options,
+    )
     try:
         with show_progress("searching", quiet) as advance:
-            found = find(
-                loaded,
-                method,
-                parse_list(budgets, float, "--budgets"),
-                dataset,
-                file,
-                trials=trials,
-                stages=parse_range(stages, "--stages") if stages else None,
-                score=score,
-                seed=seed,
-                options=options,
-                progress=advance,
-                warn=print_note,
-            )
+            found = find(loaded, settings, dataset, file, storage=storage, progress=advance, warn=print_note)
     except KeyboardInterrupt as stop:
         raise Interruption(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
     if json:
