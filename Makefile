@@ -28,8 +28,11 @@ RUNTIMES   = onnxruntime$(if $(filter-out onnxruntime,$(RUNTIME)),$(comma)$(RUNT
 ENGINES    = $(patsubst onnxruntime,tensorrt,$(RUNTIME))
 EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
+TABLE      = methods.json methods.md accuracy-speed.svg
+PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench soak eval-methods eval-published engines build eval profile compare select report deploy finetune test-gpu board test-board train-reference clean
+.PHONY: help setup run test lint docs results bench soak eval-methods eval-published engines build eval profile compare select report deploy finetune test-gpu board test-board train-reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -87,6 +90,22 @@ lint: $(READY)  ## ruff, mypy, and the arrows between rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## the documentation as a site in out/site; a dead link fails it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	rm -rf out/docs-source out/site && mkdir -p out/docs-source
+	cp -r --parents $(PAGES) out/docs-source
+	$(BIN)/mkdocs build --strict --quiet
+
+results: $(READY)  ## make the kept results in profiles/ again: the reference model's; with WEIGHTS and DATA those of DeiT-Tiny too
+	$(BIN)/python -m tests.benchmarks.methods --no-exact-savings --out out/results/methods-reference $(ARGS)
+	cp $(addprefix out/results/methods-reference/,$(TABLE)) profiles/methods-reference-2-core-server
+ifneq ($(and $(WEIGHTS),$(DATA)),)
+	$(BIN)/python -m tests.benchmarks.methods --no-exact-savings --model deit_tiny_patch16_224 --weights '$(WEIGHTS)' --data '$(DATA)' \
+		--out out/results/methods-deit_tiny $(ARGS)
+	cp $(addprefix out/results/methods-deit_tiny/,$(TABLE)) profiles/methods-deit_tiny-2-core-server
+	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' --json profiles/published-deit_tiny/published.json
+endif
 
 eval-methods: $(READY)  ## every method at every budget: accuracy, latency, cost over the slice oracle, in one table
 	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)

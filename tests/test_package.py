@@ -12,7 +12,7 @@ import pytest
 import edge_tprune
 
 ROOT = Path(__file__).parents[1]
-RUN = ROOT / "profiles" / "deit_tiny-zero_tprune-2-core-server"
+RUN = ROOT / "tests" / "record" / "kept" / "version-1"
 HOST_ONLY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "sklearn", "optuna")
 
 

@@ -15,7 +15,7 @@ from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT, check_method, network_shape
 from edge_tprune.reduction.ops import prefix_bonus, top
 from edge_tprune.reduction.outcome import Append, First, Keep, Merge, Outcome, Propagate
-from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register
+from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register, unregister
 from edge_tprune.reduction.tuned import pattern
 from edge_tprune.schedule import Schedule, from_budget, from_tokens
 
@@ -39,6 +39,7 @@ __all__ = [
     "register",
     "solve_schedule",
     "top",
+    "unregister",
 ]
 del _methods
 

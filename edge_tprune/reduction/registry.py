@@ -6,7 +6,7 @@ decide which tokens go on and what becomes of the others (an `Outcome`). Adding 
     @register
     class KeepLongest(Reducer):
         '''Keeps the tokens with the longest feature vectors.'''
-        name, paper = "keep_longest", "nobody's"
+        name, paper = "keep_longest", "none"
 
         def forward(self, x, evidence):
             return Keep(top(x.norm(dim=-1) + self.bonus, self.stage.tokens_out))  # the bonus: the class token comes first and stays
@@ -188,6 +188,17 @@ def register(cls: _R) -> _R:
         raise TypeError(f"{cls.__name__} sits before the {cls.place}, where there is no {' or '.join(sorted(later))} yet")
     _METHODS[cls.name] = cls
     return cls
+
+
+def unregister(name: str) -> type[Reducer]:
+    """Removes the method called `name`, and returns its class: for tests and notebooks that define a method again.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in _METHODS:
+        raise UserError(f"no method {name!r} to remove.{did_you_mean(name, _METHODS)} Known: {', '.join(sorted(_METHODS))}")
+    return _METHODS.pop(name)
 
 
 def methods() -> Mapping[str, type[Reducer]]:

@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 def accuracy_of(
-    loaded: LoadedModel, method: str, budgets: list[float], dataset: Dataset, folder: Path, threads: int
+    loaded: LoadedModel, method: str, budgets: list[float], dataset: Dataset, folder: Path, threads: int, exact_savings: bool
 ) -> tuple[list[Row], Bundle | None]:
     """The rows of a method without their latencies, and its bundle; a row that says why where a budget cannot be.
 
@@ -54,13 +54,13 @@ def accuracy_of(
     possible, rows = [1.0], []
     for budget in budgets:
         try:
-            decide(loaded, name, budgets=[budget], blocks=blocks, options=options)
+            decide(loaded, name, budgets=[budget], blocks=blocks, options=options, exact_savings=exact_savings)
             possible.append(budget)
         except EdgeTPruneError as error:
             rows.append({"method": method, "budget": budget, "failed": str(error)})
     with show_progress(method) as advance:
         try:
-            settings = decide(loaded, name, budgets=possible, blocks=blocks, options=options)
+            settings = decide(loaded, name, budgets=possible, blocks=blocks, options=options, exact_savings=exact_savings)
             bundle = build(loaded, settings, folder / method, progress=advance).bundle
         except EdgeTPruneError as error:
             return [*rows, *({"method": method, "budget": b, "failed": str(error)} for b in possible[1:])], None
@@ -226,6 +226,12 @@ def main() -> None:
         help="with spaces; evit@4,7,10 removes tokens at other blocks, zero_tprune:merge=false has another option",
     )
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
+    parser.add_argument(
+        "--exact-savings",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let the last block compute only what the head reads",
+    )
     parser.add_argument("--rounds", type=int, choices=range(1000), metavar="N", default=10, help="0 leaves latencies out")
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--threads", type=positive, default=default_threads())
@@ -243,7 +249,7 @@ def main() -> None:
     rows: list[Row] = []
     bundles: dict[str, Bundle] = {}
     for method in options.methods.split():
-        found, bundle = accuracy_of(loaded, method, budgets, dataset, folder, options.threads)
+        found, bundle = accuracy_of(loaded, method, budgets, dataset, folder, options.threads, options.exact_savings)
         rows += found
         if bundle is not None:
             bundles[method] = bundle
@@ -259,14 +265,15 @@ def main() -> None:
     unpruned = next(iter(bundles.values())).unpruned
     assert unpruned is not None
     assert unpruned.accuracy is not None
-    title = f"{loaded.name}, {len(dataset)} images of {dataset.name}, unpruned top-1 {unpruned.accuracy['top1_percent']:.1f} %"
+    title = f"{loaded.name}, {len(dataset)} images of {dataset.name}, unpruned top-1 {unpruned.accuracy.top1_percent:.1f} %"
     write_json(
         folder / "methods.json",
         {
             "model": loaded.name,
             "weights_sha256": loaded.weights_sha256,
             "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.fingerprint},
-            "unpruned": unpruned.accuracy,
+            "unpruned": msgspec.to_builtins(unpruned.accuracy),
+            "exact_savings": options.exact_savings,
             "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "rounds": options.rounds,
             "seconds": options.seconds,

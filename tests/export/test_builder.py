@@ -138,7 +138,7 @@ def test_images_on_which_scores_all_but_tie_prove_nothing(loaded: LoadedModel) -
     try:
         coin = count_flips(modules(decide(loaded, "coin_of_test", budgets=[0.6], blocks=[2])), images)
     finally:
-        registry._METHODS.pop("coin_of_test")
+        registry.unregister("coin_of_test")
     assert (coin >= UNUSABLE).float().mean() > 0.5
     steady = count_flips(modules(decide(loaded, "evit", budgets=[1.0, 0.6], blocks=[2])), images)
     assert (steady == 0).float().mean() > 0.8
@@ -167,7 +167,7 @@ def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tm
         with pytest.raises(InternalError, match="not the same network: worst logit difference"):
             build(loaded, decide(loaded, "two_faced_of_test", budgets=[0.6], blocks=[2]), tmp_path / "b")
     finally:
-        registry._METHODS.pop("two_faced_of_test")
+        registry.unregister("two_faced_of_test")
     assert not (tmp_path / "b").exists()
 
 

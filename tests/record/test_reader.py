@@ -92,7 +92,7 @@ def test_a_real_profile_survives_the_round_trip(finished: Run) -> None:
 
 
 def test_a_profile_of_version_1_stays_readable() -> None:
-    run = read_run(Path(__file__).parents[2] / "profiles/deit_tiny-zero_tprune-2-core-server")
+    run = read_run(Path(__file__).parent / "kept" / "version-1")
     assert (run.document.version, run.end, run.sessions) == (1, "complete", 1)
     summary = json.loads((run.path / "summary.json").read_text())
     again = summarize(run).budgets

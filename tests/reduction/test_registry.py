@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import edge_tprune
 from edge_tprune.errors import UserError
-from edge_tprune.reduction import Evidence, First, Keep, Outcome, Reducer, register, registry
+from edge_tprune.reduction import Evidence, First, Keep, Outcome, Reducer, register, registry, unregister
 
 
 def test_every_method_names_its_paper_and_documents_itself() -> None:
@@ -103,3 +103,14 @@ def test_none_removes_nothing_and_says_so(vit: VisionTransformer) -> None:
         edge_tprune.prune(vit, method="none", budget=0.5)
     with pytest.raises(UserError, match="removes nothing"):
         edge_tprune.prune(vit, method="none", schedule=[17, 9, 9, 9])
+
+
+def test_a_method_can_be_removed_and_registered_again() -> None:
+    cls = unregister("tome")
+    try:
+        assert "tome" not in registry.methods()
+        with pytest.raises(UserError, match="no method 'tome' to remove"):
+            unregister("tome")
+    finally:
+        register(cls)
+    assert registry.method("tome") is cls

@@ -1,0 +1,54 @@
+"""Kept results are of today's code: what they name exists, and gives the token counts that they state."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import timm
+from torch import nn
+
+from edge_tprune.models.loading import load_model
+from edge_tprune.record.reader import read_run
+from edge_tprune.reduction import registry, solve_schedule
+from tests.benchmarks.reduction import chosen
+
+PROFILES = Path(__file__).parents[1] / "profiles"
+TABLES = sorted(PROFILES.glob("methods-*/methods.json"))
+RUNS = sorted(path.parent for path in PROFILES.glob("*/run.json"))
+
+
+@lru_cache
+def network(name: str) -> nn.Module:
+    return load_model(name).model if name == "reference" else timm.create_model(name)
+
+
+def test_there_are_some() -> None:
+    assert len(TABLES) >= 2
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: path.parent.name)
+def test_a_table_of_methods_is_what_the_methods_do_today(table: Path) -> None:
+    document = json.loads(table.read_text(encoding="utf-8"))
+    for row in (row for row in document["rows"] if "failed" not in row):
+        name, blocks, options = chosen(row["method"])
+        known = registry.options(registry.method(name))
+        assert set(row["options"]) | set(options) <= set(known), row["method"]
+        exact = document.get("exact_savings", False)  # absent in tables older than exact savings
+        today = solve_schedule(network(document["model"]), name, budget=row["budget"], blocks=blocks, exact_savings=exact)
+        assert list(today.tokens) == row["tokens"], f"{row['method']} at {row['budget']}: make eval-methods again"
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
+def test_a_profile_is_of_a_network_that_build_makes_today(run: Path) -> None:
+    read_run(run)
+    document = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    method = document["bundle"]["method"]
+    assert set(method["options"]) <= set(registry.options(registry.method(method["name"])))
+    model = network(document["bundle"]["model"]["name"])
+    for budget in document["budgets"]:
+        if budget["requested"] is not None:
+            today = solve_schedule(model, method["name"], budget=budget["requested"], exact_savings=budget["requested"] != 1.0)
+            assert list(today.tokens) == budget["schedule"], f"{run.name} at {budget['name']}: profile it again"
