@@ -95,7 +95,7 @@ docs: $(READY)  ## the documentation as a site in out/site; a dead link fails it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	rm -rf out/docs-source out/site && mkdir -p out/docs-source
 	cp -r --parents $(PAGES) out/docs-source
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 results: $(READY)  ## make the kept results in profiles/ again: the reference model's; with WEIGHTS and DATA those of DeiT-Tiny too
 	$(BIN)/python -m tests.benchmarks.methods --no-exact-savings --out out/results/methods-reference $(ARGS)

@@ -143,7 +143,7 @@ def test_no_line_is_longer_than_a_screen(page: Path) -> None:
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_words_are_plain(page: Path) -> None:
-    idiom = r"\b(anew|likest|told|mend|mends|mended|so manieth|nobody knows|to the letter)\b"
+    idiom = r"\b(ane[w]|likes[t]|tol[d]|men[d]|mend[s]|mende[d]|so maniet[h]|nobody know[s]|to the lette[r])\b"
     assert re.findall(idiom, page.read_text(encoding="utf-8"), re.IGNORECASE) == []
 
 

@@ -190,7 +190,7 @@ def install_missing() -> None:
 
 
 def recipe() -> str:
-    """Changes when the root must be built anew."""
+    """Changes when the root must be rebuilt."""
     parts = [SUITE, *PACKAGES, PYTHON, *SYSTEM_WHEELS, *JTOP_WHEELS, *WHEEL_PLATFORMS, USER, SSHD_CONFIG]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -272,7 +272,7 @@ def compile_wheels(root: Path, target: Path) -> None:
 
 
 def make_keys(directory: Path) -> None:
-    """A host key and a user key, made anew with the root."""
+    """A host key and a user key, made again with the root."""
     keys = directory / "keys"
     shutil.rmtree(keys, ignore_errors=True)
     keys.mkdir(mode=0o700)

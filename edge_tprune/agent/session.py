@@ -39,7 +39,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or SIGHUP. What was measured until then is in the profile at `path`, summary included. Exit code 130."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted. What was measured until then is in {path}; --resume {path} goes on")
+        super().__init__(f"interrupted. What was measured until then is in {path}; --resume {path} continues")
         self.path = path
 
 

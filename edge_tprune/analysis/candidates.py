@@ -50,7 +50,7 @@ class Candidates:
 
     @property
     def metrics(self) -> list[Metric]:
-        """What the offers are told by: what was asked for, latency, accuracy, speed-up."""
+        """What describes the offers: what was asked for, latency, accuracy, speed-up."""
         question = self.answers[0][1].question
         wanted = {*question.metrics, *(METRICS[name] for name in ("p50_ms", "top1_change_points", "speedup"))}
         rows = [choice.row for choice in self.choices]

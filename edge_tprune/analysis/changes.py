@@ -1,4 +1,4 @@
-"""Two points in time: what got slower, hungrier or less accurate from one set of profiles to another, beyond the noise.
+"""Two points in time: what got slower, less efficient or less accurate from one set of profiles to another, beyond the noise.
 
 Two runs share no rounds, so their intervals are combined instead of paired; accuracy on the same images is paired image by image. Many
 budgets and metrics are judged at once, so the intervals are widened until all of them together are of 95 % (Bonferroni). A change is

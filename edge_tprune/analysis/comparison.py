@@ -152,7 +152,7 @@ def list_missing(rows: Sequence[Row]) -> list[str]:
 
 
 def list_unresolved(rows: Sequence[Row], margin: EqualityMargin = WITHIN_RUN) -> list[str]:
-    """Per row whose speed cannot be told from the unpruned model's: the interval, and what it would take."""
+    """Per row whose speed is not resolved from the unpruned model's: the interval, and what it would take."""
     speedup = METRICS["speedup"]
     found = []
     for row in rows:

@@ -191,7 +191,7 @@ def same_images(a: Row, b: Row) -> bool:
 
 
 def interval_of(row: Row, metric: Metric) -> Interval | None:
-    """How sure a row's value is, or what is as uncertain as it is; None where nobody knows."""
+    """How sure a row's value is, or what is as uncertain as it is; None where unknown."""
     return row.intervals.get(_INTERVAL_OF.get(metric.name, metric.name))
 
 

@@ -67,7 +67,7 @@ def answer_document(answer: Answer | Candidates) -> JsonObject:
 
 
 def changes_document(changes: Changes) -> JsonObject:
-    """What changed between two points in time; `regression` is null where that cannot be told."""
+    """What changed between two points in time; `regression` is null where the measurement cannot tell."""
     regressions, undecided = wording.list_regressions(changes), wording.list_undecided(changes)
     return {
         **_CHANGES,

@@ -46,8 +46,8 @@ def describe_choice(choice: Choice) -> str:
     question, row = choice.question, choice.row
     limits = [headroom.limit for headroom in choice.headroom]
     condition = f" with {describe_limits(limits)}" if limits else ""
-    told = [metric for metric in dict.fromkeys([question.metric, question.latency]) if row.value(metric.name) is not None]
-    facts = [f"{metric.label} {metric.quantity(row.value(metric.name))}" for metric in told]
+    shown = [metric for metric in dict.fromkeys([question.metric, question.latency]) if row.value(metric.name) is not None]
+    facts = [f"{metric.label} {metric.quantity(row.value(metric.name))}" for metric in shown]
     facts += _compare_with_unpruned(row, choice)
     name = _capital(name_row(row, choice.rows))
     text = f"{name} is the {_SUPERLATIVES[question.objective]}{condition}: {', '.join(facts)}."
@@ -287,7 +287,7 @@ def list_regressions(changes: Changes) -> list[str]:
 
 
 def list_undecided(changes: Changes) -> list[str]:
-    """What may be a regression for all that can be told, and what it would take to know."""
+    """What may be a regression as far as was measured, and what it would take to know."""
     found = [f"{budget.new.name}: {describe_change(change)}, {describe_need([change])}" for budget, change in changes.undecided]
     unjudged = [budget for budget in changes.budgets if budget.unfit and not budget.broken]
     found += [f"{budget.new.name} cannot be judged: {budget.unfit}" for budget in unjudged]

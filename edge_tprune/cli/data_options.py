@@ -27,7 +27,7 @@ ClassMapFile = Annotated[
     ),
 ]
 SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Go on without images that cannot be read, and count them.")
+    bool, typer.Option("--skip-unreadable", help="Continue without images that cannot be read, and count them.")
 ]
 
 

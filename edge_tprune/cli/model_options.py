@@ -48,8 +48,10 @@ _OPTIONS: dict[str, Any] = {
     "model_kwargs": Annotated[
         list[str] | None, _option(metavar="NAME=VALUE", help="Another argument of timm's model; may be repeated.")
     ],
-    "mean": Annotated[str | None, _option(help="Of the pixels from 0 to 1, one value or one per channel, with commas.")],
-    "std": Annotated[str | None, _option(help="As --mean.")],
+    "mean": Annotated[
+        str | None, _option(help="Mean of the pixels, on a scale from 0 to 1: one value, or one per channel with commas.")
+    ],
+    "std": Annotated[str | None, _option(help="Standard deviation of the pixels, given as --mean.")],
     "interpolation": Annotated[str | None, _option(help="bicubic, bilinear, nearest, lanczos, box or hamming.")],
     "crop_pct": Annotated[float | None, _option(help="Share of the resized image that the crop keeps, such as 0.875.")],
     "crop_mode": Annotated[str | None, _option(help="center, squash or border.")],

@@ -38,7 +38,7 @@ class CountColumn(ProgressColumn):
 
 @contextmanager
 def show_progress(what: str, quiet: bool = False) -> Iterator[Advance]:
-    """Yields a function that is told (what, done, of) as the work goes on.
+    """Yields a function to be called with (what, done, of) as the work goes on.
 
     Args:
         what: the work, shown until something more precise is known.

@@ -57,7 +57,7 @@ def command(*examples: str, name: str | None = None, kept: str = "") -> Callable
 
 
 def read_docstring(function: Callable[..., Any]) -> str:
-    """The docstring, from the source where Python was told to leave docstrings out (-OO)."""
+    """The docstring, from the source where Python leaves docstrings out (-OO)."""
     if function.__doc__:
         return inspect.cleandoc(function.__doc__)
     try:

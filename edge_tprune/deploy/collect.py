@@ -108,7 +108,7 @@ def _make_private(out: Path, directory: Path) -> None:
 def _wanted(files: dict[str, int], out: Path) -> dict[str, int]:
     """What must be fetched: files that are not here in this size, and what was derived from them.
 
-    Raw samples only ever grow; the small files beside them are written anew as a whole, perhaps in the same size.
+    Raw samples only ever grow; the small files beside them are rewritten as a whole, perhaps in the same size.
     """
     changed = {path for path, size in files.items() if not (out / path).is_file() or (out / path).stat().st_size != size}
     profiles = {path.partition("/")[0] for path in changed}

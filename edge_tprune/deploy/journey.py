@@ -52,7 +52,7 @@ class Deployment:
 
 
 class Watcher(Protocol):
-    """Is told what happens, from the thread that works on the board."""
+    """Receives what happens, from the thread that works on the board."""
 
     def step(self, text: str) -> None:
         """Something begins."""

@@ -7,7 +7,7 @@ Everything it writes lies in one directory that only the user can read (`~/.edge
 
     incoming/<sha256>      what is being received; a cut-off transfer goes on where it stopped
     bundles/<name>/        complete bundles only: files are checked against their SHA-256, then moved into place together
-    venv/                  the agent; its stamp is written last, and one without a stamp is made anew
+    venv/                  the agent; its stamp is written last, and one without a stamp is made again
     profiles/
 
 Names, sizes and hashes in requests are checked as if a stranger had sent them.
@@ -189,7 +189,7 @@ def receive(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
             raise Refused("a file was sent that was not announced")
         partial = incoming / digest
         if _size(partial) != offset:
-            raise Refused("a transfer does not go on where it stopped. Repeat the command")
+            raise Refused("a transfer does not continue where it stopped. Repeat the command")
         _append(partial, stdin, size)
         if sha256(partial) != digest:
             partial.unlink()

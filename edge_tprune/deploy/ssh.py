@@ -144,8 +144,8 @@ class Connection:
         Args:
             do: which.
             payload: writes what follows the request, frame by frame.
-            on_stderr: told what a program on the board writes while it runs.
-            on_frame: told each frame that comes back, with the stream that its bytes must be read from.
+            on_stderr: called with what a program on the board writes while it runs.
+            on_frame: called with each frame that comes back, with the stream that its bytes must be read from.
             request: the rest of the request.
 
         Raises:
@@ -189,7 +189,7 @@ class Connection:
 
     def _lost(self, said: str) -> ConnectionLost:
         return ConnectionLost(
-            f"{self.target}: the connection was lost ({_last_line(said)}). What arrived stays there: repeat the command to go on"
+            f"{self.target}: the connection was lost ({_last_line(said)}). What arrived stays there: repeat the command to continue"
         )
 
 
@@ -242,7 +242,7 @@ def _heartbeat(stdin: IO[bytes]) -> Iterator[None]:
 def _login_error(target: Target, said: str) -> UserError:
     """Why logging in failed, with what to do."""
     remedies = {
-        "IDENTIFICATION HAS CHANGED": "its host key is not the one that was seen before. If the board was flashed anew, forget the old key: "
+        "IDENTIFICATION HAS CHANGED": "its host key is not the one that was seen before. If the board was flashed again, forget the old key: "
         f"ssh-keygen -R {target.host}",
         "Host key verification failed": f"its host key is not known yet. Log in once and compare it: ssh {target}",
         "Permission denied": f"it does not accept your key. Put it there: ssh-copy-id {target}",

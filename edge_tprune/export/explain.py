@@ -1,7 +1,7 @@
 """What a reduction does to one image: which patches stay, leave or merge, stage by stage.
 
 It is read off the very network that is measured: `PrunedViT.trace` says of every token that is left which original ones it holds.
-A method that passes a token on in parts is told by the largest part. `panels` and `pictures` draw it.
+A method that passes a token on in parts is shown by its largest part. `panels` and `pictures` draw it.
 """
 
 from __future__ import annotations

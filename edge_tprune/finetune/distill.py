@@ -67,7 +67,7 @@ class Students(nn.Module):
             {self.names[budget]: PrunedViT(self.model, chosen, tuple(tokens), options) for budget, tokens in schedules.items()}
         )
         for form in self.pruned.values():
-            # The host's own flag alone: tables that depend on weights are computed anew, while dropout stays off.
+            # The host's own flag alone: tables that depend on weights are computed again, while dropout stays off.
             form.training = True
         select_parameters(self.model, min((first_removal(form) for form in self.pruned.values()), default=0), train)
 

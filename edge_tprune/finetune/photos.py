@@ -213,7 +213,7 @@ def _box(
 
 
 def spots(photos: int, batch: int, seed: int, first: int, steps: int, share: tuple[int, int] = (0, 1)) -> Iterator[list[Spot]]:
-    """The photos of each step from step `first` on, up to `steps`: every photo once per epoch, in an order drawn anew.
+    """The photos of each step from step `first` on, up to `steps`: every photo once per epoch, in a new random order.
 
     Args:
         photos: how many there are.

@@ -125,5 +125,5 @@ def parse_time(text: str) -> float:
     parts = {unit: float(value) for unit, value in (found.groupdict() if found else {}).items() if value}
     seconds = sum(parts[unit] * size for unit, size in (("h", 3600), ("m", 60), ("s", 1)) if unit in parts)
     if not parts or seconds <= 0:
-        raise UserError(f"--time {text!r} is no time: give 20m, 1h30m or 90s")
+        raise UserError(f"--time {text!r} is not a time: give 20m, 1h30m or 90s")
     return seconds

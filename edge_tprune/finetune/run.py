@@ -233,7 +233,7 @@ class _Run:
         state = self.store.load("state")
         if state is not None:
             trainer.load(*state)
-            self.say(f"going on after step {trainer.done} of {trainer.recipe.steps}")
+            self.say(f"continuing after step {trainer.done} of {trainer.recipe.steps}")
         return trainer
 
     def _averaged(self, trainer: Trainer) -> Students:

@@ -91,7 +91,7 @@ class Store:
             values = ", ".join(f"{key} {found.asked.get(key)!r} there, {asked.get(key)!r} here" for key in different[:3])
             raise UserError(
                 f"{self.path} holds a fine-tuning that was asked for differently ({values}). "
-                f"Ask the same to go on with it, choose another --out, or remove that directory"
+                f"Ask the same to continue it, choose another --out, or remove that directory"
             )
         return found
 

@@ -229,7 +229,7 @@ def check_readable(
     if skip and len(found) < len(dataset):
         return dataset.without(found.keys(), "unreadable")
     listed = "; ".join(f"{format_path(file)}: {cause}" for file, cause in found.items())
-    way = "Remove or replace them" + ("" if skip else ", or give --skip-unreadable to go on without them")
+    way = "Remove or replace them" + ("" if skip else ", or give --skip-unreadable to continue without them")
     raise UserError(f"{len(found)} of {len(dataset)} images in {dataset.name} cannot be read. {way}: {listed}")
 
 

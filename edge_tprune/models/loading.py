@@ -49,7 +49,7 @@ class LoadedModel:
         default_factory=dict
     )  #: beside its name, what timm was asked for: num_classes, img_size, ...
     class_names: ClassNames | None = None
-    remarks: tuple[str, ...] = ()  #: what was decided from the checkpoint, to be told
+    remarks: tuple[str, ...] = ()  #: what was decided from the checkpoint, for the output
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Maps a PIL image to a normalised tensor (C, H, W), as timm does at evaluation."""

@@ -8,7 +8,7 @@ merges tokens: reduction stays training-free.
 
 The shipped weights came from these phases, but the task was made easier on the way: phases 1 and 2 saw digits 28 to 52 pixels wide on 16000
 canvases (phase 1 through windows of 8 patches), phase 3 digits of 44 to 68 pixels on 64000, phase 4 the task as it is now on 26000.
-Training anew therefore gives similar weights, not the same.
+Training again therefore gives similar weights, not the same.
 
     python -m edge_tprune.models.train_reference --out edge_tprune/models/reference.safetensors
 """

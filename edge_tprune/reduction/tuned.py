@@ -1,4 +1,4 @@
-"""Where each method removes tokens unless told otherwise: its tuned pattern where the package ships one, its paper's blocks where not.
+"""Where each method removes tokens by default: its tuned pattern where the package ships one, its paper's blocks where not.
 
 `tuned/<method>.json` are files that `edge-tprune search` wrote for DeiT-Tiny, on unlabelled images that no accuracy table here uses; each says how.
 """

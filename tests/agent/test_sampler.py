@@ -137,7 +137,7 @@ def test_a_source_that_stalls_is_a_gap_and_holds_up_nobody(chip: Path, directory
         (chip / "pipe").replace(chip / "curr1_input")
         before = wait_for(log, "no answer: the source stalls").count('"source":"host"')
         wait_for(log, '"source":"host"', before + 2)
-        wait_for(log, "no answer: the source stalls", 3)  # it is told again every second
+        wait_for(log, "no answer: the source stalls", 3)  # it is reported again every second
         (chip / "file").write_text("2000\n")
         with (chip / "curr1_input").open("w") as pipe:
             (chip / "file").replace(chip / "curr1_input")

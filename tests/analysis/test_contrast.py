@@ -120,7 +120,7 @@ def test_accuracy_on_the_same_images_is_paired_image_by_image(profiles):
     lost[np.flatnonzero(bits)[:20]] = False
     swapped[np.flatnonzero(bits)[:30]] = False
     swapped[np.flatnonzero(~bits)[:30]] = True
-    wide = {"top1_change_points": Interval(0, -5, 5)}  # unpaired, nothing could be told apart
+    wide = {"top1_change_points": Interval(0, -5, 5)}  # unpaired, nothing could be resolved
 
     def row(right, data="d"):
         top1 = 100 * float(right.mean())

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.observer
 
 The sampler reads the files of a simulated board, every source at its usual rate. Blocks with it running and with it stopped
-(SIGSTOP) alternate, in an order drawn anew for each pair; the ratio of their median latencies is paired and has a 95 % interval.
+(SIGSTOP) alternate, in a random order for each pair; the ratio of their median latencies is paired and has a 95 % interval.
 """
 
 from __future__ import annotations

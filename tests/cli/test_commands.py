@@ -305,5 +305,5 @@ def test_ctrl_c_while_profiling_keeps_what_was_measured(command: Command, journe
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     (profile,) = tmp_path.iterdir()
-    assert str(profile) in done.stderr, "the person is told where the data is"
+    assert str(profile) in done.stderr, "the message says where the data is"
     assert command("compare", profile).code == 0

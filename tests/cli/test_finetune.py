@@ -45,7 +45,7 @@ def test_no_improvement_is_a_no(command: Command, tmp_path: Path) -> None:
     [
         (["deit_tiny_patch16_224", "--weights", "random"], "no photos to train on: give --data"),
         (["deit_tiny_patch16_224", "--weights", "random", "--data", "absent"], "absent does not exist"),
-        (["reference", "--time", "soon"], "--time 'soon' is no time"),
+        (["reference", "--time", "soon"], "--time 'soon' is not a time"),
         (["reference", "--time", "5m", "--epochs", "1"], "give one"),
         (["reference", "--method", "bta"], "Did you mean bat"),
         (["reference", "--method", "evit", "--option", "fuze=true"], "has no option 'fuze'"),

@@ -12,7 +12,7 @@ from edge_tprune.deploy.hosts import Target, parse_target
 from edge_tprune.deploy.ssh import Connection
 from edge_tprune.errors import ConnectionLost, UserError
 
-# Logs its arguments, fails as told, and otherwise runs the command here with a login script's chatter before it.
+# Logs its arguments, fails as asked, and otherwise runs the command here with a login script's chatter before it.
 STAND_IN = """#!{python}
 import os, subprocess, sys
 log = open(os.environ["SSH_LOG"], "a")

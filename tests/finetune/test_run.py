@@ -94,7 +94,7 @@ def test_killed_it_goes_on_to_the_same_weights(
     assert not out.exists()
     said: list[str] = []
     result = finetune(network, dataset, out, REQUEST, say=said.append)
-    assert any("going on after step 9 of 16" in text for text in said)
+    assert any("continuing after step 9 of 16" in text for text in said)
     assert same_weights(out, tuned[0])
     assert result.rows == tuned[1].rows
     steps = [line["step"] for line in Store.beside(out).logged()]

@@ -1,4 +1,4 @@
-"""A run is read back whole or cut short, and damage is told."""
+"""A run is read back whole or cut short, and damage is reported."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_a_day_is_thinned_to_what_a_page_can_hold(profiles, tmp_path):
 
 
 def test_sessions_are_set_one_after_the_other(profiles, tmp_path):
-    """A board that was switched off in between begins its clock anew."""
+    """A board that was switched off in between restarts its clock."""
     info = profiles.info(rounds=2)
     lines = profiles.lines(info)
     rounds = [line for line in lines if line["kind"] == "round"]

@@ -85,7 +85,7 @@ def build(
         ),
     ] = False,
     plugin: Plugins = None,
-    force: Annotated[bool, typer.Option("--force", help="Rebuild even if an equal bundle is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild even if an identical bundle exists.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:

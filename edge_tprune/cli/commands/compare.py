@@ -34,12 +34,15 @@ def compare(
     against: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Older profiles: say what became slower, hungrier or less accurate since, beyond the noise.", metavar="OLD"
+            help="Older profiles: say what became slower, less efficient or less accurate since, beyond the noise.",
+            metavar="OLD",
         ),
     ] = None,
     fail_on_regression: Annotated[
         bool,
-        typer.Option("--fail-on-regression", help="Exit code 1 where something became worse, 3 where that cannot be told."),
+        typer.Option(
+            "--fail-on-regression", help="Exit code 1 where something became worse, 3 where the measurement cannot tell."
+        ),
     ] = False,
     equal_within: EqualWithin = None,
     force: Annotated[

@@ -25,7 +25,7 @@ _EXTRAS = ("ort", "jetson", "cuda")
     "edge-tprune deploy bundles/ref jetson@orin:2222 --offline",
     "edge-tprune deploy bundles/ref jetson@orin --profile '' --collect profiles",
     "edge-tprune deploy bundles/ref --hosts boards.txt --profile '--rounds 5'",
-    kept="what arrived on a board stays there, and the same command goes on from it",
+    kept="what arrived on a board stays there, and the same command continues from there",
 )
 def deploy(
     bundle: BundleArgument,

@@ -33,17 +33,17 @@ def engines(
     ] = None,
     workspace_mb: Annotated[
         int | None,
-        typer.Option(help="Most scratch memory for a layer, MB (10^6 bytes); no limit by default.", show_default=False),
+        typer.Option(help="Largest scratch memory for a layer, MB (10^6 bytes); no limit by default.", show_default=False),
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="0 (builds fast) to 5 (searches longest); TensorRT's own by default.", show_default=False)
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Time each layer; prints the ten slowest of each budget.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Build again even if a fitting engine is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build again even if a matching engine exists.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Build every budget's TensorRT engine for this GPU (kept for `profile`), and report what it became.
+    """Build every budget's TensorRT engine for this GPU (kept for `profile`), and report what TensorRT made of it.
 
     `profile` builds what is missing by itself; this command builds ahead, with limits, and explains: precision, fused attention, slow layers.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
     from edge_tprune.models.loading import LoadedModel
 
-_CANVASES = 1500  # of the reference task, unless told otherwise
+_CANVASES = 1500  # of the reference task, by default
 
 
 @command(
@@ -38,7 +38,7 @@ def finetune(
         typer.Option(help="See `edge-tprune methods`; bat, or the schedule file's, by default.", show_default=False),
     ] = None,
     budgets: Annotated[
-        str, typer.Option(help="Shares of the unpruned MACs that the weights shall serve, with commas; one for a specialist.")
+        str, typer.Option(help="Shares of the unpruned MACs that the weights are to serve, with commas; one for a specialist.")
     ] = "1.0,0.8,0.65,0.5",
     schedule: Annotated[Path | None, typer.Option(help="A file that `search` wrote: its method, options and budgets.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
@@ -54,21 +54,21 @@ def finetune(
         bool, typer.Option("--labels", help="Train on labels as well: one sub-directory of photos per class.")
     ] = False,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Go on without photos that cannot be read.")
+        bool, typer.Option("--skip-unreadable", help="Continue without photos that cannot be read.")
     ] = False,
-    file: Annotated[Path, typer.Option("--out", help="The checkpoint; the work is kept beside it until it is done.")] = Path(
+    file: Annotated[Path, typer.Option("--out", help="The checkpoint; work in progress is kept beside it.")] = Path(
         "tuned.safetensors"
     ),
     train: Annotated[
-        str, typer.Option(help="Which parameters: all, norm (layer norms), late (behind the first removal).")
+        str, typer.Option(help="Which parameters: all, norm (layer norms), late (after the first removal).")
     ] = "all",
-    time: Annotated[str | None, typer.Option(help="Time to take in all, such as 20m; the length is planned to fit.")] = None,
+    time: Annotated[str | None, typer.Option(help="Total time, such as 20m; the number of epochs is chosen to fit.")] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="Times that every photo is shown; found by default.", show_default=False)
+        float | None, typer.Option(help="How often each photo is shown; found by default.", show_default=False)
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Highest learning rate; found by default.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(help="Photos per step.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; a GPU where there is one by default.", show_default=False)
     ] = None,
@@ -79,8 +79,8 @@ def finetune(
 ) -> None:
     """Train the network with its tokens removed until it answers as the unpruned one: photos, no labels.
 
-    One set of weights serves all budgets. A part of the photos is held out; nothing is written that is not better on them. Run again to go on
-    with what was interrupted. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...
+    One set of weights serves all budgets. A part of the photos is held out; weights are written only if they are better on
+    those. Run again to continue what was interrupted. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...
     """
     from edge_tprune.cli.model_views import finetune_table, require_host
 
@@ -132,7 +132,7 @@ def finetune(
             if stop.written
             else "nothing better than the untrained network was found yet"
         )
-        raise Interruption(f"{stop}: {kept}. Run the same command again to go on") from stop
+        raise Interruption(f"{stop}: {kept}. Run the same command again to continue") from stop
     if json:
         print_json(msgspec.to_builtins(result))
     else:

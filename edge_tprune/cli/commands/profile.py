@@ -29,7 +29,7 @@ def profile(
     bundle: BundleArgument,
     request: RunRequest,
     profiles: Annotated[
-        Path | None, typer.Option("--out", help="Where profile directories are collected.", show_default="profiles")
+        Path | None, typer.Option("--out", help="Directory in which the profile is created.", show_default="profiles")
     ] = None,
     budgets: BudgetNames = None,
     images: Annotated[
@@ -43,7 +43,7 @@ def profile(
     ] = Path("/"),
     trace: Annotated[bool, typer.Option("--trace", help="Also write trace.json, which ui.perfetto.dev opens.")] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this profile, which was interrupted, at the turns that are missing.")
+        Path | None, typer.Option(help="Continue this profile, which was interrupted, at the turns that are missing.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -57,7 +57,7 @@ def profile(
     if not sysroot.is_dir():
         raise UserError(f"--sysroot {sysroot} is not a directory")
     if resume is not None and profiles is not None:
-        raise UserError(f"--resume goes on in {resume}: leave out --out")
+        raise UserError(f"--resume continues in {resume}: leave out --out")
     opened = Bundle.open(bundle)
     names = parse_list(budgets, str, "--budgets") if budgets else None
     dataset = None

@@ -70,7 +70,7 @@ def search(
         ),
     ] = None,
     score: Annotated[str, typer.Option(help="kl: divergence from the unpruned model, needs no labels; top1: errors.")] = "kl",
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     option: Annotated[list[str] | None, typer.Option(help="An option to hold fixed, name=value; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
     skip_unreadable: SkipUnreadable = False,
@@ -144,7 +144,7 @@ def search(
         with show_progress("searching", quiet) as advance:
             found = find(loaded, settings, dataset, file, storage=storage, progress=advance, warn=print_note)
     except KeyboardInterrupt as stop:
-        raise Interruption(f"stopped; what was tried is kept beside {file}: run the same command again to go on") from stop
+        raise Interruption(f"stopped; what was tried is kept beside {file}: run the same command again to continue") from stop
     if json:
         print_json(KIND.document(found))
     else:

@@ -1,7 +1,7 @@
 """`random`: a fixed random pattern of patch tokens, the same for every image.
 
 What a reduction has to beat to be worth its scores. The pattern is drawn once per block, from `seed` and the block's number, and stored as
-indices: nothing in the graph is random, and a network built twice is the same. Papers' "random drop" draws anew for every
+indices: nothing in the graph is random, and a network built twice is the same. Papers' "random drop" draws again for every
 image; here it is seeds, not images, over which luck evens out.
 """
 

@@ -38,7 +38,7 @@ class Device:
 
 
 class Cuda(ABC):
-    """The first GPU. Errors are `UserError` where the person can mend them (no driver, no memory), else `CudaError`."""
+    """The first GPU. Errors are `UserError` where the person can fix them (no driver, no memory), else `CudaError`."""
 
     name: str  #: of the binding
     device: Device

@@ -92,7 +92,7 @@ class NetworkDescription(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine became; null is what cannot be told."""
+    """What an engine became; null is unknown."""
 
     layers: int | None
     fp16_layers_percent: float | None  #: of the layers whose outputs are floating point, how many give FP16

@@ -2,7 +2,7 @@
 
     UPDATE_GOLDEN=1 python -m pytest tests/agent/doctor/test_doctor.py
 
-writes the golden screens anew; read their difference before committing it.
+writes the golden screens again; read their difference before committing it.
 """
 
 from __future__ import annotations

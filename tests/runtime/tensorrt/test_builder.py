@@ -172,7 +172,7 @@ def test_without_a_gpu_a_build_for_the_one_at_hand_is_one_clear_line(rtx: Librar
 
 
 def test_skipped_tactics_are_surfaced(rtx: Library, built: Path) -> None:
-    """The library says this on boards that are short of memory; here its own logger is told so."""
+    """The library says this on boards that are short of memory; here its own logger says so."""
     network = Network(rtx, graph(Bundle.open(built), "1.0"))
     severity = rtx.module.ILogger.Severity.WARNING
     network.log.logger.log(

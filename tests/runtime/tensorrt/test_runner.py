@@ -34,7 +34,7 @@ def rtx() -> Library:
         pytest.skip(str(error))
 
 
-def told(code: str, *paths: Path) -> str:
+def printed(code: str, *paths: Path) -> str:
     """What a fresh Python prints that has only `paths` more to look into."""
     start = (
         f"import sys\nsys.path[:0] = {[str(path) for path in paths]!r}\n"
@@ -51,7 +51,7 @@ def test_a_missing_library_says_how_to_get_it() -> None:
         "    try: load(runtime)\n"
         "    except UserError as error: print(error)"
     )
-    tensorrt_line, rtx_line = told(code).splitlines()
+    tensorrt_line, rtx_line = printed(code).splitlines()
     assert "JetPack" in tensorrt_line
     assert "--system-site-packages" in tensorrt_line
     assert "pip install 'edge-tprune[rtx]'" in rtx_line
@@ -60,7 +60,7 @@ def test_a_missing_library_says_how_to_get_it() -> None:
 def test_a_library_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     (tmp_path / "tensorrt").mkdir()
     (tmp_path / "tensorrt/__init__.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
-    line = told("try: load('tensorrt')\nexcept UserError as error: print(error)", tmp_path)
+    line = printed("try: load('tensorrt')\nexcept UserError as error: print(error)", tmp_path)
     assert "installed but cannot be imported (libnvinfer.so.10: cannot open" in line
 
 
