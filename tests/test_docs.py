@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import typer
 
+import edge_tprune
 from edge_tprune.cli import main
 from edge_tprune.reduction import registry, unregister
 
@@ -158,6 +159,20 @@ def test_the_table_of_boards_is_todays() -> None:
     page = ROOT / "docs" / "boards.md"
     text = page.read_text(encoding="utf-8")
     assert load(ROOT / "docs" / "boards_table.py").replaced(text) == text
+
+
+def test_the_public_api_is_stated() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert dir(edge_tprune) == sorted(edge_tprune.__all__)
+    for name in edge_tprune.__all__:
+        assert hasattr(edge_tprune, name)
+        assert name == "__version__" or re.search(rf"[.`]{name}`", text), f"docs/api.md lacks {name}"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changes = re.findall(r"^## ([\d.]+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert changes[0] == edge_tprune.__version__
+    assert f"\nversion: {edge_tprune.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def load(file: Path) -> ModuleType:
