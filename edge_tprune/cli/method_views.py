@@ -43,6 +43,10 @@ def methods_document() -> dict[str, Any]:
                 "proportional_attention": is_proportional(method),
                 "limit": method.limit,
                 "options": {key: parameter.default for key, parameter in registry.options(method).items()},
+                "code": method.code or None,
+                "faithful_options": None if method.faithful is None else dict(method.faithful),
+                "differs": method.differs or None,
+                "paper_blocks_of_12": list(method.paper_blocks or method.default_blocks),
             }
             for name, method in sorted(registry.methods().items())
         ],
@@ -91,6 +95,9 @@ def print_method(row: Document) -> None:
         ("proportional", "yes" if row["proportional_attention"] else "no"),
         ("limit", row["limit"] or "none"),
         ("options", options or "none"),
+        ("public code", f"github.com/{row['code']}" if row["code"] else "none"),
+        ("faithful=true", _describe_faithful(row)),
+        *([("the default", row["differs"])] if row["differs"] else []),
     ]
     print_line(row["name"], "bold")
     width = max(len(name) for name, _ in facts) + 2
@@ -99,6 +106,19 @@ def print_method(row: Document) -> None:
         print_line(f"{name:<{width}}{first}")
         for line in more:
             print_line(f"{'':<{width}}{line}")
+
+
+def _describe_faithful(row: Document) -> str:
+    """What the option gives: the method as its authors have it."""
+    source = "its authors' code" if row["code"] else "its paper"
+    stands_for = row["faithful_options"]
+    if stands_for is None:
+        return "not an option of this method"
+    blocks = f"at blocks {_block_ranges(row['paper_blocks_of_12'])} of 12"
+    if not stands_for:
+        return f"the form of {source}, which is the default, {blocks}"
+    options = " ".join(f"{key}={str(value).lower()}" for key, value in stands_for.items())
+    return f"the form of {source}: {options}, {blocks}"
 
 
 def _tuned_facts(tuned: Any) -> list[tuple[str, str]]:

@@ -68,6 +68,11 @@ def test_methods(command: Command) -> None:
     shown = command("methods").out
     assert all(name in shown for name in [*rows, *document["absent"]])
     assert max(map(len, shown.splitlines())) <= 80
+    faithful = " ".join(command("methods", "pitome").out.split())
+    assert "public code github.com/hchautran/PiToMe" in faithful
+    assert "faithful=true the form of its authors' code: proportional=false, at blocks 1-12 of 12" in faithful
+    assert "the default attention is proportional to size" in faithful
+    assert "faithful=true not an option of this method" in " ".join(command("methods", "random").out.split())
     one = command("methods", "bat").out
     assert "at budget 0.65   5,7,10" in one, "the blocks that builds really use"
     assert "attentive=0.4" in one
