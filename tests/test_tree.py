@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "edge_tprune"
@@ -21,3 +24,12 @@ def test_every_test_file_is_collected() -> None:
 def test_tests_mirror_the_rooms() -> None:
     rooms = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").is_file()}
     assert rooms - {folder.name for folder in TESTS.iterdir() if folder.is_dir()} == set()
+
+
+BENCHMARKS = sorted(file.stem for file in (TESTS / "benchmarks").glob("*.py") if file.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_can_be_started(name: str) -> None:
+    """They are too long to be run here, but what they import must be there."""
+    importlib.import_module(f"tests.benchmarks.{name}")

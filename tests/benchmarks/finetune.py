@@ -11,7 +11,7 @@ float32. A row that is there is not computed again, and a training that was inte
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from edge_tprune.models.data import Dataset, ImageFolder, open_dataset, open_ima
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import network_shape
 from edge_tprune.statistics import Interval, mean_interval, paired_difference
-from edge_tprune.telemetry.environment import environment
+from edge_tprune.telemetry.environment import read_environment
 
 Row = dict[str, Any]
 EXACT = Arithmetic(torch.device("cpu"), False)
@@ -205,7 +205,7 @@ def report(
             "judged_on": {"name": judging.name, "images": len(judging), "sha256": judging.fingerprint},
             "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "threads": options.threads,
-            "environment": environment(),
+            "environment": asdict(read_environment()),
             "unpruned_top1_percent": float(np.mean(unpruned.right)),
             "rows": rows,
             "trainings": trainings,
