@@ -167,7 +167,7 @@ def judge(
     if warn is not None:
         first = found.answers.top5[baseline][:, 0]
         if doubt := doubt_labels(found.answers.truth, first, bundle.manifest.class_names):
-            warn(f"{doubt}. Say it with --class-map FILE")
+            warn(f"{doubt}. Give it with --class-map FILE")
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from edge_tprune.models import reference
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.data import ImageFolder, open_dataset
 from edge_tprune.models.images import eight_bit_rgb
-from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, load_model
+from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, ModelOptions, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
 
@@ -253,7 +253,6 @@ def explain(
     return _explanation(loaded, tensor, name, rows)
 
 
-@torch.no_grad()
 def explain_bundle(path: Path, images: Path, weights: str | None = None, count: int = SAMPLE_IMAGES) -> list[Explanation]:
     """Follows the patches of some images through every pruned budget of a bundle, with the schedules that its graphs have.
 
@@ -267,36 +266,64 @@ def explain_bundle(path: Path, images: Path, weights: str | None = None, count: 
         UserError: no bundle, no images, weights that are not the bundle's.
     """
     bundle = Bundle.open(path, verify=False)
-    model, method = bundle.manifest.model, bundle.manifest.method
-    if weights is None and model.weights not in (reference.NAME, PRETRAINED):
-        weights = RANDOM if model.weights == RANDOM else None
-        if weights is None:
-            raise UserError(f"bundle {path} was built with the weights {model.weights}: give them with --weights FILE")
     if images.is_file():
         shown = [(images.name, open_image(str(images)))]
     else:
-        data = open_dataset(images, model.classes, count)
+        data = open_dataset(images, bundle.manifest.model.classes, count)
         names = (
             [file.name for file in data.files] if isinstance(data, ImageFolder) else [f"canvas {i}" for i in range(len(data))]
         )
         shown = [(name, data[index][0]) for index, name in enumerate(names)]
-    loaded = load_model(model.name, weights, model.classes)
+    loaded = load_model_of(bundle, weights)
+    return [explain_budgets(loaded, bundle, image, name) for name, image in shown]
+
+
+def load_model_of(bundle: Bundle, weights: str | None = None) -> LoadedModel:
+    """The model that a bundle was built from, with the bundle's own preprocessing and class names.
+
+    Raises:
+        UserError: its weights were read from a file, and none is given; or other weights are.
+    """
+    model = bundle.manifest.model
+    if weights is None and model.weights not in (reference.NAME, PRETRAINED):
+        weights = RANDOM if model.weights == RANDOM else None
+        if weights is None:
+            raise UserError(f"bundle {bundle.path} was built with the weights {model.weights}: give them with --weights FILE")
+    given = {name: value for name, value in model.arguments.items() if name != "num_classes"}
+    loaded = load_model(model.name, options=ModelOptions(weights, model.classes, model_kwargs=given))
     if loaded.weights_sha256 != model.weights_sha256:
         raise UserError(
-            f"the weights {weights or loaded.weights} are not those that bundle {path} was built with: give --weights FILE"
+            f"the weights {weights or loaded.weights} are not those that bundle {bundle.path} was built with: give --weights FILE"
         )
-    budgets = [budget for budget in bundle.budgets if budget != bundle.unpruned]
-    reducer = registry.method(method.name)
-    explanations = []
-    for name, image in shown:
-        tensor = loaded.transform()(image)[None]
-        rows = []
-        for budget in budgets:
-            pruned = PrunedViT(loaded.model, reducer, budget.schedule, method.options)
-            share = budget.requested or round(budget.macs_share, 3)
-            rows.append(_row(loaded, pruned, tensor, method.name, share, method.options, budget.macs_share))
-        explanations.append(_explanation(loaded, tensor, name, rows))
-    return explanations
+    return replace(loaded, preprocessing=bundle.manifest.preprocessing, class_names=bundle.manifest.class_names)
+
+
+@torch.no_grad()
+def explain_budgets(
+    loaded: LoadedModel, bundle: Bundle, image: Image.Image, name: str, budgets: Sequence[str] | None = None
+) -> Explanation:
+    """Follows the patches of one image through budgets of a bundle.
+
+    Args:
+        loaded: from `load_model_of`.
+        bundle: an opened bundle.
+        image: RGB, of any size.
+        name: how pictures call the image.
+        budgets: by name; all that remove tokens by default.
+
+    Raises:
+        UserError: an unknown budget.
+    """
+    tensor = loaded.transform()(image)[None]
+    rows = []
+    for budget in bundle.budgets if budgets is None else [bundle.budget(each) for each in budgets]:
+        method = budget.method or bundle.manifest.method
+        pruned = PrunedViT(loaded.model, registry.method(method.name), budget.schedule, method.options)
+        if not pruned.reducers and budgets is None:
+            continue  # the unpruned network, or what it is with exact savings
+        share = budget.requested or round(budget.macs_share, 3)
+        rows.append(_row(loaded, pruned, tensor, method.name, share, method.options, budget.macs_share))
+    return _explanation(loaded, tensor, name, rows)
 
 
 def fates(members: np.ndarray, prefix: int, block: int) -> Fates:

@@ -122,12 +122,26 @@ def test_report_with_sample_images(command: Command, journey: tuple[Path, Path],
     assert outcome.code == 0, outcome.err
     page = (tmp_path / "r.html").read_text()
     assert "<h2>Sample images</h2>" in page
-    schedule = json.loads((bundle / "manifest.json").read_text())["budgets"][1]["schedule"]
-    stages = [block for block, (before, after) in enumerate(pairwise([197, *schedule]), 1) if after < before]
+    schedule = json.loads((bundle / "manifest.json").read_text())["budgets"][2]["schedule"]
+    assert schedule[-1] == 1, "the last block serves the class token alone, which is no stage"
+    stages = [block for block, (before, after) in enumerate(pairwise([197, *schedule[:-1]]), 1) if after < before]
     assert page.count('src="data:image/jpeg;base64,') == 4 * (1 + len(stages))
     for block in stages:
         assert page.count(f"block {block}: {schedule[block - 1] - 1} patch tokens") == 4
     assert len(page) < 2_000_000
+
+
+def test_explain_draws_what_a_bundle_does(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle, _ = journey
+    out = tmp_path / "e.html"
+    drawn = json.loads(command("explain", "reference:3", "--bundle", bundle, "--out", out, "--json").out)
+    budget = json.loads((bundle / "manifest.json").read_text())["budgets"][2]
+    assert [row["schedule"] for row in drawn["rows"]] == [budget["schedule"]]
+    assert [row["method"] for row in drawn["rows"]] == ["evit"]
+    chosen = json.loads(command("explain", "reference:3", "--bundle", bundle, "--budgets", "1.0", "--out", out, "--json").out)
+    assert [row["stages"] for row in chosen["rows"]] == [[]]
+    one_line(command("explain", "reference:3", "--bundle", bundle, "--budgets", "0.4", "--out", out), 2, "no budget '0.4'")
+    one_line(command("explain", "reference:3", "--bundle", bundle, "--method", "evit"), 2, "--method is not for --bundle")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,12 +13,17 @@ from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.root import command
 from edge_tprune.cli.schedules import read_schedules
 from edge_tprune.cli.terminal import print_json, print_note, print_table
+from edge_tprune.errors import UserError
+
+if TYPE_CHECKING:
+    from edge_tprune.export.explain import Explanation
 
 
 @command(
     "edge-tprune explain reference:17 --methods zero_tprune,evit,tome",
     "edge-tprune explain cat.jpg --model deit_tiny_patch16_224 --method bat",
     "edge-tprune explain cat.jpg --methods tome,vote_mix --out explain.html",
+    "edge-tprune explain reference:17 --bundle bundles/ref --budgets 0.5",
     kept="nothing was written",
 )
 @with_model_options
@@ -56,22 +61,36 @@ def explain(
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="name=value, for the methods that have it; may be repeated.")] = None,
     plugin: Plugins = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Draw what the budgets of this bundle do, instead of --model, --method, --schedule and --option."),
+    ] = None,
     picture: Annotated[
         Path, typer.Option("--out", help="What to draw: a .png, or an .html page that needs nothing else.")
     ] = Path("explain.png"),
     json: Json = False,
 ) -> None:
     """Draw which patches of an image every stage keeps, drops or merges, one row per method and budget."""
-    from edge_tprune.cli.model_views import explanation_table, require_host
+    from edge_tprune.cli.model_views import require_host
 
     require_host()
+    from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.export.explain import explain as follow
-    from edge_tprune.export.explain import open_image
+    from edge_tprune.export.explain import explain_budgets, load_model_of, open_image
     from edge_tprune.reduction import registry
-    from edge_tprune.report.pictures import check_suffix, write
+    from edge_tprune.report.pictures import check_suffix
 
     check_suffix(picture)
     load_plugins(plugin)
+    if bundle is not None:
+        given = {"--method": method, "--schedule": schedule, "--blocks": blocks, "--option": option}
+        if double := next((name for name, value in given.items() if value), None):
+            raise UserError(f"{double} is not for --bundle, whose budgets are built: leave one of the two out")
+        opened = Bundle.open(bundle, verify=False)
+        names = parse_list(budgets, str, "--budgets") if budgets else None
+        loaded = load_model_of(opened, choice.given["weights"])
+        _show(explain_budgets(loaded, opened, open_image(image), Path(image).name, names), picture, json)
+        return
     schedules = read_schedules(schedule)
     names = list(dict.fromkeys(parse_list(schedules.choose_method(method, "zero_tprune"), str, "--methods")))
     for name in names:
@@ -88,6 +107,13 @@ def explain(
         blocks=parse_list(blocks, int, "--blocks") if blocks else None,
         options={**{key: str(value) for key, value in schedules.options.items()}, **parse_pairs(option or [], "--option")},
     )
+    _show(explanation, picture, json)
+
+
+def _show(explanation: Explanation, picture: Path, json: bool) -> None:
+    from edge_tprune.cli.model_views import explanation_table
+    from edge_tprune.report.pictures import write
+
     write(explanation, picture)
     print_note(f"drew {picture}")
     if json:
