@@ -16,6 +16,7 @@ _COMMANDS = (
     "engines",
     "profile",
     "latency",
+    "fit",
     "compare",
     "select",
     "report",

@@ -1,0 +1,126 @@
+"""`edge-tprune fit`: the most accurate network that meets limits on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_tprune.cli.data_options import SkipUnreadable, open_data
+from edge_tprune.cli.interruption import Interruption
+from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
+from edge_tprune.cli.options import Json, Quiet, Threads
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_note, print_table
+from edge_tprune.errors import NegativeAnswer, UserError
+
+if TYPE_CHECKING:
+    from edge_tprune.models.data import Dataset
+
+
+@command(
+    "edge-tprune fit reference --max-p95-ms 8",
+    "edge-tprune fit deit_tiny_patch16_224 --data photos --max-ms 12 --methods bat,evit",
+    kept="what was built, measured and tried is used again",
+)
+@with_model_options
+def fit(
+    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    choice: ModelChoice,
+    data: Annotated[
+        str | None, typer.Option(help="A directory of images, labelled or not, that the search looks at.", show_default=False)
+    ] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="Images that accuracy is judged on; those of --data by default.", show_default=False)
+    ] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Median latency, ms.")] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(help="95th percentile of latency, ms.")] = None,
+    max_energy_mj: Annotated[float | None, typer.Option(help="Energy per image, idle included, mJ.")] = None,
+    min_fps: Annotated[float | None, typer.Option(help="Images per second.")] = None,
+    methods: Annotated[str, typer.Option(help="Methods that compete, with commas; at most six.")] = "zero_tprune",
+    images: Annotated[int, typer.Option(help="Use at most this many images.")] = 200,
+    trials: Annotated[int, typer.Option(help="Configurations to try.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images per inference.")] = 1,
+    runtime: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or mixed.")] = "fp32",
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option(help="How often each graph is timed.")] = 6,
+    seconds: Annotated[float, typer.Option(help="How long each time, s.")] = 0.5,
+    skip_unreadable: SkipUnreadable = False,
+    plugin: Plugins = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where everything is kept; fits/MODEL by default.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on where a run was disturbed by other programs.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Find the most accurate network that meets limits of latency or energy on this machine: probe, search, build, measure, choose.
+
+    Run again with another limit to reuse what was measured; run again after an interruption to go on.
+    """
+    from edge_tprune.cli.model_views import require_host
+
+    require_host()
+    from edge_tprune.analysis.choice import Choice
+    from edge_tprune.cli.comparison_views import describe_failure, print_choice
+    from edge_tprune.cli.fit_views import answer_document, round_table
+    from edge_tprune.cli.fitting import Fit, FitRequest
+    from edge_tprune.files import sha256_json
+    from edge_tprune.record.settings import RunRequest
+
+    load_plugins(plugin)
+    given = {"max_p50_ms": max_ms, "max_p95_ms": max_p95_ms, "max_energy_mj": max_energy_mj, "min_fps": min_fps}
+    limits = {name: bound for name, bound in given.items() if bound is not None}
+    if not limits:
+        raise UserError("fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj or --min-fps")
+    for name, bound in limits.items():
+        if not 0 < bound < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {bound} is no limit: give a number above 0")
+    run = RunRequest(runtime=runtime, precision=precision, rounds=rounds, seconds_per_round=seconds, threads=threads)
+    run.check()
+    names = tuple(parse_list(methods, str, "--methods"))
+    loaded = choice.load(model, names_classes=False)
+    source = data if data is not None else ("reference" if model == "reference" else None)
+    if source is None:
+        raise UserError("no images to search on: give --data DIRECTORY (labels are not needed)")
+
+    def images_of(place: str, training: bool) -> Dataset:
+        return open_data(
+            place, loaded.model.num_classes, limit=images, training=training, labels=False, class_map=choice.class_map,
+            class_names=loaded.class_names, skip_unreadable=skip_unreadable, quiet=quiet,
+        )  # fmt: skip
+
+    photos = images_of(source, True)
+    judged = images_of(eval_data or source, False) if eval_data or source == "reference" else photos
+    key = sha256_json(
+        {
+            "model": [loaded.name, loaded.weights_sha256],
+            "images": [photos.fingerprint, judged.fingerprint],
+            "methods": names,
+            "run": [runtime, precision, threads, rounds, seconds, batch],
+        }
+    )
+    where = out or Path("fits") / loaded.name.replace("/", "-")
+    request = FitRequest(where, names, limits, run, batch, trials, seed, force)
+    try:
+        with show_progress("fitting", quiet) as advance:
+            work = Fit(request, loaded, photos, judged, key, advance)
+            latest, answer = work.run()
+    except KeyboardInterrupt as stop:
+        raise Interruption(f"stopped; what was done is kept in {where}: run the same command again to go on") from stop
+    if json:
+        print_json(answer_document(where, latest, answer, work.rows(latest)))
+    else:
+        print_table(round_table(latest, work.rows(latest), photos.name if judged is photos else judged.name))
+        if isinstance(answer, Choice):
+            print_choice(answer)
+    if not isinstance(answer, Choice):
+        raise NegativeAnswer(describe_failure(answer))
+    print_note(
+        f"bundle: {where / latest.bundle}, budget {answer.row.budget}; report: edge-tprune report {where / (latest.profile or '')}"
+    )

@@ -1,0 +1,152 @@
+"""What `fit` has to do, as data: which step comes next, from what is there. Knows nothing of how steps are done.
+
+A fit measures probes once, then in rounds: searches under the latency model, and measures the best candidates beside the unpruned network. Where the
+measurement misses what was predicted, the next round aims at another limit. Whatever was done is kept and used again, also for other limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import msgspec
+
+from edge_tprune.documents import Count, DocumentKind, Name
+from edge_tprune.schedule import NetworkShape
+from edge_tprune.schedule.latency import SLICE, CostModel, Latency
+from edge_tprune.search.configuration import Found
+from edge_tprune.search.schedule_file import OptionValue
+from edge_tprune.statistics import Interval
+
+MOST_ROUNDS = 3
+STATE = "fit.json"
+FULL, EXACT = "1.0", "exact"
+
+Step = Literal["probe", "search", "measure", "answer"]
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A network that a search proposes."""
+
+    name: Name  #: in the bundle
+    method: Name
+    options: dict[str, OptionValue]
+    tokens: tuple[Count, ...]  #: after each block
+    predicted: Interval | None
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One search and what was measured of its candidates."""
+
+    aim: float  #: the limit that the search was given
+    candidates: tuple[Candidate, ...]
+    bundle: str  #: relative to the fit's directory
+    profile: str | None = None  #: likewise; None until it was measured
+    again: float | None = None  #: the limit to aim at in another round; None where none is needed
+
+
+class FitState(msgspec.Struct, frozen=True, kw_only=True):
+    """fit.json: what is there. Paths are relative to its directory."""
+
+    key: str  #: hash of what all of it depends on: model, weights, images, methods, runtime, batch
+    probes: str | None = None  #: profile of the probe bundle, with its latency.json
+    rounds: dict[str, tuple[Round, ...]] = {}  #: by the limits, as words
+
+    def next_step(self, limits: str) -> Step:
+        """What is to be done next for these limits."""
+        if self.probes is None:
+            return "probe"
+        rounds = self.rounds.get(limits, ())
+        if not rounds:
+            return "search"
+        if rounds[-1].profile is None:
+            return "measure"
+        return "search" if rounds[-1].again is not None and len(rounds) < MOST_ROUNDS else "answer"
+
+    def with_round(self, limits: str, latest: Round) -> FitState:
+        """With a new round, or the last one as it is now."""
+        before = self.rounds.get(limits, ())
+        kept = before[:-1] if before and before[-1].bundle == latest.bundle else before
+        return msgspec.structs.replace(self, rounds={**self.rounds, limits: (*kept, latest)})
+
+    def aim(self, limits: str, bound: float) -> float:
+        """What the next search is to aim at."""
+        rounds = self.rounds.get(limits, ())
+        return rounds[-1].again if rounds and rounds[-1].again is not None else bound
+
+
+KIND = DocumentKind(
+    noun="fit",
+    format="edge-tprune-fit",
+    version=1,
+    make="Make one with: edge-tprune fit",
+    remedy="Delete it: what was built and measured is found again",
+    schema=FitState,
+    file=STATE,
+)
+
+
+def tightest(latency: Latency, bounds: Mapping[str, float]) -> tuple[str, float]:
+    """The bound that leaves least, of those that the model knows: (metric, bound).
+
+    Raises:
+        UserError: the model knows none of the metrics.
+    """
+    shares = {metric: bound / latency.cost(metric).full for metric, bound in bounds.items()}
+    metric = min(shares, key=lambda name: (shares[name], name))
+    return metric, bounds[metric]
+
+
+def needs_no_pruning(model: CostModel, shape: NetworkShape, bound: float) -> bool:
+    """Whether the network with nothing but exact savings keeps the bound for sure, as far as the model knows."""
+    known = model.predict(shape, SLICE, shape.exact_schedule())
+    return known is not None and known.high is not None and known.high <= bound
+
+
+def pick_candidates(found: Found, model: CostModel, fixed: Mapping[str, OptionValue]) -> tuple[Candidate, ...]:
+    """Three networks to measure: the best at the limit, the second best, and the best with the whole interval below the limit."""
+    space, shape = found.space, found.space.cost.shape
+    second = next((result for result in found.results if result.configuration != found.best.configuration), found.best)
+    safe = _at_limit(found, space.limit / (1 + model.reach))
+    chosen = [
+        (found.best.configuration, found.best.schedule.tokens),
+        (second.configuration, second.schedule.tokens),
+        (found.best.configuration, safe),
+    ]
+    networks = dict.fromkeys((one.method, one.options, tokens) for one, tokens in chosen if tokens is not None)
+    return tuple(
+        Candidate(
+            name=f"fit-{number}",
+            method=method,
+            options={**fixed, **dict(options)},
+            tokens=tokens,
+            predicted=model.predict(shape, method, tokens),
+        )
+        for number, (method, options, tokens) in enumerate(networks, 1)
+    )
+
+
+def _at_limit(found: Found, limit: float) -> tuple[int, ...] | None:
+    """The best configuration at another limit."""
+    schedule = replace(found.space, limit=limit).schedule(found.best.configuration)
+    return None if schedule is None else schedule.tokens
+
+
+def next_aim(
+    aim: float, bound: float, predicted: Sequence[Interval | None], measured: Sequence[float | None], met: bool
+) -> float | None:
+    """What another round should aim at; None where none is needed.
+
+    One is needed where no candidate keeps the bound, or where all predictions were too high by more than their interval, so that tokens were given
+    away. The new aim is the bound, corrected by how far the best candidate was off.
+    """
+    pairs = [(p, m) for p, m in zip(predicted, measured) if p is not None and m is not None]
+    if not pairs:
+        return None
+    ratios = [m / p.value for p, m in pairs]
+    given_away = all(p.low is not None and m < p.low for p, m in pairs)
+    if met and not given_away:
+        return None
+    again = bound / ratios[0]
+    return None if abs(again / aim - 1) < 1e-3 else again
