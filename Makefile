@@ -32,7 +32,7 @@ TABLE      = methods.json methods.md accuracy-speed.svg
 PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint docs results bench soak eval-methods eval-published engines build eval profile compare select report deploy finetune test-gpu board test-board train-reference clean
+.PHONY: help setup run test lint docs results bench soak eval-methods eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ eval: $(READY)  ## accuracy per budget, stored in the bundle
 
 profile: $(READY)  ## run the bundle's engines and record
 	$(ET) profile '$(BUNDLE)' --runtime $(RUNTIME) --out '$(OUT)/profiles' --rounds $(ROUNDS) $(ARGS)
+
+fit: $(READY)  ## the most accurate network within limits on this machine (ARGS='--max-p95-ms 8')
+	$(ET) fit '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --methods '$(METHOD)' $(if $(DATA),--data '$(DATA)') --out '$(OUT)/fits/$(MODEL)' $(ARGS)
 
 compare: $(READY)  ## one row per budget (PROFILE=directory)
 	$(ET) compare '$(PROFILE)' $(ARGS)
@@ -116,6 +119,7 @@ eval-published: $(READY)  ## our methods beside what their authors' codes gave (
 bench: $(READY)  ## reductions against the slice oracle, what sampling costs, and reading 10 million samples
 	$(BIN)/python -m tests.benchmarks.observer
 	$(BIN)/python -m tests.benchmarks.reduction $(ARGS)
+	$(BIN)/python -m tests.benchmarks.latency
 	$(BIN)/python -m tests.benchmarks.analysis
 
 soak: $(READY)  ## whether a long measurement takes more and more memory (ARGS='--minutes 30')

@@ -67,6 +67,7 @@ def fit(
 
     require_host()
     from edge_tprune.analysis.choice import Choice
+    from edge_tprune.analysis.limits import option_name
     from edge_tprune.cli.comparison_views import describe_failure, print_choice
     from edge_tprune.cli.fit_views import answer_document, round_table
     from edge_tprune.cli.fitting import Fit, FitRequest
@@ -80,7 +81,8 @@ def fit(
         raise UserError("fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj or --min-fps")
     for name, bound in limits.items():
         if not 0 < bound < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {bound} is no limit: give a number above 0")
+            option = "--max-ms" if name == "max_p50_ms" else option_name(name)
+            raise UserError(f"{option} {bound:g} is no limit: give a number above 0")
     run = RunRequest(runtime=runtime, precision=precision, rounds=rounds, seconds_per_round=seconds, threads=threads)
     run.check()
     names = tuple(parse_list(methods, str, "--methods"))

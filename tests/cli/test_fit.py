@@ -1,0 +1,65 @@
+"""`fit`, from nothing to an answer with the real parts on a small network; and mistakes that it names first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_tprune.analysis.choice import Choice
+from edge_tprune.errors import NegativeAnswer
+from edge_tprune.models.data import ReferenceTask
+from edge_tprune.record.settings import RunRequest
+from tests.cli.conftest import Outcome
+from tests.small import small_model
+
+Command = Callable[..., Outcome]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj or --min-fps"),
+        (["--max-ms", "-3"], "--max-ms -3 is no limit"),
+        (["--max-ms", "3", "--rounds", "0"], "rounds must be"),
+        (["--max-ms", "3", "--methods", "evti"], "Did you mean evit"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command, tmp_path: Path) -> None:
+    outcome = command("fit", "reference", "--images", "2", "--out", tmp_path / "fit", *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err.replace("\n", " ")
+    assert not (tmp_path / "fit" / "fit.json").exists()
+
+
+@pytest.mark.slow
+def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path) -> None:
+    from edge_tprune.cli.fitting import Fit, FitRequest
+
+    loaded, images = small_model(channels=48), ReferenceTask(8, "train")
+    run = RunRequest(rounds=3, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0, threads=1)
+    seen: list[str] = []
+
+    def fit(**limits: float) -> Fit:
+        request = FitRequest(tmp_path, ("evit",), limits, run, 1, 4, 0, True)
+        return Fit(request, loaded, images, images, "key", lambda what, done, of: seen.append(what))
+
+    first = fit(max_p50_ms=1000.0)
+    latest, answer = first.run()
+    assert latest.candidates == (), "nothing needs to be removed"
+    assert isinstance(answer, Choice)
+    assert {row.budget for row in first.rows(latest)} == {"1.0", "exact"}
+    full = first.latency().cost("p50_ms").full
+    assert (tmp_path / "fit.json").exists()
+    # Another limit: the probes are there, a search begins.
+    probes = (tmp_path / "probe" / "manifest.json").stat().st_mtime_ns
+    second = fit(max_p50_ms=0.8 * full)
+    latest, _ = second.run()
+    assert (tmp_path / "probe" / "manifest.json").stat().st_mtime_ns == probes
+    assert 1 <= len(latest.candidates) <= 3
+    assert all(candidate.method == "evit" for candidate in latest.candidates)
+    assert {c.name for c in latest.candidates} < {row.budget for row in second.rows(latest)}
+    assert second.run()[0] == latest, "what is done is not done again"
+    with pytest.raises(NegativeAnswer, match="no schedule of this network meets p50_ms"):
+        fit(max_p50_ms=0.001 * full).run()
