@@ -119,11 +119,14 @@ def search_table(file: ScheduleFile) -> Table:
         raise ValueError("a schedule file that was written by hand has nothing to show")
     score, unit = found.score, {"kl": "nats", "top1": "% wrong"}[found.score]
     options = " ".join(f"{key}={value}" for key, value in file.options.items())
-    rows = [
-        [name, schedule_text(entry.tokens), *(_interval(loss, 4) for loss in entry.losses(score))]
-        for name, entry in file.budgets.items()
-    ]
-    scores = [Heading(label, right=True) for label in (f"{score} ({unit})", f"{score} of the defaults")]
+    metric = next((name for entry in file.budgets.values() for name in entry.predicted or {}), None)
+    rows = []
+    for name, entry in file.budgets.items():
+        predicted = [] if metric is None else [_interval((entry.predicted or {}).get(metric), 2)]
+        label = name if entry.method is None else f"{name} {entry.method}"
+        rows.append([label, schedule_text(entry.tokens), *predicted, *(_interval(loss, 4) for loss in entry.losses(score))])
+    labels = ([] if metric is None else [f"{metric}, predicted"]) + [f"{score} ({unit})", f"{score} of the defaults"]
+    scores = [Heading(label, right=True) for label in labels]
     return Table(
         [Heading("budget"), Heading("tokens after blocks", fold=True), *scores],
         rows,

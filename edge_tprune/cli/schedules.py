@@ -19,6 +19,9 @@ class Schedules:
     found: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  #: of a file: by requested share
     method: str | None = None  #: of the file
     options: Mapping[str, Any] = field(default_factory=dict)  #: of the file's method
+    own: Mapping[str, tuple[str, Mapping[str, Any]]] = field(
+        default_factory=dict
+    )  #: share -> method and options, where not the file's
 
     def choose_method(self, given: str | None, default: str) -> str:
         """The file's method, or else the given one.
@@ -47,4 +50,5 @@ def read_schedules(texts: Sequence[str] | None) -> Schedules:
         return Schedules(typed)
     found = read(Path(files[0]))
     budgets = {share: entry.tokens for share, entry in found.budgets.items()}
-    return Schedules(typed, budgets, found.method, found.options)
+    own = {share: (entry.method, entry.options or {}) for share, entry in found.budgets.items() if entry.method is not None}
+    return Schedules(typed, budgets, found.method, found.options, own)

@@ -123,7 +123,10 @@ def build(
         loaded = choice.load(model)
         requests = [BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])]
         requests += [BudgetRequest(tokens=tokens) for tokens in schedules.typed]
-        requests += [BudgetRequest(float(share), tokens) for share, tokens in schedules.found.items()]
+        requests += [
+            BudgetRequest(float(share), tokens, *schedules.own.get(share, (None, None)))
+            for share, tokens in schedules.found.items()
+        ]
         settings = decide(
             loaded,
             method,

@@ -92,6 +92,8 @@ def explain(
         _show(explain_budgets(loaded, opened, open_image(image), Path(image).name, names), picture, json)
         return
     schedules = read_schedules(schedule)
+    if schedules.own:
+        raise UserError("the schedule file has budgets of several methods: give the tokens after each block instead")
     names = list(dict.fromkeys(parse_list(schedules.choose_method(method, "zero_tprune"), str, "--methods")))
     for name in names:
         registry.method(name)  # before a model is loaded
