@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edge_tprune.analysis import latency
 from edge_tprune.analysis.choice import Choice
-from edge_tprune.errors import NegativeAnswer
+from edge_tprune.analysis.latency import model_latency
+from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import ReferenceTask
 from edge_tprune.record.settings import RunRequest
+from edge_tprune.schedule.latency import KIND as LATENCY_KIND
+from edge_tprune.search.fit import KIND
 from tests.cli.conftest import Outcome
 from tests.small import small_model
 
@@ -33,8 +38,31 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command
     assert not (tmp_path / "fit" / "fit.json").exists()
 
 
+def check_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """latency.json and the profile that it was made from."""
+    probes = folder / KIND.read(folder).probes  # type: ignore[operator]
+    found, run = LATENCY_KIND.read(probes), json.loads((probes / "run.json").read_text())
+    assert model_latency(probes, force=True) == found
+    assert (found.network.name, found.batch, found.runtime, found.threads) == ("small-test", 1, "onnxruntime", 1)
+    methods = {budget["name"]: (budget["method"] or run["bundle"]["method"])["name"] for budget in run["budgets"]}
+    assert methods["exact"] == "slice"
+    assert methods["evit-1"] == "evit"
+    for metric in ("p50_ms", "p95_ms"):
+        model = found.costs[metric]
+        assert model.exact
+        assert set(model.steps) == {"evit"}
+        assert model.tokens[-1] == 37
+        assert len(model.probes) == len(run["budgets"]) - 1
+    with monkeypatch.context() as patch:
+        patch.setattr(latency, "_verdict", lambda rows: ("suspect", "1.0: other programs were running"))
+        with pytest.raises(UserError, match=r"was disturbed while it measured \(suspect: 1.0: other programs were running\)"):
+            model_latency(probes)
+        assert model_latency(probes, force=True).status == "suspect"
+
+
 @pytest.mark.slow
-def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_tprune.cli.fitting import Fit, FitRequest
 
     loaded, images = small_model(channels=48), ReferenceTask(8, "train")
@@ -50,6 +78,7 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path) 
     assert latest.candidates == (), "nothing needs to be removed"
     assert isinstance(answer, Choice)
     assert {row.budget for row in first.rows(latest)} == {"1.0", "exact"}
+    check_model(tmp_path, monkeypatch)
     full = first.latency().cost("p50_ms").full
     assert (tmp_path / "fit.json").exists()
     # Another limit: the probes are there, a search begins.
