@@ -6,6 +6,7 @@ from edge_tprune.cli.root import app
 
 _COMMANDS = (
     "methods",
+    "models",
     "build",
     "search",
     "finetune",

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from timm.layers import AttentionPoolLatent, GluMlp, Mlp, PatchEmbed, SwiGLU
 from timm.layers.hybrid_embed import HybridEmbed
+from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -256,7 +257,7 @@ class Adapter(ABC):
         if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
             raise self.refuse(f"pools its tokens with {type(pool).__name__}, which is not supported")
         for number, block in enumerate(self.model.blocks, 1):
-            if type(block.mlp) not in (Mlp, GluMlp, SwiGLU):
+            if type(block.mlp) not in (Mlp, GluMlp, SwiGLU, GeGluMlp):
                 raise self.refuse(f"block {number} has a {type(block.mlp).__name__}, which is not supported as an MLP")
 
 
