@@ -136,7 +136,8 @@ def _by_architecture(entries: list[Entry]) -> list[list[Entry]]:
 
 def _format_architecture(group: list[Entry]) -> str:
     first = group[0]
-    assert first.image is not None and first.macs is not None
+    assert first.image is not None
+    assert first.macs is not None
     height, width = first.image
     return (
         f"| `{first.architecture}` | {len(group)} | {first.kind} | {height} x {width} | {first.tokens} | {first.blocks} | "

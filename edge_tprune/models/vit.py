@@ -18,7 +18,7 @@ from edge_tprune.models.adapter import (
     project_part,
 )
 
-_NO_PLACE = "computes attention and MLP side by side, so there is no place between them where tokens could be removed"
+_NO_PLACE = "computes attention and MLP side by side, with no place between them to remove tokens"
 _REASONS = {
     "ParallelScalingBlock": _NO_PLACE,
     "DiffParallelScalingBlock": _NO_PLACE,

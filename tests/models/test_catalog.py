@@ -47,10 +47,8 @@ def test_a_pattern_that_matches_nothing() -> None:
 
 def test_tables_go_between_the_marker_lines() -> None:
     tables = format_markdown(list(examine(pretrained_names("deit_tiny*"))))
-    assert (
-        "Of 2 pretrained names" in tables
-        and "| `deit_tiny_patch16_224` | 1 | VisionTransformer | 224 x 224 | 197 | 12 |" in tables
-    )
+    assert "Of 2 pretrained names" in tables
+    assert "| `deit_tiny_patch16_224` | 1 | VisionTransformer | 224 x 224 | 197 | 12 |" in tables
     once = insert_tables("# Models\n\nProse.\n", tables)
     assert once.startswith("# Models\n\nProse.\n\n" + BEGIN)
     assert insert_tables(once + "More.\n", tables) == once + "More.\n"
@@ -84,4 +82,5 @@ def test_nothing_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[torch.device] = []
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda self: made.append(self.weight.device))
     next(examine(pretrained_names("vit_giant_patch14_dinov2")[:1]))
-    assert made and {device.type for device in made} == {"meta"}
+    assert made
+    assert {device.type for device in made} == {"meta"}
