@@ -178,8 +178,8 @@ def _make_table(columns: Sequence[Column], rows: Sequence[Row], console: Console
     """The table: on a terminal as many of the columns as fit, with best values marked; elsewhere all of them."""
     if not console.is_terminal:
         return _as_table(columns, rows, mark_best=False)
-    wide = _as_table([_widen(column) for column in columns], rows, mark_best)
-    return wide if wide.width <= console.width else _fit(columns, rows, mark_best, console.width)
+    widest = _as_table([_widen(column) for column in columns], rows, mark_best)
+    return widest if widest.width <= console.width else _fit(columns, rows, mark_best, console.width)
 
 
 def _as_table(columns: Sequence[Column], rows: Sequence[Row], mark_best: bool) -> Table:

@@ -284,7 +284,7 @@ def install(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
 
     It sees the system's packages (JetPack's TensorRT) and has no pip of its own: the carried pip runs from its wheel.
     """
-    with _alone(home, "install.lock", "something else is being installed on the board: repeat the command in a while"):
+    with _locked(home, "install.lock", "something else is being installed on the board: repeat the command in a while"):
         return _install(home, request)
 
 
@@ -358,7 +358,7 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
     environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
     busy = "something else is being measured on the board: wait for it, or end it there"
-    with _alone(home, "running.lock", busy) if request.get("alone") else contextlib.nullcontext():
+    with _locked(home, "running.lock", busy) if request.get("alone") else contextlib.nullcontext():
         pipe = subprocess.PIPE
         child = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=home, env=environment)
         out, gone = _supervise(child, stdin, stdout)
@@ -404,7 +404,7 @@ def _supervise(child: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[byte
 
 
 @contextlib.contextmanager
-def _alone(home: Path, lock: str, busy: str) -> Iterator[None]:
+def _locked(home: Path, lock: str, busy: str) -> Iterator[None]:
     """Holds a lock. Waits for its holder as long as one whose connection just broke may take to end, then refuses."""
     handle = os.open(home / lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:

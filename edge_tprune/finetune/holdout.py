@@ -71,7 +71,7 @@ class HoldOut:
         found = {
             budget: self._scores(self._answers(form, arithmetic or self.exact)) for budget, form in students.pruned.items()
         }
-        return found if processes()[1] == 1 else _together(found)
+        return found if processes()[1] == 1 else _gather(found)
 
     @torch.no_grad()
     def _answers(self, form: PrunedViT, arithmetic: Arithmetic) -> Tensor:
@@ -101,7 +101,7 @@ class HoldOut:
         return np.asarray(-chances[np.arange(len(chances)), self.labels])
 
 
-def _together(found: dict[str, Scores]) -> dict[str, Scores]:
+def _gather(found: dict[str, Scores]) -> dict[str, Scores]:
     """What all processes found, in the order of their ranks."""
     parts: list[Any] = [None] * processes()[1]
     dist.all_gather_object(parts, found)

@@ -371,7 +371,7 @@ class _Run:
 
 
 @contextmanager
-def together(request: Request) -> Iterator[None]:
+def join_processes(request: Request) -> Iterator[None]:
     """Joins the processes that `torchrun` started, if it did: NCCL between GPUs, gloo between CPUs."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield

@@ -86,7 +86,7 @@ class Line:
 class Lines:
     """Several budgets as lines over one axis."""
 
-    x: tuple[str, str]  #: what is shown across, and its unit
+    x: tuple[str, str]  #: what is on the horizontal axis, and its unit
     y: tuple[str, str]
     lines: tuple[Line, ...]
     stepped: bool  #: whether a value holds until the next one
@@ -116,23 +116,23 @@ def make_scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scat
     Without labels, accuracy is the agreement with the unpruned model; where nothing is known about it, the share of MACs
     takes its place and there is no front.
     """
-    across, up = METRICS[x], accuracy_metric(rows) or METRICS["macs_share_percent"]
-    known = [row for row in rows if row.value(across.name) is not None and row.value(up.name) is not None]
+    x_axis, y_axis = METRICS[x], accuracy_metric(rows) or METRICS["macs_share_percent"]
+    known = [row for row in rows if row.value(x_axis.name) is not None and row.value(y_axis.name) is not None]
     if not known:
         return None
     methods = tuple(dict.fromkeys(row.method for row in rows))
     keys = _styles(rows)
-    front = () if up.name == "macs_share_percent" else pareto_front(known, across, up)
+    front = () if y_axis.name == "macs_share_percent" else pareto_front(known, x_axis, y_axis)
     return Scatter(
-        x=across,
-        y=up,
+        x=x_axis,
+        y=y_axis,
         points=tuple(
             Point(
                 name="unpruned" if row.unpruned else row.budget,
-                x=_value(row, across),
-                y=_value(row, up),
-                x_range=_range(row, across),
-                y_range=_range(row, up),
+                x=_value(row, x_axis),
+                y=_value(row, y_axis),
+                x_range=_range(row, x_axis),
+                y_range=_range(row, y_axis),
                 style=keys[row.method if len(methods) > 1 else row.budget],
                 unpruned=row.unpruned,
                 chosen=row is chosen,
@@ -140,7 +140,7 @@ def make_scatter(rows: Sequence[Row], x: str, chosen: Row | None = None) -> Scat
             )
             for row in known
         ),
-        front=tuple((_value(row, across), _value(row, up)) for row in front),
+        front=tuple((_value(row, x_axis), _value(row, y_axis)) for row in front),
         methods=methods,
     )
 
@@ -180,8 +180,8 @@ def make_distribution(rows: Sequence[Row], chosen: Row | None = None) -> Lines |
     low = min(row.latency_quantiles_ms[0] for row in shown)
     high = max(row.latency_quantiles_ms[-2] for row in shown)
     pad = 0.03 * (high - low) or 0.01 * high
-    across, up = ("latency", "ms"), ("inferences at most this slow", "%")
-    return Lines(across, up, lines, False, (low - 2 * pad, high + pad), (95.0, "p95"), len(timed) - len(shown))
+    x_axis, y_axis = ("latency", "ms"), ("inferences at most this slow", "%")
+    return Lines(x_axis, y_axis, lines, False, (low - 2 * pad, high + pad), (95.0, "p95"), len(timed) - len(shown))
 
 
 def facts(row: Row) -> tuple[tuple[str, str], ...]:

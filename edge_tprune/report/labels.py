@@ -47,18 +47,18 @@ def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple[
         )  # fmt: skip
         text.set_in_layout(False)  # the layout is settled
         size = text.get_window_extent()
-        offsets = _offsets(size.width / scale, size.height / scale, apart=4.0 if label.bold else 0.0)
-        boxes = [size.translated(across * scale, up * scale) for across, up in offsets]
+        offsets = _offsets(size.width / scale, size.height / scale, gap=4.0 if label.bold else 0.0)
+        boxes = [size.translated(x * scale, y * scale) for x, y in offsets]
         costs = [_overlap(box, taken) + _outside(box, inside) for box in boxes]
         best = min(range(len(boxes)), key=costs.__getitem__)
         text.set_position(offsets[best])
         taken.append(boxes[best])
 
 
-def _offsets(width: float, height: float, apart: float) -> list[tuple[float, float]]:
+def _offsets(width: float, height: float, gap: float) -> list[tuple[float, float]]:
     """Places of a name's centre, nearest first: on ellipses around its point."""
     return [
-        ((width / 2 + distance + apart) * math.cos(angle), (height / 2 + distance + apart) * math.sin(angle))
+        ((width / 2 + distance + gap) * math.cos(angle), (height / 2 + distance + gap) * math.sin(angle))
         for distance in _DISTANCES
         for angle in _DIRECTIONS
     ]

@@ -46,9 +46,9 @@ def panel(pixels: np.ndarray, grid: tuple[int, int], after: Fates) -> np.ndarray
     patch = (pixels.shape[0] // grid[0] * scale, pixels.shape[1] // grid[1] * scale)
     cells = large.reshape(grid[0], patch[0], grid[1], patch[1], 3).swapaxes(
         1, 2
-    )  # (down, across, height, width, 3), the same memory
-    down, across = ((np.arange(side) + 0.5) / side for side in patch)
-    line = abs(down[:, None] + across - 1) * min(patch) < max(1.0, min(patch) / 24)
+    )  # (rows, columns, height, width, 3), the same memory
+    y, x = ((np.arange(side) + 0.5) / side for side in patch)
+    line = abs(y[:, None] + x - 1) * min(patch) < max(1.0, min(patch) / 24)
     for row, column in zip(*np.nonzero(after.token.reshape(grid) < 0)):
         cells[row, column][line] = LINE
     width = max(2, min(patch) // 11)
@@ -78,8 +78,8 @@ def enlarged(pixels: np.ndarray) -> np.ndarray:
 
 def _by_pixel(pixels: np.ndarray, grid: tuple[int, int], values: np.ndarray) -> np.ndarray:
     """One value per patch -> one per pixel (H, W)."""
-    down, across = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
-    return values.reshape(grid).repeat(down, 0).repeat(across, 1)
+    height, width = pixels.shape[0] // grid[0], pixels.shape[1] // grid[1]
+    return values.reshape(grid).repeat(height, 0).repeat(width, 1)
 
 
 def _scale(pixels: np.ndarray) -> int:

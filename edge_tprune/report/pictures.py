@@ -64,14 +64,14 @@ def picture(explanation: Explanation) -> bytes:
     photograph = enlarged(explanation.pixels)
     height, width = photograph.shape[:2]
     # All in inches, from the top left corner, so that rows look the same however many there are.
-    wide, gap, label, above, below, foot = 1.72, 0.08, 1.3, 0.2, 0.24, 0.28
-    dpi = width / wide  # panels stand in the picture pixel by pixel
-    tall = height / dpi
+    panel_width, gap, label, above, below, foot = 1.72, 0.08, 1.3, 0.2, 0.24, 0.28
+    dpi = width / panel_width  # panels stand in the picture pixel by pixel
+    panel_height = height / dpi
     columns = max(3, *(1 + len(row.shown) for row in rows))  # room for the title, even where nothing is removed
     title = f"{explanation.image} · {explanation.model} · unpruned: {explanation.unpruned}"
-    heading = textwrap.wrap(title, int(14 * columns * wide))
+    heading = textwrap.wrap(title, int(14 * columns * panel_width))
     head = 0.16 + 0.14 * len(heading)
-    size = (label + columns * (wide + gap), head + len(rows) * (above + tall + below) + foot)
+    size = (label + columns * (panel_width + gap), head + len(rows) * (above + panel_height + below) + foot)
     style: Any = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, "text.parse_math": False}
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
@@ -82,27 +82,27 @@ def picture(explanation: Explanation) -> bytes:
             return figure.text(x / size[0], 1 - y / size[1], words, **how)
 
         def show(x: float, y: float, array: np.ndarray, title: str, caption: str) -> None:
-            figure.figimage(array, round(x * dpi), round((size[1] - y - tall) * dpi), origin="upper")
-            text(x + wide / 2, y - 0.04, title, ha="center", va="bottom")
-            text(x + wide / 2, y + tall + 0.04, caption, ha="center", va="top", fontsize=7, color=_SOFT)
+            figure.figimage(array, round(x * dpi), round((size[1] - y - panel_height) * dpi), origin="upper")
+            text(x + panel_width / 2, y - 0.04, title, ha="center", va="bottom")
+            text(x + panel_width / 2, y + panel_height + 0.04, caption, ha="center", va="top", fontsize=7, color=_SOFT)
 
         text(label, 0.09, "\n".join(heading), va="top")
         for number, row in enumerate(rows):
-            y = head + above + number * (above + tall + below)
+            y = head + above + number * (above + panel_height + below)
             same = row.prediction.index == explanation.unpruned.index
             middle: Any = {"x": label - 0.12, "ha": "right"}
-            text(y=y + tall / 2 - 0.22, words=row.method, va="center", fontsize=9, fontweight="bold", **middle)
-            text(y=y + tall / 2, words=f"budget {row.budget:g}", va="center", **middle)
+            text(y=y + panel_height / 2 - 0.22, words=row.method, va="center", fontsize=9, fontweight="bold", **middle)
+            text(y=y + panel_height / 2, words=f"budget {row.budget:g}", va="center", **middle)
             words = textwrap.fill(str(row.prediction), 20)
-            text(y=y + tall / 2 + 0.14, words=words, va="top", fontsize=7, color=_SOFT if same else _OTHER, **middle)
+            text(y=y + panel_height / 2 + 0.14, words=words, va="top", fontsize=7, color=_SOFT if same else _OTHER, **middle)
             if len(row.shown) < len(row.stages):
                 words = f"{len(row.shown)} of {len(row.stages)} stages"
-                text(y=y + tall, words=words, va="bottom", fontsize=7, color=_SOFT, **middle)
+                text(y=y + panel_height, words=words, va="bottom", fontsize=7, color=_SOFT, **middle)
             patches = explanation.grid[0] * explanation.grid[1]
             show(label, y, photograph, "input", f"{patches} patches")
             for place, stage in enumerate(row.shown, 1):
                 array = panel(explanation.pixels, explanation.grid, stage)
-                show(label + place * (wide + gap), y, array, _heading(stage, explanation), str(stage))
+                show(label + place * (panel_width + gap), y, array, _heading(stage, explanation), str(stage))
         x, y = label, size[1] - 0.16
         for veiled, words in ((True, "dropped"), (False, "merged: its token's mean colour, bordered where the token ends")):
             if any(stage.dropped if veiled else stage.merged for row in rows for stage in row.stages):

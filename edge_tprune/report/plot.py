@@ -105,8 +105,8 @@ def _draw_point(axes: Any, point: Point) -> None:
 
 def _whiskers(point: Point) -> list[tuple[float, float, float, float]]:
     """(x0, y0, x1, y1) from the point to each end of its intervals that is known."""
-    across = [(point.x, point.y, end, point.y) for end in _known(point.x_range)]
-    return across + [(point.x, point.y, point.x, end) for end in _known(point.y_range)]
+    horizontal = [(point.x, point.y, end, point.y) for end in _known(point.x_range)]
+    return horizontal + [(point.x, point.y, point.x, end) for end in _known(point.y_range)]
 
 
 def _add_legend(drawing: Any, columns: int = 4, size: float = 9) -> None:

@@ -33,11 +33,11 @@ class Interval:
 
     def overlaps(self, other: Interval) -> bool:
         """Whether the two have a point in common. An interval without ends reaches everywhere."""
-        apart = [
+        gaps = [
             low is not None and high is not None and low > high
             for low, high in ((self.low, other.high), (other.low, self.high))
         ]
-        return not any(apart)
+        return not any(gaps)
 
     def scaled(self, factor: float) -> Interval:
         """The same in another unit: value and ends times a positive `factor`."""

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 torch.set_num_threads(1)
 from edge_tprune.finetune.photos import Photos
-from edge_tprune.finetune.run import finetune, together
+from edge_tprune.finetune.run import finetune, join_processes
 from edge_tprune.models.data import open_images
 from tests.finetune.conftest import REQUEST
 from tests.finetune.test_together import ONE_BUDGET
@@ -35,7 +35,7 @@ from tests.finetune.test_trainer import trainer
 from tests.small import small_model
 
 network, dataset, folder = small_model(seed=3), open_images(Path(sys.argv[1])), Path(sys.argv[2])
-with together(REQUEST):
+with join_processes(REQUEST):
     photos = Photos(dataset, range(32), network.preprocessing, seed=0, workers=1)
     photos.read()
     one = trainer(network, photos, ONE_BUDGET)

@@ -88,7 +88,7 @@ def finetune(
     import torch
 
     from edge_tprune.finetune.request import Request, parse_time
-    from edge_tprune.finetune.run import Interrupted, together
+    from edge_tprune.finetune.run import Interrupted, join_processes
     from edge_tprune.finetune.run import finetune as run
     from edge_tprune.models.data import check_readable
     from edge_tprune.reduction import registry
@@ -123,7 +123,7 @@ def finetune(
         photos = _photos(loaded, data, images, choice.class_map if labels else None, labels)
         if labels:
             print_note(f"{photos.name}: {photos.label_rule}")
-        with together(request), show_progress("fine-tuning", quiet) as advance:
+        with join_processes(request), show_progress("fine-tuning", quiet) as advance:
             photos = check_readable(photos, skip=skip_unreadable, progress=lambda done, of: advance("reading photos", done, of))
             result = run(loaded, photos, file, request, progress=advance, say=print_note)
     except Interrupted as stop:
