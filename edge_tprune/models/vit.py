@@ -18,7 +18,7 @@ from edge_tprune.models.adapter import (
     project_part,
 )
 
-_NO_PLACE = "computes attention and MLP side by side, with no place between them to remove tokens"
+_NO_PLACE = "computes attention and MLP in parallel, with no place to remove tokens between"
 _REASONS = {
     "ParallelScalingBlock": _NO_PLACE,
     "DiffParallelScalingBlock": _NO_PLACE,

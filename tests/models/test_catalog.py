@@ -26,7 +26,7 @@ def test_networks_are_taken_or_refused_with_the_reason() -> None:
     assert set(entries) == set(SOME)
     refused = {name: entry.refused for name, entry in entries.items() if entry.refused is not None}
     assert set(refused) == {"vit_pwee_patch16_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256"}
-    assert "side by side" in str(refused["vit_pwee_patch16_reg1_gap_256"])
+    assert "in parallel" in str(refused["vit_pwee_patch16_reg1_gap_256"])
     dinov2 = entries["vit_small_patch14_dinov2"]
     assert (dinov2.image, dinov2.tokens, dinov2.output) == ((518, 518), 1 + 37 * 37, "embedding")
     assert entries["beit_base_patch16_224"].output == "logits"
