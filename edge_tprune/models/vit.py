@@ -18,7 +18,7 @@ from edge_tprune.models.adapter import (
     project_part,
 )
 
-_NO_PLACE = "computes attention and MLP in parallel, with no place to remove tokens between"
+_NO_PLACE = "runs attention and MLP in parallel: no place for a reducer"
 _REASONS = {
     "ParallelScalingBlock": _NO_PLACE,
     "DiffParallelScalingBlock": _NO_PLACE,

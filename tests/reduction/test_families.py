@@ -163,7 +163,7 @@ def test_a_head_without_classes_gives_an_embedding(images: Tensor) -> None:
         ),
         ("swin_tiny_patch4_window7_224", "its stages change the grid of patches"),
         ("xcit_nano_12_p16_224", "attends over channels"),
-        ("vit_pwee_patch16_reg1_gap_256", "block 1 is a ParallelScalingBlock: it computes attention and MLP in parallel"),
+        ("vit_pwee_patch16_reg1_gap_256", "block 1 is a ParallelScalingBlock: it runs attention and MLP in parallel"),
         ("vit_dlittle_patch16_reg1_gap_256", "block 1 attends with DiffAttention"),
     ],
 )
