@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -52,3 +54,27 @@ def test_a_profile_is_of_a_network_that_build_makes_today(run: Path) -> None:
         if budget["requested"] is not None:
             today = solve_schedule(model, method["name"], budget=budget["requested"], exact_savings=budget["requested"] != 1.0)
             assert list(today.tokens) == budget["schedule"], f"{run.name} at {budget['name']}: profile it again"
+
+
+def test_the_tables_of_the_documentation_are_the_kept_ones() -> None:
+    kept = json.loads((PROFILES / "methods-deit_tiny-2-core-server" / "methods.json").read_text(encoding="utf-8"))["rows"]
+    by_name = {(row["method"], row["budget"]): row for row in kept}
+    places = {
+        "README.md": (("top1", 0.65), ("top1", 0.5), ("kl", 0.65), ("speedup", 0.65)),
+        "docs/results.md": (None, ("top1", 0.8), ("top1", 0.65), ("top1", 0.5), ("kl", 0.65), ("kl", 0.5), ("speedup", 0.65)),
+    }
+    for page, columns in places.items():
+        text = (PROFILES.parent / page).read_text(encoding="utf-8")
+        rows = re.findall(r"^\| `([^`]+)`[^|]* \| (.*) \|$", text, re.MULTILINE)
+        assert len(rows) >= 5
+        for method, cells in rows:
+            for column, cell in zip(columns, cells.split(" | "), strict=True):
+                if column is not None:
+                    assert cell.split()[0] == shown(by_name[method, column[1]], column[0]), f"{page}: {method}, {column}"
+
+
+def shown(row: dict[str, Any], what: str) -> str:
+    """The first word of a cell."""
+    if what == "top1":
+        return f"{row['top1_change_points']['value']:+.1f}"
+    return f"{row['kl_nats']['value']:.3f}" if what == "kl" else f"{row['speedup']['value']:.2f}"
