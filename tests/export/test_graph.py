@@ -40,6 +40,19 @@ def exported(
     return export(pruned, FORMS[runtime], batch, (3, 48, 48)), pruned
 
 
+def unread(model: onnx.ModelProto) -> list[str]:
+    """Nodes and stored tensors that no output of the graph depends on, found by walking back from the outputs."""
+    read, waiting = set(), [output.name for output in model.graph.output]
+    makers = {name: node for node in model.graph.node for name in node.output}
+    while waiting:
+        name = waiting.pop()
+        if name and name not in read:
+            read.add(name)
+            waiting += makers[name].input if name in makers else []
+    nodes = [node.name for node in model.graph.node if not read & set(node.output)]
+    return nodes + [tensor.name for tensor in model.graph.initializer if tensor.name not in read]
+
+
 @pytest.mark.parametrize("runtime", sorted(FORMS))
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
@@ -70,6 +83,7 @@ def test_every_method_exports_to_the_same_network(
     assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [batch, 3, 48, 48]
     assert [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim] == [batch, 6]
     check(model, pruned.schedule, pruned.precision)  # the token counts are read off the graph
+    assert unread(model) == []
     if runtime == "onnxruntime":
         apart = 2 if pruned.shape.place == "values" else 0  # stages whose values are other tokens' than their map
         assert kinds["Attention"] == 4 - apart
