@@ -248,7 +248,7 @@ def search_limits(
                 return scorer(method, tokens, {**settings.fixed, **tried})
 
             results = search(study, space, score, trials=settings.trials, seed=settings.record.seed, first=starts, report=show)
-            own = own_pattern(space, space.methods[0], _share(space, results[0]))
+            own = own_pattern(space, space.methods[0], _share(space))
             found.append(Found(space, results, next((r for r in results if r.configuration == own), None)))
             if warn is not None and (text := few_images(results)):
                 warn(text)
@@ -277,9 +277,8 @@ def network_record(loaded: LoadedModel, shape: NetworkShape) -> NetworkRecord:
 def _starts(space: SearchSpace, tables: Tables | None, report: Progress) -> list[Configuration]:
     """What is known to be good: patterns that come with the methods, and what a sensitivity table leads to. The patterns first."""
     starts = []
-    by_budget = isinstance(space.cost, MacsCost)
     for method in space.methods:
-        starts.append(own_pattern(space, method, space.limit if by_budget else 0.65))
+        starts.append(own_pattern(space, method, _share(space)))
         if tables is not None:
             starts.append(planned(space, tables.table(method, report)))
     return list(dict.fromkeys(start for start in starts if start is not None))
@@ -289,8 +288,9 @@ def _with_options(method: MethodSpace, options: Mapping[str, Sequence[Any]]) -> 
     return MethodSpace(method.name, method.fewest, method.removal, options)
 
 
-def _share(space: SearchSpace, best: Result) -> float:
-    return space.limit if isinstance(space.cost, MacsCost) else 0.65
+def _share(space: SearchSpace) -> float:
+    """Which of a method's patterns to begin with: the limit as a share of the unpruned network's cost."""
+    return space.limit / space.cost.model.full if isinstance(space.cost, MeasuredCost) else space.limit
 
 
 def _describe(found: Found, settings: SearchSettings, method: str) -> FoundSchedule:
