@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from msgspec.structs import replace
@@ -21,6 +22,7 @@ from edge_tprune.schedule.macs import NetworkShape
 from edge_tprune.statistics.distributions import scipy_module, student
 
 _FEWEST_RESIDUALS = 3
+_LIKELY_SHARE, _SHARE_SPREAD = 0.75, 0.15  # of MACs of a plain block: MLP 8/12; with keys and values of the last block 10/12
 _LARGEST_SHARE = 1.0  # of a middle block that the last one costs per token count
 
 
@@ -47,14 +49,30 @@ class _Design:
         """Coefficients: base, rise of a block's cost from each count to the next, then per method (constant, per token)."""
         *middle, last = graph.schedule[:-1] if self.exact else graph.schedule
         rises = [
-            sum(count > below for count in middle) + last_share * (last > below)  # the counts are all points of the design
-            for below in self.counts[:-1]
+            sum(_passed(count, low, high) for count in middle) + last_share * _passed(last, low, high)
+            for low, high in pairwise(self.counts)
         ]
         entering = stages(self.shape, graph.schedule)
         steps: list[float] = []
         for method in self.methods:
             steps += [float(len(entering)), float(sum(entering))] if graph.method == method else [0.0, 0.0]
         return [1.0, *rises, *steps]
+
+
+def _passed(count: int, low: int, high: int) -> float:
+    """How much of the rise from `low` to `high` tokens `count` has taken: counts of no point of the design lie on a line between two."""
+    return min(1.0, max(0.0, (count - low) / (high - low)))
+
+
+def _points(graphs: Sequence[Measured], exact: bool) -> set[int]:
+    """Token counts that become points of the curve: both ends, and those that some graph has in most of its blocks.
+
+    A count that graphs have in a block or two is no point: what their errors make of it would be multiplied where a schedule has it in many.
+    """
+    schedules = [graph.schedule[:-1] if exact else graph.schedule for graph in graphs]
+    counts = {count for schedule in schedules for count in schedule}
+    common = {count for count in counts for schedule in schedules if 2 * schedule.count(count) > len(schedule)}
+    return common | {min(counts), max(counts)}
 
 
 def fit_cost(shape: NetworkShape, metric: str, graphs: Sequence[Measured]) -> CostModel:
@@ -92,7 +110,7 @@ def fit_cost(shape: NetworkShape, metric: str, graphs: Sequence[Measured]) -> Co
 
 
 def _fit(shape: NetworkShape, metric: str, graphs: Sequence[Measured], exact: bool, full: float) -> CostModel | None:
-    counts = {count for graph in graphs for count in (graph.schedule[:-1] if exact else graph.schedule)}
+    counts = _points(graphs, exact)
     methods = tuple(sorted({graph.method for graph in graphs if stages(shape, graph.schedule)} - {SLICE}))
     design = _Design(shape, exact, tuple(sorted(counts)), methods)
     slices = [graph for graph in graphs if graph.method == SLICE or not stages(shape, graph.schedule)]
@@ -141,9 +159,13 @@ def _solve(
 
 
 def _last_share(design: _Design, graphs: Sequence[Measured], costs: NDArray[np.float64]) -> float:
-    found = scipy_module("optimize").minimize_scalar(
-        lambda share: _solve(design, graphs, costs, share)[1], bounds=(0.0, _LARGEST_SHARE), method="bounded"
-    )
+    """Where the residual is least. Noise alone could drive it anywhere, so the noisier the graphs, the more it stays near what MACs say."""
+    noise = float(np.mean([(graph.noise / graph.cost) ** 2 for graph in graphs]))
+
+    def loss(share: float) -> float:
+        return _solve(design, graphs, costs, share)[1] + noise * ((share - _LIKELY_SHARE) / _SHARE_SPREAD) ** 2
+
+    found = scipy_module("optimize").minimize_scalar(loss, bounds=(0.0, _LARGEST_SHARE), method="bounded")
     return float(found.x)
 
 
@@ -166,7 +188,7 @@ def _with_residuals(shape: NetworkShape, model: CostModel, graphs: Sequence[Meas
             f"interval takes {_FEWEST_RESIDUALS}. Build with: edge-tprune build --probe"
         )
     spread = math.sqrt(sum(error * error for error in errors) / len(errors))
-    noise = max(graph.noise / graph.cost for graph in graphs)
+    noise = math.sqrt(sum((graph.noise / graph.cost) ** 2 for graph in graphs) / len(graphs))
     return replace(model, reach=student(len(errors), 0.975) * max(spread, noise), probes=tuple(probes))
 
 
