@@ -65,13 +65,15 @@ def _passed(count: int, low: int, high: int) -> float:
 
 
 def _points(graphs: Sequence[Measured], exact: bool) -> set[int]:
-    """Token counts that become points of the curve: both ends, and those that some graph has in most of its blocks.
+    """Token counts that become points of the curve: both ends, and those that some slice has in most of its blocks.
 
-    A count that graphs have in a block or two is no point: what their errors make of it would be multiplied where a schedule has it in many.
+    A count that graphs have in a block or two, or only beside a method's steps, is no point: what their errors make of it would be multiplied
+    where a schedule has it in many blocks.
     """
-    schedules = [graph.schedule[:-1] if exact else graph.schedule for graph in graphs]
-    counts = {count for schedule in schedules for count in schedule}
-    common = {count for count in counts for schedule in schedules if 2 * schedule.count(count) > len(schedule)}
+    schedules = {graph: graph.schedule[:-1] if exact else graph.schedule for graph in graphs}
+    counts = {count for schedule in schedules.values() for count in schedule}
+    slices = [schedule for graph, schedule in schedules.items() if graph.method == SLICE]
+    common = {count for count in counts for schedule in slices if 2 * schedule.count(count) > len(schedule)}
     return common | {min(counts), max(counts)}
 
 
@@ -195,11 +197,12 @@ def _with_residuals(shape: NetworkShape, model: CostModel, graphs: Sequence[Meas
 def _predict_from(shape: NetworkShape, model: CostModel, rest: Sequence[Measured], graph: Measured) -> float | None:
     """What a model of the other graphs says of one; None where they do not tell.
 
-    They do not tell where they have one end of the range of counts in far fewer blocks than the graph has it: what they say of it would
-    be multiplied, errors included.
+    They do not tell where their slices have one end of the range of counts in far fewer blocks than the graph has it: what they say of it
+    would be multiplied, errors included.
     """
     for end in (model.tokens[0], model.tokens[-1]):
-        if graph.schedule.count(end) > 2 * max(other.schedule.count(end) for other in rest):
+        known = max((other.schedule.count(end) for other in rest if other.method == SLICE), default=0)
+        if graph.schedule.count(end) > 2 * known:
             return None
     without = _fit(shape, model.metric, rest, model.exact, model.full)
     if without is None:
@@ -208,8 +211,8 @@ def _predict_from(shape: NetworkShape, model: CostModel, rest: Sequence[Measured
         # The range of a step is that of its graphs; what this one alone reaches is predicted from the others all the same.
         step = replace(without.steps[graph.method], most_in=shape.tokens)
         without = replace(without, steps={**without.steps, graph.method: step})
-    known = without.predict(shape, graph.method, graph.schedule)
-    return None if known is None else known.value
+    found = without.predict(shape, graph.method, graph.schedule)
+    return None if found is None else found.value
 
 
 def _residual(graph: Measured, predicted: float | None = None) -> ProbeResidual:
