@@ -70,8 +70,8 @@ def accuracy_of(
                 bundle, dataset, threads=threads, progress=lambda done, of: advance(f"{method}: images", done, of)
             )
     for built in bundle.budgets:
-        if built.requested == 1.0:
-            continue
+        if built.requested in (1.0, None):
+            continue  # the unpruned network, and what it is with exact savings
         assert built.accuracy is not None
         known = ("top1_percent", "top1_change_points", "agreement_percent", "kl_nats")
         rows.append(
