@@ -19,6 +19,7 @@ from tests.benchmarks.reduction import chosen
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 TABLES = sorted(PROFILES.glob("methods-*/methods.json"))
+TUNED = sorted(PROFILES.glob("finetune-*/finetune.json"))
 RUNS = sorted(path.parent for path in PROFILES.glob("*/run.json"))
 
 
@@ -41,6 +42,15 @@ def test_a_table_of_methods_is_what_the_methods_do_today(table: Path) -> None:
         exact = document.get("exact_savings", False)  # absent in tables older than exact savings
         today = solve_schedule(network(document["model"]), name, budget=row["budget"], blocks=blocks, exact_savings=exact)
         assert list(today.tokens) == row["tokens"], f"{row['method']} at {row['budget']}: make eval-methods again"
+
+
+@pytest.mark.parametrize("table", TUNED, ids=lambda path: path.parent.name)
+def test_a_table_of_fine_tuning_is_of_todays_schedules(table: Path) -> None:
+    document = json.loads(table.read_text(encoding="utf-8"))
+    model = network(document["model"])
+    for row in document["rows"]:
+        today = solve_schedule(model, row["method"], budget=float(row["budget"]))
+        assert today.share == pytest.approx(row["macs_share"], abs=1e-6), f"{row['method']} at {row['budget']}: train again"
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)

@@ -178,7 +178,8 @@ def main() -> None:
             out = folder / f"{method}-{name.replace(' ', '-')}.safetensors"
             weights = train(loaded, photos, request, out, f"{method}, {name}")
             result = Store.beside(out).open_result()
-            trainings[f"{method}, {name}"] = msgspec.to_builtins(result)
+            found = msgspec.to_builtins(result)
+            trainings[f"{method}, {name}"] = {**found, "verdict": found["verdict"].replace(f"{out.parent}/", "")}
             if weights is not None:
                 rows += row_of(loaded, request, name, judge, unpruned, weights)
         report(folder, options, loaded, photos, judging, unpruned, rows, trainings)
