@@ -106,7 +106,7 @@ class DocumentKind(Generic[T]):
 
     def document(self, value: T) -> dict[str, Any]:
         """The document as plain values: what other programs find in the file."""
-        fields = printable(msgspec.to_builtins(value, str_keys=True))
+        fields = escape_undecodable(msgspec.to_builtins(value, str_keys=True))
         return {"format": self.format, "version": self.version, **fields}
 
     def encode(self, value: T) -> bytes:
@@ -255,14 +255,14 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def printable(value: Any) -> Any:
+def escape_undecodable(value: Any) -> Any:
     """Names of files need not be text: bytes that are not UTF-8 are written as escapes."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
-        return {printable(key): printable(item) for key, item in value.items()}
+        return {escape_undecodable(key): escape_undecodable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [printable(item) for item in value]
+        return [escape_undecodable(item) for item in value]
     return value
 
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 
-from edge_tprune.documents import InvalidDocument, decode, printable
+from edge_tprune.documents import InvalidDocument, decode, escape_undecodable
 from edge_tprune.errors import UserError
 from edge_tprune.files import cut_last_line, open_regular
 
@@ -163,6 +163,6 @@ def encode_line(line: msgspec.Struct) -> bytes:
     try:
         data = msgspec.json.encode(line)
     except UnicodeEncodeError:  # a file's name in a message need not be text
-        data = msgspec.json.encode(printable(msgspec.to_builtins(line)))
+        data = msgspec.json.encode(escape_undecodable(msgspec.to_builtins(line)))
     decode(data, type(line))
     return data + b"\n"
