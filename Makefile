@@ -60,47 +60,47 @@ build: $(READY)  ## write the bundle: one checked graph per budget
 finetune: $(READY)  ## train the network for its budgets, without labels, into OUT/tuned-MODEL.safetensors (METHOD=bat DATA=photos ARGS='--time 20m')
 	$(ET) finetune '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --method '$(METHOD)' --budgets '$(BUDGETS)' $(if $(DATA),--data '$(DATA)') --out '$(OUT)/tuned-$(MODEL).safetensors' $(ARGS)
 
-eval: $(READY)  ## accuracy per budget, stored in the bundle
+eval: $(READY)  ## measure accuracy per budget and store it in the bundle
 	$(ET) eval $(EVAL_ARGS) $(ARGS)
 
-profile: $(READY)  ## run the bundle's engines and record
+profile: $(READY)  ## measure the bundle's budgets on this machine: latency, power, energy, memory
 	$(ET) profile '$(BUNDLE)' --runtime $(RUNTIME) --out '$(OUT)/profiles' --rounds $(ROUNDS) $(ARGS)
 
-fit: $(READY)  ## the most accurate network within limits on this machine (ARGS='--max-p95-ms 8')
+fit: $(READY)  ## find the most accurate network within limits on this machine (ARGS='--max-p95-ms 8')
 	$(ET) fit '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --methods '$(METHOD)' $(if $(DATA),--data '$(DATA)') --out '$(OUT)/fits/$(MODEL)' $(ARGS)
 
-compare: $(READY)  ## one row per budget (PROFILE=directory)
+compare: $(READY)  ## show one row per budget (PROFILE=directory)
 	$(ET) compare '$(PROFILE)' $(ARGS)
 
 select: $(READY)  ## choose a budget (ARGS='--max-p95-ms 8 --max-top1-drop 1')
 	$(ET) select '$(PROFILE)' $(ARGS)
 
-report: $(READY)  ## one self-contained HTML page
+report: $(READY)  ## write one self-contained HTML page (PROFILE=directory)
 	$(ET) report '$(PROFILE)' --out '$(OUT)/report.html' $(ARGS)
 
-engines: $(READY)  ## TensorRT engines of every budget (RUNTIME=tensorrt: for the GPU here; tensorrt-rtx: for TARGET, which need not be here)
+engines: $(READY)  ## build TensorRT engines of every budget (RUNTIME=tensorrt: for this machine's GPU; tensorrt-rtx: for the GPUs in TARGET)
 	$(ET) build $(BUILD_ARGS) --runtime onnxruntime,$(ENGINES) $(if $(filter tensorrt-rtx,$(ENGINES)),--target '$(TARGET)') $(ARGS)
 	$(if $(filter tensorrt,$(RUNTIME)),$(ET) engines '$(BUNDLE)' --runtime tensorrt)
 
-test: $(READY)  ## the test suite, in parallel
+test: $(READY)  ## run the test suite, in parallel
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-gpu: $(READY)  ## tests that need a CUDA GPU, and what was skipped and why (CUDA bindings: pip install -e '.[cuda]')
+test-gpu: $(READY)  ## run the tests that need a CUDA GPU; lists what was skipped and why (CUDA bindings: pip install -e '.[cuda]')
 	$(BIN)/python -m pytest -m gpu -rs $(ARGS)
 
-lint: $(READY)  ## ruff, mypy, and the arrows between rooms
+lint: $(READY)  ## run ruff and mypy, and check the imports between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(READY)  ## the documentation as a site in out/site; a dead link fails it
+docs: $(READY)  ## build the documentation as a site in out/site; a dead link fails it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	rm -rf out/docs-source out/site && mkdir -p out/docs-source
 	cp -r --parents $(PAGES) out/docs-source
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-results: $(READY)  ## make the kept results in profiles/ again: the reference model's; with WEIGHTS and DATA those of DeiT-Tiny too
+results: $(READY)  ## remake the results kept in profiles/: the reference model's, and with WEIGHTS and DATA those of DeiT-Tiny
 	$(BIN)/python -m tests.benchmarks.methods --no-exact-savings --out out/results/methods-reference $(ARGS)
 	cp $(addprefix out/results/methods-reference/,$(TABLE)) profiles/methods-reference-2-core-server
 ifneq ($(and $(WEIGHTS),$(DATA)),)
@@ -110,33 +110,33 @@ ifneq ($(and $(WEIGHTS),$(DATA)),)
 	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' --json profiles/published-deit_tiny/published.json
 endif
 
-eval-methods: $(READY)  ## every method at every budget: accuracy, latency, cost over the slice oracle, in one table
+eval-methods: $(READY)  ## compare every method at every budget: accuracy, latency, cost over the slice oracle
 	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)
 
-eval-published: $(READY)  ## our methods beside what their authors' codes gave (WEIGHTS of DeiT-Tiny, DATA with labels)
+eval-published: $(READY)  ## compare our methods with their authors' code (WEIGHTS of DeiT-Tiny, DATA with labels)
 	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' $(ARGS)
 
-bench: $(READY)  ## reductions against the slice oracle, what sampling costs, and reading 10 million samples
+bench: $(READY)  ## time reductions against the slice oracle, sampling, and reading 10 million samples
 	$(BIN)/python -m tests.benchmarks.observer
 	$(BIN)/python -m tests.benchmarks.reduction $(ARGS)
 	$(BIN)/python -m tests.benchmarks.latency
 	$(BIN)/python -m tests.benchmarks.analysis
 
-soak: $(READY)  ## whether a long measurement takes more and more memory (ARGS='--minutes 30')
+soak: $(READY)  ## check that memory does not grow in a long measurement (ARGS='--minutes 30')
 	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
-train-reference: $(READY)  ## train the reference model's shipped weights again, from seeds
+train-reference: $(READY)  ## retrain the reference model's shipped weights, from seeds
 	$(BIN)/python -m edge_tprune.models.train_reference $(ARGS)
 
-deploy: $(READY)  ## agent and bundle onto a board (HOST=user@board ARGS="--profile '' --collect profiles")
+deploy: $(READY)  ## install the agent on a board and copy the bundle to it (HOST=user@board ARGS="--profile '' --collect profiles")
 	$(ET) deploy '$(BUNDLE)' '$(HOST)' $(ARGS)
 
 board: $(READY)  ## build the emulated board: Debian for arm64 under qemu, with SSH (needs root; cached in .board)
 	$(BIN)/python deploy/emulated-board/board.py build || [ $$? -eq 3 ]
 
-test-board: $(READY)  ## deploy to the emulated board over real SSH, from a clean state, and break it on the way
+test-board: $(READY)  ## test deploying to the emulated board over real SSH, with failures on the way
 	$(BIN)/python -m pytest -m board $(ARGS) || [ $$? -eq 5 ]
 
-clean:  ## remove what building and running left (not .venv)
+clean:  ## remove what building and running left behind, but keep .venv
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -31,27 +31,29 @@ _OPTIONS: dict[str, Any] = {
     "weights": Annotated[
         str | None,
         _option(
-            help="A .safetensors file, a PyTorch checkpoint or a hub's directory; 'random' for speed tests; timm's pretrained ones by default."
+            help="A .safetensors file, a PyTorch checkpoint or a hub's directory; 'random' for speed tests. Default: timm's pretrained weights."
         ),
     ],
     "no_ema": Annotated[
-        bool, _option("--no-ema", help="Take the weights themselves where a checkpoint has their moving average, too.")
+        bool, _option("--no-ema", help="Use the plain weights of a checkpoint that also holds their moving average (EMA).")
     ],
-    "classes": Annotated[int | None, _option(help="Classes of the head; the checkpoint's own by default. 0: without a head.")],
+    "classes": Annotated[
+        int | None, _option(help="Number of classes of the head, 0 for none; inferred from the checkpoint by default.")
+    ],
     "img_size": Annotated[
         str | None,
-        _option(metavar="PIXELS", help="224, or 224,320 for height and width; the checkpoint's own by default."),
+        _option(metavar="PIXELS", help="224, or 224,320 for height and width; inferred from the checkpoint by default."),
     ],
     "global_pool": Annotated[
-        str | None, _option(help="token, avg, map or another of timm's; as the checkpoint shows by default.")
+        str | None, _option(help="token, avg, map or another of timm's; inferred from the checkpoint by default.")
     ],
     "model_kwargs": Annotated[
-        list[str] | None, _option(metavar="NAME=VALUE", help="Another argument of timm's model; may be repeated.")
+        list[str] | None, _option(metavar="NAME=VALUE", help="An extra argument for timm's model; may be repeated.")
     ],
     "mean": Annotated[
         str | None, _option(help="Mean of the pixels, on a scale from 0 to 1: one value, or one per channel with commas.")
     ],
-    "std": Annotated[str | None, _option(help="Standard deviation of the pixels, given as --mean.")],
+    "std": Annotated[str | None, _option(help="Standard deviation of the pixels, in the form of --mean.")],
     "interpolation": Annotated[str | None, _option(help="bicubic, bilinear, nearest, lanczos, box or hamming.")],
     "crop_pct": Annotated[float | None, _option(help="Share of the resized image that the crop keeps, such as 0.875.")],
     "crop_mode": Annotated[str | None, _option(help="center, squash or border.")],
@@ -59,7 +61,7 @@ _OPTIONS: dict[str, Any] = {
         Path | None,
         _option(
             metavar="FILE",
-            help="Names of the classes: one a line, line 1 for class 0, or JSON; for labels also one 'image class' a line.",
+            help="Class names: one per line (line 1 is class 0) or JSON; where labels are read, also one 'image class' pair per line.",
         ),
     ],
 }

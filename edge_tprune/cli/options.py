@@ -13,7 +13,7 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `build` wrote.")]
 ProfilesArgument = Annotated[
-    list[Path], typer.Argument(metavar="PROFILE...", help="Profile directories, or directories that hold some.")
+    list[Path], typer.Argument(metavar="PROFILE...", help="Profile directories, or directories that contain profiles.")
 ]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads per engine; one per physical core by default.", show_default=False)
@@ -24,8 +24,8 @@ EqualWithin = Annotated[
     str | None,
     typer.Option(
         metavar="2%",
-        help="Differences below this are equal: per cent of amounts, points of percentages, or both: 2%,0.5points. "
-        "That is the default; between two points in time 3%,0.5points.",
+        help="Differences below this count as equal: in per cent of amounts, in points of percentages, or both: 2%,0.5points. "
+        "That is the default; where OLD and NEW are compared it is 3%,0.5points.",
         show_default=False,
     ),
 ]

@@ -36,7 +36,7 @@ def build(
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the unpruned MACs, with commas; '' for none. 1.0,0.9,0.8,0.65,0.5 by default, with a schedule file 1.0.",
+            help="Shares of the unpruned MACs, with commas; '' for none. Default: 1.0,0.9,0.8,0.65,0.5, or 1.0 with a schedule file.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +58,7 @@ def build(
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32, fp16 or mixed, with commas: what TensorRT's graphs compute in. Images, logits, norms, softmax and scores stay float32."
+            help="Precision of TensorRT's graphs: fp32, fp16 or mixed, with commas. Images, logits, norms, softmax and scores stay float32."
         ),
     ] = "fp32",
     target: Annotated[
@@ -80,7 +80,7 @@ def build(
         bool,
         typer.Option(
             "--probe",
-            help="Instead of budgets at most 15 graphs that tell what any schedule costs (`edge-tprune latency`), with the steps of --method, "
+            help="Instead of budgets, build at most 15 graphs from which `edge-tprune latency` models the cost of any schedule of --method, "
             "which may be several with commas.",
         ),
     ] = False,

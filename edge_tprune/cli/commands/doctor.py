@@ -16,11 +16,14 @@ from edge_tprune.errors import NegativeAnswer, UserError
 @command("edge-tprune doctor", "edge-tprune doctor --json", "edge-tprune doctor --sysroot simulated-board")
 def doctor(
     sysroot: Annotated[
-        Path, typer.Option(help="Directory with another machine's sys, proc and etc (a simulated board).", show_default=False)
+        Path,
+        typer.Option(
+            help="Directory that holds another machine's sys, proc and etc, such as a simulated board's.", show_default=False
+        ),
     ] = Path("/"),
     json: Json = False,
 ) -> None:
-    """Look at board, runtimes, sensors, clocks, memory and throttling; say how to fix what is wrong. Changes nothing."""
+    """Check the board, runtimes, sensors, clocks, memory and throttling; say how to fix what is wrong. Changes nothing."""
     from edge_tprune.agent.doctor import examine
     from edge_tprune.cli.board_views import print_findings
 

@@ -24,16 +24,20 @@ def engines(
     runtime: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
     target: Annotated[
         str | None,
-        typer.Option(help="Build for these GPUs, which need not be here, into the bundle (tensorrt-rtx only): sm86,sm89."),
+        typer.Option(
+            help="Build for these GPUs, which need not be in this machine, into the bundle (tensorrt-rtx only): sm86,sm89."
+        ),
     ] = None,
     budgets: BudgetNames = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or mixed; by default what the bundle was built for first.", show_default=False),
+        typer.Option(help="fp32, fp16 or mixed; by default the first that the bundle was built for.", show_default=False),
     ] = None,
     workspace_mb: Annotated[
         int | None,
-        typer.Option(help="Largest scratch memory for a layer, MB (10^6 bytes); no limit by default.", show_default=False),
+        typer.Option(
+            help="Most scratch memory that a layer may use, MB (10^6 bytes); no limit by default.", show_default=False
+        ),
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="0 (builds fast) to 5 (searches longest); TensorRT's own by default.", show_default=False)
@@ -43,9 +47,9 @@ def engines(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Build every budget's TensorRT engine for this GPU (kept for `profile`), and report what TensorRT made of it.
+    """Build every budget's TensorRT engine for this GPU (`profile` uses them), and report how TensorRT runs each graph.
 
-    `profile` builds what is missing by itself; this command builds ahead, with limits, and explains: precision, fused attention, slow layers.
+    `profile` builds missing engines itself. This command builds them ahead of time, with limits, and reports precision, fused attention and slow layers.
     """
     import msgspec
 

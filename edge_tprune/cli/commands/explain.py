@@ -66,7 +66,7 @@ def explain(
         typer.Option(help="Draw what the budgets of this bundle do, instead of --model, --method, --schedule and --option."),
     ] = None,
     picture: Annotated[
-        Path, typer.Option("--out", help="What to draw: a .png, or an .html page that needs nothing else.")
+        Path, typer.Option("--out", help="The file to write: a .png picture, or a self-contained .html page.")
     ] = Path("explain.png"),
     json: Json = False,
 ) -> None:

@@ -38,14 +38,15 @@ def finetune(
         typer.Option(help="See `edge-tprune methods`; bat, or the schedule file's, by default.", show_default=False),
     ] = None,
     budgets: Annotated[
-        str, typer.Option(help="Shares of the unpruned MACs that the weights are to serve, with commas; one for a specialist.")
+        str,
+        typer.Option(help="Shares of the unpruned MACs to train for, with commas; a single one trains for that budget alone."),
     ] = "1.0,0.8,0.65,0.5",
     schedule: Annotated[Path | None, typer.Option(help="A file that `search` wrote: its method, options and budgets.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="A directory of photos, with sub-directories or without; may be repeated. Training canvases for the reference model.",
+            help="A directory of photos, with or without sub-directories; may be repeated. Default for the reference model: its training canvases.",
             show_default=False,
         ),
     ] = None,
@@ -64,20 +65,22 @@ def finetune(
     ] = "all",
     time: Annotated[str | None, typer.Option(help="Total time, such as 20m; the number of epochs is chosen to fit.")] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="How often each photo is shown; found by default.", show_default=False)
+        float | None, typer.Option(help="How often each photo is shown; chosen automatically by default.", show_default=False)
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate; found by default.", show_default=False)] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate; chosen automatically by default.", show_default=False)
+    ] = None,
     batch: Annotated[int, typer.Option(help="Photos per step.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; a GPU where there is one by default.", show_default=False)
+        str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.", show_default=False)
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
     plugin: Plugins = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train the network with its tokens removed until it answers as the unpruned one: photos, no labels.
+    """Train the pruned network to give the unpruned network's answers, on photos without labels.
 
     One set of weights serves all budgets. A part of the photos is held out; weights are written only if they are better on
     those. Run again to continue what was interrupted. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...

@@ -31,37 +31,44 @@ def fit(
     model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
     choice: ModelChoice,
     data: Annotated[
-        str | None, typer.Option(help="A directory of images, labelled or not, that the search looks at.", show_default=False)
+        str | None,
+        typer.Option(
+            help="A directory of images, labelled or not, to search on. Default for the reference model: its training canvases.",
+            show_default=False,
+        ),
     ] = None,
     eval_data: Annotated[
-        str | None, typer.Option(help="Images that accuracy is judged on; those of --data by default.", show_default=False)
+        str | None,
+        typer.Option(help="A directory of images to measure accuracy on; the images of --data by default.", show_default=False),
     ] = None,
-    max_ms: Annotated[float | None, typer.Option(help="Median latency, ms.")] = None,
-    max_p95_ms: Annotated[float | None, typer.Option(help="95th percentile of latency, ms.")] = None,
-    max_energy_mj: Annotated[float | None, typer.Option(help="Energy per image, idle included, mJ.")] = None,
-    min_fps: Annotated[float | None, typer.Option(help="Images per second.")] = None,
-    methods: Annotated[str, typer.Option(help="Methods that compete, with commas; at most six.")] = "zero_tprune",
+    max_ms: Annotated[float | None, typer.Option(help="Highest median latency, ms.")] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(help="Highest 95th percentile of latency, ms.")] = None,
+    max_energy_mj: Annotated[float | None, typer.Option(help="Highest energy per image, idle included, mJ.")] = None,
+    min_fps: Annotated[float | None, typer.Option(help="Lowest rate, images per second.")] = None,
+    methods: Annotated[str, typer.Option(help="Methods to compare, with commas; at most six.")] = "zero_tprune",
     images: Annotated[int, typer.Option(help="Use at most this many images.")] = 200,
-    trials: Annotated[int, typer.Option(help="Configurations to try.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    trials: Annotated[int, typer.Option(help="Configurations to try per search.")] = 30,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     batch: Annotated[int, typer.Option(help="Images per inference.")] = 1,
     runtime: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or mixed.")] = "fp32",
     threads: Threads = None,
     rounds: Annotated[int, typer.Option(help="How often each graph is timed.")] = 6,
-    seconds: Annotated[float, typer.Option(help="How long each time, s.")] = 0.5,
+    seconds: Annotated[float, typer.Option(help="How long each graph is timed in a round, s.")] = 0.5,
     skip_unreadable: SkipUnreadable = False,
     plugin: Plugins = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where everything is kept; fits/MODEL by default.", show_default=False)
+        Path | None,
+        typer.Option("--out", help="Directory in which everything is kept; fits/MODEL by default.", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Go on where a run was disturbed by other programs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Continue although other programs disturbed a run.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Find the most accurate network that meets limits of latency or energy on this machine: probe, search, build, measure, choose.
+    """Find the most accurate network within a limit on latency, energy or rate, measured on this machine.
 
-    Run again with another limit to reuse what was measured; run again after an interruption to go on.
+    Probe, search, build, measure, choose. Run the command again to continue after an interruption, or with another limit to
+    reuse the measurements.
     """
     from edge_tprune.cli.model_views import require_host
 

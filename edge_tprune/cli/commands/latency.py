@@ -19,12 +19,12 @@ from edge_tprune.cli.terminal import print_json, print_note, print_table
 )
 def latency(
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="Profile of a bundle that `build --probe` wrote.")],
-    force: Annotated[bool, typer.Option("--force", help="Also where the run was disturbed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make a model even if the run was disturbed.")] = False,
     json: Json = False,
 ) -> None:
-    """Model what any schedule costs on the board that was profiled, and write it to latency.json in the profile.
+    """Model the cost of any schedule on the board that was profiled, and write it to latency.json in the profile.
 
-    The table shows every graph beside what the model says of it when it is made from the others alone.
+    The table shows, for every graph, the measured cost beside the prediction of a model fitted to the other graphs.
     """
     from edge_tprune.analysis.latency import write_latency
     from edge_tprune.cli.latency_views import latency_table

@@ -14,11 +14,11 @@ from edge_tprune.cli.terminal import print_json, print_warning
 
 @command("edge-tprune methods", "edge-tprune methods zero_tprune", "edge-tprune methods --json")
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Everything about this method.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Show everything about this method.", show_default=False)] = None,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """List the reduction methods, or show one: paper, the evidence it needs, where it reduces, its options."""
+    """List the reduction methods, or show one: its paper, the evidence it reads, where it removes tokens, its options."""
     from edge_tprune.cli.method_views import find_method, methods_document, print_method, print_methods
     from edge_tprune.cli.model_views import require_host
 

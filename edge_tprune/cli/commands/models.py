@@ -22,18 +22,19 @@ from edge_tprune.cli.terminal import Heading, Table, print_json, print_note, pri
 )
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(help="Only names that match, with * and ?; all plain ViTs by default.", show_default=False)
+        str | None,
+        typer.Argument(help="Only names that match this pattern (* and ?); all plain ViTs by default.", show_default=False),
     ] = None,
     update: Annotated[
         Path | None,
         typer.Option(
-            help="Put the tables into this Markdown file, between its marker lines, or at its end.", show_default=False
+            help="Write the tables into this Markdown file, between its marker lines or at its end.", show_default=False
         ),
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List timm's pretrained plain ViTs: taken, or refused and why. Nothing is downloaded."""
+    """List timm's pretrained plain ViTs: supported, or refused and why. Downloads nothing."""
     from edge_tprune.cli.model_views import require_host
 
     require_host()

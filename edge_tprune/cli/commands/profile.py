@@ -29,21 +29,25 @@ def profile(
     bundle: BundleArgument,
     request: RunRequest,
     profiles: Annotated[
-        Path | None, typer.Option("--out", help="Directory in which the profile is created.", show_default="profiles")
+        Path | None,
+        typer.Option("--out", help="Directory in which the profile's own directory is created.", show_default="profiles"),
     ] = None,
     budgets: BudgetNames = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images to run on instead of the bundle's golden inputs.")
+        Path | None, typer.Option(help="Directory of images to run on, instead of the bundle's golden inputs.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of images by class: judge accuracy on this device first.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Measure accuracy on this device first, on a directory with one sub-directory of images per class."),
+    ] = None,
     class_map: ClassMapFile = None,
     skip_unreadable: SkipUnreadable = False,
-    sysroot: Annotated[
-        Path, typer.Option(help="Directory that holds sys, proc and etc: of a simulated board, for example.")
-    ] = Path("/"),
-    trace: Annotated[bool, typer.Option("--trace", help="Also write trace.json, which ui.perfetto.dev opens.")] = False,
+    sysroot: Annotated[Path, typer.Option(help="Directory that holds sys, proc and etc, such as a simulated board's.")] = Path(
+        "/"
+    ),
+    trace: Annotated[bool, typer.Option("--trace", help="Also write trace.json, for ui.perfetto.dev.")] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue this profile, which was interrupted, at the turns that are missing.")
+        Path | None, typer.Option(help="Continue this interrupted profile with the turns that are missing.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -35,7 +35,7 @@ def search(
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the unpruned MACs, with commas; options are searched at the first. 0.65 by default.",
+            help="Shares of the unpruned MACs, with commas; the method's options are searched at the first. 0.65 by default.",
             show_default=False,
         ),
     ] = None,
@@ -47,21 +47,26 @@ def search(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="With --latency: methods that compete, with commas, or all that were measured. Those by default."),
+        typer.Option(
+            help="With --latency: the methods to compare, with commas, or 'all' (every method that was measured). Default: all."
+        ),
     ] = None,
-    max_ms: Annotated[float | None, typer.Option(help="With --latency: median latency, ms.")] = None,
-    max_p95_ms: Annotated[float | None, typer.Option(help="With --latency: 95th percentile of latency, ms.")] = None,
-    max_mj: Annotated[float | None, typer.Option(help="With --latency: energy per image, mJ.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="With --latency: highest median latency, ms.")] = None,
+    max_p95_ms: Annotated[float | None, typer.Option(help="With --latency: highest 95th percentile of latency, ms.")] = None,
+    max_mj: Annotated[float | None, typer.Option(help="With --latency: highest energy per image, mJ.")] = None,
     front: Annotated[
-        bool, typer.Option("--front", help="With --latency: eight limits from the fastest to the unpruned network.")
+        bool,
+        typer.Option(
+            "--front", help="With --latency: search at eight limits, from the fastest schedule to the unpruned network."
+        ),
     ] = False,
     data: Annotated[
         str | None,
         typer.Option(
-            help="A directory of images, labelled or not, that accuracy is not judged on; training canvases for the reference model."
+            help="A directory of images, labelled or not, other than those that accuracy is measured on; the reference model has its own."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Use at most this many of them.")] = 200,
+    images: Annotated[int, typer.Option(help="Use at most this many images.")] = 200,
     trials: Annotated[int, typer.Option(help="Configurations to try per budget or limit.")] = 60,
     stages: Annotated[
         str | None,
@@ -71,7 +76,9 @@ def search(
     ] = None,
     score: Annotated[str, typer.Option(help="kl: divergence from the unpruned model, needs no labels; top1: errors.")] = "kl",
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
-    option: Annotated[list[str] | None, typer.Option(help="An option to hold fixed, name=value; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method to hold fixed, name=value; may be repeated.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
     skip_unreadable: SkipUnreadable = False,
     plugin: Plugins = None,
@@ -79,20 +86,20 @@ def search(
         str | None,
         typer.Option(
             metavar="URL",
-            help="A database for the trials, so that several machines can join one search: sqlite:///study.db, postgresql://... By default "
+            help="A database for the trials, so that several machines can share one search: sqlite:///study.db, postgresql://... By default "
             "a journal beside the schedule file.",
             show_default=False,
         ),
     ] = None,
-    file: Annotated[Path, typer.Option("--out", help="The schedule file; what was tried is kept beside it.")] = Path(
+    file: Annotated[Path, typer.Option("--out", help="The schedule file; the trials are kept beside it.")] = Path(
         "schedule.json"
     ),
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Search where a method should remove how many tokens, and its options, at a budget of MACs or under the latency of a board.
+    """Search for the blocks where a method removes tokens, how many, and its options, within a MACs budget or a board's latency.
 
-    Run again to continue a search that was cut short, or with more trials to continue one that was not.
+    Run the command again to continue an interrupted search; run it with more --trials to extend a finished one.
     """
     from edge_tprune.cli.model_views import require_host, search_table
 
