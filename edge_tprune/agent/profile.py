@@ -261,7 +261,7 @@ def _refuse_changes(
     differing = _differences(pairs) + _differences({key: (was[key], now[key]) for key in sorted(now)})
     if differing:
         text = "; ".join(differing)
-        raise UserError(f"profile {before.path} cannot be resumed, because not everything is as it was: {text}")
+        raise UserError(f"profile {before.path} cannot be resumed, because conditions have changed: {text}")
 
 
 def _to_builtins(described: RunInput | None) -> Any:

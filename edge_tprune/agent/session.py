@@ -36,10 +36,10 @@ _BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten rea
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP. What was measured until then is in the profile at `path`, summary included. Exit code 130."""
+    """Ctrl-C, SIGTERM or SIGHUP. What was measured so far is in the profile at `path`, summary included. Exit code 130."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted. What was measured until then is in {path}; --resume {path} continues")
+        super().__init__(f"interrupted. What was measured so far is in {path}; --resume {path} continues")
         self.path = path
 
 
@@ -110,7 +110,7 @@ def _measure(session: Session) -> dict[str, str]:
     session.record_state("begin")
     session.observer.begin(session.recorder.path, session.number)
     if session.observer.problem is not None:
-        session.note(f"no sensor is read: {session.observer.problem}")
+        session.note(f"no sensor is being read: {session.observer.problem}")
     if (guess := _guess_meter(settings)) is not None:
         session.note(f"power and energy come from {guess}")
     failures = _check_budgets(session)

@@ -87,7 +87,7 @@ def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher,
         )
         name, copied = _copy_bundle(connection, bundle, watcher)
         deployment.steps.append(f"bundle {name}: {copied / 1e6:.1f} MB copied" if copied else f"bundle {name} up to date")
-        watcher.step("asking the doctor")
+        watcher.step("running the doctor")
         deployment.doctor = _doctor(connection)
         if options.profile is not None:
             try:

@@ -193,7 +193,7 @@ def receive(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
         _append(partial, stdin, size)
         if sha256(partial) != digest:
             partial.unlink()
-            raise Refused("a file arrived damaged (its SHA-256 is another). Repeat the command")
+            raise Refused("a file arrived damaged (its SHA-256 differs). Repeat the command")
         taken += 1
 
 
@@ -357,7 +357,7 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     """
     program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
     environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
-    busy = "something else is being measured on the board: wait for it, or end it there"
+    busy = "something else is being measured on the board: wait for it to finish, or stop it there"
     with _locked(home, "running.lock", busy) if request.get("alone") else contextlib.nullcontext():
         pipe = subprocess.PIPE
         child = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=home, env=environment)

@@ -247,9 +247,9 @@ def _login_error(target: Target, said: str) -> UserError:
         "Host key verification failed": f"its host key is not known yet. Log in once and compare it: ssh {target}",
         "Permission denied": f"it does not accept your key. Put it there: ssh-copy-id {target}",
         "Could not resolve hostname": "no such host. Is the name right?",
-        "Connection refused": "nothing listens there. Is the board up, and sshd running? Is the port right?",
+        "Connection refused": "connection refused. Is the board up, is sshd running, and is the port right?",
         "timed out": "no answer. Is the board on, and on this network?",
-        "No route to host": "it cannot be reached from here. Is the board on, and on this network?",
+        "No route to host": "it cannot be reached from this machine. Is the board on, and on this network?",
     }
     for sign, remedy in remedies.items():
         if sign in said:

@@ -106,7 +106,7 @@ def _make_scatters(prefix: str, rows: Sequence[Row], question: Question, chosen:
 def _make_lines(prefix: str, rows: Sequence[Row], chosen: Row | None) -> list[Figure]:
     figures = []
     if (latency := make_distribution(rows, chosen)) is not None:
-        caption = f"Latency of single inferences: the share that took at most so long.{_count_left_out(latency)}"
+        caption = f"Latency of single inferences: the share that took at most this long.{_count_left_out(latency)}"
         figures.append(_make_figure(f"{prefix}-latency", latency, "Distribution of latency", caption))
     tokens = make_token_lines(rows, chosen)
     caption = f"Tokens after each block, class token included; block 0 is the input.{_count_left_out(tokens)}"
@@ -123,9 +123,7 @@ def _make_figure(name: str, data: Picture, heading: str, caption: str, width: st
 
 def _describe_timeline(history: Timeline) -> str:
     """What a timeline shows, how it was thinned, and what it cannot show."""
-    text = "Shaded by the budget whose turn it was" + (
-        "; grey: left alone, to measure what idling takes." if history.idle else "."
-    )
+    text = "Shaded by the budget whose turn it was" + ("; grey: left idle, to measure idle power." if history.idle else ".")
     if history.every > 1:
         text += f" Of the rounds, one in {history.every} is shown."
     if history.thinned:
@@ -136,11 +134,11 @@ def _describe_timeline(history: Timeline) -> str:
     if left_out := sum(lane.left_out for lane in history.lanes):
         text += f" {left_out} more sensors were recorded and are not drawn."
     if history.sessions > 1:
-        text += f" The run was resumed {history.sessions - 1} times; its parts are set one after the other."
+        text += f" The run was resumed {history.sessions - 1} times; its parts are drawn one after the other."
     if history.absent:
         *most, last = history.absent
         names = f"{', '.join(most)} and {last}" if most else last
-        text += f" Not recorded: {names}. The machine does not tell, or the run is older than the sensors."
+        text += f" Not recorded: {names}. The machine does not report it, or the run predates these sensors."
     return text
 
 
@@ -150,4 +148,4 @@ def _count_left_out(data: Lines) -> str:
 
 def _why_missing(metric: str, rows: Sequence[Row]) -> str:
     whys = dict.fromkeys(printable(why) for row in rows if (why := row.why_missing.get(metric)))
-    return "; ".join(whys) or _WHY_ABSENT.get(metric, "this profile does not hold it")
+    return "; ".join(whys) or _WHY_ABSENT.get(metric, "this profile does not contain it")

@@ -251,7 +251,7 @@ def _describe_verdict(rows: Sequence[Row]) -> dict[str, Any]:
     """What the measuring program said of a run (all rows are of it): the worst of its budgets' verdicts, with every reason."""
     given = [(row, row.verdict) for row in rows if row.verdict is not None]
     if not given:
-        text = "This run was recorded without a verdict on it: whether something disturbed it was not looked at."
+        text = "This run was recorded without a verdict: it was not checked for disturbances."
         return {"status": "unjudged", "label": "not judged", "text": text, "reasons": []}
     status = max((verdict.status for _, verdict in given), key=list(_VERDICTS).index)
     summary = rows[0].profile.summary
@@ -286,7 +286,9 @@ def _list_caveats(rows: Rows, answers: Sequence[tuple[Group, Answer]]) -> list[s
         found += [f"{row.name} is not to be used: {row.unfit}" for row in group.rows if row.unfit]
         data = group.conditions.get("eval data", NOT_EVALUATED)
         if data != NOT_EVALUATED:
-            found.append(f"Accuracy was measured on {data}. Its interval covers the choice of images, not other kinds.")
+            found.append(
+                f"Accuracy was measured on {data}. Its interval covers the choice of images, not images of another kind."
+            )
     found.append(
         "Latency intervals cover what changed from round to round within a run. Another machine, power mode or temperature is "
         "another measurement."

@@ -36,7 +36,7 @@ def _simulate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m edge_tprune.simulator",
         description="Keeps a directory like a board's /sys and /proc, whose power follows this machine's CPU load by a known law.",
-        epilog="fault DIR KIND FILE [--seconds S] [--value V] breaks it; energy DIR BEGIN_NS END_NS prints what it dissipated.",
+        epilog="fault DIR KIND FILE [--seconds S] [--value V] breaks it; energy DIR BEGIN_NS END_NS prints the energy it used.",
     )
     parser.add_argument("board", help=", ".join(BOARDS))
     parser.add_argument("directory", type=Path, help="new, empty, or left by an earlier simulation")

@@ -51,7 +51,7 @@ def check_memory(now: MachineState) -> Iterator[Finding]:
     elif swap.used_bytes:
         kind = "zram" if swap.zram_devices else "swap"
         fix = "sudo systemctl disable --now nvzramconfig.service" if swap.zram_devices else "sudo swapoff -a"
-        yield Finding("swap", "warning", f"{swap.used_bytes / 1e6:.0f} MB of {kind} in use: what runs may wait for it", fix)
+        yield Finding("swap", "warning", f"{swap.used_bytes / 1e6:.0f} MB of {kind} in use: which can slow down what runs", fix)
     else:
         yield Finding("swap", "ok", "none in use" if swap.total_bytes else "there is none")
     available = now.memory_available_bytes
@@ -108,7 +108,7 @@ def check_throttling(now: MachineState) -> Iterator[Finding]:
         yield Finding(
             "throttling",
             "blocker",
-            f"slowed down by heat now: {', '.join(slowed)}",
+            f"throttled by heat now: {', '.join(slowed)}",
             "sudo jetson_clocks --fan   # and let it cool",
         )
     if alarms:

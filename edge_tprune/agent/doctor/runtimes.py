@@ -36,7 +36,7 @@ def check_runtimes(board: Board) -> Iterator[Finding]:
             if runtime == "tensorrt" and board.l4t_release is not None:
                 yield Finding("TensorRT", "warning", str(error), _tensorrt_fix(board))
             elif runtime == "tensorrt":
-                yield Finding("TensorRT", "note", "not installed: none is needed away from NVIDIA's GPUs")
+                yield Finding("TensorRT", "note", "not installed: not needed without an NVIDIA GPU")
     for runtime, version in usable:
         where = _origin(runtime)
         yield Finding("runtime", "ok", f"{runtime} {version}{f' ({where})' if where else ''}")

@@ -45,7 +45,7 @@ def _check_total(totals: Sequence[SensorMetric], *, has_rails: bool, is_jetson: 
     if totals:
         return Finding("energy", "warning" if totals[0].guess else "ok", totals[0].help)
     if has_rails:
-        text = "no total: it is not known which of these rails add up to the whole board, so no energy is reported"
+        text = "no total: edge-tprune does not know which of these rails add up to the whole board, so no energy is reported"
         return Finding("energy", "warning", text)
     text = "no power sensor that this user can read: no energy is reported"
     return Finding("energy", "warning", text, "sudo modprobe ina3221") if is_jetson else Finding("energy", "note", text)
@@ -103,13 +103,13 @@ def check_jtop(root: Path, now: MachineState, live: bool) -> Iterator[Finding]:
         yield Finding(
             "jtop",
             "warning",
-            f"this user may not talk to its service at {socket}",
+            f"this user may not use its service at {socket}",
             'sudo usermod -aG jtop "$USER"   # then log in again',
         )
     elif client is None:
-        yield Finding("jtop", "note", "its service runs, and there is no client of it here", _client_fix(system))
+        yield Finding("jtop", "note", "its service runs, and its Python client is not installed here", _client_fix(system))
     elif system and _minor(client) != _minor(system[0]):
-        text = f"its service is {system[0]} and the client here is {client}: they talk only within one minor version"
+        text = f"its service is {system[0]} and the client here is {client}: they work together only within one minor version"
         yield Finding("jtop", "warning", text, _client_fix(system))
     else:
         yield Finding("jtop", "ok", f"service runs, client {client}")

@@ -90,7 +90,7 @@ def test_free_clocks_come_with_the_command_that_locks_them(nano: Tree) -> None:
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        (FileFault("set", "*/cooling_device*/cur_state", value="3"), "slowed down by heat"),
+        (FileFault("set", "*/cooling_device*/cur_state", value="3"), "throttled by heat"),
         (FileFault("set", "*/curr1_crit_alarm", value="1"), "over its current limit"),
     ],
 )
