@@ -20,15 +20,12 @@ import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
+from edge_tprune.bundle.golden import golden_tolerance, output_difference
 from edge_tprune.errors import UserError
 from edge_tprune.processes import child_environment
 from edge_tprune.record.lines import Check
 from edge_tprune.record.settings import TOLERANCE
 from edge_tprune.runtime.engine import open_engine, runtime_version
-
-#: How far logits in half precision may be from the golden ones. Its rounding may turn a near tie between two tokens: logits of that image
-#: then move by tenths. An engine that computes something else, or overflows, is off by whole numbers or not finite.
-HALF_TOLERANCE = 1.0
 
 
 def check_budget(
@@ -63,22 +60,22 @@ def probe(
     Raises:
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
     """
-    if bundle.budget(budget).artifact(runtime, precision).precision != "fp32":
-        tolerance = max(tolerance, HALF_TOLERANCE)
+    kind, precision_of_graph = bundle.manifest.model.output.name, bundle.budget(budget).artifact(runtime, precision).precision
+    tolerance = golden_tolerance(precision_of_graph, tolerance, kind)
     file = prepare(bundle, budget, runtime, precision)
     golden = bundle.golden()
-    images, expected = golden.images, golden.logits[budget]
+    images, expected = golden.images, golden.outputs[budget]
     runtime_version(runtime)
     peak_memory = _PeakMemory()
     begin = time.perf_counter()
     with open_engine(file, runtime, threads=threads) as engine:
         load_ms = (time.perf_counter() - begin) * 1e3
-        logits = [engine.run(image) for image in images]
+        outputs = [engine.run(image) for image in images]
         info = msgspec.to_builtins(engine.info)
         peak = peak_memory.grown_bytes()
-    if logits[0].shape != expected[0].shape:
-        raise UserError(f"{file} returns {logits[0].shape}, but the golden outputs are {expected[0].shape}")
-    diff = float(np.abs(np.stack(logits).astype(np.float64) - expected).max())
+    if outputs[0].shape != expected[0].shape:
+        raise UserError(f"{file} returns {outputs[0].shape}, but the golden outputs are {expected[0].shape}")
+    diff = output_difference(np.stack(outputs), expected, kind, precision_of_graph)
     finite = bool(np.isfinite(diff))
     return Check(
         budget=budget,

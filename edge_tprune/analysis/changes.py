@@ -38,12 +38,12 @@ VERDICTS: tuple[ChangeVerdict, ...] = ("worse", "better", "equal", "not resolved
 #: What is judged, in the order of the table. Throughput says again what latency says.
 JUDGED = (
     "p50_ms", "p95_ms", "speedup", "missed_deadlines_percent", "mean_power_w", "energy_mj_per_image", "peak_memory_mb",
-    "top1_percent", "agreement_percent",
+    "top1_percent", "agreement_percent", "cosine_distance",
 )  # fmt: skip
 #: Least change that counts, in points: misses come in bursts, which their interval knows nothing of.
 _LEAST_POINTS = {"missed_deadlines_percent": 1.0}
 _POWER = ("mean_power_w", "energy_mj_per_image")
-_ACCURACY = ("top1_percent", "agreement_percent")
+_ACCURACY = ("top1_percent", "agreement_percent", "cosine_distance")
 
 
 @dataclass(frozen=True)

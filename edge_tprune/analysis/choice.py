@@ -20,7 +20,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "energy": ("energy_mj_per_image",),
     "power": ("mean_power_w",),
     "throughput": ("throughput_images_per_s",),
-    "accuracy": ("top1_percent", "agreement_percent"),
+    "accuracy": ("top1_percent", "agreement_percent", "cosine_distance"),
     "memory": ("peak_memory_mb",),
     "macs": ("macs_g",),
 }
@@ -126,7 +126,8 @@ def make_question(
         constraints: names from `limits.LIMITS` -> bound; None as a bound means no such constraint.
         objective: a name from OBJECTIVES. By default the lowest latency where accuracy is constrained, the highest accuracy
             where only other things are. Without constraints and objective: the fastest that loses at most
-            `limits.DEFAULT_MAX_TOP1_DROP` points of top-1 (or, without labels, gives that many percent of images another class).
+            `limits.DEFAULT_MAX_TOP1_DROP` points of top-1 (or, without labels, gives that many percent of images another class;
+            of outputs other than logits, at most `limits.DEFAULT_MAX_COSINE_DISTANCE`).
         margin: the largest difference that counts as equal.
 
     Raises:
@@ -221,7 +222,7 @@ def pareto_front(rows: Iterable[Row], *metrics: Metric) -> tuple[Row, ...]:
 
 
 def accuracy_metric(rows: Iterable[Row]) -> Metric | None:
-    """What stands for accuracy in `rows`: top-1, else agreement with the unpruned model, else nothing."""
+    """What stands for accuracy in `rows`: top-1, else agreement with the unpruned model, else cosine distance from it, else nothing."""
     rows = list(rows)
     return next((METRICS[n] for n in OBJECTIVES["accuracy"] if any(row.value(n) is not None for row in rows)), None)
 

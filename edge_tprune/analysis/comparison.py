@@ -129,6 +129,7 @@ def make_columns(table: TableRows | Sequence[Row], margin: EqualityMargin = WITH
     accuracy = ["top1_percent", "top1_change_points"]
     if all(row.value("top1_percent") is None for row in rows):
         accuracy = ["agreement_percent", "kl_nats"]
+    accuracy.append("cosine_distance")
     latency = ["p50_ms", "p95_ms", "p99_ms", "throughput_images_per_s", "missed_deadlines_percent"]
     cost = ["mean_power_w", "energy_mj_per_image", "energy_above_idle_mj_per_image", "peak_memory_mb", "speedup"]
     names = ["macs_g", "macs_share_percent", *accuracy, *latency, *cost]
@@ -142,8 +143,10 @@ def metric_column(metric: Metric, margin: EqualityMargin = WITHIN_RUN) -> Column
 
 def list_missing(rows: Sequence[Row]) -> list[str]:
     """Labels of the core metrics that no row has, those that share a known reason together with it."""
-    core = ("top1_percent", "p50_ms", "mean_power_w", "energy_mj_per_image", "peak_memory_mb", "speedup")
+    core: tuple[str, ...] = ("top1_percent", "p50_ms", "mean_power_w", "energy_mj_per_image", "peak_memory_mb", "speedup")
     found: dict[str, list[str]] = {}
+    if any(row.value("cosine_distance") is not None for row in rows):  # there is no top-1 of an embedding, features or tokens
+        core = core[1:]
     for metric in (METRICS[name] for name in core):
         if all(row.value(metric.name) is None for row in rows):
             whys = dict.fromkeys(row.why_missing[metric.name] for row in rows if metric.name in row.why_missing)

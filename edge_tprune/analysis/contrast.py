@@ -38,6 +38,7 @@ ACCURACY = (
     "top5_change_points",
     "top1_drop_points",
     "kl_nats",
+    "cosine_distance",
 )
 #: How sure a value is may be recorded under another name: accuracy is paired with the unpruned model's, image by image.
 _INTERVAL_OF = {"top1_percent": "top1_change_points"}

@@ -14,6 +14,8 @@ from edge_tprune.statistics import Interval
 
 #: How many points of top-1 a budget may lose where the user states no constraint.
 DEFAULT_MAX_TOP1_DROP = 1.0
+#: The same for embeddings, features and tokens: how far their vectors may be from the unpruned model's, mean over the images.
+DEFAULT_MAX_COSINE_DISTANCE = 0.05
 
 #: name as in options (dashes there) -> (metric, which side the bound is on)
 LIMITS: dict[str, tuple[str, Literal["max", "min"]]] = {
@@ -23,11 +25,12 @@ LIMITS: dict[str, tuple[str, Literal["max", "min"]]] = {
     "max_energy_mj": ("energy_mj_per_image", "max"),
     "max_top1_drop": ("top1_drop_points", "max"),
     "min_agreement": ("agreement_percent", "min"),
+    "max_cosine_distance": ("cosine_distance", "max"),
     "min_fps": ("throughput_images_per_s", "min"),
     "max_peak_memory_mb": ("peak_memory_mb", "max"),
     "max_missed_percent": ("missed_deadlines_percent", "max"),
 }
-ACCURACY_LIMITS = ("max_top1_drop", "min_agreement")
+ACCURACY_LIMITS = ("max_top1_drop", "min_agreement", "max_cosine_distance")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def make_limits(constraints: Mapping[str, float | None], rows: Sequence[Row], de
         limits.append(Limit(name, float(bound)))
     if not limits and default:
         # Without labels: as many images keep their class as may lose it, which bounds the drop on these images just as well.
+        if any(row.value("cosine_distance") is not None for row in rows):
+            return (Limit("max_cosine_distance", DEFAULT_MAX_COSINE_DISTANCE),)
         labelled = any(row.value("top1_drop_points") is not None for row in rows)
         agreement = any(row.value("agreement_percent") is not None for row in rows)
         if agreement and not labelled:

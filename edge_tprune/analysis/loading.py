@@ -258,7 +258,7 @@ def _accuracy(accuracy: Mapping[str, Any], unpruned: bool) -> tuple[dict[str, fl
     """Values and intervals of the accuracy metrics."""
     intervals = {
         name: interval
-        for name in ("top1_change_points", "top5_change_points", "agreement_percent", "kl_nats")
+        for name in ("top1_change_points", "top5_change_points", "agreement_percent", "kl_nats", "cosine_distance")
         if (interval := Interval.from_json(accuracy.get(name))) is not None
     }
     for top in ("top1", "top5"):

@@ -118,6 +118,9 @@ _ALL = (
         scale="difference", with_interval=True,
     ),
     Metric("kl_nats", "KL divergence from the unpruned model", "nats", "lower", 3, _PAIRED, "KL", with_interval=True),
+    Metric(
+        "cosine_distance", "cosine distance from the unpruned model", "", "lower", 4, _PAIRED, "cos. dist.", with_interval=True,
+    ),
     Metric("p50_ms", "p50 latency", "ms", "lower", 2, "nearest-rank percentile of all inferences", "p50"),
     Metric("p95_ms", "p95 latency", "ms", "lower", 2, "nearest-rank percentile of all inferences", "p95"),
     Metric("p99_ms", "p99 latency", "ms", "lower", 2, "nearest-rank percentile of all inferences", "p99"),

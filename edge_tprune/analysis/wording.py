@@ -25,7 +25,7 @@ _SUPERLATIVES = {
     "macs": "cheapest in MACs",
 }
 _HOW_TO_MEASURE = {
-    **dict.fromkeys(("top1_drop_points", "agreement_percent", "top1_percent"), "edge-tprune eval"),
+    **dict.fromkeys(("top1_drop_points", "agreement_percent", "top1_percent", "cosine_distance"), "edge-tprune eval"),
     **dict.fromkeys(("mean_power_w", "energy_mj_per_image"), "edge-tprune doctor, which lists the power sensors of a machine"),
     "missed_deadlines_percent": "edge-tprune profile --fps",
 }
@@ -195,6 +195,14 @@ def _compare_with_unpruned(row: Row, choice: Choice) -> list[str]:
     if change is not None:
         reach = points.range(change)
         facts.append(f"top-1 {points.quantity(change.value)}" + (f" (95 % interval {reach})" if reach else ""))
+    elif (distance := row.intervals.get("cosine_distance")) is not None:
+        metric = METRICS["cosine_distance"]
+        reach = metric.range(distance)
+        facts.append(f"cosine distance {metric.quantity(distance.value)}" + (f" (95 % interval {reach})" if reach else ""))
+        if agreement is not None:
+            facts.append(
+                f"same nearest neighbour as unpruned for {METRICS['agreement_percent'].quantity(agreement.value)} of the images"
+            )
     elif agreement is not None:
         facts.append(f"same class as unpruned for {METRICS['agreement_percent'].quantity(agreement.value)} of the images")
     elif row.value("top1_percent") is None:

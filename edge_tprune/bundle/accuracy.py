@@ -11,6 +11,7 @@ import numpy as np
 
 from edge_tprune.bundle.divergence import divergence, log_softmax
 from edge_tprune.bundle.manifest import Accuracy, ClassCounts, EvaluationData, Fp32Comparison, ImageBits
+from edge_tprune.bundle.outputs import EMBEDDING, FEWEST_NEIGHBOURS, cosine_distance, nearest_neighbours
 from edge_tprune.statistics import Interval
 
 MeanInterval = Callable[[np.ndarray], Interval]
@@ -38,10 +39,13 @@ class BatchAnswers:
     """What all variants answered about a few images, reduced to what is kept."""
 
     truth: np.ndarray  #: (n,) class of each image, -1 where unknown
-    top5: dict[str, np.ndarray]  #: label -> (n, 5) int32: classes by descending logit
-    kl_nats: dict[str, np.ndarray]  #: label -> (n,): KL(unpruned || variant)
+    top5: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (n, 5) int32: classes by descending logit
+    kl_nats: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (n,): KL(unpruned || variant)
     fp32_kl_nats: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (n,): KL(itself in float32 || variant)
     fp32_difference: dict[str, float] = field(default_factory=dict)  #: label -> largest difference of a logit from float32
+    cosine_distance: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (n,): from the unpruned network's vectors
+    fp32_cosine_distance: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (n,): from its own in float32
+    embeddings: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (n, D) float32
 
 
 def compare_logits(
@@ -66,6 +70,27 @@ def compare_logits(
     )
 
 
+def compare_vectors(
+    kind: str, outputs: dict[str, np.ndarray], truth: np.ndarray, baseline: str, variants: dict[str, Variant]
+) -> BatchAnswers:
+    """Distances of a few images' embeddings, features or tokens; of embeddings also these, because neighbours are found among all images.
+
+    Args:
+        kind: which output it is.
+        outputs: label -> (n, ...).
+        truth: (n,).
+        baseline: label of the unpruned network.
+        variants: by label.
+    """
+    halves = {label: one.fp32 for label, one in variants.items() if one.fp32 is not None}
+    return BatchAnswers(
+        truth,
+        cosine_distance={label: cosine_distance(kind, values, outputs[baseline]) for label, values in outputs.items()},
+        fp32_cosine_distance={label: cosine_distance(kind, outputs[label], outputs[exact]) for label, exact in halves.items()},
+        embeddings={label: values.astype(np.float32) for label, values in outputs.items()} if kind == EMBEDDING else {},
+    )
+
+
 def _ranked(logits: np.ndarray) -> np.ndarray:
     """Classes (n, at most 5) by descending logit; ties go to the lower class, so results do not depend on the sort."""
     return np.asarray(np.argsort(-logits, axis=1, kind="stable")[:, :_RANKS].astype(np.int32))
@@ -77,13 +102,16 @@ class Evaluation:
 
     records: dict[str, Accuracy]  #: by label
     answers: BatchAnswers
+    neighbours: dict[str, np.ndarray] = field(default_factory=dict)  #: label -> (N,) the nearest other image, of embeddings
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The per-image results by the names that they are stored under."""
         top5 = {f"top5/{label}": values for label, values in self.answers.top5.items()}
         kl_nats = {f"kl_nats/{label}": values for label, values in self.answers.kl_nats.items()}
-        return {"labels": self.answers.truth, **top5, **kl_nats}
+        distances = {f"cosine_distance/{label}": values for label, values in self.answers.cosine_distance.items()}
+        neighbours = {f"neighbour/{label}": values for label, values in self.neighbours.items()}
+        return {"labels": self.answers.truth, **top5, **kl_nats, **distances, **neighbours}
 
 
 def summarise(
@@ -105,6 +133,8 @@ def summarise(
         interval: of a mean over images.
     """
     all_images = _joined(parts)
+    if all_images.cosine_distance:
+        return _summarise_vectors(all_images, variants, baseline, data, interval)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     records = {}
     for label, variant in variants.items():
@@ -128,6 +158,42 @@ def summarise(
             against_fp32=_against_fp32(all_images, variant, interval),
         )
     return Evaluation(records, all_images)
+
+
+def _summarise_vectors(
+    all_images: BatchAnswers, variants: dict[str, Variant], baseline: str, data: EvaluationData, interval: MeanInterval
+) -> Evaluation:
+    """The records where outputs are vectors. Arguments as for `summarise`."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    enough = len(all_images.truth) >= FEWEST_NEIGHBOURS
+    neighbours = {label: nearest_neighbours(vectors) for label, vectors in all_images.embeddings.items() if enough}
+    labelled = bool(neighbours) and not (all_images.truth < 0).any()
+    right = {label: 100.0 * (all_images.truth[near] == all_images.truth) for label, near in neighbours.items() if labelled}
+    records = {}
+    for label, variant in variants.items():
+        same = neighbours[label] == neighbours[baseline] if neighbours else None
+        own = right.get(label)
+        rounding = None
+        if variant.fp32 is not None:
+            rounding = Fp32Comparison(cosine_distance=interval(all_images.fp32_cosine_distance[label]))
+        records[label] = Accuracy(
+            data=data,
+            images=len(all_images.truth),
+            runtime=variant.runtime,
+            precision=variant.precision,
+            evaluated_utc=now,
+            top1_percent=_mean(own),
+            top1_change_points=_change(own, right.get(baseline), interval),
+            top5_percent=None,
+            top5_change_points=None,
+            agreement_percent=None if same is None else interval(100.0 * same),
+            cosine_distance=interval(all_images.cosine_distance[label]),
+            per_image=None
+            if same is None
+            else ImageBits(agrees=_bits(same), top1_right=None if own is None else _bits(own > 0)),
+            against_fp32=rounding,
+        )
+    return Evaluation(records, all_images, neighbours)
 
 
 def count_by_class(truth: np.ndarray, right: np.ndarray, unpruned_right: np.ndarray) -> ClassCounts:
@@ -162,6 +228,9 @@ def _joined(parts: list[BatchAnswers]) -> BatchAnswers:
         join("kl_nats"),
         join("fp32_kl_nats"),
         {label: max(part.fp32_difference[label] for part in parts) for label in parts[0].fp32_difference},
+        join("cosine_distance"),
+        join("fp32_cosine_distance"),
+        join("embeddings"),
     )
 
 

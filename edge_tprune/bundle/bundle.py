@@ -5,7 +5,7 @@
       onnx/weights.bin     the external data of every graph; graphs in fp16 and mixed share one half precision set in it
       onnx/<budget>.<form>[.<precision>].onnx
       engines/*.plan       engine files of TensorRT-RTX built ahead of time, each with a .json that says how
-      golden.npz           input (G, B, 3, H, W) and, per budget, logits/<name> (G, B, classes), float32
+      golden.npz           input (G, B, 3, H, W) and, per budget, <output>/<name> (G, B, ...), float32: logits/0.65
       eval-<hash>.npz      per-image results, once `eval` ran
 
 Read and verified here without torch or onnx. A bundle refers to its files by relative path only, so it can be copied anywhere. An opened bundle
@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from edge_tprune.bundle.external_data import external_files
 from edge_tprune.bundle.golden import Golden, read_golden
 from edge_tprune.bundle.manifest import GOLDEN, KIND, MANIFEST, Budget, FileEntry, Manifest
+from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import UserError
 from edge_tprune.files import open_regular, read_regular, sha256_file, sha256_json
 
@@ -133,7 +134,7 @@ class Bundle:
         return sha256_json([manifest.fingerprint, {**graphs, **fixed}])
 
     def golden(self) -> Golden:
-        """The golden images and logits.
+        """The golden images and outputs.
 
         Raises:
             UserError: they are damaged.
@@ -177,6 +178,8 @@ def _contradiction(manifest: Manifest) -> str | None:
     model = manifest.model
     if model.input.shape != (manifest.batch, *manifest.preprocessing.input_size):
         return f"graphs take {model.input.shape}, and images are prepared as {(manifest.batch, *manifest.preprocessing.input_size)}"
+    if (model.output.name == LOGITS) != (model.classes > 0):
+        return f"graphs give {model.output.name} and there are {model.classes} classes"
     if model.output.shape[0] != manifest.batch:
         return f"graphs take {manifest.batch} images and give {model.output.shape}"
     if manifest.class_names is not None and len(manifest.class_names.names) != model.classes:

@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -19,13 +20,22 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from edge_tprune.bundle.accuracy import BatchAnswers, Evaluation, MeanInterval, Variant, compare_logits, summarise
+from edge_tprune.bundle.accuracy import (
+    BatchAnswers,
+    Evaluation,
+    MeanInterval,
+    Variant,
+    compare_logits,
+    compare_vectors,
+    summarise,
+)
 from edge_tprune.bundle.arrays import DamagedArrays, read_arrays
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.golden import Golden, golden_difference, golden_tolerance
 from edge_tprune.bundle.label_check import doubt_labels
 from edge_tprune.bundle.manifest import KIND, Accuracy, Budget, EvaluationData, FileEntry, Manifest
+from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.bundle.revision import RESULTS, Revision, check_revisable, revise
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import Dataset
@@ -57,7 +67,8 @@ def evaluate(
     network in float32, so that it answers for rounding and reduction together, and with its own budget in float32 (`against_fp32`).
 
     `eval-<hash>.npz` in the bundle receives the per-image results: `labels` (N,), and per budget `top5/<name>` (N, 5) the classes ranked
-    first and `kl_nats/<name>` (N,) the divergence KL(unpruned || budget); names as `Variant.label`.
+    first and `kl_nats/<name>` (N,) the divergence KL(unpruned || budget); names as `Variant.label`. Of outputs other than logits instead
+    `cosine_distance/<name>` (N,) from the unpruned budget's, and of embeddings `neighbour/<name>` (N,), the index of the nearest other image.
 
     Args:
         bundle: an opened bundle; it needs its unpruned budget, which every other is compared with.
@@ -128,7 +139,7 @@ def judge(
     chosen = _with_unpruned(bundle, budgets)
     variants = _variants(chosen, runtime, precision, against_fp32)
     baseline = chosen[0].name
-    golden = bundle.golden()
+    golden, kind = bundle.golden(), bundle.manifest.model.output.name
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
         for label, variant in variants.items():
@@ -138,6 +149,7 @@ def judge(
             engines[label] = stack.enter_context(engine)
             _check(bundle, variant, engine, golden)
         one_at_a_time = Lock()
+        compare = compare_logits if kind == LOGITS else partial(compare_vectors, kind)
 
         def answer(start: int) -> BatchAnswers:
             count = min(bundle.batch, len(dataset) - start)
@@ -146,16 +158,16 @@ def judge(
             for place in range(count):
                 picture, truth[place] = dataset[start + place]
                 images[place] = bundle.manifest.preprocessing(picture)
-            logits = {}
+            outputs = {}
             for label, engine in engines.items():
                 with nullcontext() if engine.concurrent else one_at_a_time:
-                    logits[label] = engine.run(images)[:count]
-                if not np.isfinite(logits[label]).all():
+                    outputs[label] = engine.run(images)[:count]
+                if not np.isfinite(outputs[label]).all():
                     raise NegativeAnswer(
                         f"budget {label} gives numbers that are not finite for image {start + 1} of {dataset.name}: it overflows. "
                         "Try --precision mixed or fp32"
                     )
-            return compare_logits(logits, truth, baseline, variants)
+            return compare(outputs, truth, baseline, variants)
 
         parts = []
         for part in _in_order(answer, range(0, len(dataset), bundle.batch), threads):
@@ -164,7 +176,7 @@ def judge(
                 progress(min(len(parts) * bundle.batch, len(dataset)), len(dataset))
     data = EvaluationData(name=dataset.name, images=len(dataset), labelled=dataset.labelled, sha256=dataset.fingerprint)
     found = summarise(parts, variants, baseline, data, bundle.manifest.model.classes, interval)
-    if warn is not None:
+    if warn is not None and kind == LOGITS:
         first = found.answers.top5[baseline][:, 0]
         if doubt := doubt_labels(found.answers.truth, first, bundle.manifest.class_names):
             warn(f"{doubt}. Give it with --class-map FILE")
@@ -213,11 +225,12 @@ def _check(bundle: Bundle, variant: Variant, engine: Engine, golden: Golden) -> 
             f"budget {variant.label}: its graph takes {engine.input_shape}, and the manifest says {bundle.manifest.model.input.shape}. "
             f"{KIND.remedy}"
         )
-    difference = golden_difference(engine, golden.images, golden.logits[variant.budget])
-    allowed = golden_tolerance(variant.precision)
+    kind = bundle.manifest.model.output.name
+    difference = golden_difference(engine, golden.images, golden.outputs[variant.budget], kind, variant.precision)
+    allowed = golden_tolerance(variant.precision, kind=kind)
     if not difference <= allowed:
         raise NegativeAnswer(
-            f"budget {variant.label} failed its golden check on {variant.runtime}: a logit is off by {difference:.3g} (allowed {allowed:g}). "
+            f"budget {variant.label} failed its golden check on {variant.runtime}: its {kind} are off by {difference:.3g} (allowed {allowed:g}). "
             f"Nothing was evaluated. {KIND.remedy}"
         )
 

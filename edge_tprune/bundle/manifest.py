@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from edge_tprune.bundle.outputs import OutputKind
 from edge_tprune.documents import Count, Distance, DocumentKind, Name, Percent, Sha256, Share, Whole
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.class_names import ClassNames
@@ -29,11 +30,23 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TensorType(msgspec.Struct, frozen=True, kw_only=True):
-    """The input or the output of every graph."""
+    """The input of every graph."""
 
     name: Name
     shape: tuple[Count, ...]
     dtype: str
+
+
+class OutputType(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The output of every graph; its name says what it is.
+
+    Logits (B, classes); an embedding (B, D); features (B, C, H, W), a vector for every patch; tokens (B, N, C), prefix tokens included.
+    """
+
+    name: OutputKind
+    shape: tuple[Count, ...]
+    dtype: str
+    normalized: bool = False  #: whether an embedding is brought to unit length
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,14 +55,14 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     weights: str  #: where the weights came from: a file's name, "pretrained", "reference" or "random"
     weights_sha256: Sha256
-    classes: Count
+    classes: Whole  #: 0 where the graphs do not give logits
     parameters: Count
     tokens: Count  #: before the first block, prefix tokens included
     prefix_tokens: Whole
     blocks: Count
     macs: Count  #: per image
     input: TensorType
-    output: TensorType
+    output: OutputType
     arguments: dict[str, Any] = {}  #: beside its name, what timm was asked for: num_classes, img_size, ...
 
 
@@ -71,6 +84,15 @@ class Closeness(msgspec.Struct, frozen=True, kw_only=True):
     max_kl_nats: Distance
 
 
+class VectorCloseness(msgspec.Struct, frozen=True, kw_only=True):
+    """How far vectors (an embedding, features, tokens) are from those of the float32 network in PyTorch."""
+
+    images: Count
+    max_relative_difference: Distance  #: of a number, in units of the root mean square of the float32 network's output
+    cosine_distance: Distance  #: 1 - cosine, mean over the vectors of an image and over the images
+    max_cosine_distance: Distance  #: of the image that is farthest
+
+
 class ClosenessLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a graph in half precision was held to."""
 
@@ -87,10 +109,13 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a graph was proved to be its network. `tolerance` and `top1_same` are of float32 graphs, what follows `kl_nats` of the others."""
+    """How a graph was proved to be its network. `tolerance` and `top1_same` are of float32 graphs, what follows `kl_nats` of the others.
+
+    Of a graph that gives no logits, `vectors` says how near it is, and `tolerance` is of its `max_relative_difference`.
+    """
 
     images: Count
-    max_abs_logit_difference: Distance
+    max_abs_logit_difference: Distance | None = None
     tolerance: Distance | None = None
     top1_same: bool | None = None
     top1_agreement_percent: Percent | None = None
@@ -101,6 +126,21 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     selection: tuple[Selection, ...] | None = None
     runtime: str | None = None  #: what ran the graph
     images_left_out_for_near_ties: Whole | None = None
+    vectors: VectorCloseness | None = None
+    module_vectors: VectorCloseness | None = None  #: of the half precision module itself, in PyTorch
+    allowed_cosine_distance: Distance | None = None  #: what a graph in half precision was held to
+
+    def __post_init__(self) -> None:
+        if (self.max_abs_logit_difference is None) == (self.vectors is None):
+            raise ValueError("it says how near a graph is either by its logits or by its vectors")
+
+    @property
+    def difference(self) -> float:
+        """The largest difference: of a logit, absolute, or relative to the root mean square of other outputs."""
+        if self.vectors is not None:
+            return self.vectors.max_relative_difference
+        assert self.max_abs_logit_difference is not None
+        return self.max_abs_logit_difference
 
 
 class EvaluationData(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,16 +155,17 @@ class EvaluationData(msgspec.Struct, frozen=True, kw_only=True):
 class ImageBits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One bit per image, the first image in the highest bit of the first byte; base64."""
 
-    agrees: str  #: whether the top-1 is the unpruned model's
+    agrees: str | None = None  #: whether the top-1, or of embeddings the nearest neighbour, is the unpruned model's
     top1_right: str | None = None
 
 
-class Fp32Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """A budget in another precision beside itself in float32."""
+class Fp32Comparison(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A budget in another precision beside itself in float32; the fields are those of `Accuracy`."""
 
-    agreement_percent: Interval
-    kl_nats: Interval
-    max_abs_logit_difference: Distance
+    agreement_percent: Interval | None = None
+    kl_nats: Interval | None = None
+    max_abs_logit_difference: Distance | None = None
+    cosine_distance: Interval | None = None
 
 
 class ClassCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +192,12 @@ class ClassCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What `eval` found of one budget. Changes, agreement and divergence are against the unpruned model; without labels top-1 and top-5 are null."""
+    """What `eval` found of one budget. Changes, agreement, divergence and distance are against the unpruned model.
+
+    Without labels top-1 and top-5 are null. Logits have an agreement (same top-1) and a KL divergence. Embeddings have an agreement (same
+    nearest neighbour among the images: recall@1) and a cosine distance; with labels their top-1 is that of the nearest neighbour's class.
+    Features and tokens have a cosine distance, the mean over the patches.
+    """
 
     data: EvaluationData
     images: Count
@@ -162,8 +208,9 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top1_change_points: Interval | None
     top5_percent: Percent | None
     top5_change_points: Interval | None
-    agreement_percent: Interval
-    kl_nats: Interval
+    agreement_percent: Interval | None = None
+    kl_nats: Interval | None = None
+    cosine_distance: Interval | None = None
     per_image: ImageBits | None = None
     per_class: ClassCounts | None = None  #: with labels
     against_fp32: Fp32Comparison | None = None

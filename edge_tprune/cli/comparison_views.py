@@ -43,6 +43,7 @@ _NARROWED = (
     "energy_mj_per_image",
     "agreement_percent",
     "kl_nats",
+    "cosine_distance",
     "top1_change_points",
 )
 

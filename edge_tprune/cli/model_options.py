@@ -151,12 +151,13 @@ class ModelChoice:
             class_map=given["class_map"],
         )
 
-    def load(self, name: str, *, names_classes: bool = True) -> LoadedModel:
+    def load(self, name: str, *, names_classes: bool = True, needs_classes: bool = True) -> LoadedModel:
         """The model called `name`; says what was decided from its checkpoint.
 
         Args:
             name: as for `load_model`.
             names_classes: whether the class map names the model's classes; where it may be one of images, it does not.
+            needs_classes: whether a model without a classifier head is refused.
 
         Raises:
             UserError: as `load_model`; or a model without a classifier head.
@@ -169,7 +170,8 @@ class ModelChoice:
         loaded = load_model(name, options=options if names_classes else replace(options, class_map=None))
         for remark in loaded.remarks:
             print_note(f"note: {remark}")
-        check_has_classes(loaded)
+        if needs_classes:
+            check_has_classes(loaded)
         return loaded
 
 

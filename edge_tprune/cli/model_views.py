@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Accuracy
+from edge_tprune.bundle.outputs import EMBEDDING, LOGITS
 from edge_tprune.cli.terminal import Heading, Table
 from edge_tprune.errors import missing_package
 from edge_tprune.runtime.tensorrt.record import EngineRecord
@@ -50,12 +51,12 @@ def bundle_table(bundle: Bundle) -> Table:
     for budget in bundle.budgets:
         worst: dict[str, float] = {}
         for artifact in budget.artifacts:
-            off = budget.parity[artifact.key].max_abs_logit_difference
+            off = budget.parity[artifact.key].difference
             worst[artifact.precision] = max(off, worst.get(artifact.precision, 0.0))
         parity = ", ".join(f"{off:.1e}" if len(worst) == 1 else f"{name} {off:.1e}" for name, off in worst.items())
         share, macs = f"{budget.macs_share:.3f}", f"{budget.macs / 1e9:.3f}"
         rows.append([budget.name, schedule_text(budget.schedule), macs, share, parity])
-    numbers = [Heading(label, right=True) for label in ("MACs (G)", "share", "parity (logits)")]
+    numbers = [Heading(label, right=True) for label in ("MACs (G)", "share", f"parity ({bundle.manifest.model.output.name})")]
     return Table(
         [Heading("budget"), Heading("tokens after blocks", fold=True), *numbers],
         rows,
@@ -85,6 +86,9 @@ def explanation_table(document: Document) -> Table:
 def accuracy_table(bundle: Bundle, records: Mapping[str, Accuracy]) -> Table:
     """Accuracy per budget, with paired intervals."""
     first = next(iter(records.values()))
+    kind = bundle.manifest.model.output.name
+    if kind != LOGITS:
+        return _distance_table(bundle, records, kind)
     headings = ["top-1 %", "change (points)", "top-5 %", "same top-1 %", "KL (nats)"]
     if first.against_fp32 is not None:
         headings += ["same as in fp32 %", "KL from fp32", "worst logit"]
@@ -95,21 +99,57 @@ def accuracy_table(bundle: Bundle, records: Mapping[str, Accuracy]) -> Table:
             _number(record.top1_percent, 1),
             _interval(record.top1_change_points, 1, signed=True),
             _number(record.top5_percent, 1),
-            _number(record.agreement_percent.value, 1),
+            _value(record.agreement_percent, 1),
             _interval(record.kl_nats, 3),
         ]
         if (rounding := record.against_fp32) is not None:
             cells += [
-                _number(rounding.agreement_percent.value, 1),
-                f"{rounding.kl_nats.value:.1e}",
+                _value(rounding.agreement_percent, 1),
+                "-" if rounding.kl_nats is None else f"{rounding.kl_nats.value:.1e}",
                 _number(rounding.max_abs_logit_difference, 2),
             ]
         rows.append([name, *cells])
     return Table(
         [Heading("budget"), *(Heading(label, right=True) for label in headings)],
         rows,
-        f"{bundle.name} in {first.precision} on {first.images} images of {first.data.name} (95 % intervals, paired by image)",
+        _judged_on(bundle, first),
     )
+
+
+def _distance_table(bundle: Bundle, records: Mapping[str, Accuracy], kind: str) -> Table:
+    """How far embeddings, features or tokens are from the unpruned model's."""
+    first = next(iter(records.values()))
+    headings = ["cosine distance"]
+    labelled = any(record.top1_percent is not None for record in records.values())
+    if kind == EMBEDDING:
+        headings += ["same nearest neighbour %"]
+    if labelled:
+        headings += ["nearest neighbour's class right %", "change (points)"]
+    if first.against_fp32 is not None:
+        headings += ["distance from fp32"]
+    rows = []
+    for name in [budget.name for budget in bundle.budgets if budget.name in records]:
+        record = records[name]
+        cells = [_interval(record.cosine_distance, 4)]
+        if kind == EMBEDDING:
+            cells += [_interval(record.agreement_percent, 1)]
+        if labelled:
+            cells += [_number(record.top1_percent, 1), _interval(record.top1_change_points, 1, signed=True)]
+        if record.against_fp32 is not None:
+            cells.append(_interval(record.against_fp32.cosine_distance, 4))
+        rows.append([name, *cells])
+    columns = [Heading("budget"), *(Heading(label, right=True) for label in headings)]
+    return Table(columns, rows, f"{kind} of {_judged_on(bundle, first)}")
+
+
+def _judged_on(bundle: Bundle, record: Accuracy) -> str:
+    return (
+        f"{bundle.name} in {record.precision} on {record.images} images of {record.data.name} (95 % intervals, paired by image)"
+    )
+
+
+def _value(interval: Interval | None, digits: int) -> str:
+    return _number(None if interval is None else interval.value, digits)
 
 
 def search_table(file: ScheduleFile) -> Table:

@@ -38,6 +38,9 @@ _LIMITS: dict[str, Any] = {
     "max_energy_mj": typer.Option(help="Energy per image, idle included, mJ."),
     "max_top1_drop": typer.Option(help="Points of top-1 it may lose against the unpruned model."),
     "min_agreement": typer.Option(help="Per cent of images on which it agrees with the unpruned model."),
+    "max_cosine_distance": typer.Option(
+        help="Distance (1 - cosine) of its embeddings, features or tokens from the unpruned model's, mean over the images."
+    ),
     "min_fps": typer.Option(help="Images per second."),
     "max_peak_memory_mb": typer.Option(help="Peak memory, MB (10^6 bytes)."),
     "max_missed_percent": typer.Option(help="Missed deadlines at a fixed rate, per cent of the frames that were due."),

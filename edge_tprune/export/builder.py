@@ -99,6 +99,7 @@ def _fingerprint(loaded: LoadedModel, settings: BuildSettings) -> str:
             "budgets": [
                 [b.name, b.schedule.requested, b.schedule.tokens, b.module.method, b.module.options] for b in settings.budgets
             ],
+            "output": [settings.output, settings.normalize],
             "batch": settings.batch,
             "graphs": [[graph.runtime, graph.precision] for graph in settings.graphs],
         }

@@ -27,7 +27,8 @@ from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW
 
-INPUT, OUTPUT = "image", "logits"
+INPUT = "image"
+_UNNAMED = "graph_output"  # while it is exported: its own name may be that of another value
 FORBIDDEN = {
     "Loop",
     "If",
@@ -91,7 +92,7 @@ computes half precision on a CPU by casting to float32 and back: nothing to gain
 def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
     """The module, in its precision, as an ONNX model with its weights inside.
 
-    Input `image` (batch, 3, H, W) and output `logits` (batch, classes) are float32.
+    Input `image` (batch, 3, H, W) and the output, which is called what it is ("logits", "embedding", ...), are float32.
 
     Raises:
         GraphError: where the graph holds a node that is not static or not plain, its token counts are not the schedule's, or it computes in
@@ -107,17 +108,29 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
                 dynamo=True,
                 opset_version=form.opset,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[_UNNAMED],
                 verbose=False,
             )
     finally:
         pruned.attention = previous
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    _name_output(model, pruned.output)
     _shape_maps(model)
     _name_nodes(model)
     check(model, pruned.schedule, pruned.precision)
     return model
+
+
+def _name_output(model: onnx.ModelProto, name: str) -> None:
+    """Calls the output what it is, and a value of that name otherwise: the exporter calls every table's look-up an embedding."""
+    names = {name: f"{name}_value", _UNNAMED: name}
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            for place, value in enumerate(values):
+                values[place] = names.get(value, value)
+    for value in (*model.graph.output, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)
 
 
 def _shape_maps(model: onnx.ModelProto) -> None:

@@ -1,6 +1,6 @@
-"""Is a graph the network that was asked for? Its logits against PyTorch's, on real images, through the file that was written.
+"""Is a graph the network that was asked for? Its outputs against PyTorch's, on real images, through the file that was written.
 
-A float32 graph must give PyTorch's logits. A graph in half precision cannot: it is held against the float32 network within wider
+A float32 graph must give PyTorch's outputs. A graph in half precision cannot: it is held against the float32 network within wider
 bounds, and how far it strays is recorded, together with how many of its tokens are others.
 
 ONNX Runtime on CPU judges both. Most of a half precision graph's operators it computes in float32, one after the other without rounding in between:
@@ -13,44 +13,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from edge_tprune.bundle.divergence import divergence, log_softmax
-from edge_tprune.bundle.manifest import Closeness, ClosenessLimits, Parity, Selection
+from edge_tprune.bundle.manifest import Closeness, ClosenessLimits, Parity, Selection, VectorCloseness
+from edge_tprune.bundle.outputs import LOGITS, cosine_distance, max_difference
 from edge_tprune.errors import InternalError, NegativeAnswer
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
 
-TOLERANCE = 1e-4  # absolute, on logits, in float32
+TOLERANCE = 1e-4  # in float32: absolute on logits, on other outputs in units of their root mean square
 HALF_KL = 0.1  # nats, mean over the images, of a half precision graph from the float32 network: one near tie may turn, no more
 HALF_AGREEMENT = 75.0  # per cent of images with the float32 network's top-1
+HALF_DISTANCE = 0.05  # cosine distance, mean over the images, of outputs other than logits
 
 _RUNTIME = "onnxruntime"
 
 
-def _logits(file: Path, images: np.ndarray) -> np.ndarray:
+def _run(file: Path, images: np.ndarray) -> np.ndarray:
     with open_engine(file, _RUNTIME, threads=torch.get_num_threads()) as engine:
         return np.stack([engine.run(batch) for batch in images])
 
 
-def prove_equal(file: Path, name: str, images: np.ndarray, expected: np.ndarray) -> Parity:
+def prove_equal(file: Path, name: str, images: np.ndarray, expected: np.ndarray, kind: str = LOGITS) -> Parity:
     """A float32 graph's record.
 
     Args:
         file: the graph.
         name: of its budget.
         images: (batches, B, 3, H, W).
-        expected: PyTorch's logits for them (batches, B, classes).
+        expected: PyTorch's outputs for them (batches, B, ...).
+        kind: which output it is.
 
     Raises:
-        InternalError: a logit off by more than the tolerance, or another top-1.
+        InternalError: a number off by more than the tolerance (of logits absolute, else in units of the root mean square), or another top-1.
     """
-    logits = _logits(file, images)
-    worst = float(np.abs(logits - expected).max())
-    same = bool((logits.argmax(-1) == expected.argmax(-1)).all())
+    outputs = _run(file, images)
+    worst = max_difference(kind, outputs, expected)
     count = images.shape[0] * images.shape[1]
+    if kind != LOGITS:
+        vectors = compare_vectors(outputs, expected, kind) if worst <= TOLERANCE else None
+        if vectors is None:
+            raise InternalError(
+                f"budget {name}: the exported graph is not the same network: worst relative difference of its {kind} {worst:.2e} "
+                f"(allowed {TOLERANCE:.0e}) on {count} images. Nothing was written"
+            )
+        return Parity(images=count, tolerance=TOLERANCE, runtime=_RUNTIME, vectors=vectors)
+    same = bool((outputs.argmax(-1) == expected.argmax(-1)).all())
     if not worst <= TOLERANCE or not same:
         raise InternalError(
             f"budget {name}: the exported graph is not the same network: worst logit difference {worst:.2e} "
@@ -63,17 +75,26 @@ def prove_near(file: Path, name: str, images: np.ndarray, expected: np.ndarray, 
     """A half precision graph's record. Arguments as for `prove_equal`, and the (float32, half precision) modules.
 
     Raises:
-        NegativeAnswer: numbers that are not finite, a divergence or a share of other top-1 beyond what is allowed.
+        NegativeAnswer: numbers that are not finite, a divergence, a share of other top-1 or a cosine distance beyond what is allowed.
     """
     exact_module, half_module = modules
     batches = [torch.from_numpy(batch) for batch in images]
     with torch.inference_mode():
-        module_logits = np.stack([half_module(batch).numpy() for batch in batches])
-    graph, module = compare(_logits(file, images), expected), compare(module_logits, expected)
+        module_outputs = np.stack([half_module(batch).numpy() for batch in batches])
+    found = {"graph": _run(file, images), "module": module_outputs}
+    if exact_module.output == LOGITS:
+        record = _prove_near_logits(name, found, expected, half_module.precision.name)
+    else:
+        record = _prove_near_vectors(name, found, expected, half_module)
+    return msgspec.structs.replace(record, selection=tuple(selection(exact_module, half_module, batches)), runtime=_RUNTIME)
+
+
+def _prove_near_logits(name: str, outputs: dict[str, np.ndarray], expected: np.ndarray, precision: str) -> Parity:
+    graph, module = compare(outputs["graph"], expected), compare(outputs["module"], expected)
     for what, found in (("graph", graph), ("module", module)):
         if found is None or found.kl_nats > HALF_KL or found.top1_agreement_percent < HALF_AGREEMENT:
             raise NegativeAnswer(
-                f"budget {name}: in {half_module.precision.name} the {what} is not the same network: {_describe(found)}. "
+                f"budget {name}: in {precision} the {what} is not the same network: {_describe(found)}. "
                 "Try --precision fp32. Nothing was written"
             )
     assert graph is not None
@@ -85,8 +106,34 @@ def prove_near(file: Path, name: str, images: np.ndarray, expected: np.ndarray, 
         max_kl_nats=graph.max_kl_nats,
         module=module,
         allowed=ClosenessLimits(kl_nats=HALF_KL, top1_agreement_percent=HALF_AGREEMENT),
-        selection=tuple(selection(exact_module, half_module, batches)),
-        runtime=_RUNTIME,
+    )
+
+
+def _prove_near_vectors(name: str, outputs: dict[str, np.ndarray], expected: np.ndarray, half_module: PrunedViT) -> Parity:
+    kind, precision = half_module.output, half_module.precision.name
+    graph, module = (compare_vectors(outputs[what], expected, kind) for what in ("graph", "module"))
+    for what, found in (("graph", graph), ("module", module)):
+        if found is None or found.cosine_distance > HALF_DISTANCE:
+            described = "its numbers are not finite" if found is None else f"cosine distance {found.cosine_distance:.4f}"
+            raise NegativeAnswer(
+                f"budget {name}: in {precision} the {what}'s {kind} are not those of the same network: {described} "
+                f"(allowed {HALF_DISTANCE:g}). Try --precision fp32. Nothing was written"
+            )
+    assert graph is not None
+    return Parity(images=graph.images, vectors=graph, module_vectors=module, allowed_cosine_distance=HALF_DISTANCE)
+
+
+def compare_vectors(outputs: np.ndarray, expected: np.ndarray, kind: str) -> VectorCloseness | None:
+    """How far outputs (batches, B, ...) other than logits are from the expected ones; None where they are not finite."""
+    if not np.isfinite(outputs).all():
+        return None
+    flat = (-1, *expected.shape[2:])
+    distance = cosine_distance(kind, outputs.reshape(flat), expected.reshape(flat))
+    return VectorCloseness(
+        images=len(distance),
+        max_relative_difference=max_difference(kind, outputs, expected),
+        cosine_distance=float(distance.mean()),
+        max_cosine_distance=float(distance.max()),
     )
 
 

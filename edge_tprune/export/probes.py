@@ -24,6 +24,8 @@ def decide_probes(
     batch: int = 1,
     runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     precisions: Sequence[str] = (DEFAULT,),
+    output: str | None = None,
+    normalize: bool = False,
 ) -> BuildSettings:
     """Decides a build of at most 15 graphs: the unpruned network, slices, and steps of `methods`.
 
@@ -31,12 +33,12 @@ def decide_probes(
         loaded: the model.
         methods: names of those whose steps are to be known.
         options: of a method, by its name.
-        batch, runtimes, precisions: as for `edge_tprune.export.settings.decide`.
+        batch, runtimes, precisions, output, normalize: as for `edge_tprune.export.settings.decide`.
 
     Raises:
         UserError: an unknown method or one that the model cannot have, more methods than 15 graphs can tell of, a network too small.
     """
-    shape = network_shape(loaded.model, loaded.name)
+    shape = network_shape(loaded.model, loaded.name, output)
     fewest = {}
     for name in methods:
         reducer = registry.method(name)
@@ -61,4 +63,6 @@ def decide_probes(
         precisions=precisions,
         exact_savings=False,  # the schedules say where the last block is saved
         label=LABEL,
+        output=output,
+        normalize=normalize,
     )

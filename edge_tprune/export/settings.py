@@ -9,9 +9,11 @@ from typing import Any
 
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.export.graph import FORMS, Form
+from edge_tprune.models.adapter import LOGITS
+from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
-from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.host import PrunedViT, check_output
 from edge_tprune.reduction.precision import DEFAULT, precision
 from edge_tprune.schedule import TOLERANCE, NetworkShape, Schedule, from_tokens
 
@@ -72,6 +74,16 @@ class BuildSettings:
         return self.budgets[0].module.shape
 
     @property
+    def output(self) -> str:
+        """What every graph gives."""
+        return self.budgets[0].module.output
+
+    @property
+    def normalize(self) -> bool:
+        """Whether an embedding is brought to unit length."""
+        return self.budgets[0].module.normalize
+
+    @property
     def methods(self) -> list[str]:
         """Names of all methods, the bundle's own first."""
         return list(dict.fromkeys([self.method, *(budget.module.method for budget in self.budgets)]))
@@ -105,6 +117,8 @@ def decide(
     precisions: Sequence[str] = (DEFAULT,),
     exact_savings: bool = True,
     label: str = "",
+    output: str | None = None,
+    normalize: bool = False,
 ) -> BuildSettings:
     """Decides everything about a build; refuses what cannot be before any work is done.
 
@@ -120,10 +134,13 @@ def decide(
         precisions: to write them in (`edge_tprune.reduction.precision`), where the runtime takes them.
         exact_savings: of budgets that are shares, let the last block compute only what the head reads, where it does not read all tokens; and beside
             the unpruned network build the one that saves only that, as budget "exact".
-        label: what the bundle's name says beside the model's; the method by default.
+        label: what the bundle's name says beside the model's; the method by default, and the output where it is not logits.
+        output: what the graphs give, one of `edge_tprune.models.adapter.OUTPUTS`; the network's own by default.
+        normalize: bring an embedding to unit length.
 
     Raises:
-        UserError: as `edge_tprune.reduction.solve_schedule`, or a repeated budget, batch below 1, an unknown runtime or precision, a precision that
+        UserError: an output that the network cannot give;
+            as `edge_tprune.reduction.solve_schedule`, or a repeated budget, batch below 1, an unknown runtime or precision, a precision that
             none of the runtimes takes, nothing to build.
     """
     graphs = _graphs(runtimes, precisions)
@@ -134,22 +151,30 @@ def decide(
         raise UserError("nothing to build: give --budgets or --schedule")
     chosen: dict[str, BudgetSettings] = {}
     given = dict(options or {})
+    adapter = adapt(loaded.model, loaded.name)
+    output = output or adapter.default_output
+    check_output(adapter, output, normalize)
+
+    def prune(name: str, schedule: Schedule, own_options: Mapping[str, Any]) -> PrunedViT:
+        return PrunedViT(loaded.model, registry.method(name), schedule.tokens, own_options, output=output, normalize=normalize)
+
     for request in requests:
         own, its_options = (method, given) if request.method is None else (request.method, dict(request.options or {}))
-        name, schedule = _schedule(loaded, own, its_options, request, blocks, multiple_of, exact_savings)
+        name, schedule = _schedule(loaded, own, its_options, request, blocks, multiple_of, exact_savings, output)
         name = request.name or name
         if name in chosen:
             raise UserError(f"budget {name} is given twice")
         # Options and stages are refused here, not after minutes of exporting.
-        module = PrunedViT(loaded.model, registry.method(own), schedule.tokens, its_options)
+        module = prune(own, schedule, its_options)
         chosen[name] = BudgetSettings(name, schedule, module)
         shape = module.shape
         if exact_savings and schedule.tokens == shape.full_schedule() != shape.exact_schedule() and EXACT not in chosen:
             exact = from_tokens(shape, shape.exact_schedule())
-            chosen[EXACT] = BudgetSettings(
-                EXACT, exact, PrunedViT(loaded.model, registry.method(own), exact.tokens, its_options)
-            )
-    return BuildSettings(method, given, tuple(chosen.values()), graphs, batch, label or method)
+            chosen[EXACT] = BudgetSettings(EXACT, exact, prune(own, exact, its_options))
+    label = label or method
+    return BuildSettings(
+        method, given, tuple(chosen.values()), graphs, batch, label if output == LOGITS else f"{label}-{output}"
+    )
 
 
 def _schedule(
@@ -160,6 +185,7 @@ def _schedule(
     blocks: Sequence[int] | None,
     multiple_of: int,
     exact_savings: bool,
+    output: str,
 ) -> tuple[str, Schedule]:
     """A budget's name and schedule."""
     share = request.share
@@ -174,11 +200,12 @@ def _schedule(
             blocks=blocks,
             multiple_of=multiple_of,
             exact_savings=exact_savings,
+            output=output,
             name=loaded.name,
             options={} if how == "none" else options,
         )
         return f"{share:.1f}" if share == round(share, 1) else f"{share:.6g}", schedule
-    schedule = solve_schedule(loaded.model, method, schedule=request.tokens, name=loaded.name, options=options)
+    schedule = solve_schedule(loaded.model, method, schedule=request.tokens, output=output, name=loaded.name, options=options)
     if share is None:
         return f"s{schedule.share:.4f}", schedule
     remark = ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edge_tprune.bundle.outputs import LOGITS, scale
 from edge_tprune.errors import NegativeAnswer
 from edge_tprune.export.parity import TOLERANCE
 from edge_tprune.export.settings import BuildSettings
@@ -74,15 +75,17 @@ def count_flips(modules: Sequence[PrunedViT], images: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], _MORE[1]))]
     for module in modules:
-        logits = _logits(module, images)
+        outputs = _outputs(module, images)
         for (noise, count), price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
-            moved = torch.stack([(_logits(module, images + noise * draw) - logits).abs().amax(1) for draw in draws[:count]])
+            moved = torch.stack([(_outputs(module, images + noise * draw) - outputs).abs().amax(1) for draw in draws[:count]])
             flips += price * (moved > _FLIP * moved.median()).sum(0)
         previous, module.attention = module.attention, explicit_attention
-        flips += UNUSABLE * ((_logits(module, images) - logits).abs().amax(1) > TOLERANCE / 2)
+        flips += UNUSABLE * ((_outputs(module, images) - outputs).abs().amax(1) > TOLERANCE / 2)
         module.attention = previous
     return flips
 
 
-def _logits(module: PrunedViT, images: Tensor) -> Tensor:
-    return torch.cat([module(part) for part in torch.split(images, _BATCH)])
+def _outputs(module: PrunedViT, images: Tensor) -> Tensor:
+    """Outputs (N, values), in the units in which parity compares them."""
+    outputs = torch.cat([module(part).flatten(1) for part in torch.split(images, _BATCH)])
+    return outputs if module.output == LOGITS else outputs / scale(outputs.numpy())

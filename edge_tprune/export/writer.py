@@ -22,11 +22,13 @@ from edge_tprune.bundle.manifest import (
     Manifest,
     Method,
     Model,
+    OutputType,
     Parity,
     TensorType,
     artifact_key,
 )
-from edge_tprune.export.graph import INPUT, OUTPUT, SharedWeights, export, save
+from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
 from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images
@@ -52,7 +54,7 @@ class _Writer:
     progress: Callable[[str], None]
 
     def write_budget(self, budget: BudgetSettings) -> tuple[Budget, np.ndarray]:
-        """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's logits (batches, B, classes)."""
+        """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's outputs (batches, B, ...)."""
         with torch.inference_mode():
             expected = np.stack([budget.module(batch).numpy() for batch in self.proof.batches])
         artifacts, parity = [], {}
@@ -86,7 +88,13 @@ class _Writer:
         if graph.precision not in modules:
             reducer = registry.method(budget.module.method)
             modules[graph.precision] = PrunedViT(
-                self.loaded.model, reducer, budget.schedule.tokens, budget.module.options, precision(graph.precision)
+                self.loaded.model,
+                reducer,
+                budget.schedule.tokens,
+                budget.module.options,
+                precision(graph.precision),
+                self.settings.output,
+                self.settings.normalize,
             )
         module, file = modules[graph.precision], self.folder / _GRAPHS / graph.file_name(budget.name)
         image_shape = self.loaded.preprocessing.input_size
@@ -95,7 +103,7 @@ class _Writer:
         save(model, file)
         images = self.proof.batches.numpy()
         if graph.precision == DEFAULT:
-            found = prove_equal(file, budget.name, images, expected)
+            found = prove_equal(file, budget.name, images, expected, self.settings.output)
         else:
             found = prove_near(file, budget.name, images, expected, (budget.module, module))
         return msgspec.structs.replace(found, images_left_out_for_near_ties=self.proof.left_out)
@@ -131,9 +139,9 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
     with weights_file.open("wb") as stream:
         writer = _Writer(loaded, settings, folder, proof, SharedWeights(stream, _WEIGHTS), step)
         for budget in settings.budgets:
-            entry, logits = writer.write_budget(budget)
+            entry, outputs = writer.write_budget(budget)
             budgets.append(entry)
-            golden[f"logits/{budget.name}"] = logits[:GOLDEN_BATCHES]
+            golden[f"{settings.output}/{budget.name}"] = outputs[:GOLDEN_BATCHES]
     buffer = io.BytesIO()
     np.savez(buffer, **golden)
     (folder / GOLDEN).write_bytes(buffer.getvalue())
@@ -143,12 +151,12 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
         created_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         fingerprint=fingerprint,
         batch=settings.batch,
-        model=_describe_model(loaded, settings, logits.shape[-1]),
+        model=_describe_model(loaded, settings, outputs.shape[1:]),
         preprocessing=loaded.preprocessing,
         method=Method(name=settings.method, options=dict(settings.options), blocks=settings.blocks),
         budgets=tuple(budgets),
         files={f"{_GRAPHS}/{_WEIGHTS}": file_entry(weights_file), GOLDEN: file_entry(folder / GOLDEN)},
-        class_names=loaded.class_names,
+        class_names=loaded.class_names if settings.output == LOGITS else None,
     )
     KIND.write(folder, manifest)
     return manifest
@@ -176,13 +184,13 @@ def _describe_method(budget: BudgetSettings) -> Method:
     return Method(name=budget.module.method, options=budget.module.options, blocks=blocks)
 
 
-def _describe_model(loaded: LoadedModel, settings: BuildSettings, classes: int) -> Model:
+def _describe_model(loaded: LoadedModel, settings: BuildSettings, output: tuple[int, ...]) -> Model:
     shape, batch = settings.shape, settings.batch
     return Model(
         name=loaded.name,
         weights=loaded.weights,
         weights_sha256=loaded.weights_sha256,
-        classes=classes,
+        classes=output[-1] if settings.output == LOGITS else 0,
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         tokens=shape.tokens,
         prefix_tokens=shape.prefix_tokens,
@@ -190,7 +198,12 @@ def _describe_model(loaded: LoadedModel, settings: BuildSettings, classes: int) 
         macs=shape.macs(),
         arguments=dict(loaded.arguments),
         input=TensorType(name=INPUT, shape=(batch, *loaded.preprocessing.input_size), dtype="float32"),
-        output=TensorType(name=OUTPUT, shape=(batch, classes), dtype="float32"),
+        output=OutputType(
+            name=settings.output,  # type: ignore[arg-type]  # one of `OUTPUTS`
+            shape=output,
+            dtype="float32",
+            normalized=settings.normalize,
+        ),
     )
 
 

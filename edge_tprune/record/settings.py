@@ -19,7 +19,7 @@ from edge_tprune.telemetry.metric import SensorMetric
 
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 FramesPerSecond = Annotated[float, Meta(gt=0, le=10_000)]
-TOLERANCE = 1e-3  #: how far the logits of a float32 graph may be from the golden ones, absolute
+TOLERANCE = 1e-3  #: how far a float32 graph's outputs may be from the golden ones (`bundle.golden.output_difference`)
 
 
 def _option(description: str, default: str | None = None, flag: str | None = None) -> Meta:
@@ -70,7 +70,7 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
     golden_tolerance: Annotated[
         Distance | None,
         _option(
-            "How far logits of a float32 graph may be from the golden ones; a budget beyond that is not timed.",
+            "How far outputs of a float32 graph may be from the golden ones; a budget beyond that is not timed.",
             f"{TOLERANCE:g}",
             "--tolerance",
         ),

@@ -20,7 +20,7 @@ DARK_COLOURS = ("#68aaf9", "#e69371", "#d4f5f1", "#e123ab", "#f7e039", "#9651f7"
 MAX_LINES = 12
 
 _FACTS = (
-    "p50_ms", "p95_ms", "p99_ms", "speedup", "throughput_images_per_s", "top1_percent", "top1_change_points", "agreement_percent",
+    "p50_ms", "p95_ms", "p99_ms", "speedup", "throughput_images_per_s", "top1_percent", "top1_change_points", "agreement_percent", "cosine_distance",
     "energy_mj_per_image", "mean_power_w", "peak_memory_mb", "macs_share_percent",
 )  # fmt: skip
 

@@ -28,7 +28,7 @@ def list_measurement(profile: Profile, rows: Rows) -> list[tuple[str, str]]:
         ("Load", _describe_load(settings)),
         ("Inferences", f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} per budget" if counts else "none"),
         ("Isolation", settings.isolation),
-        ("Latency", "wall-clock time of one synchronous inference, input in host memory to logits in host memory"),
+        ("Latency", "wall-clock time of one synchronous inference, input in host memory to output in host memory"),
         ("Peak memory", "growth of a fresh process from before the engine is loaded to after its first inferences"),
         *(() if profile.summary is None else _list_power(profile.summary)),
         *(("Note", note) for note in profile.notes),

@@ -51,8 +51,11 @@ _VERDICTS = {
     "invalid": "This run must not be used for a decision.",
 }
 #: The numbers in large print, beside the latency that the answer names, and those that are relative to the unpruned model already.
-_TILES = ("speedup", "top1_change_points", "agreement_percent", "energy_mj_per_image", "mean_power_w", "peak_memory_mb")
-_RELATIVE = ("speedup", "top1_change_points", "agreement_percent")
+_TILES = (
+    "speedup", "top1_change_points", "agreement_percent", "cosine_distance", "energy_mj_per_image", "mean_power_w",
+    "peak_memory_mb",
+)  # fmt: skip
+_RELATIVE = ("speedup", "top1_change_points", "agreement_percent", "cosine_distance")
 
 
 @dataclass(frozen=True)

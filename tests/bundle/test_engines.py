@@ -226,7 +226,7 @@ def test_an_engine_of_this_gpu_is_built_once_runs_and_is_the_golden_network(
         written = plan.stat().st_mtime_ns
         assert prepare(bundle, budget.name, runtime, cache=tmp_path).stat().st_mtime_ns == written
         with open_engine(plan, runtime, threads=1) as engine:
-            for image, expected in zip(golden.images, golden.logits[budget.name]):
+            for image, expected in zip(golden.images, golden.outputs[budget.name]):
                 np.testing.assert_allclose(engine.run(image), expected, atol=1e-3)
             assert engine.info.built is not None
             assert engine.info.built.key.runtime == runtime

@@ -130,11 +130,13 @@ def test_ending_between_the_two_writes_leaves_a_bundle_that_verifies(bundle: Bun
 def test_the_golden_check_comes_first(bundle: Bundle) -> None:
     """A graph that is not the network of its budget would be judged as if it were."""
     golden = bundle.golden()
-    arrays = {"input": golden.images, **{f"logits/{name}": logits for name, logits in golden.logits.items()}}
+    arrays = {"input": golden.images, **{f"logits/{name}": logits for name, logits in golden.outputs.items()}}
     arrays["logits/0.6"] = arrays["logits/0.6"] + 0.01
     np.savez(bundle.path / "golden.npz", **arrays)
     before = (bundle.path / "manifest.json").read_bytes()
-    with pytest.raises(NegativeAnswer, match=r"budget 0\.6 failed its golden check on onnxruntime: a logit is off by 0\.01"):
+    with pytest.raises(
+        NegativeAnswer, match=r"budget 0\.6 failed its golden check on onnxruntime: its logits are off by 0\.01"
+    ):
         evaluate(bundle, Unreadable(), threads=1)
     assert (bundle.path / "manifest.json").read_bytes() == before
 
@@ -143,7 +145,7 @@ def test_a_graph_of_another_batch_is_refused(bundle: Bundle) -> None:
     model = replace(bundle.manifest.model, input=replace(bundle.manifest.model.input, shape=(4, 3, 48, 48)))
     golden = bundle.golden()
     four = Bundle(bundle.path, replace(bundle.manifest, batch=4, model=model))
-    arrays = {f"logits/{name}": logits for name, logits in golden.logits.items()}
+    arrays = {f"logits/{name}": logits for name, logits in golden.outputs.items()}
     np.savez(bundle.path / "golden.npz", input=np.repeat(golden.images, 4, 1), **arrays)
     with pytest.raises(NegativeAnswer, match=r"its graph takes \(1, 3, 48, 48\), and the manifest says \(4, 3, 48, 48\)"):
         evaluate(four, Noise(), threads=1)

@@ -58,8 +58,8 @@ def encrypted(data: bytes) -> bytes:
 def test_reads_what_was_written(bundle: Bundle) -> None:
     golden, arrays = bundle.golden(), arrays_of(bundle)
     np.testing.assert_array_equal(golden.images, arrays["input"])
-    assert golden.logits.keys() == {"1.0", "0.8", "0.6"}
-    for name, logits in golden.logits.items():
+    assert golden.outputs.keys() == {"1.0", "0.8", "0.6"}
+    for name, logits in golden.outputs.items():
         np.testing.assert_array_equal(logits, arrays[f"logits/{name}"])
 
 
@@ -131,8 +131,8 @@ def test_the_difference_is_that_of_the_worst_logit(bundle: Bundle) -> None:
     golden = bundle.golden()
     graph = bundle.path / bundle.budget("0.6").artifact("onnxruntime").file
     with open_engine(graph, "onnxruntime", threads=1) as engine:
-        assert golden_difference(engine, golden.images, golden.logits["0.6"]) < 1e-4
-        moved = golden.logits["0.6"].copy()
+        assert golden_difference(engine, golden.images, golden.outputs["0.6"]) < 1e-4
+        moved = golden.outputs["0.6"].copy()
         moved[-1, 0, -1] += 0.5
         assert golden_difference(engine, golden.images, moved) == pytest.approx(0.5, abs=1e-4)
         assert not golden_difference(engine, golden.images, moved * np.nan) <= 1e9

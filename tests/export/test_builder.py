@@ -43,7 +43,7 @@ def test_a_bundle_holds_what_it_promises(built: Path, loaded: LoadedModel) -> No
     assert [b.name for b in bundle.budgets] == ["1.0", "0.8", "0.6"]
     assert bundle.unpruned is bundle.budgets[0]
     golden = bundle.golden()
-    inputs, logits = golden.images, golden.logits
+    inputs, logits = golden.images, golden.outputs
     for budget in bundle.budgets:
         assert len(budget.schedule) == 4
         assert {a.runtime for a in budget.artifacts} == set(RUNTIMES)
@@ -240,7 +240,7 @@ def test_a_bundle_can_be_moved(bundle: Bundle, tmp_path: Path) -> None:
     shutil.move(bundle.path, tmp_path / "elsewhere")
     moved = Bundle.open(tmp_path / "elsewhere")
     golden = moved.golden()
-    inputs, logits = golden.images, golden.logits
+    inputs, logits = golden.images, golden.outputs
     with open_engine(moved.path / moved.budgets[1].artifact("onnxruntime").file, "onnxruntime", threads=1) as engine:
         np.testing.assert_allclose(engine.run(inputs[0]), logits["0.8"][0], atol=1e-4)
 
@@ -255,7 +255,7 @@ def test_the_unpruned_network_comes_with_one_that_saves_what_nobody_reads(loaded
     assert exact.schedule == (37, 37, 37, 1)
     assert pruned.schedule[-1] == 1
     assert abs(pruned.macs_share - 0.6) < 0.01
-    logits = built.golden().logits
+    logits = built.golden().outputs
     np.testing.assert_allclose(logits[EXACT], logits["1.0"], atol=1e-5)
     assert exact.macs < unpruned.macs
 

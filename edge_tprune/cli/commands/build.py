@@ -22,6 +22,7 @@ from edge_tprune.errors import UserError
     "edge-tprune build deit_small_patch16_224 --weights w.safetensors",
     "edge-tprune build deit_small_patch16_224 --method bat --budgets 1.0,0.8,0.5",
     "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true",
+    "edge-tprune build vit_small_patch14_dinov2 --output features",
     "edge-tprune build reference --probe --method evit,bat --out bundles/probe",
     kept="nothing was written",
 )
@@ -76,6 +77,15 @@ def build(
             "With budget 1.0, the network that saves only this is built as budget 'exact'.",
         ),
     ] = True,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="What the graphs give: logits, embedding (the head's input), features (a map with a vector for every patch) or tokens; "
+            "logits by default, an embedding where the model has no classifier head.",
+            show_default=False,
+        ),
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Bring embeddings to unit length.")] = False,
     probe: Annotated[
         bool,
         typer.Option(
@@ -95,6 +105,7 @@ def build(
     require_host()
     from edge_tprune.bundle.engines import AHEAD, CarriedEngine, build_ahead, check_targets
     from edge_tprune.bundle.manifest import KIND
+    from edge_tprune.bundle.outputs import LOGITS
     from edge_tprune.export.builder import build as build_bundle
     from edge_tprune.export.probes import decide_probes
     from edge_tprune.export.settings import BudgetRequest, decide
@@ -107,12 +118,18 @@ def build(
         raise UserError(f"--target is for --runtime {AHEAD}: TensorRT itself builds its engines on the GPU that runs them")
     if targets:
         check_targets(targets)
-    shared: dict[str, Any] = {"batch": batch, "runtimes": runtimes, "precisions": parse_list(precision, str, "--precision")}
+    shared: dict[str, Any] = {
+        "batch": batch,
+        "runtimes": runtimes,
+        "precisions": parse_list(precision, str, "--precision"),
+        "output": output,
+        "normalize": normalize,
+    }
     if probe:
         given = {"--budgets": budgets, "--schedule": schedule, "--blocks": blocks, "--option": option}
         if unwanted := [name for name, value in given.items() if value]:
             raise UserError(f"--probe has schedules of its own: leave out {', '.join(unwanted)}")
-        loaded = choice.load(model)
+        loaded = choice.load(model, needs_classes=False)
         settings = decide_probes(loaded, parse_list(method or "zero_tprune", str, "--method"), **shared)
     else:
         schedules = read_schedules(schedule)
@@ -120,7 +137,7 @@ def build(
         options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
         if budgets is None:
             budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
-        loaded = choice.load(model)
+        loaded = choice.load(model, needs_classes=False)
         requests = [BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])]
         requests += [BudgetRequest(tokens=tokens) for tokens in schedules.typed]
         requests += [
@@ -139,6 +156,8 @@ def build(
         )
     for remark in settings.remarks:
         print_note(f"note: {remark}")
+    if output is None and settings.output != LOGITS:
+        print_note(f"note: {loaded.name} has no classifier head: its graphs give {settings.output} (--output)")
     path = bundle or Path("bundles") / f"{loaded.name.replace('/', '-')}-{settings.label}"
     with show_progress("building", quiet) as advance:
         built = build_bundle(loaded, settings, path, force=force, progress=advance)

@@ -53,6 +53,7 @@ def evaluate(
     from edge_tprune.agent.profile import default_threads
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.evaluate import evaluate as run
+    from edge_tprune.bundle.outputs import LOGITS
 
     opened = Bundle.open(bundle)
     source = data if data is not None else ("reference" if opened.manifest.model.name == "reference" else None)
@@ -61,6 +62,7 @@ def evaluate(
     dataset = open_data(
         source,
         opened.manifest.model.classes,
+        labels=opened.manifest.model.output.name == LOGITS,
         limit=limit,
         class_map=class_map,
         class_names=known_class_names(opened),

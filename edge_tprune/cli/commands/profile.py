@@ -57,6 +57,7 @@ def profile(
     from edge_tprune.agent.progress import TerminalProgress
     from edge_tprune.agent.session import Interrupted
     from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.bundle.outputs import LOGITS
 
     if not sysroot.is_dir():
         raise UserError(f"--sysroot {sysroot} is not a directory")
@@ -69,6 +70,7 @@ def profile(
         dataset = open_data(
             data,
             opened.manifest.model.classes,
+            labels=opened.manifest.model.output.name == LOGITS,
             class_map=class_map,
             class_names=known_class_names(opened),
             skip_unreadable=skip_unreadable,
