@@ -70,7 +70,7 @@ def read_weights(path: Path) -> WeightsFile:
         raise UserError(f"weights file {format_path(path)} does not exist")
     if path.name.endswith(_INDEX):
         return WeightsFile(path, _read_parts(path), *_read_configs(path.parent))
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" and path.is_file():
         return WeightsFile(path, _read_numpy(path), numpy=path)
     if (part := _PART.search(path.name)) and int(part[2]) > 1:
         raise UserError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_tprune.errors import UserError
+from edge_tprune.files import read_regular
 from edge_tprune.models.images import format_path
 
 SYNSET = re.compile(r"n\d{8}")
@@ -163,16 +164,14 @@ def read_class_map(file: Path) -> ClassMap:
     if file.suffix.lower() in (".pkl", ".pickle"):
         raise UserError(f"class map {shown} is a pickle, which is not read. Give text with one class name a line, or JSON")
     try:
-        if (size := file.stat().st_size) > _LARGEST_BYTES:
-            raise UserError(f"class map {shown} has {size / 1e6:.0f} MB, more than any class map needs: is it the right file?")
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_regular(file, _LARGEST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"class map {shown} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"class map {shown} is not text in UTF-8 (byte {error.start + 1}). Save it as UTF-8") from error
     if file.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
         return _read_json(file, text)
-    rows = tuple((n, line.strip()) for n, line in enumerate(text.splitlines()) if line.strip())
+    rows = tuple((n, line.strip()) for n, line in enumerate(re.split(r"\r\n|\r|\n", text)) if line.strip())
     if not rows:
         raise UserError(f"class map {shown} is empty")
     return ClassMap(file, rows, tuple(_numbered([text for _, text in rows]).items()))
@@ -200,7 +199,7 @@ def _numbered(rows: Sequence[str]) -> Mapping[str, int]:
 def _read_json(file: Path, text: str) -> ClassMap:
     shown = format_path(file)
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, shown))
     except (ValueError, RecursionError) as error:
         raise UserError(f"class map {shown} is not readable JSON ({error})") from error
     for key in ("id2label", "label_names", "class_to_idx"):
@@ -218,6 +217,16 @@ def _read_json(file: Path, text: str) -> ClassMap:
     if all(isinstance(value, str) for value in document.values()) and not any(numbers):
         return ClassMap(file, labels=document)
     return _by_class(file, document)
+
+
+def _unique(pairs: list[tuple[str, Any]], shown: str) -> dict[str, Any]:
+    """A JSON object; two different values of one key are refused, of which `json` takes the last without a word."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise UserError(f"class map {shown} gives {key!r} twice: {found[key]!r} and {value!r}. Leave one out")
+        found[key] = value
+    return found
 
 
 def _by_class(file: Path, document: Mapping[str, Any]) -> ClassMap:

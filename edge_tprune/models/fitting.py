@@ -120,6 +120,9 @@ def _refuse_misfits(tensors: Tensors, wanted: Mapping[str, Tensor], model: nn.Mo
 
 
 def _refuse_odd_numbers(key: str, value: Tensor, wanted: Tensor, file: WeightsFile) -> None:
+    if value.is_meta or value.is_quantized or value.layout is not torch.strided:
+        kind = "without values (device meta)" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+        raise UserError(f"weights file {file.shown}: {key} is {kind}. Save it as a dense tensor of floating-point numbers")
     if wanted.is_floating_point() and not value.is_floating_point():
         kind = str(value.dtype).removeprefix("torch.")
         raise UserError(

@@ -82,7 +82,7 @@ def list_images(root: Path) -> Listing:
     if not files:
         found = f"only {describe_left_out(counts)}" if counts else "nothing"
         raise UserError(f"image folder {format_path(root)} holds no images: {found}. Read are {' '.join(sorted(EXTENSIONS))}")
-    directories = tuple(sorted(entry.name for entry in _entries(root) if entry.is_dir()))
+    directories = tuple(sorted(entry.name for entry in _entries(root) if _is_directory(entry)))
     return Listing(root, tuple(sorted(files, key=lambda file: file.parts)), directories, counts)
 
 
@@ -135,16 +135,29 @@ def find_unreadable(
     return found
 
 
+@lru_cache(maxsize=1)
+def image_formats() -> tuple[str, ...]:
+    """What Pillow may take a file for, whatever its name ends with: all but EPS, which it gives to another program (Ghostscript) to run."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # twice that size is refused as an error
+    Image.preinit()
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
 def eight_bit_rgb(image: Image.Image) -> Image.Image:
     """`image.convert("RGB")`, but sixteen bits of grey are scaled: Pillow clips all but the darkest of them to white.
 
     Raises:
-        ValueError: floating-point pixels, of which it is not known which value is white.
+        ValueError: floating-point or wide integer pixels, of which it is not known which value is white.
     """
     from PIL import Image
 
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
+    if image.mode == "I" and image.format == "TIFF":  # of 32 bits, or signed: the file does not say which of them are used
+        raise ValueError("its pixels are 32-bit or signed integers, of which it is not known which value is white")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     return image.convert("RGB")
@@ -153,7 +166,7 @@ def eight_bit_rgb(image: Image.Image) -> Image.Image:
 def _decode(file: Path, side: int | None = None) -> Image.Image:
     from PIL import Image
 
-    with Image.open(file) as image:
+    with Image.open(file, formats=image_formats()) as image:
         if side is not None:
             image.draft(None, (side, side))
         return eight_bit_rgb(image)
@@ -191,7 +204,7 @@ def _walk(root: Path) -> Iterator[Path]:
         if identity in inside:
             continue
         for entry in _entries(directory):
-            if entry.is_dir():
+            if _is_directory(entry):
                 waiting.append((Path(entry.path), inside | {identity}))
             else:
                 yield Path(entry.path)
@@ -205,6 +218,13 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
         raise UserError(
             f"directory {format_path(directory)} cannot be read: {error.strerror}. Check its permissions, or give another"
         ) from error
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_junk(name: str) -> bool:

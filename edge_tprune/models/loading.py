@@ -21,7 +21,7 @@ from edge_tprune.models.class_names import ClassNames, read_class_map
 from edge_tprune.models.fitting import fit
 from edge_tprune.models.inference import classifiers, infer_arguments
 from edge_tprune.models.preprocess import Preprocessing
-from edge_tprune.models.records import find_class_names, find_preprocessing, imagenet_names, model_arguments
+from edge_tprune.models.records import find_class_names, find_preprocessing, imagenet_names, model_arguments, recorded_name
 from edge_tprune.models.state_dict import complete, find_network
 from edge_tprune.models.transform import make_transform, resolve_preprocessing
 
@@ -233,6 +233,7 @@ def _finish(
     said += more
     class_names, more = _name_classes(name, model, classes, options, file)
     said += _describe_rim(model)
+    said += [] if file is None else _describe_other_name(name, file)
     channels = int(created.arguments.get("in_chans", 3))
     preprocessing = resolve_preprocessing(
         model, _image_size(model, created.arguments), channels, recorded, options.preprocessing
@@ -240,6 +241,14 @@ def _finish(
     vit = cast(VisionTransformer, model)  # or another family, which who prunes it looks at
     digest = _hash_weights(vit)
     return LoadedModel(name, vit, label, digest, preprocessing, dict(created.arguments), class_names, (*said, *more))
+
+
+def _describe_other_name(name: str, file: WeightsFile) -> list[str]:
+    """Where weights that fit are recorded as those of another model: one of the same shape may take its images otherwise (DeiT and ViT do)."""
+    said = recorded_name(file)
+    if said is None or said.partition(".")[0].lower() == name.removeprefix(LOCAL).partition(".")[0].lower():
+        return []
+    return [f"{file.shown} says that it is of {said}, and is loaded as {name}: the two may normalise images differently"]
 
 
 def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, int] | None:

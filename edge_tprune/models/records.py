@@ -11,6 +11,7 @@ from typing import Any
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
+from edge_tprune.errors import UserError
 from edge_tprune.models.checkpoint import WeightsFile
 from edge_tprune.models.class_names import ClassNames, to_class_names
 
@@ -54,7 +55,7 @@ def _name_records(file: WeightsFile) -> Iterator[tuple[str, str, Any]]:
     """(what messages call the place, key, record)."""
     for key in _NAME_KEYS:
         if key in file.metadata:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 yield file.shown, key, json.loads(file.metadata[key])
     for source, document in ((f"config.json of {file.shown}", file.config), (file.shown, file.content)):
         for holder in _HOLDERS:
@@ -65,7 +66,8 @@ def _name_records(file: WeightsFile) -> Iterator[tuple[str, str, Any]]:
 
 def _described(names: ClassNames, file: WeightsFile) -> ClassNames:
     """With the descriptions that timm's configurations give beside the names."""
-    record = file.config.get("label_descriptions") or (file.config.get("pretrained_cfg") or {}).get("label_descriptions")
+    inner = file.config.get("pretrained_cfg")
+    record = file.config.get("label_descriptions") or (inner.get("label_descriptions") if isinstance(inner, Mapping) else None)
     if isinstance(record, Mapping) and all(isinstance(record.get(name), str) for name in names.names):
         return ClassNames(names.names, names.source, tuple(record[name] for name in names.names))
     return names
@@ -93,7 +95,7 @@ def _subset_names(subset: str) -> ClassNames:
 def find_preprocessing(file: WeightsFile) -> tuple[dict[str, Any], list[str]]:
     """The preprocessing that a checkpoint or what lies beside it records, by timm's names, and what to say of it."""
     for source, found in (
-        (f"preprocessor_config.json of {file.shown}", _of_transformers(file.preprocessor)),
+        (f"preprocessor_config.json of {file.shown}", _of_preprocessor(file)),
         (f"config.json of {file.shown}", _of_timm(_timm_config(file))),
         (f"the training arguments in {file.shown}", _of_timm(plain(file.content.get("args")))),
     ):
@@ -107,6 +109,16 @@ def _of_timm(record: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         return {}
     return {key: record[key] for key in _PREPROCESSING if record.get(key)}
+
+
+def _of_preprocessor(file: WeightsFile) -> dict[str, Any]:
+    try:
+        return _of_transformers(file.preprocessor)
+    except (TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"preprocessor_config.json of {file.shown} is not as transformers writes it ({error}): correct it, or take it away and "
+            "give --mean, --std, --interpolation and --crop-pct"
+        ) from error
 
 
 def _of_transformers(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +173,9 @@ def plain(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     return (
-        ",".join(f"{v:g}" for v in value)
+        ",".join(map(_short, value))
         if isinstance(value, (list, tuple))
         else f"{value:g}"
-        if isinstance(value, float)
+        if isinstance(value, (int, float))
         else str(value)
     )

@@ -86,10 +86,17 @@ def find_network(file: WeightsFile, wanted: Collection[str], use_ema: bool, name
     remarks += more
     if len(chosen) < len(every := list(_states("", file.content))) and not remarks:
         places = {where for where, _ in chosen}
-        others = [where for where, state in every if where not in places and any(_fits(where, state, wanted))]
+        others = [
+            where or "the names beside it" for where, state in every if where not in places and any(_fits(where, state, wanted))
+        ]
         if others:
             remarks.append(f"{file.shown}: took {found.where}, as timm does, and not {', '.join(others)}")
-    if not any(found.where.startswith(key) for key in EMA_KEYS) and (found.prefix or found.where not in ("", *PLAIN_KEYS)):
+    said = any(f"took {found.where}" in remark for remark in remarks)
+    if (
+        not said
+        and not any(found.where.startswith(key) for key in EMA_KEYS)
+        and (found.prefix or found.where not in ("", *PLAIN_KEYS))
+    ):
         remarks.append(f"{file.shown}: took {found.where}")
     return found, remarks
 

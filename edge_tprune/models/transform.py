@@ -37,7 +37,7 @@ def resolve_preprocessing(
         "mean": _per_channel(chosen["mean"], channels, "mean"),
         "std": _per_channel(chosen["std"], channels, "std"),
         "interpolation": str(chosen["interpolation"]),
-        "crop_pct": float(chosen["crop_pct"]),
+        "crop_pct": _number(chosen["crop_pct"], "crop-pct"),
         "crop_mode": str(chosen["crop_mode"]),
     }
     _check(result)
@@ -49,7 +49,7 @@ def resolve_preprocessing(
 
 def _per_channel(values: Any, channels: int, name: str) -> list[float]:
     """As timm: one value stands for every channel; the three of colours, for grey, for their mean."""
-    listed = [float(v) for v in (values if isinstance(values, (list, tuple)) else [values])]
+    listed = [_number(v, name) for v in (values if isinstance(values, (list, tuple)) else [values])]
     if len(listed) == 1:
         return listed * channels
     if channels == 1 and len(listed) == 3:
@@ -57,6 +57,15 @@ def _per_channel(values: Any, channels: int, name: str) -> list[float]:
     if len(listed) != channels:
         raise UserError(f"--{name} has {len(listed)} values: give one, or {channels}")
     return listed
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:  # of a checkpoint's record: the options are checked before
+        raise UserError(
+            f"--{name} is recorded beside the weights as {str(value)[:60]!r}, which is no number: give --{name}"
+        ) from error
 
 
 def _check(record: Mapping[str, Any]) -> None:

@@ -141,3 +141,26 @@ def test_sixteen_bits_of_grey_are_scaled_and_floats_refused(tmp_path: Path) -> N
     assert np.asarray(eight_bit_rgb(Image.fromarray(grey.astype(np.int32)))).max() == 255
     with pytest.raises(ValueError, match="floating-point"):
         eight_bit_rgb(Image.fromarray(grey.astype(np.float32)))
+
+
+def test_integers_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    for kind in (np.int32, np.int16):
+        Image.fromarray(np.full((3, 3), 200, np.int32).astype(kind)).save(tmp_path / "wide.tif")
+        with pytest.raises(UserError, match="which value is white"):
+            read_image(tmp_path / "wide.tif")
+
+
+def test_a_link_to_itself_is_a_broken_link(tmp_path: Path) -> None:
+    save_image(tmp_path / "a" / "1.png")
+    for place in (tmp_path, tmp_path / "a"):
+        (place / "loop").symlink_to("loop")
+    listing = list_images(tmp_path)
+    assert [file.name for file in listing.files] == ["1.png"]
+    assert listing.directories == ("a",)
+    assert listing.left_out == {"broken link": 2}
+
+
+def test_postscript_is_never_given_to_ghostscript(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    assert find_unreadable([file]) == {file: "it is not an image of a known format"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import unicodedata
 from collections.abc import Callable
@@ -351,3 +352,24 @@ def test_a_name_of_two_classes_finds_neither(tmp_path: Path) -> None:
         by_folder(root, 3, tmp_path / "map.txt")
     with pytest.raises(UserError, match="crane is not"):
         by_folder(root, 3, None, read_class_map(tmp_path / "map.txt").class_names(3))
+
+
+@pytest.mark.parametrize("text", ['{"cat": 0, "dog": 1, "cat": 2}', '{"0": "cat", "0": "dog", "1": "cat"}'])
+def test_a_key_that_json_gives_twice_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(UserError, match="twice"):
+        read_class_map(tmp_path / "m.json")
+
+
+def test_a_class_map_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="named pipe"):
+        read_class_map(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="device"):
+        read_class_map(tmp_path / "zero")
+
+
+def test_only_line_ends_divide_a_class_map(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_bytes("cat\x0cx\r\ndog\u2028y\rbird\n".encode())
+    assert [text for _, text in read_class_map(tmp_path / "m.txt").rows] == ["cat\x0cx", "dog\u2028y", "bird"]

@@ -598,3 +598,36 @@ def test_other_families_load_in_the_same_way(tmp_path: Path, name: str) -> None:
     loaded = load_model(name, options=ModelOptions(saved(tmp_path, prefixed(own, "model.")), model_kwargs=small))
     assert is_loaded(loaded.model, own)
     assert loaded.arguments["num_classes"] == 5
+
+
+@pytest.mark.parametrize("kind", ["sparse", "without values"])
+def test_tensors_that_hold_no_dense_numbers_are_named(tmp_path: Path, state: State, kind: str) -> None:
+    state["norm.weight"] = state["norm.weight"].to_sparse() if kind == "sparse" else state["norm.weight"].to("meta")
+    with pytest.raises(UserError, match=rf"norm\.weight is {kind}"):
+        load_model(NAME, saved(tmp_path, state))
+
+
+@pytest.mark.parametrize("arguments", [{"mean": "abc"}, {"std": [None]}, {"crop_pct": [0.9]}, {"mean": ["a", "b", "c"]}])
+def test_recorded_preprocessing_that_is_no_number_is_one_line(tmp_path: Path, state: State, arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is recorded .* no number"):
+        load_model(NAME, saved(tmp_path, {"state_dict": state, "args": arguments}))
+
+
+def test_weights_of_another_model_of_the_same_shape_are_said(tmp_path: Path, state: State) -> None:
+    for arch, known in ((NAME, False), (f"{NAME}.r160_in1k", False), ("deit_tiny_patch16_224", True)):
+        loaded = load_model(NAME, saved(tmp_path, {"arch": arch, "state_dict": state}))
+        assert any(f"says that it is of {arch}" in remark for remark in loaded.remarks) == known
+
+
+def test_deep_brackets_in_metadata_are_no_class_names(tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "w.safetensors", metadata={"class_names": "[" * 100_000})
+    assert is_loaded(load_model(NAME, tmp_path / "w.safetensors").model, state)
+
+
+def test_of_two_networks_it_is_said_once_which_was_taken(tmp_path: Path, state: State, ema: State) -> None:
+    content = {**prefixed(state, "model."), **prefixed(ema, "ema_model.")}
+    remarks = load_model(NAME, saved(tmp_path, content)).remarks
+    assert sum("took" in remark for remark in remarks) == 1
+    remarks = load_model(NAME, saved(tmp_path, {**state, "model": ema})).remarks
+    assert any("took model, as timm does, and not the names beside it" in remark for remark in remarks)
