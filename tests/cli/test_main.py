@@ -96,6 +96,7 @@ def test_a_fault_that_cannot_be_written_names_the_command_to_repeat(
     [
         (OSError(errno.EMFILE, "Too many open files", "/x"), "Too many open files: /x"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long"),
         (MemoryError(), "out of memory: close what else uses it, or give smaller numbers"),
     ],
 )
