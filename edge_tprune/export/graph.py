@@ -197,7 +197,22 @@ def check(model: onnx.ModelProto, schedule: tuple[int, ...], precision: Precisio
 
 _PRODUCTS = {"MatMul", "Gemm", "Conv"}
 _NETWORK = ("model.patch_embed.proj", "model.blocks.", "model.head")  # of nodes whose products `Precision` speaks of
-_HALF = {"Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Mul", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze"}
+_HALF = {
+    "Add",
+    "Cast",
+    "Concat",
+    "Div",
+    "Erf",
+    "Expand",
+    "Gather",
+    "Mul",
+    "Neg",
+    "Reshape",
+    "Sigmoid",
+    "Slice",
+    "Split",
+    "Squeeze",
+}
 _HALF |= {"Sub", "Tanh", "Transpose", "Unsqueeze"} | _PRODUCTS
 """What may touch half precision: products, sums, activations, and what moves data. Not: norms, softmax, sums over tokens, comparisons, roots."""
 _MOVES = {"Cast", "Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
