@@ -29,6 +29,7 @@ ENGINES    = $(patsubst onnxruntime,tensorrt,$(RUNTIME))
 EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
 TABLE      = methods.json methods.md accuracy-speed.svg
+KEPT       = --methods "zero_tprune bat tome diffrate random" --budgets 0.65,0.5
 PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
 
 .DEFAULT_GOAL := help
@@ -101,13 +102,12 @@ docs: $(READY)  ## build the documentation as a site in out/site; a dead link fa
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 results: $(READY)  ## remake the results kept in profiles/: the reference model's, and with WEIGHTS and DATA those of DeiT-Tiny
-	$(BIN)/python -m tests.benchmarks.methods --no-exact-savings --out out/results/methods-reference $(ARGS)
-	cp $(addprefix out/results/methods-reference/,$(TABLE)) profiles/methods-reference-2-core-server
+	$(BIN)/python -m tests.benchmarks.methods $(KEPT) --rounds 0 --out out/results/methods-reference $(ARGS)
+	cp $(addprefix out/results/methods-reference/,methods.json methods.md) profiles/methods-reference
 ifneq ($(and $(WEIGHTS),$(DATA)),)
-	$(BIN)/python -m tests.benchmarks.methods --no-exact-savings --model deit_tiny_patch16_224 --weights '$(WEIGHTS)' --data '$(DATA)' \
+	$(BIN)/python -m tests.benchmarks.methods $(KEPT) --model deit_tiny_patch16_224 --weights '$(WEIGHTS)' --data '$(DATA)' \
 		--out out/results/methods-deit_tiny $(ARGS)
 	cp $(addprefix out/results/methods-deit_tiny/,$(TABLE)) profiles/methods-deit_tiny-2-core-server
-	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' --json profiles/published-deit_tiny/published.json
 endif
 
 eval-methods: $(READY)  ## compare every method at every budget: accuracy, latency, cost over the slice oracle
