@@ -102,7 +102,7 @@ docs: $(READY)  ## build the documentation as a site in out/site; a dead link fa
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 results: $(READY)  ## remake the results kept in profiles/: the reference model's, and with WEIGHTS and DATA those of DeiT-Tiny
-	$(BIN)/python -m tests.benchmarks.methods $(KEPT) --rounds 0 --out out/results/methods-reference $(ARGS)
+	$(BIN)/python -m tests.benchmarks.methods --methods "zero_tprune bat tome" --budgets 0.65,0.5 --rounds 0 --out out/results/methods-reference $(ARGS)
 	cp $(addprefix out/results/methods-reference/,methods.json methods.md) profiles/methods-reference
 ifneq ($(and $(WEIGHTS),$(DATA)),)
 	$(BIN)/python -m tests.benchmarks.methods $(KEPT) --model deit_tiny_patch16_224 --weights '$(WEIGHTS)' --data '$(DATA)' \

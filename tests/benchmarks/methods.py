@@ -69,6 +69,7 @@ def accuracy_of(
             bundle, _ = evaluate(
                 bundle, dataset, threads=threads, progress=lambda done, of: advance(f"{method}: images", done, of)
             )
+    stages = {budget.name: len(budget.module.reducers) for budget in settings.budgets}
     for built in bundle.budgets:
         if built.requested in (1.0, None):
             continue  # the unpruned network, and what it is with exact savings
@@ -81,6 +82,7 @@ def accuracy_of(
                 "options": dict(bundle.manifest.method.options),
                 "tokens_before": bundle.manifest.model.tokens,
                 "tokens": list(built.schedule),
+                "stages": stages[built.name],
                 "macs_share": built.macs_share,
                 **{key: value for key, value in msgspec.to_builtins(built.accuracy).items() if key in known},
             }
@@ -151,7 +153,6 @@ def cells(row: Row) -> list[str]:
     """A row of the table."""
     if "failed" in row:
         return [f"{row['budget']:g}", row["method"], row["failed"]] + [""] * (len(HEADINGS) - 3)
-    stages = sum(after < before for before, after in zip((row["tokens_before"], *row["tokens"]), row["tokens"]))
     interval = {
         key: Interval.from_json(row.get(key))
         for key in ("top1_change_points", "kl_nats", "agreement_percent", "speedup", "cost")
@@ -168,7 +169,7 @@ def cells(row: Row) -> list[str]:
     return [
         f"{row['budget']:g}",
         row["method"],
-        str(stages),
+        str(row["stages"]),
         f"{100 * row['macs_share']:.1f}",
         "–" if row["top1_percent"] is None else f"{row['top1_percent']:.1f}",
         shown("top1_change_points", 1, "+"),
