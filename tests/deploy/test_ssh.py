@@ -75,7 +75,7 @@ def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:
         ("No ED25519 host key is known for orin.\nHost key verification failed.", "not known yet"),
         ("jetson@orin: Permission denied (publickey,password).", "ssh-copy-id jetson@orin"),
         ("ssh: Could not resolve hostname orin: Name or service not known", "no such host"),
-        ("ssh: connect to host orin port 22: Connection refused", "nothing listens"),
+        ("ssh: connect to host orin port 22: Connection refused", "connection refused"),
         ("ssh: connect to host orin port 22: Connection timed out", "no answer"),
         ("something new", "something new"),
     ],
