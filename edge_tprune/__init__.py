@@ -4,6 +4,8 @@
     pruned = edge_tprune.prune(timm.create_model("deit_small_patch16_224", pretrained=True), method="zero_tprune", budget=0.65)
     pruned.schedule                    # tokens after each block
     edge_tprune.macs(pruned)           # multiply-accumulates per image
+    model = edge_tprune.open("bundles/deit-s", budget=0.65)  # what `build` wrote, without torch
+    model.top(model("cat.jpg"))        # (label, probability) of the five best classes
 
 Importing this package is light: torch is loaded by the first call that needs it.
 """
@@ -12,12 +14,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["EdgeTPruneError", "InternalError", "NegativeAnswer", "UserError", "__version__", "macs", "prune", "prune_in"]
+__all__ = [
+    "EdgeTPruneError",
+    "InternalError",
+    "NegativeAnswer",
+    "UserError",
+    "__version__",
+    "macs",
+    "open",
+    "prune",
+    "prune_in",
+]
 
 from edge_tprune.errors import EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.version import __version__
 
 if TYPE_CHECKING:
+    from edge_tprune.bundle.predictor import open_predictor as open
     from edge_tprune.reduction import macs, prune, prune_in
 
 
@@ -26,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from edge_tprune import reduction
 
         return getattr(reduction, name)
+    if name == "open":
+        from edge_tprune.bundle.predictor import open_predictor
+
+        return open_predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -34,7 +34,7 @@ class Block:
     """A block of code in a page."""
 
     page: Path
-    mark: str  #: the HTML comment before it: "run", "run: 0 1" (exit codes that are right), "file: NAME", or ""
+    mark: str  #: the HTML comment before it: "run", "run: 0 1" (exit codes that are right), "run after the commands" (Python), "file: NAME", or ""
     language: str
     code: str
 
@@ -77,6 +77,8 @@ def test_every_command_that_can_run_here_does(tmp_path: Path, monkeypatch: pytes
                 assert program == "edge-tprune", f"{block.page.name}: only edge-tprune is run by this test, not {program}"
                 assert main(arguments) in right, f"{block.page.name}: edge-tprune {shlex.join(arguments)}"
                 ran += 1
+        elif block.mark == "run after the commands":
+            exec(compile(block.code, block.page.name, "exec"), {})
     assert ran > 10
     assert {"tokens.png", "longest.png", "report.html"} <= {path.name for path in tmp_path.iterdir()}
 

@@ -21,11 +21,12 @@ import numpy as np
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.golden import golden_tolerance, output_difference
+from edge_tprune.bundle.predictor import load_predictor
 from edge_tprune.errors import UserError
 from edge_tprune.processes import child_environment
 from edge_tprune.record.lines import Check
 from edge_tprune.record.settings import TOLERANCE
-from edge_tprune.runtime.engine import open_engine, runtime_version
+from edge_tprune.runtime.engine import runtime_version
 
 
 def check_budget(
@@ -68,10 +69,10 @@ def probe(
     runtime_version(runtime)
     peak_memory = _PeakMemory()
     begin = time.perf_counter()
-    with open_engine(file, runtime, threads=threads) as engine:
+    with load_predictor(bundle, budget, file, runtime, precision, threads) as model:
         load_ms = (time.perf_counter() - begin) * 1e3
-        outputs = [engine.run(image) for image in images]
-        info = msgspec.to_builtins(engine.info)
+        outputs = [model.run(image) for image in images]
+        info = msgspec.to_builtins(model.info)
         peak = peak_memory.grown_bytes()
     if outputs[0].shape != expected[0].shape:
         raise UserError(f"{file} returns {outputs[0].shape}, but the golden outputs are {expected[0].shape}")

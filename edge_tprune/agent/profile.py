@@ -10,7 +10,6 @@ checks and idle times are made again.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +19,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import psutil
 
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.progress import Progress
@@ -36,7 +34,7 @@ from edge_tprune.record.meter import Meter, choose_meter
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.record.settings import TOLERANCE, RunInput, RunRequest, RunSettings
 from edge_tprune.record.writer import Recorder, directory_name
-from edge_tprune.runtime.engine import runtime_version
+from edge_tprune.runtime.engine import default_threads, runtime_version
 from edge_tprune.runtime.tensorrt.builder import BuildError
 from edge_tprune.telemetry.environment import Environment, read_environment
 from edge_tprune.version import __version__
@@ -152,13 +150,6 @@ def resume(
     with Observer(root) as observer, Recorder.reopen(path) as recorder:
         session = Session(bundle, settings, engines, recorder, observer, inputs, data, root, progress, before.sessions, done)
         return run_session(session, trace)
-
-
-def default_threads() -> int:
-    """One per physical core, or fewer where this process may use fewer."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    counts = [count for count in (psutil.cpu_count(logical=False), allowed) if count]
-    return min(counts, default=1)
 
 
 def _prepare_engines(

@@ -194,7 +194,7 @@ def _record_turn(session: Session, turn: PlannedTurn) -> None:
     def write(part: PartLine) -> None:
         session.recorder.append(part, sync=sync)
 
-    session.recorder.append(take_turn(file, session.inputs, session.settings, turn, write))
+    session.recorder.append(take_turn(session.bundle, file, session.inputs, session.settings, turn, write))
 
 
 def _record_baseline(session: Session, which: Literal["before", "after"]) -> None:

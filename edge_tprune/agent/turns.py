@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_tprune.agent.loads import Timed, time_load, warm_up
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.predictor import Predictor, load_predictor
 from edge_tprune.record.lines import PartLine, TurnLine
 from edge_tprune.record.settings import RunSettings
 from edge_tprune.record.writer import clock_ns
-from edge_tprune.runtime.engine import Engine, open_engine
 
 
 class PlannedTurn(NamedTuple):
@@ -51,6 +52,7 @@ def missing_turns(
 
 
 def take_turn(
+    bundle: Bundle,
     file: Path,
     images: Sequence[np.ndarray],
     settings: RunSettings,
@@ -60,7 +62,8 @@ def take_turn(
     """Loads, warms up, times and closes one engine.
 
     Args:
-        file: what `bundle.engines.prepare` gave.
+        bundle: an opened bundle.
+        file: what `bundle.engines.prepare` gave for the budget.
         images: inputs of the graph, (B, 3, H, W) each, taken in turn.
         settings: of the run.
         planned: which turn this is.
@@ -70,11 +73,11 @@ def take_turn(
         What was timed since the last part.
     """
     begin_ns = clock_ns()
-    with open_engine(file, settings.runtime, threads=settings.threads) as engine:
+    with load_predictor(bundle, planned.budget, file, settings.runtime, settings.precision, settings.threads) as model:
         load_ms = (clock_ns() - begin_ns) / 1e6
         with _garbage_collection_off():  # already while warming up: collecting empties the caches
-            warmup = warm_up(engine.run, images, settings.warmup_seconds, settings.fps)
-            engine.stages_ns()  # drops those of the warm-up
+            warmup = warm_up(model.run, images, settings.warmup_seconds, settings.fps)
+            model.stages_ns()  # drops those of the warm-up
             common: dict[str, Any] = {
                 **planned._asdict(),
                 "load_ms": load_ms,
@@ -84,18 +87,18 @@ def take_turn(
             }
 
             def write_part(t_ns: int, timed: Timed) -> None:
-                write(PartLine(t_ns=t_ns, **common, **_timed_fields(timed, engine, settings.fps)))
+                write(PartLine(t_ns=t_ns, **common, **_timed_fields(timed, model, settings.fps)))
 
-            t_ns, end_ns, rest = time_load(engine.run, images, settings.seconds_per_round, settings.fps, write_part)
-        return TurnLine(t_ns=t_ns, end_ns=end_ns, **common, **_timed_fields(rest, engine, settings.fps))
+            t_ns, end_ns, rest = time_load(model.run, images, settings.seconds_per_round, settings.fps, write_part)
+        return TurnLine(t_ns=t_ns, end_ns=end_ns, **common, **_timed_fields(rest, model, settings.fps))
 
 
-def _timed_fields(timed: Timed, engine: Engine, fps: float | None) -> dict[str, Any]:
+def _timed_fields(timed: Timed, model: Predictor, fps: float | None) -> dict[str, Any]:
     """What was timed, as fields of a line."""
     fields: dict[str, Any] = {
         "start_ns": timed.start_ns,
         "latency_ns": timed.latency_ns,
-        "stages_ns": engine.stages_ns(),
+        "stages_ns": model.stages_ns(),
     }
     return fields if fps is None else {**fields, "due_ns": timed.due_ns, "missed": timed.missed}
 

@@ -6,6 +6,7 @@ A runtime is a module with `version()` and `open_engine(file, threads)`; the fir
 from __future__ import annotations
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import psutil
 
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.runtime.tensorrt.record import EngineRecord
@@ -76,6 +78,11 @@ class Engine(ABC):
     def close(self) -> None:
         """Frees threads and memory. A second call does nothing."""
 
+    @property
+    def buffer(self) -> np.ndarray | None:
+        """The memory (B, 3, H, W) that the engine reads: an image written there and passed to `run` is not copied. None where it reads any array."""
+        return None
+
     def check_input(self, image: np.ndarray) -> None:
         """Refuses an image that the graph was not built for."""
         if image.shape != self.input_shape or image.dtype != np.float32:
@@ -98,6 +105,13 @@ def open_engine(file: Path, runtime: str, *, threads: int) -> Engine:
         raise UserError(f"an engine needs at least one thread, not {threads}")
     engine: Engine = _module(runtime).open_engine(Path(file), threads)
     return engine
+
+
+def default_threads() -> int:
+    """One per physical core, or fewer where this process may use fewer."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    counts = [count for count in (psutil.cpu_count(logical=False), allowed) if count]
+    return min(counts, default=1)
 
 
 def runtime_version(runtime: str) -> str:

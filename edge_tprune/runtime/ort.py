@@ -50,9 +50,10 @@ class OrtEngine(Engine):
     def run(self, image: np.ndarray) -> np.ndarray:
         """Logits (B, classes) of `image` (B, 3, H, W), float32 both."""
         self.check_input(image)
-        if self._session is None:
+        session = self._session  # kept alive until it has answered, whatever another thread closes meanwhile
+        if session is None:
             raise ValueError("the engine is closed")
-        logits: np.ndarray = self._session.run([self._output], {self._input: image})[0]
+        logits: np.ndarray = session.run([self._output], {self._input: image})[0]
         return logits
 
     def close(self) -> None:

@@ -17,15 +17,16 @@ import pytest
 
 from edge_tprune.agent import turns
 from edge_tprune.agent.loads import Timed
-from edge_tprune.agent.profile import default_threads, profile
+from edge_tprune.agent.profile import profile
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.session import CheckFailed
+from edge_tprune.bundle import predictor
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.record.summarize import summarize
-from edge_tprune.runtime.engine import Engine
+from edge_tprune.runtime.engine import Engine, default_threads
 from edge_tprune.runtime.engine import open_engine as open_real_engine
 from edge_tprune.telemetry.host import HostSource
 from tests.record.tiny_run import in_full_disk
@@ -139,7 +140,7 @@ def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
         collecting.append(gc.isenabled())
         return real_time(*arguments)
 
-    monkeypatch.setattr(turns, "open_engine", open_engine)
+    monkeypatch.setattr(predictor, "open_engine", open_engine)
     monkeypatch.setattr(turns, "time_load", timed)
     profile(bundle, tmp_path, QUICK)
     assert len(sessions) == 6
@@ -212,7 +213,7 @@ def test_default_threads_respect_the_affinity() -> None:
     assert 1 <= default_threads() <= (os.cpu_count() or 1)
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from edge_tprune.agent.profile import default_threads; print(default_threads())"
+        "from edge_tprune.runtime.engine import default_threads; print(default_threads())"
     )
     if hasattr(os, "sched_setaffinity"):
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"

@@ -27,7 +27,6 @@ from statistics import median
 import numpy as np
 import torch
 
-from edge_tprune.agent.profile import default_threads
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import judge
 from edge_tprune.export.builder import build
@@ -35,7 +34,7 @@ from edge_tprune.export.settings import decide
 from edge_tprune.models.data import Dataset, open_images
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.models.preprocess import Preprocessing
-from edge_tprune.runtime.engine import open_engine
+from edge_tprune.runtime.engine import default_threads, open_engine
 from edge_tprune.statistics import student_interval
 
 BUDGETS = (1.0, 0.9, 0.8, 0.65, 0.5)

@@ -21,7 +21,6 @@ import msgspec
 import numpy as np
 import torch
 
-from edge_tprune.agent.profile import default_threads
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
 from edge_tprune.cli.parsing import parse_list
@@ -36,6 +35,7 @@ from edge_tprune.models.data import Dataset, open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.runtime.engine import default_threads
 from edge_tprune.statistics import Interval
 from edge_tprune.telemetry.environment import read_environment
 from tests.benchmarks.reduction import Latencies, Opener, chosen, graph_opener, measure, paired_ratio, positive

@@ -50,10 +50,10 @@ def evaluate(
     require_host()
     import msgspec
 
-    from edge_tprune.agent.profile import default_threads
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.evaluate import evaluate as run
     from edge_tprune.bundle.outputs import LOGITS
+    from edge_tprune.runtime.engine import default_threads
 
     opened = Bundle.open(bundle)
     source = data if data is not None else ("reference" if opened.manifest.model.name == "reference" else None)

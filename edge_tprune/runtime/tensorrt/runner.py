@@ -143,7 +143,8 @@ class TensorRTEngine(Engine):
         if self._engine is None:
             raise ValueError("the engine is closed")
         cuda, stream, events = self._cuda, self._stream, self._events
-        self._host_in[...] = image
+        if image is not self._host_in:
+            self._host_in[...] = image
         cuda.record(events[0], stream)
         if not self._zero_copy:
             cuda.copy_to_device(self._device_in, self._host_in, stream)
@@ -161,6 +162,11 @@ class TensorRTEngine(Engine):
             self._stages[stage].append(cuda.elapsed_ns(events[index], events[index + 1]))
         logits: np.ndarray = self._host_out.copy()
         return logits
+
+    @property
+    def buffer(self) -> np.ndarray | None:
+        """The page-locked memory that is copied to the device, or that the GPU reads itself where it shares memory with the CPU."""
+        return None if self._engine is None else self._host_in
 
     def stages_ns(self) -> dict[str, list[int]]:
         """H2D, compute and D2H of each inference since the last call, by events on the GPU, in ns.

@@ -1,0 +1,316 @@
+"""One budget of a bundle, ready to answer an application's images: `edge_tprune.open`. The agent measures through this very class.
+
+    with edge_tprune.open("bundles/deit-s", budget=0.65) as model:
+        scores = model(frame)                        # (classes,) of one image, (n, classes) of a list
+        for label, probability in model.top(scores, 5):
+            print(label, probability)
+
+No torch. Images are prepared by `edge_tprune.models.preprocess` with pillow and numpy, which gives the bits of timm's transform.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import median
+from threading import Lock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.engines import prepare
+from edge_tprune.bundle.golden import golden_difference, golden_tolerance
+from edge_tprune.bundle.manifest import KIND
+from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.errors import NegativeAnswer, UserError, missing_package
+from edge_tprune.models.images import read_image
+from edge_tprune.runtime.engine import Engine, EngineInfo, default_threads, open_engine
+from edge_tprune.runtime.tensorrt.builder import Progress
+from edge_tprune.runtime.tensorrt.cache import Warn
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ChannelOrder = Literal["rgb", "bgr"]
+Frame: TypeAlias = "np.ndarray | Image.Image | str | os.PathLike[str]"
+"""One image: of Pillow, a file's name, or an array: uint8 (H, W, 3) as a camera gives it, or float32 (C, H, W) that is prepared already."""
+
+_TIMES = 1000  #: of inferences, kept for `latency_ms`
+
+
+class Predictor:
+    """One budget of a bundle in an open engine. Several threads may call it; a context manager."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        budget: str,
+        engine: Engine,
+        precision: str | None = None,
+        channel_order: ChannelOrder = "rgb",
+    ) -> None:
+        """Takes over an engine that was opened for this budget.
+
+        Args:
+            bundle: the opened bundle.
+            budget: its name.
+            engine: opened from what `edge_tprune.bundle.engines.prepare` gave.
+            precision: of the graph; by default the one that the bundle was built for first.
+            channel_order: of uint8 arrays.
+        """
+        self.bundle = bundle
+        self.budget = budget
+        self.precision = bundle.budget(budget).artifact(engine.info.runtime, precision).precision
+        self._engine = engine
+        self._channel_order = channel_order
+        self._turn: AbstractContextManager[Any] = nullcontext() if engine.concurrent else Lock()
+        self._times_ns: deque[int] = deque(maxlen=_TIMES)
+
+    def __call__(self, frames: Frame | Sequence[Frame]) -> np.ndarray:
+        """The network's output for one image, or for each of several.
+
+        Args:
+            frames: one image, or a list of them (or a float32 array (n, C, H, W)); see `Frame`. Their number need not be the batch that
+                the graph was built for: it runs as often as needed, and places that are left over hold zeros.
+
+        Returns:
+            float32: logits (classes,) of one image, (n, classes) of several; other outputs likewise, without or with the axis of images.
+
+        Raises:
+            UserError: an image that cannot be read, or an array that is no image.
+        """
+        if isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim == 4):
+            return self._answer(frames)
+        answer: np.ndarray = self._answer([frames])[0]  # type: ignore[list-item]  # a sequence that is neither list nor tuple is no image: said below
+        return answer
+
+    def _answer(self, frames: Sequence[Frame] | np.ndarray) -> np.ndarray:
+        if not len(frames):
+            raise UserError("the model was called with no image")
+        size, parts = self.batch, []
+        for start in range(0, len(frames), size):
+            some = frames[start : start + size]
+            batch = np.zeros(self.input_shape, np.float32)
+            for place, frame in enumerate(some):
+                batch[place] = self.preprocess(frame)
+            parts.append(self.run(batch)[: len(some)])
+        return np.concatenate(parts)
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """The output (B, ...) of a whole prepared batch (B, C, H, W), float32 both. This is what `latency_ms` and profiles time.
+
+        Raises:
+            UserError: the batch has another shape or dtype.
+        """
+        with self._turn:
+            begin_ns = time.perf_counter_ns()
+            output = self._engine.run(batch)
+            self._times_ns.append(time.perf_counter_ns() - begin_ns)
+        return output
+
+    def preprocess(self, frame: Frame) -> np.ndarray:
+        """One image as the graph takes it: (C, H, W) float32. An array that is prepared already is handed back.
+
+        Raises:
+            UserError: a file that cannot be read, or an array that is no image.
+        """
+        if isinstance(frame, np.ndarray):
+            if frame.dtype == np.float32 and frame.shape == self.input_shape[1:]:
+                return frame
+            frame = _to_image(frame, self._channel_order, self.input_shape[1:])
+        elif isinstance(frame, (str, os.PathLike)):
+            frame = read_image(Path(frame))
+        elif not hasattr(frame, "resize"):
+            raise UserError(f"an image is an array, a file's name or an image of Pillow, not {type(frame).__name__}")
+        return self.bundle.manifest.preprocessing(frame.convert("RGB"))
+
+    def top(self, scores: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
+        """The `count` classes with the highest scores as (label, probability), the most probable first.
+
+        Args:
+            scores: (classes,) of one image.
+            count: how many.
+
+        Raises:
+            UserError: the graph gives no logits, or the scores are of several images.
+        """
+        if self.bundle.manifest.model.output.name != LOGITS:
+            raise UserError(f"the graph gives {self.bundle.manifest.model.output.name}, which are no scores of classes")
+        if scores.ndim != 1:
+            raise UserError(f"scores of one image have one axis, these have shape {scores.shape}: pass one row")
+        exact = np.exp(scores.astype(np.float64) - scores.max())
+        best = np.argsort(-scores, kind="stable")[:count]
+        return [(self.labels[i], float(exact[i] / exact.sum())) for i in best]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the classes are called, by index; their numbers where the bundle has no names, nothing where it gives no logits."""
+        names, classes = self.bundle.manifest.class_names, self.bundle.manifest.model.classes
+        return tuple(str(i) if names is None else names.title(i) for i in range(classes))
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median time of `run`, from a prepared batch in host memory to its output there, of the last 1000; None before the first."""
+        return median(self._times_ns) / 1e6 if self._times_ns else None
+
+    @property
+    def batch(self) -> int:
+        """Images per inference, fixed in the graph."""
+        return self.bundle.batch
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(B, C, H, W)."""
+        return self._engine.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(B, classes), or what else the graph gives."""
+        return self._engine.output_shape
+
+    @property
+    def info(self) -> EngineInfo:
+        """The runtime, its version and how it runs."""
+        return self._engine.info
+
+    @property
+    def buffer(self) -> np.ndarray | None:
+        """The memory (B, C, H, W) from which the engine reads, where it has such memory: write a batch there and `run` it, and it is not copied.
+
+        For one thread at a time. None for ONNX Runtime, which reads whatever contiguous array it is given without a copy.
+        """
+        return self._engine.buffer
+
+    def stages_ns(self) -> dict[str, list[int]] | None:
+        """What the device's own clock saw, as `Engine.stages_ns`."""
+        return self._engine.stages_ns()
+
+    def check(self) -> float:
+        """Runs the golden images, which also warms the engine up; returns how far the outputs are from the golden ones.
+
+        Raises:
+            NegativeAnswer: farther than the precision allows.
+        """
+        golden, kind = self.bundle.golden(), self.bundle.manifest.model.output.name
+        precision = self.precision
+        difference = golden_difference(self._engine, golden.images, golden.outputs[self.budget], kind, precision)
+        allowed = golden_tolerance(precision, kind=kind)
+        if not difference <= allowed:
+            raise NegativeAnswer(
+                f"budget {self.budget} failed its golden check on {self.info.runtime} {self.info.version}: its {kind} are off by "
+                f"{difference:.3g} (allowed {allowed:g}). Do not use it. {KIND.remedy}"
+            )
+        return difference
+
+    def close(self) -> None:
+        """Frees the engine, once an inference that is under way has ended. A second call does nothing."""
+        with self._turn:
+            self._engine.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_predictor(
+    bundle: Bundle | Path | str,
+    budget: float | str | None = None,
+    runtime: str = "onnxruntime",
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    channel_order: ChannelOrder = "rgb",
+    check: bool = True,
+    progress: Progress | None = None,
+    warn: Warn | None = None,
+) -> Predictor:
+    """Opens one budget of a bundle for an application.
+
+    Args:
+        bundle: its directory, whose files are hashed against the manifest; or an opened one.
+        budget: its name, or the share of MACs that it stands for; may be left out where the bundle has one budget.
+        runtime: "onnxruntime", "tensorrt" or "tensorrt-rtx". An engine file that is missing is built first, which can take minutes.
+        precision: of the graph; by default the one that the bundle was built for first.
+        threads: CPU threads of ONNX Runtime; one per physical core by default.
+        channel_order: of uint8 arrays: "rgb", or "bgr" as OpenCV gives them.
+        check: run the golden images first: an engine that does not answer as it should is refused, and the first frame finds it warm.
+        progress: called while an engine file is built.
+        warn: called with what a person should know about that.
+
+    Raises:
+        UserError: no such bundle or budget, no graph for the runtime in that precision, a missing package or GPU.
+        NegativeAnswer: the engine fails its golden check.
+    """
+    if channel_order not in get_args(ChannelOrder):
+        raise UserError(f"channel_order is 'rgb' or 'bgr', not {channel_order!r}")
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    name = find_budget(opened, budget)
+    file = prepare(opened, name, runtime, precision, progress=progress, warn=warn)
+    threads = default_threads() if threads is None else threads
+    model = load_predictor(opened, name, file, runtime, precision, threads, channel_order)
+    if check:
+        try:
+            model.check()
+        except BaseException:
+            model.close()
+            raise
+    return model
+
+
+def load_predictor(
+    bundle: Bundle,
+    budget: str,
+    file: Path,
+    runtime: str,
+    precision: str | None,
+    threads: int,
+    channel_order: ChannelOrder = "rgb",
+) -> Predictor:
+    """A budget from the file that `edge_tprune.bundle.engines.prepare` gave for it, not checked yet. Arguments as for `open_predictor`.
+
+    Raises:
+        UserError: the file cannot be loaded.
+    """
+    return Predictor(bundle, budget, open_engine(file, runtime, threads=threads), precision, channel_order)
+
+
+def find_budget(bundle: Bundle, budget: float | str | None) -> str:
+    """The name of the budget that a person means by a name or a share of MACs.
+
+    Raises:
+        UserError: none, or several.
+    """
+    names = [entry.name for entry in bundle.budgets]
+    if budget is None:
+        if len(names) == 1:
+            return names[0]
+        raise UserError(f"bundle {bundle.path} has {len(names)} budgets: name one of {', '.join(names)}")
+    if not isinstance(budget, str):
+        found = [entry.name for entry in bundle.budgets if entry.requested == budget]
+        if len(found) == 1:
+            return found[0]
+        budget = f"{budget:g}" if budget != 1 else "1.0"
+    return bundle.budget(budget).name
+
+
+def _to_image(array: np.ndarray, order: ChannelOrder, prepared: tuple[int, ...]) -> Image.Image:
+    """The image in a camera's array."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_package("pillow", "host", error) from error
+    if array.dtype == np.uint8 and array.ndim == 2:
+        return Image.fromarray(array)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise UserError(
+            f"an image is a uint8 array (height, width, 3) or a prepared float32 array {prepared}, not {array.dtype} {array.shape}"
+        )
+    return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if order == "bgr" else array))

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+import edge_tprune
+from edge_tprune.bundle import predictor
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.predictor import Predictor
+from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.models.class_names import ClassNames
+from edge_tprune.models.transform import make_transform
+from edge_tprune.runtime.engine import Engine, EngineInfo
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    random = np.random.default_rng(3)
+    sizes = [(60, 50), (91, 64), (48, 120)]
+    return [
+        Image.fromarray(random.integers(0, 256, (9, 7, 3)).astype(np.uint8)).resize(s, Image.Resampling.BICUBIC) for s in sizes
+    ]
+
+
+def test_answers_with_the_golden_outputs(built: Path) -> None:
+    golden = Bundle.open(built).golden()
+    with edge_tprune.open(built, budget=0.6, threads=1) as model:
+        assert (model.budget, model.precision, model.batch) == ("0.6", "fp32", 1)
+        assert (model.input_shape, model.output_shape) == ((1, 3, 48, 48), (1, 6))
+        for image, expected in zip(golden.images, golden.outputs["0.6"]):
+            np.testing.assert_allclose(model.run(image), expected, atol=1e-4)
+            np.testing.assert_array_equal(model(image[0]), model.run(image)[0])  # float32 arrays are prepared already
+
+
+def test_an_image_is_prepared_as_timm_does_whatever_it_comes_as(
+    built: Path, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    with edge_tprune.open(built, budget="1.0", threads=1) as model:
+        expected = [make_transform(model.bundle.manifest.preprocessing)(picture).numpy() for picture in pictures]
+        for picture, prepared in zip(pictures, expected):
+            picture.save(tmp_path / "picture.png")
+            frames = (picture, np.asarray(picture), tmp_path / "picture.png", str(tmp_path / "picture.png"), prepared)
+            for frame in frames:
+                np.testing.assert_array_equal(model.preprocess(frame), prepared)
+                np.testing.assert_array_equal(model(frame), model.run(prepared[None])[0])
+        found = model(pictures)
+        assert found.shape == (3, 6)
+        np.testing.assert_array_equal(found, np.concatenate([model.run(prepared[None]) for prepared in expected]))
+        np.testing.assert_array_equal(model(np.stack(expected)), found)
+    with edge_tprune.open(built, budget="1.0", threads=1, channel_order="bgr") as model:
+        np.testing.assert_array_equal(model.preprocess(np.asarray(pictures[0])[..., ::-1]), expected[0])
+        grey = pictures[0].convert("L")
+        np.testing.assert_array_equal(model.preprocess(np.asarray(grey)), model.preprocess(grey.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((4, 5, 3)),
+        np.zeros((3, 47, 48), np.float32),
+        np.zeros((0, 5, 3), np.uint8),
+        5,
+        None,
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(built: Path, frame: object) -> None:
+    with edge_tprune.open(built, budget="1.0", threads=1) as model:
+        with pytest.raises(UserError, match="an image is") as error:
+            model(frame)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+        with pytest.raises(UserError, match="no image"):
+            model([])
+        with pytest.raises(UserError, match="cannot be read"):
+            model("absent.jpg")
+
+
+def test_the_best_classes(built: Path) -> None:
+    bundle = Bundle.open(built)
+    scores = np.array([0.0, 3.0, -1.0, 3.0, 1.0, 800.0], np.float32)
+    with edge_tprune.open(bundle, budget="1.0", threads=1) as model:
+        assert model.labels == ("0", "1", "2", "3", "4", "5")
+        best = model.top(scores, 3)
+        assert [label for label, _ in best] == ["5", "1", "3"]  # ties by index
+        assert best[0][1] == pytest.approx(1.0)
+        exact = np.exp(scores[:5].astype(float))
+        assert model.top(scores[:5], 9)[0] == ("1", pytest.approx(exact[1] / exact.sum()))
+        with pytest.raises(UserError, match=r"shape \(1, 6\)"):
+            model.top(scores[None])
+    names = ClassNames(tuple("abcdef"), "test", ("tench, Tinca", "", "", "", "", "f"))
+    named = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, class_names=names))
+    with edge_tprune.open(named, budget="1.0", threads=1) as model:
+        assert model.labels == ("tench", "b", "c", "d", "e", "f")
+
+
+def test_budgets_by_name_and_by_share(built: Path) -> None:
+    bundle = Bundle.open(built)
+    for given, name in ((0.6, "0.6"), ("0.6", "0.6"), (1, "1.0"), (1.0, "1.0"), (0.8, "0.8")):
+        assert predictor.find_budget(bundle, given) == name
+    with pytest.raises(UserError, match=r"no budget '0\.7' \(there are: 1\.0, 0\.8, 0\.6\)"):
+        edge_tprune.open(bundle, budget=0.7)
+    with pytest.raises(UserError, match=r"has 3 budgets: name one of 1\.0, 0\.8, 0\.6"):
+        edge_tprune.open(bundle)
+    with pytest.raises(UserError, match="channel_order"):
+        edge_tprune.open(bundle, budget=1, channel_order="yuv")  # type: ignore[arg-type]
+
+
+def test_a_wrong_engine_is_refused_and_closed(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, closed = Bundle.open(built), []
+    real = predictor.open_engine
+    monkeypatch.setattr(
+        predictor,
+        "open_engine",
+        lambda file, runtime, threads: real(file.with_name("1.0.attention-op.onnx"), runtime, threads=1),
+    )
+    monkeypatch.setattr(Predictor, "close", lambda self: closed.append(self.budget))
+    with pytest.raises(NegativeAnswer, match=r"budget 0\.6 failed its golden check on onnxruntime .* \(allowed 0\.001\)"):
+        edge_tprune.open(bundle, budget=0.6)
+    assert closed == ["0.6"]
+    edge_tprune.open(bundle, budget=0.6, check=False)
+
+
+def test_threads_get_the_answers_of_their_own_images(built: Path, pictures: list[Image.Image]) -> None:
+    with edge_tprune.open(built, budget=0.8, threads=1) as model:
+        assert model.latency_ms is None or model.latency_ms > 0
+        expected = [model(picture) for picture in pictures]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(model, pictures * 20))
+        for number, scores in enumerate(found):
+            np.testing.assert_array_equal(scores, expected[number % 3])
+        assert model.latency_ms is not None
+        assert 0 < model.latency_ms < 10_000
+
+
+class OneAtATime(Engine):
+    """An engine that, like TensorRT's, must not be entered twice; it says so where it is."""
+
+    input_shape, output_shape = (1, 3, 48, 48), (1, 6)
+
+    def __init__(self) -> None:
+        self.info = EngineInfo(runtime="onnxruntime", version="0", threads=1, providers=())
+        self.inside = threading.Lock()
+        self.closed = False
+
+    def run(self, image: np.ndarray) -> np.ndarray:
+        assert self.inside.acquire(blocking=False), "two threads in one engine"
+        assert not self.closed
+        answer = np.repeat(image.reshape(1, -1)[:, :1], 6, axis=1)
+        self.inside.release()
+        return answer
+
+    def close(self) -> None:
+        assert self.inside.acquire(blocking=False), "closed while it runs"
+        self.closed = True
+        self.inside.release()
+
+
+def test_an_engine_for_one_thread_is_entered_by_one(built: Path) -> None:
+    engine = OneAtATime()
+    model = Predictor(Bundle.open(built), "1.0", engine)
+    images = [np.full((3, 48, 48), number, np.float32) for number in range(40)]
+    with model, ThreadPoolExecutor(8) as pool:
+        assert [scores[0] for scores in pool.map(model, images)] == list(range(40))
+    assert engine.closed
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "timm", "onnx", "torchvision"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import edge_tprune
+with edge_tprune.open(sys.argv[1], budget=0.6, threads=1) as model:
+    print(model.top(model(sys.argv[2]), 1)[0][0], len(model.labels))
+"""
+
+
+def test_needs_no_torch(built: Path, pictures: list[Image.Image], tmp_path: Path) -> None:
+    pictures[0].save(tmp_path / "a.png")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(built), str(tmp_path / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with edge_tprune.open(built, budget=0.6, threads=1) as model:
+        assert done.stdout.split() == [model.top(model(pictures[0]))[0][0], "6"], done.stderr
