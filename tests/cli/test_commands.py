@@ -142,6 +142,7 @@ def test_explain_draws_what_a_bundle_does(command: Command, journey: tuple[Path,
     assert [row["stages"] for row in chosen["rows"]] == [[]]
     one_line(command("explain", "reference:3", "--bundle", bundle, "--budgets", "0.4", "--out", out), 2, "no budget '0.4'")
     one_line(command("explain", "reference:3", "--bundle", bundle, "--method", "evit"), 2, "--method is not for --bundle")
+    one_line(command("explain", "reference:3", "--bundle", bundle, "--img-size", "64"), 2, "--img-size is not for --bundle")
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def explain(
     load_plugins(plugin)
     if bundle is not None:
         given = {"--method": method, "--schedule": schedule, "--blocks": blocks, "--option": option}
+        given |= {f"--{name.replace('_', '-')}": value for name, value in choice.given.items() if name != "weights"}
         if double := next((name for name, value in given.items() if value), None):
             raise UserError(f"{double} is not for --bundle, whose budgets are built: leave one of the two out")
         opened = Bundle.open(bundle, verify=False)
