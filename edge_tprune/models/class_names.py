@@ -19,6 +19,7 @@ from edge_tprune.models.images import format_path
 SYNSET = re.compile(r"n\d{8}")
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
 _LARGEST_BYTES = 64_000_000
+_CONFIGURATION_KEYS = ("id2label", "label_names", "class_to_idx")
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,17 @@ class ClassMap:
         Raises:
             UserError: a class that the model does not have, text that names more or fewer classes.
         """
+        if not self.index and _numbered([text for _, text in self.rows], first=1):
+            raise UserError(
+                f"class map {format_path(self.file)} numbers its {len(self.rows)} classes from 1, and a model's first class is 0: "
+                "number them from 0, or give the names alone, one a line"
+            )
         index = list(self.index) or [(_name(text), number) for number, text in self.rows]
         for name, i in index:
             if not 0 <= i < classes:
+                number = str(i) if abs(i) < 10**12 else "a number of more than twelve digits"
                 raise UserError(
-                    f"class map {format_path(self.file)}: {name!r} would be class {i}, and the model's {classes} classes "
+                    f"class map {format_path(self.file)}: {name!r} would be class {number}, and the model's {classes} classes "
                     f"are 0 to {classes - 1}. Is it the map of this model?"
                 )
         if not self.index and len(index) != classes:
@@ -174,7 +181,8 @@ def read_class_map(file: Path) -> ClassMap:
     rows = tuple((n, line.strip()) for n, line in enumerate(re.split(r"\r\n|\r|\n", text)) if line.strip())
     if not rows:
         raise UserError(f"class map {shown} is empty")
-    return ClassMap(file, rows, tuple(_numbered([text for _, text in rows]).items()))
+    index = _numbered([text for _, text in rows], first=0)
+    return ClassMap(file, rows, tuple(index.items()))
 
 
 def read_columns(row: str) -> list[tuple[str, str]]:
@@ -186,12 +194,12 @@ def read_columns(row: str) -> list[tuple[str, str]]:
     return [(way[0].strip(), way[1].strip()) for way in ways if len(way) > 1]
 
 
-def _numbered(rows: Sequence[str]) -> Mapping[str, int]:
-    """Of lines "cat 0" or "0 cat" that number as many classes from 0 on, in any order; empty where they do not."""
+def _numbered(rows: Sequence[str], first: int) -> Mapping[str, int]:
+    """Of lines "cat 0" or "0 cat" that number as many classes from `first` on, in any order; empty where they do not."""
     for pattern in (r"(?P<name>.*\S)[\s,]+(?P<class>\d+)", r"(?P<class>\d+)[\s,:]+(?P<name>\S.*)"):
         matches = [re.fullmatch(pattern, row, re.ASCII) for row in rows]
         index = {match["name"]: int(match["class"]) for match in matches if match}
-        if len(index) == len(rows) and sorted(index.values()) == list(range(len(rows))):
+        if len(index) == len(rows) and sorted(index.values()) == list(range(first, first + len(rows))):
             return index
     return {}
 
@@ -202,21 +210,38 @@ def _read_json(file: Path, text: str) -> ClassMap:
         document = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, shown))
     except (ValueError, RecursionError) as error:
         raise UserError(f"class map {shown} is not readable JSON ({error})") from error
-    for key in ("id2label", "label_names", "class_to_idx"):
-        if isinstance(document, dict) and isinstance(document.get(key), (dict, list)):
-            document = document[key]
+    document = _of_configuration(document, shown)
     if isinstance(document, list):
         document = {str(i): name for i, name in enumerate(document)}
     if not isinstance(document, dict) or not document:
         raise UserError(f"class map {shown} holds no names: give JSON that maps names to classes")
     if all(
-        type(value) is int or (isinstance(value, str) and re.fullmatch(r"\d+", value, re.ASCII)) for value in document.values()
+        type(value) is int or (isinstance(value, str) and re.fullmatch(r"\d{1,4000}", value, re.ASCII))
+        for value in document.values()
     ):
         return ClassMap(file, index=tuple((name, int(value)) for name, value in document.items()))
     numbers = [key.isascii() and key.isdecimal() for key in document]
     if all(isinstance(value, str) for value in document.values()) and not any(numbers):
         return ClassMap(file, labels=document)
     return _by_class(file, document)
+
+
+def _of_configuration(document: Any, shown: str) -> Any:
+    """What a model's configuration says of its classes, where `document` is one; else `document`."""
+    if not isinstance(document, dict):
+        return document
+    found = {key: document[key] for key in _CONFIGURATION_KEYS if isinstance(document.get(key), (dict, list))}
+    if not found:
+        return document
+    tables = [(key, to_index(record)) for key, record in found.items()]
+    for i, (key, table) in enumerate(tables):
+        for other, second in tables[:i]:
+            if name := contradicted(table, second):
+                raise UserError(
+                    f"class map {shown} contradicts itself: {name!r} is class {second[name]} in its {other}, "
+                    f"and class {table[name]} in its {key}. Leave one out"
+                )
+    return next(iter(found.values()))
 
 
 def _unique(pairs: list[tuple[str, Any]], shown: str) -> dict[str, Any]:
@@ -250,6 +275,30 @@ def _name(text: str) -> str:
     """A line's class name. Of "n01440764 tench, Tinca tinca" the synset."""
     match = _SYNSET_LINE.fullmatch(text)
     return match[1] if match else text
+
+
+def to_index(record: object) -> dict[str, int]:
+    """Name -> class of a list of names, {name: index} or {index: name}; empty where it is none of them."""
+    pairs: Iterable[tuple[object, object]] = ()
+    if isinstance(record, (list, tuple)):
+        pairs = ((name, i) for i, name in enumerate(record))
+    elif isinstance(record, Mapping):
+        pairs = ((name, i) if isinstance(i, int) else (i, name) for name, i in record.items())
+    found: dict[str, int] = {}
+    for name, number in pairs:
+        try:
+            index = int(number)  # type: ignore[call-overload]
+        except (TypeError, ValueError, OverflowError):
+            return {}
+        if not isinstance(name, str):
+            return {}
+        found[name] = index
+    return found
+
+
+def contradicted(first: Mapping[str, int], second: Mapping[str, int]) -> str | None:
+    """A name to which two records give different classes, None where there is none."""
+    return next((name for name in first if name in second and first[name] != second[name]), None)
 
 
 def to_class_names(record: object, classes: int, source: str) -> ClassNames | None:

@@ -250,9 +250,10 @@ def _match(name: str, images: set[str]) -> str | None:
 def _class(text: str, line: int, classes: int, class_map: ClassMap, class_names: ClassNames | None) -> int:
     """The class that a map's second column means: a number or a name."""
     if re.fullmatch(r"\d+", text, re.ASCII):
-        if int(text) < classes:
+        if len(text) < 13 and int(text) < classes:
             return int(text)
-        problem = f"class {text} is out of range: the model's {classes} classes are 0 to {classes - 1}"
+        number = text if len(text) < 13 else f"{text[:9]}... ({len(text)} digits)"
+        problem = f"class {number} is out of range: the model's {classes} classes are 0 to {classes - 1}"
     else:
         for word in (text, *text.split()[:1]):  # "n03995372 85 1 499 272": the boxes of ImageNet's own files
             if class_names is not None and (found := class_names.find(word)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edge_tprune.errors import UserError
 from edge_tprune.models.checkpoint import WeightsFile
-from edge_tprune.models.class_names import ClassNames, to_class_names
+from edge_tprune.models.class_names import ClassNames, contradicted, to_class_names, to_index
 
 _NAME_KEYS = (
     "class_names",
@@ -39,16 +39,38 @@ _PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 def find_class_names(file: WeightsFile, classes: int) -> tuple[ClassNames | None, list[str]]:
-    """The class names that a checkpoint or what lies beside it records, and what to say of those that do not fit."""
+    """The class names that a checkpoint or what lies beside it records, and what to say of those that do not fit.
+
+    Raises:
+        UserError: two of its records give one name to different classes.
+    """
+    found: ClassNames | None = None
     remarks = []
     for source, key, record in _name_records(file):
-        if isinstance(record, (Mapping, list, tuple)) and len(record) > 0:
-            names = to_class_names(record, classes, f"{key} in {source}")
-            if names is not None:
-                return _described(names, file), []
-            if len(record) != classes and not _is_generic(record):
-                remarks.append(f"{source}: its {key} has {len(record)} entries and the model {classes} classes: not used")
-    return None, remarks
+        if not isinstance(record, (Mapping, list, tuple)) or len(record) == 0:
+            continue
+        names = to_class_names(record, classes, f"{key} in {source}")
+        if names is None:
+            if not _is_generic(record):
+                remarks.append(f"{source}: its {key} {_misfit(record, classes)}: not used")
+        elif found is None:
+            found = names
+        elif name := contradicted(to_index(names.names), to_index(found.names)):
+            raise UserError(
+                f"{file.shown} contradicts itself: {name!r} is class {found.names.index(name)} by {found.source}, and class "
+                f"{names.names.index(name)} by {names.source}. Say what the classes are with --class-map"
+            )
+    return (None, remarks) if found is None else (_described(found, file), [])
+
+
+def _misfit(record: Mapping[Any, Any] | Sequence[Any], classes: int) -> str:
+    """Why a record of class names does not name a model's `classes`."""
+    if len(record) != classes:
+        return f"has {len(record)} entries and the model {classes} classes"
+    numbers = sorted(to_index(record).values()) if isinstance(record, Mapping) else []
+    if numbers and numbers != list(range(classes)):
+        return f"numbers its classes {numbers[0]} to {numbers[-1]}, not each of 0 to {classes - 1}"
+    return "is not one name for each class"
 
 
 def _name_records(file: WeightsFile) -> Iterator[tuple[str, str, Any]]:
@@ -73,9 +95,9 @@ def _described(names: ClassNames, file: WeightsFile) -> ClassNames:
     return names
 
 
-def _is_generic(record: Any) -> bool:
-    values = record.values() if isinstance(record, Mapping) else record
-    return all(str(value).startswith("LABEL_") or isinstance(value, (int, float, Tensor)) for value in values)
+def _is_generic(record: Mapping[Any, Any] | Sequence[Any]) -> bool:
+    """Whether a record names no classes: LABEL_0, LABEL_1, as transformers calls them where nobody did, or no names at all."""
+    return all(name.startswith("LABEL_") for name in to_index(record))
 
 
 def imagenet_names(model: nn.Module | dict[str, Any]) -> ClassNames | None:

@@ -42,11 +42,11 @@ def rule(root: Path, classes: int, class_names: ClassNames | None = None) -> str
     return label(list_images(root), classes, None, class_names).rule
 
 
-def touch_classes(root: Path, names: list[str]) -> None:
+def touch_classes(root: Path, names: list[str], image: str = "1.png") -> None:
     """Directories with an empty file of an image's name each: labels do not depend on what is in it."""
     for name in names:
-        (root / name).mkdir()
-        (root / name / "1.png").touch()
+        (root / name).mkdir(parents=True)
+        (root / name / image).touch()
 
 
 NAMED = ClassNames(("bird", "cat", "dog"), "--class-map names.txt")
@@ -373,3 +373,31 @@ def test_a_class_map_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
 def test_only_line_ends_divide_a_class_map(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_bytes("cat\x0cx\r\ndog\u2028y\rbird\n".encode())
     assert [text for _, text in read_class_map(tmp_path / "m.txt").rows] == ["cat\x0cx", "dog\u2028y", "bird"]
+
+
+@pytest.mark.parametrize("text", ["1 cat\n2 dog\n3 bird\n", "cat,1\nbird,3\ndog,2\n"])
+def test_a_map_that_numbers_from_one_says_so(tmp_path: Path, text: str) -> None:
+    touch_classes(tmp_path / "data", ["bird", "cat", "dog"], "photo.png")
+    (tmp_path / "map.txt").write_text(text)
+    with pytest.raises(UserError, match=r"numbers its 3 classes from 1, and a model's first class is 0"):
+        by_folder(tmp_path / "data", 3, tmp_path / "map.txt")
+
+
+def test_a_configuration_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    touch_classes(tmp_path / "data", ["cat", "dog"])
+    file = tmp_path / "map.json"
+    file.write_text('{"id2label": {"0": "cat", "1": "dog"}, "class_to_idx": {"cat": 1, "dog": 0}}')
+    with pytest.raises(
+        UserError, match="contradicts itself: 'cat' is class 0 in its id2label, and class 1 in its class_to_idx"
+    ):
+        by_folder(tmp_path / "data", 2, file)
+    file.write_text('{"id2label": {"0": "cat", "1": "dog"}, "class_to_idx": {"dog": 1, "cat": 0}}')
+    assert by_folder(tmp_path / "data", 2, file) == {"cat": 0, "dog": 1}
+
+
+def test_a_class_of_four_hundred_digits_does_not_fill_the_screen(tmp_path: Path) -> None:
+    touch_classes(tmp_path / "data", ["cat", "dog"])
+    (tmp_path / "map.json").write_text('{"cat": 0, "dog": %s}' % ("9" * 400))
+    with pytest.raises(UserError, match="'dog' would be class a number of more than twelve digits") as refused:
+        by_folder(tmp_path / "data", 2, tmp_path / "map.json")
+    assert len(str(refused.value)) < 300

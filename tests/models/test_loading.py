@@ -491,6 +491,20 @@ def test_class_names_are_kept_from_the_checkpoints_own_record(tmp_path: Path, re
     assert "w.pth" in loaded.class_names.source
 
 
+def test_records_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    state = state_of(num_classes=3)
+    record = {"class_names": ["ant", "bee", "cow"], "class_to_idx": {"ant": 0, "bee": 2, "cow": 1}}
+    with pytest.raises(UserError, match="contradicts itself: 'cow' is class 2 by class_names"):
+        load_model(NAME, saved(tmp_path, {"state_dict": state, **record}))
+
+
+def test_class_numbers_that_are_not_from_zero_on_are_not_used_and_said(tmp_path: Path) -> None:
+    record = {"state_dict": state_of(num_classes=3), "class_to_idx": {"ant": 1, "bee": 2, "cow": 3}}
+    loaded = load_model(NAME, saved(tmp_path, record))
+    assert loaded.class_names is None
+    assert "its class_to_idx numbers its classes 1 to 3, not each of 0 to 2: not used" in " ".join(loaded.remarks)
+
+
 def test_class_names_of_another_number_are_not_used_and_said(tmp_path: Path) -> None:
     loaded = load_model(NAME, saved(tmp_path, {"state_dict": state_of(num_classes=4), "class_names": ["a", "b", "c"]}))
     assert loaded.class_names is None
