@@ -5,6 +5,8 @@ Weights are random, so the depths mean nothing; how far pruning moves them is pr
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ import edge_tprune
 class DepthNetwork(nn.Module):
     """Reassembles maps of several blocks, from the last to the first, as in "Vision Transformers for Dense Prediction" (section 3)."""
 
-    def __init__(self, encoder: nn.Module, channels: int = 32, blocks: tuple[int, ...] = (1, 3, 5)) -> None:
+    def __init__(self, encoder: Any, channels: int = 32, blocks: tuple[int, ...] = (1, 3, 5)) -> None:
         super().__init__()
         self.backbone = nn.ModuleDict({"encoder": encoder})
         self.blocks = blocks
@@ -26,7 +28,8 @@ class DepthNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> depths (B, 1, H, W)."""
-        maps = self.backbone["encoder"].forward_intermediates(images, indices=list(self.blocks), intermediates_only=True)
+        encoder: Any = self.backbone["encoder"]
+        maps = encoder.forward_intermediates(images, indices=list(self.blocks), intermediates_only=True)
         x = torch.zeros(())
         for features, project, fuse in zip(reversed(maps), self.project, self.fuse):
             x = functional.relu(fuse(x + project(features)))

@@ -6,7 +6,7 @@ on a board. Noise on the input moves all logits a little, and those of an image 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,16 +20,19 @@ from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.attention import explicit_attention
 from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import SLICE
 
 GOLDEN_BATCHES = 2
 UNUSABLE = 1000  #: flips of an image whose tokens change with rounding alone
 
-_IMAGES = 8  # that every graph is proved on, at least
+_IMAGES = 8  # that every graph is proved on, at least; of a network whose proof would take many minutes, fewer
+_PROOF_MACS = 300e9  # of one pass over all proof images: eight of ViT-B at 224 pixels, two of it at 518
 _CANDIDATES = 3  # sample images looked at for each one needed
 _ROUNDING, _MORE = (1e-6, 2), (1e-5, 6)  # noise on normalised pixels, and how many draws
+_MORE_OF_LARGE = (1e-5, 2)  # likewise where there are fewer proof images
 _FLIP = 5.0  # times the median change of logits: more than that is another choice of tokens
-_BATCH = 8
+_BATCH, _BATCH_TOKENS = 8, 577  # images in one pass, up to so many tokens; beyond, attention maps bound them
 
 
 @dataclass(frozen=True)
@@ -40,20 +43,39 @@ class ProofImages:
     left_out: int  #: how many others were looked at
 
 
-def choose_images(loaded: LoadedModel, settings: BuildSettings) -> ProofImages:
+def proof_images(shape: NetworkShape) -> int:
+    """How many images graphs are proved on, at least: 8, and fewer (from 2 on) where one image costs more than 37 GMACs."""
+    return max(GOLDEN_BATCHES, min(_IMAGES, int(_PROOF_MACS // shape.macs())))
+
+
+def choosing_modules(settings: BuildSettings) -> list[PrunedViT]:
+    """The budgets that choose tokens: the unpruned network has no choice, and a slice looks at no score."""
+    return [budget.module for budget in settings.budgets if budget.module.reducers and budget.module.method != SLICE]
+
+
+def choose_images(
+    loaded: LoadedModel, settings: BuildSettings, progress: Callable[[int], None] = lambda done: None
+) -> ProofImages:
     """The sample images that are steadiest under all schedules, as many as parity needs.
+
+    Args:
+        loaded: the model.
+        settings: of the build.
+        progress: called with how many of `choosing_modules` have been tried.
 
     Raises:
         NegativeAnswer: too few are steady.
     """
-    batches = max(GOLDEN_BATCHES, -(-_IMAGES // settings.batch))
+    images = proof_images(settings.shape)
+    batches = max(GOLDEN_BATCHES, -(-images // settings.batch))
     wanted = batches * settings.batch
     transform = loaded.transform()
     candidates = torch.stack([transform(image) for image in sample_images(loaded.name, _CANDIDATES * wanted)])
-    modules = [budget.module for budget in settings.budgets if budget.module.method != SLICE]  # a slice looks at no score
+    modules = choosing_modules(settings)
+    more = _MORE if images == _IMAGES else _MORE_OF_LARGE
     flips = torch.empty(0, dtype=torch.int64)
     for part in torch.split(candidates, wanted):
-        flips = torch.cat([flips, count_flips(modules, part)])
+        flips = torch.cat([flips, count_flips(modules, part, more, progress)])
         if int((flips == 0).sum()) >= wanted:
             break
     steadiest = flips.argsort(stable=True)[:wanted].sort().values
@@ -66,17 +88,23 @@ def choose_images(loaded: LoadedModel, settings: BuildSettings) -> ProofImages:
 
 
 @torch.inference_mode()
-def count_flips(modules: Sequence[PrunedViT], images: Tensor) -> Tensor:
+def count_flips(
+    modules: Sequence[PrunedViT],
+    images: Tensor,
+    more: tuple[float, int] = _MORE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
     """How often images (N, 3, H, W) change their tokens under noise, over all modules: (N,); `UNUSABLE` where rounding alone does it.
 
     Noise of the size of rounding and another way of writing attention must change no token; larger noise tells which images are safest.
     """
     flips = torch.zeros(len(images), dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], _MORE[1]))]
-    for module in modules:
+    draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], more[1]))]
+    for number, module in enumerate(modules):
+        progress(number)
         outputs = _outputs(module, images)
-        for (noise, count), price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
+        for (noise, count), price in ((_ROUNDING, UNUSABLE), (more, 1)):
             moved = torch.stack([(_outputs(module, images + noise * draw) - outputs).abs().amax(1) for draw in draws[:count]])
             flips += price * (moved > _FLIP * moved.median()).sum(0)
         previous, module.attention = module.attention, explicit_attention
@@ -87,5 +115,6 @@ def count_flips(modules: Sequence[PrunedViT], images: Tensor) -> Tensor:
 
 def _outputs(module: PrunedViT, images: Tensor) -> Tensor:
     """Outputs (N, values), in the units in which parity compares them."""
-    outputs = torch.cat([module(part).flatten(1) for part in torch.split(images, _BATCH)])
+    size = max(1, min(_BATCH, _BATCH * _BATCH_TOKENS**2 // module.shape.tokens**2))
+    outputs = torch.cat([module(part).flatten(1) for part in torch.split(images, size)])
     return outputs if module.output == LOGITS else outputs / scale(outputs.numpy())

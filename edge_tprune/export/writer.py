@@ -31,7 +31,7 @@ from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
-from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images
+from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images, choosing_modules
 from edge_tprune.files import sha256_file
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
@@ -123,7 +123,8 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
         NegativeAnswer: no sample image can prove these graphs right.
         InternalError: a graph is not its network.
     """
-    steps, done = len(settings.budgets) * len(settings.graphs), 0
+    choosing = len(choosing_modules(settings))  # each takes about as long as a graph
+    steps, done = choosing + len(settings.budgets) * len(settings.graphs), choosing
 
     def step(what: str) -> None:
         nonlocal done
@@ -131,7 +132,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
         done += 1
 
     progress("choosing images", 0, steps)
-    proof = choose_images(loaded, settings)
+    proof = choose_images(loaded, settings, lambda tried: progress("choosing images", tried, steps))
     (folder / _GRAPHS).mkdir()
     weights_file = folder / _GRAPHS / _WEIGHTS
     golden: dict[str, Any] = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}
