@@ -52,7 +52,7 @@ class Predictor:
         bundle: Bundle,
         budget: str,
         engine: Engine,
-        precision: str | None = None,
+        precision: str = "fp32",
         channel_order: ChannelOrder = "rgb",
     ) -> None:
         """Takes over an engine that was opened for this budget.
@@ -61,12 +61,10 @@ class Predictor:
             bundle: the opened bundle.
             budget: its name.
             engine: opened from what `edge_tprune.bundle.engines.prepare` gave.
-            precision: of the graph; by default the one that the bundle was built for first.
+            precision: of its graph.
             channel_order: of uint8 arrays.
         """
-        self.bundle = bundle
-        self.budget = budget
-        self.precision = bundle.budget(budget).artifact(engine.info.runtime, precision).precision
+        self.bundle, self.budget, self.precision = bundle, budget, precision
         self._engine = engine
         self._channel_order = channel_order
         self._turn: AbstractContextManager[Any] = nullcontext() if engine.concurrent else Lock()
@@ -279,6 +277,7 @@ def load_predictor(
     Raises:
         UserError: the file cannot be loaded.
     """
+    precision = bundle.budget(budget).artifact(runtime, precision).precision
     return Predictor(bundle, budget, open_engine(file, runtime, threads=threads), precision, channel_order)
 
 

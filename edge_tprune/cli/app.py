@@ -20,6 +20,7 @@ _COMMANDS = (
     "fit",
     "compare",
     "select",
+    "export",
     "report",
 )
 for _command in _COMMANDS:

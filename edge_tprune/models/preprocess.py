@@ -52,14 +52,14 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
 
         if len(self.mean) == 1:
             image = image.convert("L")
-        resized = image.resize(self._resized(*image.size), Image.Resampling[self.interpolation.upper()])
+        resized = image.resize(self.resized(*image.size), Image.Resampling[self.interpolation.upper()])
         pixels = np.asarray(self._cropped(resized), np.float32) / np.float32(255)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((pixels - mean) / std)
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) before cropping."""
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the resized image, before cropping."""
         goal_h, goal_w = (math.floor(side / self.crop_pct) for side in self.size)
         if self.crop_mode == "squash":
             return goal_w, goal_h
@@ -71,15 +71,27 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
         return round(width / ratio), round(height / ratio)
 
+    def crop_offset(self, width: int, height: int) -> tuple[int, int]:
+        """(left, top) of the crop in a resized image of (width, height); negative where the crop begins before the image, and is filled."""
+        goal_h, goal_w = self.size
+        if width >= goal_w and height >= goal_h:
+            return round((width - goal_w) / 2.0), round((height - goal_h) / 2.0)
+        before = max(0, (goal_w - width) // 2), max(0, (goal_h - height) // 2)
+        left, top = self.crop_offset(max(width, goal_w), max(height, goal_h))
+        return left - before[0], top - before[1]
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The pixel outside the resized image, per channel."""
+        return tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0,) * len(self.mean)
+
     def _cropped(self, image: Image.Image) -> Image.Image:
         from PIL import Image
 
         height, width = self.size
-        left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+        left, top = self.crop_offset(*image.size)
         if image.width >= width and image.height >= height:
             return image.crop((left, top, left + width, top + height))
-        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0,) * len(self.mean)
-        before = max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)
-        canvas = Image.new(image.mode, (max(width, image.width), max(height, image.height)), fill)
-        canvas.paste(image, before)
-        return self._cropped(canvas)
+        canvas = Image.new(image.mode, (width, height), self.fill)
+        canvas.paste(image, (-left, -top))
+        return canvas

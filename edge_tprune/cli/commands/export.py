@@ -1,0 +1,108 @@
+"""`edge-tprune export`: what was chosen, for another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_tprune.cli.options import BundleArgument, Json
+from edge_tprune.cli.root import command
+from edge_tprune.cli.terminal import print_json, print_note
+from edge_tprune.errors import UserError
+
+
+@command(
+    "edge-tprune export bundles/ref --budget 0.65 --format python --out ref-0.65",
+    "edge-tprune export bundles/ref --budget 0.65 --fold-preprocessing --out ref",
+    kept="nothing was written",
+)
+def export(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    budget: Annotated[
+        str | None, typer.Option(help="Name of the budget; may be left out where the bundle has one.", show_default=False)
+    ] = None,
+    format: Annotated[str, typer.Option(help="onnx or python.")] = "onnx",
+    runtime: Annotated[str, typer.Option(help="Whose graph: onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or mixed; by default the first that the bundle was built for.", show_default=False),
+    ] = None,
+    fold_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--fold-preprocessing", help="The graph takes a camera's uint8 frames and resizes, crops and normalises them."
+        ),
+    ] = False,
+    frame_size: Annotated[
+        str | None,
+        typer.Option(metavar="640x480", help="Width and height of these frames; 640x480 by default.", show_default=False),
+    ] = None,
+    bgr: Annotated[bool, typer.Option("--bgr", help="These frames are BGR, as OpenCV gives them.")] = False,
+    top_k: Annotated[
+        int | None, typer.Option(help="The graph gives this many best classes and their probabilities.", show_default=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the model.", show_default=False)] = None,
+    onnxruntime_version: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1.18", help="Of the target, where it is older: takes a graph that it can run.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older export.")] = False,
+    json: Json = False,
+) -> None:
+    """Write one budget as files that another program takes: graph with weights, class names, preprocessing, an image and its answer.
+
+    The exported graph is run on that image, and has to answer as the bundle's does, before anything is written.
+    """
+    from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.bundle.predictor import find_budget
+    from edge_tprune.cli.model_views import require_host
+
+    require_host()
+    from edge_tprune.export.formats.package import export_package
+    from edge_tprune.export.formats.proof import FRAME
+    from edge_tprune.export.formats.request import ExportRequest
+
+    if not fold_preprocessing and (frame_size or bgr):
+        raise UserError(f"{'--frame-size' if frame_size else '--bgr'} is of frames: give --fold-preprocessing too")
+    opened = Bundle.open(bundle)
+    request = ExportRequest(
+        budget=find_budget(opened, budget),
+        format=format,
+        out=out,
+        runtime=runtime,
+        precision=precision,
+        frame=(parse_frame_size(frame_size) if frame_size else FRAME) if fold_preprocessing else None,
+        channel_order="bgr" if bgr else "rgb",
+        top_k=top_k,
+        name=name,
+        onnxruntime_version=onnxruntime_version,
+        force=force,
+    )
+    exported = export_package(opened, request)
+    if json:
+        print_json({**exported.about, "path": str(exported.path), "files": list(exported.files)})
+    else:
+        print(exported.path)
+    print_note(
+        f"checked on {exported.path / 'golden.png'}: off by {exported.difference:.2g}. How to use it: {exported.path / 'README.md'}"
+    )
+
+
+def parse_frame_size(text: str) -> tuple[int, int]:
+    """(height, width) of "640x480".
+
+    Raises:
+        UserError: it is no size, or out of range.
+    """
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        raise UserError(f"--frame-size {text!r} is no width and height such as 640x480") from error
+    if not (16 <= width <= 8192 and 16 <= height <= 8192):
+        raise UserError(f"--frame-size {text} is out of range: each side is from 16 to 8192 pixels")
+    return height, width

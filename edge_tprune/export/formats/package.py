@@ -1,0 +1,247 @@
+"""Writes what was chosen as a directory that another program takes, and proves it by running it before it is handed over.
+
+Every package holds model.onnx (weights inside), model.json (names, shapes, preprocessing), labels.txt, golden.png and golden.json (an image
+and the answer to it) and README.md; each format adds its own. It appears at its place whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import helper
+from PIL import Image
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import Artifact, Budget
+from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.bundle.predictor import Predictor
+from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.export.formats import onnx_file, proof, python_loader
+from edge_tprune.export.formats.graphs import add_top_k, fold_preprocessing, opset, read_graph
+from edge_tprune.export.formats.request import (
+    ABOUT,
+    FORMAT,
+    GOLDEN_ANSWER,
+    GOLDEN_IMAGE,
+    GRAPH,
+    LABELS,
+    ONNXRUNTIME,
+    VERSION,
+    ExportRequest,
+    Package,
+)
+from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, sha256_file
+from edge_tprune.version import __version__
+
+FORMATS: dict[str, ModuleType] = {"onnx": onnx_file, "python": python_loader}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it was proved."""
+
+    path: Path
+    files: tuple[str, ...]  #: relative to it
+    difference: float  #: of the outputs for the golden image from those of the bundle's graph
+    about: dict[str, Any]  #: model.json
+
+
+def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
+    """Exports one budget of an opened bundle.
+
+    Raises:
+        UserError: an unknown format, a directory that is there, a graph that the format or the target cannot hold.
+        NegativeAnswer: the bundle fails its golden check, or the exported graph does not answer as the bundle's.
+    """
+    if request.format not in FORMATS:
+        raise UserError(
+            f"unknown format {request.format!r}.{did_you_mean(request.format, FORMATS)} Known: {', '.join(FORMATS)}"
+        )
+    module = FORMATS[request.format]
+    budget = bundle.budget(request.budget)
+    artifact = choose_graph(budget, request)
+    name = request.name or f"{bundle.name}-{budget.name}".replace("/", "-")
+    module.check(request, bundle, artifact, name)
+    target = module.place(request, name)
+    _check_place(target, request.force)
+    with proof.open_reference(bundle, budget.name, artifact) as reference, _staging(target) as folder:
+        model = read_graph(bundle, artifact)
+        check_free_space(folder, model.ByteSize())
+        if request.frame is not None:
+            fold_preprocessing(model, bundle.manifest.preprocessing, request.frame, request.channel_order)
+        if request.top_k is not None:
+            add_top_k(model, request.top_k)
+        getattr(module, "change_graph", lambda *_: None)(model, bundle)
+        onnx.save(model, str(folder / GRAPH))
+        about = _describe(bundle, budget, artifact, request, model, name)
+        about["graph_sha256"] = sha256_file(folder / GRAPH)
+        package = Package(
+            folder=folder,
+            request=request,
+            bundle=bundle,
+            budget=budget,
+            artifact=artifact,
+            name=name,
+            about=about,
+            labels=tuple(" ".join(label.split()) for label in reference.labels),  # one a line
+        )
+        about["golden_difference"] = difference = _write_golden(package, reference)
+        if package.labels:
+            package.write(LABELS, "".join(f"{label}\n" for label in package.labels))
+        package.write(ABOUT, json.dumps(about, indent=1) + "\n")
+        module.write(package)
+        files = tuple(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()))
+        _move(folder, target)
+    return Exported(target, files, difference, about)
+
+
+def choose_graph(budget: Budget, request: ExportRequest) -> Artifact:
+    """The graph that the target can run.
+
+    Raises:
+        UserError: there is none, naming the version that the graph needs.
+    """
+    artifact = budget.artifact(request.runtime, request.precision)
+    if request.onnxruntime_version is None or request.runtime != "onnxruntime":
+        return artifact
+    others = [a for a in budget.artifacts if a.is_graph and a.precision == artifact.precision]
+    wanted = _version(request.onnxruntime_version)
+    for graph in (artifact, *others):
+        if wanted >= _version(_needs(graph)):
+            return graph
+    raise UserError(
+        f"the graph of budget {budget.name} uses operators of opset 23, which ONNX Runtime has from {_needs(artifact)} on, and the target has "
+        f"{request.onnxruntime_version}: build with --runtime onnxruntime,tensorrt, which also writes graphs of opset 18"
+    )
+
+
+def _needs(artifact: Artifact) -> str:
+    return ONNXRUNTIME[23 if artifact.form == "attention-op" else 18]
+
+
+def _version(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(".")[:2])
+    except ValueError as error:
+        raise UserError(f"--onnxruntime-version {text!r} is no version such as 1.18") from error
+
+
+def _describe(
+    bundle: Bundle, budget: Budget, artifact: Artifact, request: ExportRequest, model: onnx.ModelProto, name: str
+) -> dict[str, Any]:
+    """model.json, but for what depends on the files."""
+    (image,) = model.graph.input
+    method = budget.method or bundle.manifest.method
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tool_version": __version__,
+        "name": name,
+        "model": bundle.manifest.model.name,
+        "method": method.name,
+        "budget": budget.name,
+        "macs_share": budget.macs_share,
+        "tokens_after_blocks": list(budget.schedule),
+        "precision": artifact.precision,
+        "bundle_fingerprint": bundle.manifest.fingerprint,
+        "input": _tensor(image),
+        "outputs": [_tensor(output) for output in model.graph.output],
+        "opset": opset(model),
+        "onnxruntime": ONNXRUNTIME[opset(model)],
+        "preprocessing": None if request.frame else msgspec.to_builtins(bundle.manifest.preprocessing),
+        "channel_order": request.channel_order,
+        "classes": bundle.manifest.model.classes,
+    }
+
+
+def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = value.type.tensor_type
+    shape = [dim.dim_value for dim in kind.shape.dim]
+    return {"name": value.name, "dtype": np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, "shape": shape}
+
+
+def _write_golden(package: Package, reference: Predictor) -> float:
+    """Writes the golden image and the answer to it, and proves the exported graph on it; returns the difference."""
+    request, shape = package.request, package.input["shape"]
+    picture = proof.choose_golden_image(reference, request.frame or proof.FRAME)
+    picture.save(package.folder / GOLDEN_IMAGE)
+    expected = reference(picture)
+    batch = np.zeros(shape, package.input["dtype"])
+    batch[0] = _prepare(package, reference, picture)
+    outputs = [output[0] for output in proof.run_graph(package.folder / GRAPH, batch)]
+    kind = package.bundle.manifest.model.output.name
+    resized = request.frame is not None
+    difference = proof.prove(outputs, expected, kind, package.artifact.precision, resized=resized)
+    answer: dict[str, Any] = {"image": GOLDEN_IMAGE, "output": kind}
+    if kind == LOGITS:
+        best = np.argsort(-expected, kind="stable")[:5]
+        top = zip(best, reference.top(expected))
+        answer["top"] = [{"class": int(i), "label": package.labels[i], "probability": round(p, 6)} for i, (_, p) in top]
+        answer["logits"] = [float(value) for value in expected]
+    else:
+        answer["first_values"] = [float(value) for value in expected.ravel()[:16]]
+    package.write(GOLDEN_ANSWER, json.dumps(answer, indent=1) + "\n")
+    return difference
+
+
+def _prepare(package: Package, reference: Predictor, picture: Image.Image) -> np.ndarray:
+    """The golden image as the exported graph takes it."""
+    if package.request.frame is None:
+        prepare = getattr(FORMATS[package.request.format], "prepare", None)
+        return reference.preprocess(picture) if prepare is None else np.asarray(prepare(package.bundle, picture))
+    frame = np.asarray(picture)
+    return frame[..., ::-1] if package.request.channel_order == "bgr" else frame
+
+
+def _check_place(target: Path, force: bool) -> None:
+    """Refuses a directory that is there, unless it is an older export and may be replaced."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    ours = False
+    for file in (target / ABOUT, target / "1" / ABOUT):
+        try:
+            ours = ours or json.loads(file.read_text(encoding="utf-8")).get("format") == FORMAT
+        except (OSError, ValueError, AttributeError):
+            continue
+    if not force:
+        raise UserError(f"{target} exists: choose another --out{', or give --force to replace it' if ours else ''}")
+    if not ours:
+        raise UserError(
+            f"{target} exists and is no export of edge-tprune: it is not replaced. Choose another --out, or remove it"
+        )
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    with clear_write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.exporting-", dir=target.parent))
+        try:
+            folder.chmod(directory_mode())
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: Path, target: Path) -> None:
+    old = folder.with_name(f"{folder.name}.old")
+    if target.exists():
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""The image that comes with a package, the answer to it, and the run by which a package is proved before it is handed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.golden import TOLERANCE, golden_tolerance
+from edge_tprune.bundle.manifest import Artifact
+from edge_tprune.bundle.outputs import LOGITS, max_difference
+from edge_tprune.bundle.predictor import Predictor
+from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.models.preprocess import Preprocessing
+from edge_tprune.runtime.engine import open_engine
+
+FRAME = (480, 640)  #: (height, width) of the golden image where the graph does not say it
+PIXEL_TOLERANCE = 0.1
+"""How far the outputs may be off where the graph resizes: one pixel in ten thousand may be rounded the other way (`formats.resize`)."""
+
+
+def open_reference(bundle: Bundle, budget: str, artifact: Artifact, threads: int = 1) -> Predictor:
+    """The bundle's own graph in ONNX Runtime, which has to pass its golden check.
+
+    Raises:
+        NegativeAnswer: it does not: nothing may be exported.
+    """
+    model = Predictor(
+        bundle, budget, open_engine(bundle.path / artifact.file, "onnxruntime", threads=threads), artifact.precision
+    )
+    try:
+        model.check()
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def choose_golden_image(model: Predictor, frame: tuple[int, int]) -> Image.Image:
+    """Of the bundle's golden images the one whose best class is surest, as an image of `frame` (height, width)."""
+    images = model.bundle.golden().images
+    images = images.reshape(-1, *images.shape[2:])
+    pictures = [
+        to_picture(image, model.bundle.manifest.preprocessing).resize(frame[::-1], Image.Resampling.BICUBIC) for image in images
+    ]
+    if model.bundle.manifest.model.output.name != LOGITS:
+        return pictures[0]
+    ranked = np.sort(model(pictures), axis=1)
+    return pictures[int((ranked[:, -1] - ranked[:, -2]).argmax())]
+
+
+def to_picture(image: np.ndarray, preprocessing: Preprocessing) -> Image.Image:
+    """The picture of a prepared image (C, H, W)."""
+    mean, std = (np.array(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    pixels = np.clip(np.round((image * std + mean) * 255), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).convert("RGB")
+
+
+def run_graph(file: Path, batch: np.ndarray) -> list[np.ndarray]:
+    """What a graph gives for a batch, in ONNX Runtime.
+
+    Raises:
+        UserError: this ONNX Runtime cannot run it.
+    """
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        return list(session.run(None, {session.get_inputs()[0].name: batch}))
+    except Exception as error:  # its exception types share no base
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot run the exported graph: {line}") from error
+
+
+def prove(outputs: list[np.ndarray], expected: np.ndarray, kind: str, precision: str, *, resized: bool) -> float:
+    """Holds what the exported graph gives for the golden image against what the bundle's graph gives; returns the difference.
+
+    Args:
+        outputs: of the exported graph, for one image: its output (...), or probabilities (k,) and classes (k,).
+        expected: the bundle's output for it.
+        kind: of that.
+        precision: of the graph.
+        resized: whether the graph resizes the image.
+
+    Raises:
+        NegativeAnswer: they are not the same.
+    """
+    allowed = (
+        max(PIXEL_TOLERANCE, golden_tolerance(precision, kind=kind))
+        if resized
+        else golden_tolerance(precision, TOLERANCE, kind)
+    )
+    if len(outputs) == 2:
+        probabilities, classes = outputs
+        exact = np.exp(expected.astype(np.float64) - expected.max())
+        exact /= exact.sum()
+        difference = float(np.abs(probabilities - np.sort(exact)[::-1][: len(probabilities)]).max())
+        same = int(classes[0]) == int(expected.argmax())
+    else:
+        difference = max_difference(kind, outputs[0], expected)
+        same = kind != LOGITS or int(outputs[0].argmax()) == int(expected.argmax())
+    if not (difference <= allowed and same):
+        raise NegativeAnswer(
+            f"the exported graph does not answer as the bundle's: its outputs are off by {difference:.3g} (allowed {allowed:g}), "
+            f"the best class is {'the same' if same else 'another'}. Nothing was written"
+        )
+    return difference

@@ -1,0 +1,69 @@
+"""What is asked of an export, and what a format's module is handed to write its own files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import Artifact, Budget
+
+FORMAT, VERSION = "edge-tprune-export", 1
+GRAPH, LABELS, ABOUT, GOLDEN_IMAGE, GOLDEN_ANSWER = "model.onnx", "labels.txt", "model.json", "golden.png", "golden.json"
+
+#: Version of ONNX's operators -> the first ONNX Runtime that runs graphs in it. Opset 23 is used for its `Attention` operator.
+ONNXRUNTIME = {18: "1.14", 23: "1.23"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What to export, and how."""
+
+    budget: str  #: of the bundle, by name
+    format: str
+    out: Path
+    runtime: str = "onnxruntime"  #: whose form of the graph
+    precision: str | None = None  #: by default the one that the bundle was built for first
+    frame: tuple[int, int] | None = None  #: (height, width) of uint8 frames whose preprocessing is folded into the graph
+    channel_order: str = "rgb"  #: of such frames
+    top_k: int | None = None  #: classes that the graph gives instead of logits
+    name: str | None = None  #: what the model is called where it goes
+    onnxruntime_version: str | None = None  #: of the target, where it is older than this machine's
+    force: bool = False  #: replace an older export
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A package that is being written: its graph and its common files are in `folder` already."""
+
+    folder: Path
+    request: ExportRequest
+    bundle: Bundle
+    budget: Budget
+    artifact: Artifact
+    name: str
+    about: dict[str, Any]  #: model.json
+    labels: tuple[str, ...]
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """name, dtype and shape of the graph's input."""
+        found: dict[str, Any] = self.about["input"]
+        return found
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """The same of its outputs."""
+        found: list[dict[str, Any]] = self.about["outputs"]
+        return found
+
+    def write(self, name: str, text: str) -> None:
+        """A text file of the package."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    def copy_template(self, template: str, name: str) -> None:
+        """A file that every package of a format has alike."""
+        self.write(name, (Path(__file__).parent / "templates" / template).read_text(encoding="utf-8"))

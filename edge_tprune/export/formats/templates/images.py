@@ -1,0 +1,67 @@
+"""From an image to what the network takes, and from its scores to names. Needs numpy and pillow. Part of a package that edge-tprune exported."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def read_description(folder: Path = FOLDER) -> dict[str, Any]:
+    """What model.json says: inputs, outputs, preprocessing."""
+    description: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    return description
+
+
+def prepare(image: Image.Image, description: dict[str, Any]) -> np.ndarray:
+    """One image as the graph takes it: uint8 (H, W, 3) where the graph prepares frames itself, else float32 (C, H, W)."""
+    given = description["preprocessing"]
+    if given is None:
+        height, width = description["input"]["shape"][1:3]
+        if image.size != (width, height):
+            raise SystemExit(
+                f"the graph takes frames of {width} x {height} pixels, and this image has {image.size[0]} x {image.size[1]}"
+            )
+        frame = np.asarray(image.convert("RGB"))
+        return frame[..., ::-1] if description["channel_order"] == "bgr" else frame
+    channels, height, width = given["input_size"]
+    image = image.convert("RGB" if channels == 3 else "L")
+    resized = image.resize(_resized(image.size, given), Image.Resampling[given["interpolation"].upper()])
+    fill = tuple(round(255 * value) if given["crop_mode"] == "border" else 0 for value in given["mean"])
+    left, top = (_offset(size, goal) for size, goal in zip(resized.size, (width, height)))
+    canvas = Image.new(image.mode, (width, height), fill if channels == 3 else fill[0])
+    canvas.paste(resized, (-left, -top))
+    pixels = np.asarray(canvas, np.float32).reshape(height, width, channels).transpose(2, 0, 1) / np.float32(255)
+    mean, std = (np.array(given[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    return np.ascontiguousarray((pixels - mean) / std)
+
+
+def _resized(size: tuple[int, int], given: dict[str, Any]) -> tuple[int, int]:
+    width, height = size
+    goal_h, goal_w = (math.floor(side / given["crop_pct"]) for side in given["input_size"][1:])
+    if given["crop_mode"] == "squash":
+        return goal_w, goal_h
+    if given["crop_mode"] == "center" and goal_h == goal_w:
+        longer = int(goal_h * max(size) / min(size))
+        return (goal_h, longer) if width <= height else (longer, goal_h)
+    ratio = (max if given["crop_mode"] == "border" else min)(width / goal_w, height / goal_h)
+    return round(width / ratio), round(height / ratio)
+
+
+def _offset(size: int, goal: int) -> int:
+    return round((size - goal) / 2.0) if size >= goal else -((goal - size) // 2)
+
+
+def best(outputs: list[np.ndarray], count: int = 5, folder: Path = FOLDER) -> list[tuple[str, float]]:
+    """(label, probability) of the best classes of one image, from the graph's outputs without their axis of images."""
+    labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+    if len(outputs) == 2:  # probabilities and classes: the graph has chosen
+        return [(labels[int(i)], float(p)) for p, i in zip(*outputs)][:count]
+    exact = np.exp(outputs[0].astype(np.float64) - outputs[0].max())
+    return [(labels[i], float(exact[i] / exact.sum())) for i in np.argsort(-exact, kind="stable")[:count]]

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import edge_tprune
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.export.formats import proof
+from edge_tprune.export.formats.package import FORMATS, export_package
+from edge_tprune.export.formats.request import ExportRequest
+from edge_tprune.models.class_names import ClassNames
+from tests.export.formats.alone import run_alone
+
+COMMON = {"README.md", "golden.json", "golden.png", "labels.txt", "model.json", "model.onnx"}
+LABELS = ("Tinca tinca, tench", "goldfish", "white\nshark", "tiger shark", "hammerhead", "rock")
+
+
+@pytest.fixture(scope="module")
+def named(built: Path) -> Bundle:
+    """The bundle, with names of its classes."""
+    bundle = Bundle.open(built)
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, class_names=ClassNames(LABELS, "test", LABELS)))
+
+
+def request(out: Path, **changes: Any) -> ExportRequest:
+    return ExportRequest(**{"budget": "0.6", "format": "onnx", "out": out} | changes)
+
+
+def test_one_file_runs_without_its_bundle(named: Bundle, tmp_path: Path) -> None:
+    exported = export_package(named, request(tmp_path / "out"))
+    assert set(exported.files) == COMMON == {file.name for file in exported.path.iterdir()}
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    about, golden = (json.loads((tmp_path / "moved" / name).read_text()) for name in ("model.json", "golden.json"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "moved/model.onnx"), providers=["CPUExecutionProvider"])
+    assert about["input"] == {"name": "image", "dtype": "float32", "shape": [1, 3, 48, 48]}
+    picture = Image.open(tmp_path / "moved/golden.png")
+    (logits,) = session.run(None, {"image": named.manifest.preprocessing(picture)[None]})
+    np.testing.assert_allclose(logits[0], golden["logits"], atol=1e-4)
+    assert (tmp_path / "moved/labels.txt").read_text().splitlines()[:3] == ["Tinca tinca", "goldfish", "white shark"]
+    assert golden["top"][0]["label"] in (tmp_path / "moved/README.md").read_text()
+    assert len((tmp_path / "moved/README.md").read_text().splitlines()) < 30
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_photographs_through_the_folded_graph_and_through_pillow_get_the_same_answer(
+    named: Bundle, tmp_path: Path, runtime: str
+) -> None:
+    photographs = load_sample_images().images  # two JPEGs of 640 x 427
+    exported = export_package(named, request(tmp_path / "out", runtime=runtime, frame=photographs[0].shape[:2]))
+    assert exported.difference < 0.1
+    session = onnxruntime.InferenceSession(str(exported.path / "model.onnx"), providers=["CPUExecutionProvider"])
+    with edge_tprune.open(named, budget=0.6, threads=1) as model:
+        for photograph in photographs:
+            (logits,) = session.run(None, {"frames": photograph[None]})
+            np.testing.assert_allclose(logits[0], model(photograph), atol=proof.PIXEL_TOLERANCE)
+
+
+@pytest.mark.parametrize("options", [{}, {"frame": (48, 64), "top_k": 3, "channel_order": "bgr"}], ids=["plain", "folded"])
+def test_the_python_loader_needs_its_requirements_alone(named: Bundle, tmp_path: Path, options: dict[str, Any]) -> None:
+    exported = export_package(named, request(tmp_path / "out", format="python", **options))
+    assert set(exported.files) == COMMON | {"classify.py", "images.py", "requirements.txt"}
+    program, needs = exported.path / "classify.py", exported.path / "requirements.txt"
+    photograph = tmp_path / "photograph.jpg"
+    Image.fromarray(load_sample_images().images[1]).resize((64, 48)).save(photograph)
+    done = run_alone(program, str(photograph), str(exported.path / "golden.png"), requirements=needs, folder=tmp_path / "site")
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    golden = json.loads((exported.path / "golden.json").read_text())
+    count = options.get("top_k", 5)
+    with edge_tprune.open(named, budget=0.6, threads=1) as model:
+        expected = [(" ".join(label.split()), p) for label, p in model.top(model(photograph), count)]
+    for lines, answers in (
+        (printed[1 : 1 + count], expected),
+        (printed[2 + count :], [(a["label"], a["probability"]) for a in golden["top"][:count]]),
+    ):
+        assert [line.split(None, 1)[1] for line in lines] == [label for label, _ in answers]
+        assert [float(line.split("%")[0]) / 100 for line in lines] == pytest.approx([p for _, p in answers], abs=0.002)
+
+
+def test_the_python_loader_prepares_images_as_timm_does_in_every_mode(
+    named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_package(named, request(tmp_path / "out", format="python"))
+    monkeypatch.syspath_prepend(str(tmp_path / "out"))
+    import images  # type: ignore[import-not-found]
+
+    photograph = Image.fromarray(load_sample_images().images[0])
+    for mode in ("center", "squash", "border"):
+        for size in ((48, 48), (48, 32)):
+            for shape in ((640, 427), (100, 300), (48, 48)):
+                changed = {"crop_mode": mode, "input_size": [3, *size], "mean": [0.5, 0.4, 0.3]}
+                record = msgspec.to_builtins(named.manifest.preprocessing) | changed
+                picture = photograph.resize(shape)
+                expected = msgspec.convert(record, type(named.manifest.preprocessing))(picture)
+                np.testing.assert_array_equal(images.prepare(picture, {"preprocessing": record}), expected)
+
+
+def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("precious")
+    with pytest.raises(UserError, match=r"mine exists: choose another --out$"):
+        export_package(named, request(tmp_path / "mine"))
+    with pytest.raises(UserError, match="is no export of edge-tprune"):
+        export_package(named, request(tmp_path / "mine", force=True))
+    (tmp_path / "empty").mkdir()
+    export_package(named, request(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"empty exists: choose another --out, or give --force to replace it$"):
+        export_package(named, request(tmp_path / "empty"))
+    export_package(named, request(tmp_path / "empty", budget="1.0", force=True))
+    assert json.loads((tmp_path / "empty/model.json").read_text())["budget"] == "1.0"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(
+    named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for changes, message in (
+        ({"format": "onyx"}, r"unknown format 'onyx'\. Did you mean onnx\?"),
+        ({"budget": "0.7"}, "no budget '0.7'"),
+        ({"precision": "fp16"}, "no file for runtime 'onnxruntime' in fp16"),
+        ({"top_k": 7}, "--top-k 7 is out of range: the model has 6 classes"),
+        ({"format": "python", "runtime": "tensorrt"}, "no loader for tensorrt"),
+        ({"onnxruntime_version": "1.9"}, "opset 23, which ONNX Runtime has from 1.23 on, and the target has 1.9"),
+        ({"onnxruntime_version": "new"}, "--onnxruntime-version 'new'"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            export_package(named, request(tmp_path / "out", **changes))
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(proof, "run_graph", lambda file, batch: [np.zeros((1, 6), np.float32)])
+    with pytest.raises(NegativeAnswer, match="does not answer as the bundle's"):
+        export_package(named, request(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_fails_its_golden_check_is_not_exported(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copy(bundle.path / "onnx/1.0.attention-op.onnx", bundle.path / "onnx/0.6.attention-op.onnx")
+    with pytest.raises(NegativeAnswer, match=r"budget 0\.6 failed its golden check"):
+        export_package(bundle, request(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_older_onnxruntime_gets_a_graph_that_it_can_run(named: Bundle, tmp_path: Path) -> None:
+    old = export_package(named, request(tmp_path / "old", onnxruntime_version="1.18"))
+    new = export_package(named, request(tmp_path / "new", onnxruntime_version="1.23"))
+    assert [(e.about["opset"], e.about["onnxruntime"]) for e in (old, new)] == [(18, "1.14"), (23, "1.23")]
+
+
+def test_every_format_says_what_it_is() -> None:
+    for name, module in FORMATS.items():
+        assert module.__doc__ is not None
+        assert f"`{name}`" in module.__doc__
