@@ -2,7 +2,7 @@
 
     bundle/
       manifest.json        everything below, described and hashed (types: `edge_tprune.bundle.manifest`)
-      onnx/weights.bin     the external data of every graph; graphs in fp16 and mixed share one half precision set in it
+      onnx/weights.bin     the external data of every graph; graphs in fp16 and mixed share one half precision set in it, those in int8 one of integers
       onnx/<budget>.<form>[.<precision>].onnx
       engines/*.plan       engine files of TensorRT-RTX built ahead of time, each with a .json that says how
       golden.npz           input (G, B, 3, H, W) and, per budget, <output>/<name> (G, B, ...), float32: logits/0.65

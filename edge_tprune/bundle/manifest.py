@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 ENGINE_FILE = "engine"  #: the form of an artifact that is an engine file, not a graph
 
-Precision = Literal["fp32", "fp16", "mixed"]
+Precision = Literal["fp32", "fp16", "mixed", "int8"]
 OptionValue = bool | int | float | str | None
 
 
@@ -129,6 +129,10 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     vectors: VectorCloseness | None = None
     module_vectors: VectorCloseness | None = None  #: of the half precision module itself, in PyTorch
     allowed_cosine_distance: Distance | None = None  #: what a graph in half precision was held to
+    loss: float | None = (
+        None  #: of an INT8 graph, on calibration's last photos: how much farther from the unpruned network than in float32
+    )
+    allowed_loss: Distance | None = None  #: nats, or of outputs other than logits cosine distance
 
     def __post_init__(self) -> None:
         if (self.max_abs_logit_difference is None) == (self.vectors is None):
@@ -150,6 +154,24 @@ class EvaluationData(msgspec.Struct, frozen=True, kw_only=True):
     images: Count
     labelled: bool
     sha256: Sha256
+
+
+class RangeRule(msgspec.Struct, frozen=True, kw_only=True):
+    """How the ranges of layers were found, for one integer type."""
+
+    name: str  #: "min-max", "percentile", "entropy", "mean-square"
+    distances: dict[str, Distance]  #: by rule: how far its networks were from float32, in nats or cosine distance
+
+
+class Quantization(msgspec.Struct, frozen=True, kw_only=True):
+    """How the INT8 graphs were calibrated."""
+
+    data: EvaluationData
+    watched: Count  #: photos on which the layers' inputs were watched
+    chosen_on: Count  #: photos on which the rules competed
+    judged: Count  #: photos on which each graph was judged; `Parity.images`
+    rules: dict[str, RangeRule]  #: by integer type of the layers' inputs
+    float_layers: tuple[str, ...]  #: that stayed floats
 
 
 class ImageBits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -255,7 +277,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parity: dict[str, Parity]  #: by `Artifact.key`
     accuracy: Accuracy | None  #: in float32; null until `eval` ran
     artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
-    accuracy_by_precision: dict[Annotated[str, Meta(pattern="^(fp16|mixed)$")], Accuracy] = {}
+    accuracy_by_precision: dict[Annotated[str, Meta(pattern="^(fp16|mixed|int8)$")], Accuracy] = {}
     method: Method | None = None  #: its own, where it differs from the bundle's
 
     def accuracy_in(self, precision: str) -> Accuracy | None:
@@ -301,6 +323,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     budgets: Annotated[tuple[Budget, ...], Meta(min_length=1)]
     files: dict[str, FileEntry]  #: by relative path: everything that belongs to the bundle and is not an artifact
     class_names: ClassNames | None = None
+    quantization: Quantization | None = None  #: of INT8 graphs
 
     @property
     def all_files(self) -> dict[str, FileEntry]:

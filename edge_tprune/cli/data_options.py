@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.models.class_names import ClassNames
     from edge_tprune.models.data import Dataset
+    from edge_tprune.models.loading import LoadedModel
+
+_CANVASES = 112  # of the reference task, to calibrate on
 
 ClassMapFile = Annotated[
     Path | None,
@@ -77,6 +80,31 @@ def open_data(
     if dataset.left_out:
         print_note(f"{dataset.name}: left out {describe_left_out(dataset.left_out)}")
     return dataset
+
+
+def open_photos(loaded: LoadedModel, source: str | None, precisions: list[str], quiet: bool) -> Dataset | None:
+    """The photos that int8 is calibrated on, all of them readable; None where nothing is to be calibrated. Labels play no part.
+
+    Args:
+        loaded: the model.
+        source: a directory, or "reference"; by default the reference model's own training canvases.
+        precisions: that are asked for.
+        quiet: show no progress.
+
+    Raises:
+        UserError: no such directory, no photos in it, some that cannot be read.
+    """
+    from edge_tprune.models.data import REFERENCE
+    from edge_tprune.reduction.precision import INTEGERS
+
+    if source is None and INTEGERS in precisions and loaded.name == REFERENCE:
+        source = REFERENCE
+    if source is None:
+        return None
+    classes = int(getattr(loaded.model, "num_classes", 0))
+    return open_data(
+        source, classes, limit=_CANVASES if source == REFERENCE else None, training=True, labels=False, quiet=quiet
+    )
 
 
 def known_class_names(bundle: Bundle) -> ClassNames | None:

@@ -102,6 +102,7 @@ def _fingerprint(loaded: LoadedModel, settings: BuildSettings) -> str:
             "output": [settings.output, settings.normalize],
             "batch": settings.batch,
             "graphs": [[graph.runtime, graph.precision] for graph in settings.graphs],
+            "calibration": None if settings.calibration is None else [settings.calibration.fingerprint, settings.float_layers],
         }
     )
 

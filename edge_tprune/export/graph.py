@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import onnx
+import onnxscript
 import torch
 from onnx import numpy_helper
 from torch import Tensor
@@ -24,7 +25,8 @@ from torch import Tensor
 from edge_tprune.errors import InternalError
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
-from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision
+from edge_tprune.reduction.precision import DEFAULT, INTEGERS, Precision
+from edge_tprune.reduction.quantization import UINT8, IntegerType
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW
 
 INPUT = "image"
@@ -77,16 +79,33 @@ class Form:
     opset: int
     attention: AttentionForm
     precisions: tuple[str, ...]  #: that are worth writing in it
+    inputs: IntegerType = UINT8  #: of layers that multiply integers
 
 
-_EXPLICIT = Form("explicit", 18, explicit_attention, tuple(PRECISIONS))
+_EXPLICIT = Form("explicit", 18, explicit_attention, (DEFAULT, "fp16", "mixed"))
 FORMS = {
-    "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT,)),
+    "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT, INTEGERS)),
     "tensorrt": _EXPLICIT,
     "tensorrt-rtx": _EXPLICIT,
 }
 """By runtime. ONNX Runtime gains from the operator; TensorRT reads it only from 10.14 and fuses the explicit pattern before that. ONNX Runtime
-computes half precision on a CPU by casting to float32 and back: nothing to gain."""
+computes half precision on a CPU by casting to float32 and back: nothing to gain. Integers it multiplies fastest as unsigned inputs and signed weights."""
+
+
+def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """How ONNX writes the operations of `edge_tprune.reduction.quantization`."""
+    op = getattr(onnxscript, f"opset{opset}")
+
+    def quantize(x: Any, scale: Any, zero_point: Any) -> Any:
+        return op.QuantizeLinear(x, scale, zero_point)
+
+    def dequantize(q: Any, scale: Any, zero_point: Any = None) -> Any:
+        if zero_point is None:  # a weight (in, out), with a scale for each output
+            return op.DequantizeLinear(q, scale, axis=1)
+        return op.DequantizeLinear(q, scale, zero_point)
+
+    operations = torch.ops.edge_tprune
+    return {operations.quantize.default: quantize, operations.dequantize.default: dequantize}
 
 
 def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
@@ -109,6 +128,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
                 opset_version=form.opset,
                 input_names=[INPUT],
                 output_names=[_UNNAMED],
+                custom_translation_table=_translations(form.opset) if pruned.precision.integers else None,
                 verbose=False,
             )
     finally:
@@ -193,6 +213,7 @@ def check(model: onnx.ModelProto, schedule: tuple[int, ...], precision: Precisio
     if realised != tuple(schedule):
         raise GraphError(f"the graph keeps {list(realised)} tokens after its blocks, but the schedule says {list(schedule)}")
     _check_precision(model, values, precision)
+    _check_integers(model, precision.integers)
 
 
 _PRODUCTS = {"MatMul", "Gemm", "Conv"}
@@ -233,6 +254,19 @@ def _check_precision(model: onnx.ModelProto, values: Values, precision: Precisio
                 raise GraphError(f"{node.name} computes in half precision, where {precision.name} asks for float32")
         elif precision.products == torch.float16 and node.op_type in _PRODUCTS and node.name.startswith(_NETWORK):
             raise GraphError(f"{node.name} computes in float32, where {precision.name} asks for half precision")
+
+
+def _check_integers(model: onnx.ModelProto, wanted: bool) -> None:
+    """Both operands of a product are integers, or neither; nothing but products reads integers."""
+    source = {name: node.op_type for node in model.graph.node for name in node.output}
+    found = 0
+    for node in model.graph.node:
+        integer = [source.get(name) == "DequantizeLinear" for name in node.input]
+        if any(integer) and not (node.op_type == "MatMul" and all(integer)):
+            raise GraphError(f"{node.name} reads integers, which only products of integers may")
+        found += any(integer)
+    if wanted != bool(found):
+        raise GraphError(f"the graph has {found} products of integers")
 
 
 def _infer(model: onnx.ModelProto) -> Values:

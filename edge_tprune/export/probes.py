@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_tprune.export.settings import DEFAULT_RUNTIMES, BudgetRequest, BuildSettings, decide
+from edge_tprune.models.data import Dataset
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import check_method, network_shape
@@ -26,6 +28,8 @@ def decide_probes(
     precisions: Sequence[str] = (DEFAULT,),
     output: str | None = None,
     normalize: bool = False,
+    calibration: Dataset | None = None,
+    float_layers: Sequence[str] = (),
 ) -> BuildSettings:
     """Decides a build of at most 15 graphs: the unpruned network, slices, and steps of `methods`.
 
@@ -33,7 +37,7 @@ def decide_probes(
         loaded: the model.
         methods: names of those whose steps are to be known.
         options: of a method, by its name.
-        batch, runtimes, precisions, output, normalize: as for `edge_tprune.export.settings.decide`.
+        batch, runtimes, precisions, output, normalize, calibration, float_layers: as for `edge_tprune.export.settings.decide`.
 
     Raises:
         UserError: an unknown method or one that the model cannot have, more methods than 15 graphs can tell of, a network too small.
@@ -65,4 +69,7 @@ def decide_probes(
         label=LABEL,
         output=output,
         normalize=normalize,
+        calibration=calibration,
+        float_layers=float_layers,
+        allowed_loss=math.inf,  # a slice's answers are nobody's
     )

@@ -10,14 +10,17 @@ from typing import Any
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.export.graph import FORMS, Form
 from edge_tprune.models.adapter import LOGITS
+from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, check_output
-from edge_tprune.reduction.precision import DEFAULT, precision
+from edge_tprune.reduction.precision import DEFAULT, INTEGERS, precision
 from edge_tprune.schedule import TOLERANCE, NetworkShape, Schedule, from_tokens
 
 DEFAULT_RUNTIMES = ("onnxruntime",)
+
+ALLOWED_LOSS = 0.05  #: nats, or of outputs other than logits cosine distance, in INT8
 
 EXACT = "exact"
 """The budget of the unpruned network whose last block computes only what the head reads: the same output for fewer MACs, and no pruning."""
@@ -67,6 +70,9 @@ class BuildSettings:
     graphs: tuple[GraphSettings, ...]  #: the first of a runtime is what it is given that is asked for no precision
     batch: int
     label: str = ""  #: what the bundle's name says beside the model's; the method by default
+    calibration: Dataset | None = None  #: photos, where a graph is in INT8
+    float_layers: tuple[str, ...] = ()  #: that stay floats there
+    allowed_loss: float = ALLOWED_LOSS  #: of a graph in INT8; infinite where its answers are not wanted
 
     @property
     def shape(self) -> NetworkShape:
@@ -119,6 +125,9 @@ def decide(
     label: str = "",
     output: str | None = None,
     normalize: bool = False,
+    calibration: Dataset | None = None,
+    float_layers: Sequence[str] = (),
+    allowed_loss: float = ALLOWED_LOSS,
 ) -> BuildSettings:
     """Decides everything about a build; refuses what cannot be before any work is done.
 
@@ -137,6 +146,9 @@ def decide(
         label: what the bundle's name says beside the model's; the method by default, and the output where it is not logits.
         output: what the graphs give, one of `edge_tprune.models.adapter.OUTPUTS`; the network's own by default.
         normalize: bring an embedding to unit length.
+        calibration: photos for INT8.
+        float_layers: names of layers that stay floats in INT8.
+        allowed_loss: how much a graph in INT8 may lose (`edge_tprune.export.integer_parity`); infinite: it is not judged.
 
     Raises:
         UserError: an output that the network cannot give;
@@ -144,6 +156,11 @@ def decide(
             none of the runtimes takes, nothing to build.
     """
     graphs = _graphs(runtimes, precisions)
+    integers = any(graph.precision == INTEGERS for graph in graphs)
+    if integers and calibration is None:
+        raise UserError("int8 needs photos to calibrate on: give --calibration DIRECTORY (labels are not needed)")
+    if not integers and (calibration is not None or float_layers):
+        raise UserError("only int8 is calibrated: add --precision int8, or leave --calibration and --float-layers out")
     if batch < 1:
         raise UserError(f"batch {batch} is out of range: give 1 or more images per inference")
     requests = [budget if isinstance(budget, BudgetRequest) else BudgetRequest(budget) for budget in budgets]
@@ -173,7 +190,15 @@ def decide(
             chosen[EXACT] = BudgetSettings(EXACT, exact, prune(own, exact, its_options))
     label = label or method
     return BuildSettings(
-        method, given, tuple(chosen.values()), graphs, batch, label if output == LOGITS else f"{label}-{output}"
+        method,
+        given,
+        tuple(chosen.values()),
+        graphs,
+        batch,
+        label if output == LOGITS else f"{label}-{output}",
+        calibration,
+        tuple(dict.fromkeys(float_layers)),
+        allowed_loss,
     )
 
 
@@ -223,10 +248,13 @@ def _graphs(runtimes: Sequence[str], precisions: Sequence[str]) -> tuple[GraphSe
     for name in precisions:
         precision(name)
         if not any(name in FORMS[runtime].precisions for runtime in runtimes):
-            raise UserError(
-                f"precision {name} is not for {' or '.join(runtimes)}, which computes in float32 on a CPU whatever the graph "
-                "says: add --runtime tensorrt"
+            fitting = [runtime for runtime, form in FORMS.items() if name in form.precisions]
+            why = (
+                "computes in float32 on a CPU whatever the graph says"
+                if "onnxruntime" in runtimes
+                else "takes no such graph yet"
             )
+            raise UserError(f"precision {name} is not for {' or '.join(runtimes)}, which {why}: add --runtime {fitting[0]}")
     return tuple(
         GraphSettings(runtime, FORMS[runtime], name)
         for runtime in dict.fromkeys(runtimes)

@@ -28,15 +28,16 @@ from edge_tprune.bundle.manifest import (
     artifact_key,
 )
 from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.export.calibration import calibrate, check_layers, host
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
+from edge_tprune.export.integer_parity import IntegerJudge
 from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
 from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images, choosing_modules
 from edge_tprune.files import sha256_file
 from edge_tprune.models.loading import LoadedModel
-from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
-from edge_tprune.reduction.precision import DEFAULT, precision
+from edge_tprune.reduction.precision import DEFAULT, INTEGERS, precision
 from edge_tprune.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -52,6 +53,7 @@ class _Writer:
     proof: ProofImages
     weights: SharedWeights
     progress: Callable[[str], None]
+    judge: IntegerJudge | None  #: of INT8 graphs
 
     def write_budget(self, budget: BudgetSettings) -> tuple[Budget, np.ndarray]:
         """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's outputs (batches, B, ...)."""
@@ -85,28 +87,27 @@ class _Writer:
         self, budget: BudgetSettings, graph: GraphSettings, modules: dict[str, PrunedViT], expected: np.ndarray
     ) -> Parity:
         """One graph and how it was proved. `modules` of the budget by precision: made when the first graph needs one."""
+        file = self.folder / _GRAPHS / graph.file_name(budget.name)
+        if graph.precision == INTEGERS:
+            assert self.judge is not None
+            module = self.judge.calibration.module(budget, graph.form.inputs)
+            self._save(module, graph, file)
+            return self.judge.prove(file, budget, module, graph.form.inputs)
         if graph.precision not in modules:
-            reducer = registry.method(budget.module.method)
-            modules[graph.precision] = PrunedViT(
-                self.loaded.model,
-                reducer,
-                budget.schedule.tokens,
-                budget.module.options,
-                precision(graph.precision),
-                self.settings.output,
-                self.settings.normalize,
-            )
-        module, file = modules[graph.precision], self.folder / _GRAPHS / graph.file_name(budget.name)
-        image_shape = self.loaded.preprocessing.input_size
-        model = export(module, graph.form, self.settings.batch, image_shape)
-        self.weights.externalise(model)
-        save(model, file)
+            modules[graph.precision] = host(self.loaded.model, self.settings, budget, precision(graph.precision))
+        module = modules[graph.precision]
+        self._save(module, graph, file)
         images = self.proof.batches.numpy()
         if graph.precision == DEFAULT:
             found = prove_equal(file, budget.name, images, expected, self.settings.output)
         else:
             found = prove_near(file, budget.name, images, expected, (budget.module, module))
         return msgspec.structs.replace(found, images_left_out_for_near_ties=self.proof.left_out)
+
+    def _save(self, module: PrunedViT, graph: GraphSettings, file: Path) -> None:
+        model = export(module, graph.form, self.settings.batch, self.loaded.preprocessing.input_size)
+        self.weights.externalise(model)
+        save(model, file)
 
 
 def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fingerprint: str, progress: Progress) -> Manifest:
@@ -131,6 +132,10 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
         progress(what, done, steps)
         done += 1
 
+    check_layers(loaded, settings.float_layers)
+    judge = None
+    if settings.calibration is not None:
+        judge = IntegerJudge(calibrate(loaded, settings, settings.calibration, settings.float_layers, progress))
     progress("choosing images", 0, steps)
     proof = choose_images(loaded, settings, lambda tried: progress("choosing images", tried, steps))
     (folder / _GRAPHS).mkdir()
@@ -138,7 +143,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
     golden: dict[str, Any] = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}
     budgets = []
     with weights_file.open("wb") as stream:
-        writer = _Writer(loaded, settings, folder, proof, SharedWeights(stream, _WEIGHTS), step)
+        writer = _Writer(loaded, settings, folder, proof, SharedWeights(stream, _WEIGHTS), step, judge)
         for budget in settings.budgets:
             entry, outputs = writer.write_budget(budget)
             budgets.append(entry)
@@ -158,6 +163,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
         budgets=tuple(budgets),
         files={f"{_GRAPHS}/{_WEIGHTS}": file_entry(weights_file), GOLDEN: file_entry(folder / GOLDEN)},
         class_names=loaded.class_names if settings.output == LOGITS else None,
+        quantization=None if judge is None else judge.calibration.record,
     )
     KIND.write(folder, manifest)
     return manifest

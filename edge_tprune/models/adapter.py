@@ -271,8 +271,14 @@ def linears(module: nn.Module) -> Iterator[nn.Linear]:
     return (part for part in module.modules() if isinstance(part, nn.Linear))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A Linear layer by its parameters, in the type of its weight."""
+def linear(x: Tensor, layer: nn.Linear, bias: Tensor | None, rows: slice = slice(None)) -> Tensor:
+    """A Linear layer, or those of its outputs that `rows` says, with another bias (of all outputs) than its own; in the type of its weight."""
+    bias = None if bias is None else bias[rows]
+    by_rows: Any = getattr(layer, "rows", None)
+    if by_rows is not None:  # of a layer that computes otherwise than by its weight
+        out: Tensor = by_rows(x, bias, rows)
+        return out
+    weight = layer.weight[rows]
     return functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
 
 
@@ -289,22 +295,21 @@ def norm_per_head(norm: nn.Module, x: Tensor, heads: int) -> Tensor:
     return out
 
 
-def project_fused(x: Tensor, weight: Tensor, bias: Tensor | None, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v by one weight (3 H d, C); with `queries` in two products, q of the leading tokens only."""
+def project_fused(x: Tensor, layer: nn.Linear, bias: Tensor | None, queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v by one layer (C to 3 H d); with `queries` in two products, q of the leading tokens only."""
     if queries is None:
-        q, k, v = linear(x, weight, bias).chunk(3, dim=-1)
+        q, k, v = linear(x, layer, bias).chunk(3, dim=-1)
         return q, k, v
-    width = weight.shape[0] // 3
-    q = linear(x[:, :queries], weight[:width], None if bias is None else bias[:width])
-    k, v = linear(x, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    width = layer.out_features // 3
+    q = linear(x[:, :queries], layer, bias, slice(width))
+    k, v = linear(x, layer, bias, slice(width, 3 * width)).chunk(2, dim=-1)
     return q, k, v
 
 
-def project_part(x: Tensor, weight: Tensor, bias: Tensor | None, first: int, count: int) -> tuple[Tensor, ...]:
-    """Of q, k and v by one weight (3 H d, C) the `count` from `first` on, counted from 0."""
-    width = weight.shape[0] // 3
-    part = slice(first * width, (first + count) * width)
-    return linear(x, weight[part], None if bias is None else bias[part]).chunk(count, dim=-1)
+def project_part(x: Tensor, layer: nn.Linear, bias: Tensor | None, first: int, count: int) -> tuple[Tensor, ...]:
+    """Of q, k and v by one layer (C to 3 H d) the `count` from `first` on, counted from 0."""
+    width = layer.out_features // 3
+    return linear(x, layer, bias, slice(first * width, (first + count) * width)).chunk(count, dim=-1)
 
 
 def add(x: Tensor, update: Tensor, gamma: Tensor | None = None) -> Tensor:

@@ -58,18 +58,18 @@ class BeitAdapter(Adapter):
     def project(self, number: int, x: Tensor, queries: int | None = None) -> Projected:
         """`attn.qkv` with its bias, of which the keys have none."""
         block = self.model.blocks[number - 1]
-        return Projected(*project_fused(block.norm1(x), block.attn.qkv.weight, _bias(block.attn), queries))
+        return Projected(*project_fused(block.norm1(x), block.attn.qkv, _bias(block.attn), queries))
 
     def project_map(self, number: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Two thirds of `attn.qkv`."""
         block = self.model.blocks[number - 1]
-        q, k = project_part(block.norm1(x), block.attn.qkv.weight, _bias(block.attn), 0, 2)
+        q, k = project_part(block.norm1(x), block.attn.qkv, _bias(block.attn), 0, 2)
         return q, k
 
     def project_values(self, number: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last third of `attn.qkv`."""
         block = self.model.blocks[number - 1]
-        (v,) = project_part(block.norm1(x), block.attn.qkv.weight, _bias(block.attn), 2, 1)
+        (v,) = project_part(block.norm1(x), block.attn.qkv, _bias(block.attn), 2, 1)
         return v, None
 
     def attended(self, number: int, x: Tensor, result: Tensor, gate: Tensor | None) -> Tensor:

@@ -63,7 +63,7 @@ class EvaAdapter(Adapter):
         """One weight for q, k and v or three; where heads share keys and values, these are repeated."""
         attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
         if attn.qkv is not None:
-            q, k, v = project_fused(x, attn.qkv.weight, _fused_bias(attn), queries)
+            q, k, v = project_fused(x, attn.qkv, _fused_bias(attn), queries)
         else:
             q, k, v = attn.q_proj(x[:, :queries]), attn.k_proj(x), attn.v_proj(x)
         return Projected(*_finish_map(attn, q, k), _repeat(attn, v), _gate(attn, x[:, :queries]))
@@ -72,7 +72,7 @@ class EvaAdapter(Adapter):
         """As `project`."""
         attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
         if attn.qkv is not None:
-            q, k = project_part(x, attn.qkv.weight, _fused_bias(attn), 0, 2)
+            q, k = project_part(x, attn.qkv, _fused_bias(attn), 0, 2)
         else:
             q, k = attn.q_proj(x), attn.k_proj(x)
         return _finish_map(attn, q, k)
@@ -81,7 +81,7 @@ class EvaAdapter(Adapter):
         """As `project`."""
         attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
         if attn.qkv is not None:
-            (v,) = project_part(x, attn.qkv.weight, _fused_bias(attn), 2, 1)
+            (v,) = project_part(x, attn.qkv, _fused_bias(attn), 2, 1)
         else:
             v = attn.v_proj(x)
         return _repeat(attn, v), _gate(attn, x)

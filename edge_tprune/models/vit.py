@@ -64,20 +64,20 @@ class VitAdapter(Adapter):
         if queries is None:
             q, k, v = attn.qkv(x).chunk(3, dim=-1)
         else:
-            q, k, v = project_fused(x, attn.qkv.weight, attn.qkv.bias, queries)
+            q, k, v = project_fused(x, attn.qkv, attn.qkv.bias, queries)
         q, k = norm_per_head(attn.q_norm, q, attn.num_heads), norm_per_head(attn.k_norm, k, attn.num_heads)
         return Projected(q, k, v, self._gate(number, x[:, :queries]))
 
     def project_map(self, number: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Two thirds of `attn.qkv`, and their norms."""
         attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
-        q, k = project_part(x, attn.qkv.weight, attn.qkv.bias, 0, 2)
+        q, k = project_part(x, attn.qkv, attn.qkv.bias, 0, 2)
         return norm_per_head(attn.q_norm, q, attn.num_heads), norm_per_head(attn.k_norm, k, attn.num_heads)
 
     def project_values(self, number: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The last third of `attn.qkv`."""
         attn, x = self.model.blocks[number - 1].attn, self._normed(number, x)
-        (v,) = project_part(x, attn.qkv.weight, attn.qkv.bias, 2, 1)
+        (v,) = project_part(x, attn.qkv, attn.qkv.bias, 2, 1)
         return v, self._gate(number, x)
 
     def _normed(self, number: int, x: Tensor) -> Tensor:

@@ -9,6 +9,9 @@
 | an attention-pooling head, as a whole                                        | float32 | float32 | float32 |
 | images in, logits out                                                        | float32 | float32 | float32 |
 
+int8 is one of these columns with other Linears in the blocks (qkv, projection, MLP): both operands of their products are 8-bit integers
+(`edge_tprune.reduction.quantization`), the sums are floats. For ONNX Runtime the rest is fp32.
+
 fp16 moves and adds half the bytes; mixed keeps what small updates would be lost from: a stream whose largest channels are hundreds of
 times the others. Where fp16 and mixed are equally near to fp32, fp16 is the one to take.
 
@@ -39,6 +42,7 @@ class Precision:
     name: str
     products: torch.dtype
     stream: torch.dtype
+    integers: bool = False  #: whether the Linears of the blocks multiply 8-bit integers
 
 
 PRECISIONS = {
@@ -47,9 +51,10 @@ PRECISIONS = {
         Precision("fp32", torch.float32, torch.float32),
         Precision("fp16", torch.float16, torch.float16),
         Precision("mixed", torch.float16, torch.float32),
+        Precision("int8", torch.float32, torch.float32, integers=True),
     )
 }
-DEFAULT = "fp32"
+DEFAULT, INTEGERS = "fp32", "int8"
 
 
 def precision(name: str) -> Precision:
@@ -64,8 +69,11 @@ def precision(name: str) -> Precision:
 
 
 def in_precision(model: nn.Module, wanted: Precision) -> nn.Module:
-    """A copy of a float32 model in another precision; the model itself for fp32."""
-    if wanted.name == DEFAULT:
+    """A copy of a float32 model in another precision; the model itself where its floats stay float32.
+
+    Layers become integers by `edge_tprune.reduction.quantization.quantize_layers`, before this.
+    """
+    if wanted.products == wanted.stream == torch.float32:
         return model
     model = copy.deepcopy(model)
     for parameter in model.parameters(recurse=False):  # class token, position embeddings

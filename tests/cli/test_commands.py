@@ -235,6 +235,8 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
             "no precision 'fp61'.* Known: fp32, fp16, mixed",
         ),
         (["build", "reference", "--weights", "random", "--precision", "fp16"], "add --runtime tensorrt"),
+        (["build", "reference", "--weights", "random", "--calibration", "nowhere"], "nowhere"),
+        (["build", "deit_tiny_patch16_224", "--weights", "random", "--precision", "int8"], "int8 needs photos.*--calibration"),
         (["build", "reference", "--weights", "random", "--option", "vote=3"], "Did you mean votes"),
         (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
         (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),

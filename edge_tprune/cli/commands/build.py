@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_tprune.cli.data_options import open_photos
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
 from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs
@@ -23,6 +24,7 @@ from edge_tprune.errors import UserError
     "edge-tprune build deit_small_patch16_224 --method bat --budgets 1.0,0.8,0.5",
     "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true",
     "edge-tprune build vit_small_patch14_dinov2 --output features",
+    "edge-tprune build deit_tiny_patch16_224 --precision fp32,int8 --calibration photos",
     "edge-tprune build reference --probe --method evit,bat --out bundles/probe",
     kept="nothing was written",
 )
@@ -59,9 +61,22 @@ def build(
     precision: Annotated[
         str,
         typer.Option(
-            help="Precision of TensorRT's graphs: fp32, fp16 or mixed, with commas. Images, logits, norms, softmax and scores stay float32."
+            help="Precision of the graphs, with commas: fp32; fp16 or mixed (TensorRT); int8 (ONNX Runtime). Images, logits, norms, softmax "
+            "and scores stay float32."
         ),
     ] = "fp32",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PHOTOS",
+            help="A directory of photos for int8, with or without sub-directories: 32 or more, 200 are better. Default for the reference "
+            "model: its training canvases.",
+            show_default=False,
+        ),
+    ] = None,
+    float_layers: Annotated[
+        str | None, typer.Option(help="Layers that stay float32 in int8, with commas: blocks.11.mlp.fc2.", show_default=False)
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(help="Build TensorRT-RTX engines for these GPUs now, with commas: sm75, sm80, sm86, sm89, sm120, sm121."),
@@ -124,12 +139,14 @@ def build(
         "precisions": parse_list(precision, str, "--precision"),
         "output": output,
         "normalize": normalize,
+        "float_layers": parse_list(float_layers, str, "--float-layers") if float_layers else [],
     }
     if probe:
         given = {"--budgets": budgets, "--schedule": schedule, "--blocks": blocks, "--option": option}
         if unwanted := [name for name, value in given.items() if value]:
             raise UserError(f"--probe has schedules of its own: leave out {', '.join(unwanted)}")
         loaded = choice.load(model, needs_classes=False)
+        shared["calibration"] = open_photos(loaded, calibration, shared["precisions"], quiet)
         settings = decide_probes(loaded, parse_list(method or "zero_tprune", str, "--method"), **shared)
     else:
         schedules = read_schedules(schedule)
@@ -138,6 +155,7 @@ def build(
         if budgets is None:
             budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
         loaded = choice.load(model, needs_classes=False)
+        shared["calibration"] = open_photos(loaded, calibration, shared["precisions"], quiet)
         requests = [BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])]
         requests += [BudgetRequest(tokens=tokens) for tokens in schedules.typed]
         requests += [

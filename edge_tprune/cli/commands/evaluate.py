@@ -37,7 +37,7 @@ def evaluate(
         str, typer.Option(help="What runs the graphs: onnxruntime runs any of them, tensorrt needs its GPU.")
     ] = "onnxruntime",
     precision: Annotated[
-        str, typer.Option(help="Evaluate the graphs in this precision: fp32, fp16 or mixed; compared with those in fp32.")
+        str, typer.Option(help="Evaluate the graphs in this precision: fp32, fp16, mixed or int8; compared with those in fp32.")
     ] = "fp32",
     budgets: BudgetNames = None,
     threads: Threads = None,

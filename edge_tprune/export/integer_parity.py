@@ -1,0 +1,120 @@
+"""What an INT8 graph loses, on photos that calibration never saw, and whether that is too much.
+
+Where two tokens' scores all but tie, integers keep the other one: logits of that image move, and are not worse for it. So the gate asks not how far
+a graph is from its own float32 network but how much farther from the unpruned one: the divergence KL(unpruned || graph) in INT8 less that in
+float32, which is what its answers lose as judged by the unpruned network's. Both are recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from edge_tprune.bundle.manifest import Parity
+from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.errors import InternalError, NegativeAnswer
+from edge_tprune.export.calibration import Calibration, distance, outputs_of
+from edge_tprune.export.parity import HALF_KL, compare, compare_vectors, selection
+from edge_tprune.export.settings import BudgetSettings
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.quantization import IntegerType
+from edge_tprune.runtime.engine import open_engine
+
+_RUNTIME = "onnxruntime"
+_NAMED = 3  # layers that a refusal names
+_TRACED = 16  # photos on which the choice of tokens is compared
+
+
+class IntegerJudge:
+    """Judges graphs on a calibration's last photos."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration, settings, self.images = calibration, calibration.settings, calibration.photos.judged
+        full = settings.shape.full_schedule()
+        unpruned = PrunedViT(
+            calibration.loaded.model, registry.method("none"), full, {}, output=settings.output, normalize=settings.normalize
+        )
+        self.unpruned = outputs_of(unpruned, self.images)
+        self._expected: dict[str, np.ndarray] = {}
+
+    def prove(self, file: Path, budget: BudgetSettings, module: PrunedViT, inputs: IntegerType) -> Parity:
+        """A graph's record.
+
+        Args:
+            file: the graph.
+            budget: whose graph it is.
+            module: that it was exported from.
+            inputs: integer type of its layers' inputs.
+
+        Raises:
+            NegativeAnswer: it loses more than is allowed; naming the layers at fault.
+            InternalError: the graph is not its module.
+        """
+        kind = self.calibration.settings.output
+        if budget.name not in self._expected:
+            self._expected[budget.name] = outputs_of(budget.module, self.images)
+        expected, outputs = self._expected[budget.name], self._run(file)
+        if not np.isfinite(outputs).all():
+            raise NegativeAnswer(f"budget {budget.name}: in int8 its {kind} are not finite. Nothing was written")
+        self._check_module(budget.name, module, outputs, kind)
+        change = distance(kind, self.unpruned, outputs) - distance(kind, self.unpruned, expected)
+        loss = float(change.mean())
+        allowed = self.calibration.settings.allowed_loss
+        if loss > allowed:
+            raise NegativeAnswer(self._refusal(budget, inputs, loss))
+        few = self.images[:_TRACED]
+        same = tuple(selection(budget.module, module, [few]))
+        record = _closeness(kind, outputs, expected)
+        held = None if math.isinf(allowed) else allowed
+        return msgspec.structs.replace(record, selection=same, runtime=_RUNTIME, loss=loss, allowed_loss=held)
+
+    def _run(self, file: Path) -> np.ndarray:
+        batch = self.calibration.settings.batch
+        images = self.images.numpy()
+        missing = -len(images) % batch
+        images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.float32)])
+        with open_engine(file, _RUNTIME, threads=torch.get_num_threads()) as engine:
+            outputs = [engine.run(images[start : start + batch]) for start in range(0, len(images), batch)]
+        return np.concatenate(outputs)[: len(self.images)]
+
+    def _check_module(self, name: str, module: PrunedViT, outputs: np.ndarray, kind: str) -> None:
+        """Integers round near ties another way when floats before them differ by rounding, and rarely more."""
+        few = self.images[:_TRACED]
+        off = float(np.median(distance(kind, outputs_of(module, few), outputs[: len(few)])))
+        if not off <= HALF_KL:
+            raise InternalError(
+                f"budget {name}: the int8 graph is not its module: they differ by {off:.3g} on half of {len(few)} photos. Nothing was written"
+            )
+
+    def _refusal(self, budget: BudgetSettings, inputs: IntegerType, loss: float) -> str:
+        worst = self.calibration.layer_losses(budget, inputs)[:_NAMED]
+        settings = self.calibration.settings
+        unit = "nats" if settings.output == LOGITS else "of cosine distance"
+        named = ", ".join(f"{name} ({alone:.3f})" for name, alone in worst)
+        return (
+            f"budget {budget.name}: in int8 it loses {loss:.3f} {unit} (allowed {settings.allowed_loss:g}) on {len(self.images)} photos that were not "
+            f"calibrated on. The layers that alone cost most: {named}. Keep layers in float with --float-layers, or leave the budget out. "
+            "Nothing was written"
+        )
+
+
+def _closeness(kind: str, outputs: np.ndarray, expected: np.ndarray) -> Parity:
+    """How far a graph is from its own float32 network."""
+    if kind != LOGITS:
+        vectors = compare_vectors(outputs[:, None], expected[:, None], kind)
+        assert vectors is not None
+        return Parity(images=vectors.images, vectors=vectors)
+    near = compare(outputs, expected)
+    assert near is not None
+    return Parity(
+        images=near.images,
+        max_abs_logit_difference=near.max_abs_logit_difference,
+        top1_agreement_percent=near.top1_agreement_percent,
+        kl_nats=near.kl_nats,
+        max_kl_nats=near.max_kl_nats,
+    )

@@ -1,0 +1,82 @@
+"""What the layers of a network read, on photos: the unpruned network's and the pruned ones' together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.export.ranges import BINS, Histogram
+from edge_tprune.reduction.quantization import quantizable
+
+
+class ObservedLinear(nn.Linear):
+    """A Linear layer that remembers what it read: first the extremes, then, between them, how often."""
+
+    def observe(self, layer: nn.Linear) -> ObservedLinear:
+        """Takes over a layer's parameters."""
+        self.weight, self.bias = layer.weight, layer.bias
+        self.low, self.high = float("inf"), float("-inf")
+        self.counts: np.ndarray | None = None
+        self.channel_limit = torch.zeros(layer.in_features)
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return self.rows(input, self.bias, slice(None))
+
+    def rows(self, x: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+        """As `QuantizedLinear.rows`."""
+        if self.counts is None:
+            self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+            self.channel_limit = torch.maximum(self.channel_limit, x.abs().flatten(0, -2).amax(0))
+        else:
+            self.counts += torch.histc(x, BINS, self.low, self.high).numpy()
+        return functional.linear(x, self.weight[rows], bias)
+
+
+def observed(model: nn.Module) -> nn.Module:
+    """A copy of a network whose layers remember what they read; parameters are shared."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    made = copy.deepcopy(model, dict(shared))
+    for name, layer in quantizable(made).items():
+        watching = ObservedLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        made.set_submodule(name, watching.observe(layer).train(layer.training))
+    return made
+
+
+@torch.inference_mode()
+def histograms(watching: nn.Module, run: Callable[[], None]) -> dict[str, Histogram]:
+    """What each layer of an `observed` network read, by name.
+
+    Args:
+        watching: the network.
+        run: runs it over the photos; called twice.
+
+    Raises:
+        NegativeAnswer: a layer reads numbers that are not finite.
+        UserError: a layer reads the same number everywhere.
+    """
+    layers = {name: layer for name, layer in watching.named_modules() if isinstance(layer, ObservedLinear)}
+    run()
+    for name, layer in layers.items():
+        if not np.isfinite([layer.low, layer.high]).all():
+            raise NegativeAnswer(
+                f"{name} reads numbers from {layer.low:g} to {layer.high:g}, which no 8-bit range holds: the network overflows in float32. "
+                "Check its weights. Nothing was written"
+            )
+        if layer.low == layer.high:
+            raise UserError(f"{name} reads {layer.low:g} everywhere on all photos: give --calibration photos that differ")
+        layer.counts = np.zeros(BINS)
+    run()
+    return {name: Histogram(layer.low, layer.high, layer.counts) for name, layer in layers.items() if layer.counts is not None}
+
+
+def channel_limits(watching: nn.Module) -> dict[str, Tensor]:
+    """By layer, the largest magnitude of each input channel (in,)."""
+    return {name: layer.channel_limit for name, layer in watching.named_modules() if isinstance(layer, ObservedLinear)}
