@@ -253,6 +253,9 @@ class Adapter(ABC):
         embed = self.model.patch_embed
         if not isinstance(embed, (PatchEmbed, HybridEmbed)):
             raise self.refuse(f"embeds patches with {type(embed).__name__}, which is not supported")
+        if min(self.grid) < 1:
+            size = " x ".join(map(str, embed.img_size))
+            raise self.refuse(f"an image of {size} pixels is smaller than one patch of it: give a larger --img-size")
         pool = getattr(self.model, "attn_pool", None)
         if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
             raise self.refuse(f"pools its tokens with {type(pool).__name__}, which is not supported")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from edge_tprune.errors import UserError, did_you_mean
-from edge_tprune.models.families import can_adapt
+from edge_tprune.models.families import adapt, can_adapt
 from edge_tprune.reduction import methods as _methods  # registers them
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT, check_method, network_shape
@@ -150,11 +150,17 @@ def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
     Raises:
         UserError: no such member, or one that cannot be pruned.
     """
-    known = dict(module.named_modules())
-    if not path or path not in known:
-        vits = [name for name, part in known.items() if name and can_adapt(part)]
-        found = f" It has a ViT at {', '.join(map(repr, vits))}" if vits else " It has no ViT that can be pruned"
-        raise UserError(f"{type(module).__name__} has no member {path!r}.{did_you_mean(path, known)}{found}")
+    known = {name: part for name, part in module.named_modules() if name}
+    vits = [name for name, part in known.items() if can_adapt(part)]
+    found = f"It has a ViT at {', '.join(map(repr, vits))}" if vits else "It has no ViT that can be pruned"
+    if path not in known:
+        hint = did_you_mean(path, known) if path else ""
+        raise UserError(f"{type(module).__name__} has no member {path!r}.{hint} {found}")
+    if path not in vits:
+        try:
+            adapt(known[path], f"member {path!r} of {type(module).__name__}")
+        except UserError as error:
+            raise UserError(f"{error}. {found}") from error
     parent, _, name = path.rpartition(".")
     pruned = prune(known[path], **{"exact_savings": False, **arguments})
     kept = {id(parameter): parameter for parameter in (*module.parameters(), *module.buffers())}

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -161,5 +162,14 @@ def test_prune_in_place_of_a_member(vit: nn.Module, images: Tensor) -> None:
         UserError, match=r"has no member 'backbone.encode'. Did you mean backbone.encoder.* It has a ViT at 'backbone.encoder'"
     ):
         edge_tprune.prune_in(detector, "backbone.encode", budget=0.8)
-    with pytest.raises(UserError, match="is a Conv2d, not a plain ViT"):
+    with pytest.raises(
+        UserError, match=r"member 'decoder' of Detector is a Conv2d, not a plain ViT.* It has a ViT at 'backbone.encoder'"
+    ):
         edge_tprune.prune_in(detector, "decoder", budget=0.8)
+    with pytest.raises(UserError, match=r"has no member ''. It has a ViT at"):
+        edge_tprune.prune_in(detector, "", budget=0.8)
+    with pytest.raises(UserError, match=r"has no member 'encoder'. It has no ViT that can be pruned"):
+        edge_tprune.prune_in(nn.Sequential(nn.Linear(2, 2)), "encoder", budget=0.8)
+    small = timm.create_model("test_vit", img_size=8)
+    with pytest.raises(UserError, match=r"an image of 8 x 8 pixels is smaller than one patch"):
+        edge_tprune.prune(small, budget=0.8)
