@@ -36,6 +36,7 @@ WEIGHTS = Path(__file__).with_name("reference.safetensors")
 _TEST_SOURCES = 500
 _SPLIT_SEED = 7
 _SMALLEST, _LARGEST = 52, 68  # sides of a drawn digit, pixels: 6.5 to 8.5 patches
+_STROKE = 0.4  # brightness of a stroke in a digit's drawing
 _STREAM = {"train": 1, "test": 2}  # first word of every canvas's seed: the two splits never share a stream
 
 
@@ -76,6 +77,20 @@ def compose(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int, tup
 
     The same arguments give the same pixels; different indices are independent draws.
     """
+    image, label, box, _ = _compose(split, index, seed)
+    return image, label, box
+
+
+def compose_mask(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The same canvas, (112, 112, 3) uint8, and which of its pixels are strokes of the whole digit, (112, 112) bool."""
+    image, _, (top, left, side), digit = _compose(split, index, seed)
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[top : top + side, left : left + side] = digit > _STROKE
+    return image, mask
+
+
+def _compose(split: str, index: int, seed: int) -> tuple[np.ndarray, int, tuple[int, int, int], np.ndarray]:
+    """Image, label, box and the whole digit as it was drawn, (side, side) in 0..1."""
     rng = np.random.default_rng([_STREAM[split], seed, index])
     scans, labels = _sources()
     pool = source_indices(split)
@@ -94,9 +109,10 @@ def compose(split: str, index: int, seed: int = 0) -> tuple[np.ndarray, int, tup
         place = image[ty : ty + height, tx : tx + width]
         np.maximum(place, piece[..., None] * _tint(rng), out=place)
     place = image[top : top + side, left : left + side]
-    np.maximum(place, _draw(scans[target], side, rng)[..., None] * _tint(rng), out=place)
+    digit = _draw(scans[target], side, rng)
+    np.maximum(place, digit[..., None] * _tint(rng), out=place)
     image += rng.normal(0.05, 0.05, image.shape).astype(np.float32)
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8), int(labels[target]), (top, left, side)
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8), int(labels[target]), (top, left, side), digit
 
 
 @dataclass(frozen=True)
