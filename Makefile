@@ -33,7 +33,7 @@ KEPT       = --methods "zero_tprune bat tome diffrate random" --budgets 0.65,0.5
 PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint docs results bench soak eval-methods eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference clean
+.PHONY: help setup run test lint docs results bench soak eval-methods eval-dense eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference train-segmentation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -104,6 +104,8 @@ docs: $(READY)  ## build the documentation as a site in out/site; a dead link fa
 results: $(READY)  ## remake the results kept in profiles/: the reference model's, and with WEIGHTS and DATA those of DeiT-Tiny
 	$(BIN)/python -m tests.benchmarks.methods --methods "zero_tprune bat tome" --budgets 0.65,0.5 --rounds 0 --out out/results/methods-reference $(ARGS)
 	cp $(addprefix out/results/methods-reference/,methods.json methods.md) profiles/methods-reference
+	$(BIN)/python -m tests.benchmarks.dense --out out/results/dense-reference
+	cp $(addprefix out/results/dense-reference/,dense.json dense.md) profiles/dense-reference
 ifneq ($(and $(WEIGHTS),$(DATA)),)
 	$(BIN)/python -m tests.benchmarks.methods $(KEPT) --model deit_tiny_patch16_224 --weights '$(WEIGHTS)' --data '$(DATA)' \
 		--out out/results/methods-deit_tiny $(ARGS)
@@ -112,6 +114,9 @@ endif
 
 eval-methods: $(READY)  ## compare every method at every budget: accuracy, latency, cost over the slice oracle
 	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)
+
+eval-dense: $(READY)  ## segmentation on pruned features of the reference model: mIoU and speed-up per method and budget
+	$(BIN)/python -m tests.benchmarks.dense --out '$(OUT)/dense-reference' $(ARGS)
 
 eval-published: $(READY)  ## compare our methods with their authors' code (WEIGHTS of DeiT-Tiny, DATA with labels)
 	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' $(ARGS)
@@ -127,6 +132,9 @@ soak: $(READY)  ## check that memory does not grow in a long measurement (ARGS='
 
 train-reference: $(READY)  ## retrain the reference model's shipped weights, from seeds
 	$(BIN)/python -m edge_tprune.models.train_reference $(ARGS)
+
+train-segmentation: $(READY)  ## retrain the shipped head of the dense task on the reference model's features, from seeds
+	$(BIN)/python -m edge_tprune.models.train_segmentation $(ARGS)
 
 deploy: $(READY)  ## install the agent on a board and copy the bundle to it (HOST=user@board ARGS="--profile '' --collect profiles")
 	$(ET) deploy '$(BUNDLE)' '$(HOST)' $(ARGS)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -18,9 +18,10 @@ import onnx
 import torch
 
 from edge_tprune.bundle.bundle import Bundle, set_aside
-from edge_tprune.bundle.manifest import KIND, MANIFEST
+from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
 from edge_tprune.bundle.revision import manifest_lock, work_lock
 from edge_tprune.errors import UserError
+from edge_tprune.export.overflow import HalfPrecisionBreak
 from edge_tprune.export.settings import BuildSettings
 from edge_tprune.export.writer import Progress, write_bundle
 from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, sha256_json, sync_directory
@@ -69,14 +70,39 @@ def build(
         with work_lock(out):
             _restore(out)
             if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
-                return BuildResult(existing, True, settings.remarks)
+                return BuildResult(existing, True, [*settings.remarks, *_describe_precisions(existing, settings)])
             runtime_version("onnxruntime")  # parity needs it: better missed now than after the first export
             with _staging(out) as staging:
                 check_free_space(staging, _bytes_needed(loaded, settings))
-                manifest = write_bundle(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
+                manifest, more = _write(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
                 with manifest_lock(out):
                     _move_into_place(staging, out)
-    return BuildResult(Bundle(out, manifest), False, settings.remarks)
+    return BuildResult(Bundle(out, manifest), False, [*settings.remarks, *more])
+
+
+def _write(
+    loaded: LoadedModel, settings: BuildSettings, staging: Path, fingerprint: str, progress: Progress
+) -> tuple[Manifest, list[str]]:
+    """The bundle, and what to say of it. A network that fp16 breaks is written in mixed, which keeps the residual stream in float32."""
+    try:
+        return write_bundle(loaded, settings, staging, fingerprint, progress), []
+    except HalfPrecisionBreak as broken:
+        if broken.precision != "fp16":
+            raise
+        remark = f"{str(broken).partition('. Try')[0]}. Its graphs are in mixed instead"
+    shutil.rmtree(staging)
+    staging.mkdir()
+    staging.chmod(directory_mode())
+    graphs = [replace(graph, precision="mixed") if graph.precision == "fp16" else graph for graph in settings.graphs]
+    safer = replace(settings, graphs=tuple(dict.fromkeys(graphs)))
+    return write_bundle(loaded, safer, staging, fingerprint, progress), [remark]
+
+
+def _describe_precisions(bundle: Bundle, settings: BuildSettings) -> list[str]:
+    """Where an equal build had to take another precision than the one that was asked for."""
+    there = {artifact.precision for artifact in bundle.budgets[0].artifacts}
+    missing = [graph.precision for graph in settings.graphs if graph.precision not in there]
+    return [f"this network does not survive {missing[0]}: its graphs are in mixed instead"] if missing else []
 
 
 def _bytes_needed(loaded: LoadedModel, settings: BuildSettings) -> int:

@@ -22,6 +22,7 @@ from edge_tprune.bundle.divergence import divergence, log_softmax
 from edge_tprune.bundle.manifest import Closeness, ClosenessLimits, Parity, Selection, VectorCloseness
 from edge_tprune.bundle.outputs import LOGITS, cosine_distance, max_difference
 from edge_tprune.errors import InternalError, NegativeAnswer
+from edge_tprune.export.overflow import HalfPrecisionBreak, describe_break
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
 
@@ -75,28 +76,31 @@ def prove_near(file: Path, name: str, images: np.ndarray, expected: np.ndarray, 
     """A half precision graph's record. Arguments as for `prove_equal`, and the (float32, half precision) modules.
 
     Raises:
-        NegativeAnswer: numbers that are not finite, a divergence, a share of other top-1 or a cosine distance beyond what is allowed.
+        HalfPrecisionBreak: numbers that are not finite, a divergence, a share of other top-1 or a cosine distance beyond what is allowed; in
+            which block.
     """
     exact_module, half_module = modules
     batches = [torch.from_numpy(batch) for batch in images]
     with torch.inference_mode():
         module_outputs = np.stack([half_module(batch).numpy() for batch in batches])
     found = {"graph": _run(file, images), "module": module_outputs}
-    if exact_module.output == LOGITS:
-        record = _prove_near_logits(name, found, expected, half_module.precision.name)
-    else:
-        record = _prove_near_vectors(name, found, expected, half_module)
+    kind, precision = half_module.output, half_module.precision.name
+    try:
+        record = _prove_near_logits(found, expected) if kind == LOGITS else _prove_near_vectors(found, expected, kind)
+    except NegativeAnswer as broken:
+        where = describe_break(exact_module, half_module, batches[0])
+        others = "mixed or fp32" if precision == "fp16" else "fp32"
+        raise HalfPrecisionBreak(
+            f"budget {name}: in {precision} {broken}; {where}. Try --precision {others}. Nothing was written", precision
+        ) from None
     return msgspec.structs.replace(record, selection=tuple(selection(exact_module, half_module, batches)), runtime=_RUNTIME)
 
 
-def _prove_near_logits(name: str, outputs: dict[str, np.ndarray], expected: np.ndarray, precision: str) -> Parity:
+def _prove_near_logits(outputs: dict[str, np.ndarray], expected: np.ndarray) -> Parity:
     graph, module = compare(outputs["graph"], expected), compare(outputs["module"], expected)
     for what, found in (("graph", graph), ("module", module)):
         if found is None or found.kl_nats > HALF_KL or found.top1_agreement_percent < HALF_AGREEMENT:
-            raise NegativeAnswer(
-                f"budget {name}: in {precision} the {what} is not the same network: {_describe(found)}. "
-                "Try --precision fp32. Nothing was written"
-            )
+            raise NegativeAnswer(f"the {what} is not the same network: {_describe(found)}")
     assert graph is not None
     return Parity(
         images=graph.images,
@@ -109,15 +113,13 @@ def _prove_near_logits(name: str, outputs: dict[str, np.ndarray], expected: np.n
     )
 
 
-def _prove_near_vectors(name: str, outputs: dict[str, np.ndarray], expected: np.ndarray, half_module: PrunedViT) -> Parity:
-    kind, precision = half_module.output, half_module.precision.name
+def _prove_near_vectors(outputs: dict[str, np.ndarray], expected: np.ndarray, kind: str) -> Parity:
     graph, module = (compare_vectors(outputs[what], expected, kind) for what in ("graph", "module"))
     for what, found in (("graph", graph), ("module", module)):
         if found is None or found.cosine_distance > HALF_DISTANCE:
             described = "its numbers are not finite" if found is None else f"cosine distance {found.cosine_distance:.4f}"
             raise NegativeAnswer(
-                f"budget {name}: in {precision} the {what}'s {kind} are not those of the same network: {described} "
-                f"(allowed {HALF_DISTANCE:g}). Try --precision fp32. Nothing was written"
+                f"the {what}'s {kind} are not those of the same network: {described} (allowed {HALF_DISTANCE:g})"
             )
     assert graph is not None
     return Parity(images=graph.images, vectors=graph, module_vectors=module, allowed_cosine_distance=HALF_DISTANCE)

@@ -42,13 +42,13 @@ class MaskHead:
 def to_image(pixels: np.ndarray) -> np.ndarray:
     """The pixels of patches (n, 196, 64) side by side: (n, 112, 112)."""
     grid = pixels.reshape(len(pixels), GRID, GRID, PATCH, PATCH)
-    return grid.transpose(0, 1, 3, 2, 4).reshape(len(pixels), SIZE, SIZE)
+    return np.asarray(grid.transpose(0, 1, 3, 2, 4).reshape(len(pixels), SIZE, SIZE))
 
 
 def to_patches(masks: np.ndarray) -> np.ndarray:
     """The inverse of `to_image`."""
     grid = masks.reshape(len(masks), GRID, PATCH, GRID, PATCH)
-    return grid.transpose(0, 1, 3, 2, 4).reshape(len(masks), GRID * GRID, PATCH * PATCH)
+    return np.asarray(grid.transpose(0, 1, 3, 2, 4).reshape(len(masks), GRID * GRID, PATCH * PATCH))
 
 
 def intersection_over_union(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

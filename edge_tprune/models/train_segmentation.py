@@ -56,7 +56,7 @@ def train_head(features: Tensor, masks: np.ndarray, steps: int, seed: int) -> di
         dice = 1 - 2 * (share * wanted).sum((1, 2)) / (share.sum((1, 2)) + wanted.sum((1, 2)))
         loss = binary_cross_entropy_with_logits(found, wanted) + dice.mean()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         if step % 100 == 99:
             print(f"step {step + 1} of {steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)

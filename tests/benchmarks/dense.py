@@ -126,7 +126,7 @@ def main() -> None:
         "--methods", default="zero_tprune bat tome random", help="with spaces; tome@4,7,10 removes tokens at other blocks"
     )
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
-    parser.add_argument("--canvases", type=positive, default=500)
+    parser.add_argument("--canvases", type=positive, default=300)
     parser.add_argument("--rounds", type=int, choices=range(1000), metavar="N", default=10, help="0 leaves latencies out")
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--threads", type=positive, default=default_threads())
@@ -159,6 +159,8 @@ def main() -> None:
         {
             "model": loaded.name,
             "weights_sha256": loaded.weights_sha256,
+            "output": FEATURES,
+            "exact_savings": True,
             "head_sha256": sha256_file(HEAD),
             "canvases": options.canvases,
             "unpruned_miou_percent": mean_interval(100 * unpruned).to_json(),

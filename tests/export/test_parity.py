@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -129,10 +130,47 @@ def test_a_network_that_half_precision_breaks_is_a_no(tmp_path: Path) -> None:
     settings = decide(loaded, "evit", budgets=[0.6], blocks=[2], runtimes=["tensorrt"], precisions=["fp16"])
     with pytest.raises(
         NegativeAnswer,
-        match=r"budget 0\.6: in fp16 the module is not the same network: its logits are not finite\. Try --precision fp32",
+        match=r"budget 0\.6: in mixed the module is not the same network: its logits are not finite; "
+        r"block 1: mlp\.fc1 overflows \(\S+ in float32, and float16 ends at 65504\)\. Try --precision fp32",
     ):
         build(loaded, settings, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def dinov2_like(where: str) -> LoadedModel:
+    """About the same network in float32, whose residual stream is large, as those of DINOv2 and its kind are."""
+    loaded = small_model(seed=3)
+    model = loaded.model
+    if where == "everywhere":  # a LayerNorm takes it out again, and float16 keeps steps of 8
+        model.pos_embed += 1e4
+    else:  # one outlier channel, which grows in two blocks and which nothing reads
+        for block in model.blocks[1:3]:
+            block.mlp.fc2.bias[7] += 4e4
+        for norm in [norm for block in model.blocks for norm in (block.norm1, block.norm2)] + [model.norm]:
+            norm.weight[7] = 0.0
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "everywhere",
+            r"block 1: the residual stream before its attention reaches 1e\+04, where float16 has steps of 8",
+        ),
+        ("channel", r"block 4: the residual stream before its attention overflows \(8e\+04 in float32"),
+    ],
+)
+def test_a_network_that_fp16_breaks_is_built_in_mixed(tmp_path: Path, where: str, message: str) -> None:
+    loaded = dinov2_like(where)
+    settings = decide(loaded, "slice", budgets=[0.6], blocks=[2], runtimes=["tensorrt"], precisions=["fp16"])
+    found = build(loaded, settings, tmp_path / "b")
+    assert [artifact.precision for artifact in found.bundle.budgets[0].artifacts] == ["mixed"]
+    assert len(found.remarks) == 1
+    assert re.search(r"budget 0\.6: in fp16 the .*" + message + r".*Its graphs are in mixed instead", found.remarks[0])
+    again = build(loaded, settings, tmp_path / "b")
+    assert again.reused
+    assert again.remarks == ["this network does not survive fp16: its graphs are in mixed instead"]
 
 
 def test_a_graph_in_another_precision_is_refused(loaded: LoadedModel) -> None:

@@ -179,6 +179,8 @@ def build(
     path = bundle or Path("bundles") / f"{loaded.name.replace('/', '-')}-{settings.label}"
     with show_progress("building", quiet) as advance:
         built = build_bundle(loaded, settings, path, force=force, progress=advance)
+    for remark in built.remarks[len(settings.remarks) :]:
+        print_warning(remark)
     opened, engines = built.bundle, list[CarriedEngine]()
     if targets:
         with show_progress("building engines", quiet) as advance:
