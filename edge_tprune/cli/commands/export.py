@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edge_tprune.cli.options import BundleArgument, Json
+from edge_tprune.cli.parsing import parse_pairs
 from edge_tprune.cli.root import command
 from edge_tprune.cli.terminal import print_json, print_note
 from edge_tprune.errors import UserError
@@ -16,6 +17,7 @@ from edge_tprune.errors import UserError
 @command(
     "edge-tprune export bundles/ref --budget 0.65 --format python --out ref-0.65",
     "edge-tprune export bundles/ref --budget 0.65 --fold-preprocessing --out ref",
+    "edge-tprune export bundles/ref --budget 0.65 --format triton --out models",
     kept="nothing was written",
 )
 def export(
@@ -24,7 +26,7 @@ def export(
     budget: Annotated[
         str | None, typer.Option(help="Name of the budget; may be left out where the bundle has one.", show_default=False)
     ] = None,
-    format: Annotated[str, typer.Option(help="onnx or python.")] = "onnx",
+    format: Annotated[str, typer.Option(help="onnx, python, cpp, triton, deepstream or isaac-ros.")] = "onnx",
     runtime: Annotated[str, typer.Option(help="Whose graph: onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
     precision: Annotated[
         str | None,
@@ -49,6 +51,12 @@ def export(
         str | None,
         typer.Option(
             metavar="1.18", help="Of the target, where it is older: takes a graph that it can run.", show_default=False
+        ),
+    ] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="8.7=FILE", help="Engine file for the GPUs of a compute capability (format triton); may be repeated."
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older export.")] = False,
@@ -81,6 +89,7 @@ def export(
         top_k=top_k,
         name=name,
         onnxruntime_version=onnxruntime_version,
+        plans=tuple((key, Path(file)) for key, file in parse_pairs(plan or [], "--plan").items()),
         force=force,
     )
     exported = export_package(opened, request)

@@ -108,10 +108,10 @@ def fold_preprocessing(
     batch = image.type.tensor_type.shape.dim[0].dim_value
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     with _before(model) as writer:
-        pixels = writer.add("Transpose", [FRAMES], perm=[0, 3, 1, 2])
+        pixels = writer.add("Cast", [FRAMES], to=TensorProto.FLOAT)  # first: all that TensorRT does with uint8
+        pixels = writer.add("Transpose", [pixels], perm=[0, 3, 1, 2])
         if order == "bgr":
             pixels = writer.add("Gather", [pixels, writer.constant(np.array([2, 1, 0]), "rgb")], axis=1)
-        pixels = writer.add("Cast", [pixels], to=TensorProto.FLOAT)
         pixels = _resize(writer, pixels, preprocessing, frame)
         if is_half(model):  # 1 / 255 of a weight would be lost in half precision
             factor = (1 / (255 * std)).astype(np.float32).reshape(3, 1, 1)

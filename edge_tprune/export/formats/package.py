@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -27,24 +26,36 @@ from edge_tprune.bundle.manifest import Artifact, Budget
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.bundle.predictor import Predictor
 from edge_tprune.errors import UserError, did_you_mean
-from edge_tprune.export.formats import onnx_file, proof, python_loader
+from edge_tprune.export.formats import proof
+from edge_tprune.export.formats.cpp_loader import CppLoader
+from edge_tprune.export.formats.deepstream import DeepStream
 from edge_tprune.export.formats.graphs import add_top_k, fold_preprocessing, opset, read_graph
+from edge_tprune.export.formats.isaac_ros import IsaacRos
+from edge_tprune.export.formats.onnx_file import OnnxFile
+from edge_tprune.export.formats.python_loader import PythonLoader
 from edge_tprune.export.formats.request import (
-    ABOUT,
     FORMAT,
     GOLDEN_ANSWER,
     GOLDEN_IMAGE,
-    GRAPH,
     LABELS,
     ONNXRUNTIME,
     VERSION,
     ExportRequest,
+    Format,
     Package,
 )
+from edge_tprune.export.formats.triton import Triton
 from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, sha256_file
 from edge_tprune.version import __version__
 
-FORMATS: dict[str, ModuleType] = {"onnx": onnx_file, "python": python_loader}
+FORMATS: dict[str, Format] = {
+    "onnx": OnnxFile(),
+    "python": PythonLoader(),
+    "cpp": CppLoader(),
+    "triton": Triton(),
+    "deepstream": DeepStream(),
+    "isaac-ros": IsaacRos(),
+}
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,13 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
         raise UserError(
             f"unknown format {request.format!r}.{did_you_mean(request.format, FORMATS)} Known: {', '.join(FORMATS)}"
         )
-    module = FORMATS[request.format]
+    form = FORMATS[request.format]
     budget = bundle.budget(request.budget)
     artifact = choose_graph(budget, request)
     name = request.name or f"{bundle.name}-{budget.name}".replace("/", "-")
-    module.check(request, bundle, artifact, name)
-    target = module.place(request, name)
-    _check_place(target, request.force)
+    form.check(request, bundle, artifact, name)
+    target = form.place(request, name)
+    _check_place(target, target / form.about, request.force)
     with proof.open_reference(bundle, budget.name, artifact) as reference, _staging(target) as folder:
         model = read_graph(bundle, artifact)
         check_free_space(folder, model.ByteSize())
@@ -82,10 +93,11 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
             fold_preprocessing(model, bundle.manifest.preprocessing, request.frame, request.channel_order)
         if request.top_k is not None:
             add_top_k(model, request.top_k)
-        getattr(module, "change_graph", lambda *_: None)(model, bundle)
-        onnx.save(model, str(folder / GRAPH))
+        form.change_graph(model, bundle)
+        (folder / form.graph).parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, str(folder / form.graph))
         about = _describe(bundle, budget, artifact, request, model, name)
-        about["graph_sha256"] = sha256_file(folder / GRAPH)
+        about["graph_sha256"] = sha256_file(folder / form.graph)
         package = Package(
             folder=folder,
             request=request,
@@ -96,11 +108,11 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
             about=about,
             labels=tuple(" ".join(label.split()) for label in reference.labels),  # one a line
         )
-        about["golden_difference"] = difference = _write_golden(package, reference)
+        about["golden_difference"] = difference = _write_golden(package, form, reference)
         if package.labels:
             package.write(LABELS, "".join(f"{label}\n" for label in package.labels))
-        package.write(ABOUT, json.dumps(about, indent=1) + "\n")
-        module.write(package)
+        package.write(form.about, json.dumps(about, indent=1) + "\n")
+        form.write(package)
         files = tuple(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()))
         _move(folder, target)
     return Exported(target, files, difference, about)
@@ -171,15 +183,15 @@ def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return {"name": value.name, "dtype": np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, "shape": shape}
 
 
-def _write_golden(package: Package, reference: Predictor) -> float:
+def _write_golden(package: Package, form: Format, reference: Predictor) -> float:
     """Writes the golden image and the answer to it, and proves the exported graph on it; returns the difference."""
     request, shape = package.request, package.input["shape"]
     picture = proof.choose_golden_image(reference, request.frame or proof.FRAME)
     picture.save(package.folder / GOLDEN_IMAGE)
     expected = reference(picture)
     batch = np.zeros(shape, package.input["dtype"])
-    batch[0] = _prepare(package, reference, picture)
-    outputs = [output[0] for output in proof.run_graph(package.folder / GRAPH, batch)]
+    batch[0] = _prepare(package, form, picture)
+    outputs = {name: output[0] for name, output in proof.run_graph(package.folder / form.graph, batch).items()}
     kind = package.bundle.manifest.model.output.name
     resized = request.frame is not None
     difference = proof.prove(outputs, expected, kind, package.artifact.precision, resized=resized)
@@ -195,25 +207,22 @@ def _write_golden(package: Package, reference: Predictor) -> float:
     return difference
 
 
-def _prepare(package: Package, reference: Predictor, picture: Image.Image) -> np.ndarray:
+def _prepare(package: Package, form: Format, picture: Image.Image) -> np.ndarray:
     """The golden image as the exported graph takes it."""
     if package.request.frame is None:
-        prepare = getattr(FORMATS[package.request.format], "prepare", None)
-        return reference.preprocess(picture) if prepare is None else np.asarray(prepare(package.bundle, picture))
+        return form.prepare(picture, package.bundle)
     frame = np.asarray(picture)
     return frame[..., ::-1] if package.request.channel_order == "bgr" else frame
 
 
-def _check_place(target: Path, force: bool) -> None:
+def _check_place(target: Path, about: Path, force: bool) -> None:
     """Refuses a directory that is there, unless it is an older export and may be replaced."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    ours = False
-    for file in (target / ABOUT, target / "1" / ABOUT):
-        try:
-            ours = ours or json.loads(file.read_text(encoding="utf-8")).get("format") == FORMAT
-        except (OSError, ValueError, AttributeError):
-            continue
+    try:
+        ours = json.loads(about.read_text(encoding="utf-8")).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        ours = False
     if not force:
         raise UserError(f"{target} exists: choose another --out{', or give --force to replace it' if ours else ''}")
     if not ours:

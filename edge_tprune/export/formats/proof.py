@@ -13,6 +13,7 @@ from edge_tprune.bundle.manifest import Artifact
 from edge_tprune.bundle.outputs import LOGITS, max_difference
 from edge_tprune.bundle.predictor import Predictor
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.export.formats.graphs import CLASSES, PROBABILITIES
 from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.runtime.engine import open_engine
 
@@ -58,8 +59,8 @@ def to_picture(image: np.ndarray, preprocessing: Preprocessing) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).convert("RGB")
 
 
-def run_graph(file: Path, batch: np.ndarray) -> list[np.ndarray]:
-    """What a graph gives for a batch, in ONNX Runtime.
+def run_graph(file: Path, batch: np.ndarray) -> dict[str, np.ndarray]:
+    """What a graph gives for a batch, in ONNX Runtime, by name.
 
     Raises:
         UserError: this ONNX Runtime cannot run it.
@@ -68,17 +69,18 @@ def run_graph(file: Path, batch: np.ndarray) -> list[np.ndarray]:
 
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        return list(session.run(None, {session.get_inputs()[0].name: batch}))
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: batch})))
     except Exception as error:  # its exception types share no base
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot run the exported graph: {line}") from error
 
 
-def prove(outputs: list[np.ndarray], expected: np.ndarray, kind: str, precision: str, *, resized: bool) -> float:
+def prove(outputs: dict[str, np.ndarray], expected: np.ndarray, kind: str, precision: str, *, resized: bool) -> float:
     """Holds what the exported graph gives for the golden image against what the bundle's graph gives; returns the difference.
 
     Args:
-        outputs: of the exported graph, for one image: its output (...), or probabilities (k,) and classes (k,).
+        outputs: of the exported graph, for one image: its output (...), or probabilities (k,), with the k classes or of all.
         expected: the bundle's output for it.
         kind: of that.
         precision: of the graph.
@@ -92,15 +94,15 @@ def prove(outputs: list[np.ndarray], expected: np.ndarray, kind: str, precision:
         if resized
         else golden_tolerance(precision, TOLERANCE, kind)
     )
-    if len(outputs) == 2:
-        probabilities, classes = outputs
+    if PROBABILITIES in outputs:
         exact = np.exp(expected.astype(np.float64) - expected.max())
         exact /= exact.sum()
-        difference = float(np.abs(probabilities - np.sort(exact)[::-1][: len(probabilities)]).max())
-        same = int(classes[0]) == int(expected.argmax())
+        classes = outputs.get(CLASSES, np.arange(len(exact)))
+        difference = float(np.abs(outputs[PROBABILITIES] - exact[classes]).max())
+        same = int(classes[outputs[PROBABILITIES].argmax()]) == int(expected.argmax())
     else:
-        difference = max_difference(kind, outputs[0], expected)
-        same = kind != LOGITS or int(outputs[0].argmax()) == int(expected.argmax())
+        difference = max_difference(kind, outputs[kind], expected)
+        same = kind != LOGITS or int(outputs[kind].argmax()) == int(expected.argmax())
     if not (difference <= allowed and same):
         raise NegativeAnswer(
             f"the exported graph does not answer as the bundle's: its outputs are off by {difference:.3g} (allowed {allowed:g}), "

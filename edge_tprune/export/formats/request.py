@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import onnx
+from PIL import Image
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Artifact, Budget
@@ -30,6 +35,7 @@ class ExportRequest:
     top_k: int | None = None  #: classes that the graph gives instead of logits
     name: str | None = None  #: what the model is called where it goes
     onnxruntime_version: str | None = None  #: of the target, where it is older than this machine's
+    plans: tuple[tuple[str, Path], ...] = ()  #: (compute capability, engine file) of the boards that a Triton repository serves
     force: bool = False  #: replace an older export
 
 
@@ -67,3 +73,32 @@ class Package:
     def copy_template(self, template: str, name: str) -> None:
         """A file that every package of a format has alike."""
         self.write(name, (Path(__file__).parent / "templates" / template).read_text(encoding="utf-8"))
+
+
+class Format(ABC):
+    """One way to hand a network over."""
+
+    graph = GRAPH  #: where the graph lies in the package
+    about = ABOUT  #: where its description lies
+
+    def place(self, request: ExportRequest, name: str) -> Path:
+        """The directory that is written."""
+        return request.out
+
+    def check(self, request: ExportRequest, bundle: Bundle, artifact: Artifact, name: str) -> None:  # noqa: B027
+        """Refuses, before anything is done, what the format cannot hold.
+
+        Raises:
+            UserError: saying what.
+        """
+
+    def change_graph(self, model: onnx.ModelProto, bundle: Bundle) -> None:  # noqa: B027
+        """Makes the graph what the format's runtime feeds and reads."""
+
+    def prepare(self, image: Image.Image, bundle: Bundle) -> np.ndarray:
+        """One image as the format's runtime hands it to the changed graph, where that takes prepared images: (C, H, W) float32."""
+        return bundle.manifest.preprocessing(image)
+
+    @abstractmethod
+    def write(self, package: Package) -> None:
+        """The files that are the format's own, README included."""

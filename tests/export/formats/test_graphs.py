@@ -18,6 +18,7 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.formats.graphs import add_top_k, fold_preprocessing, fold_scale, opset, read_graph
 from edge_tprune.models.preprocess import Preprocessing
+from edge_tprune.runtime.tensorrt.library import Library
 
 
 def run(model: onnx.ModelProto, batch: np.ndarray) -> list[np.ndarray]:
@@ -130,3 +131,16 @@ def test_a_padding_convolution_is_refused() -> None:
     model.graph.node[0].attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
     with pytest.raises(InternalError, match="without padding"):
         fold_scale(model, np.ones(3), np.zeros(3))
+
+
+def test_nvidias_parser_takes_frames_and_best_classes(built: Path, rtx: Library) -> None:
+    bundle, module = Bundle.open(built), rtx.module
+    model = read_graph(bundle, bundle.budget("0.6").artifact("tensorrt"))
+    fold_preprocessing(model, bundle.manifest.preprocessing, (48, 64))
+    add_top_k(model, 3)
+    builder = module.Builder(module.Logger(module.Logger.ERROR))
+    network = builder.create_network(0)
+    parser = module.OnnxParser(network, module.Logger(module.Logger.ERROR))
+    assert parser.parse(model.SerializeToString()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    assert tuple(network.get_input(0).shape) == (1, 48, 64, 3)
+    assert [network.get_output(i).name for i in range(network.num_outputs)] == ["probabilities", "classes"]
