@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Artifact
 from edge_tprune.bundle.outputs import LOGITS
-from edge_tprune.errors import InternalError, UserError
+from edge_tprune.errors import UserError
 from edge_tprune.export.formats.resize import cropped_matrix
 from edge_tprune.models.preprocess import Preprocessing
 
@@ -64,7 +64,7 @@ def fold_scale(model: onnx.ModelProto, scale: np.ndarray, offset: np.ndarray) ->
         offset: (C,) per channel.
 
     Raises:
-        InternalError: the image does not go to a convolution without padding.
+        UserError: the image does not go to a convolution without padding.
     """
     convolution = _patch_embedding(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -100,7 +100,7 @@ def fold_preprocessing(
         order: of their channels, "rgb" or "bgr".
 
     Raises:
-        UserError: a model of grey images.
+        UserError: a model of grey images, or one whose image does not go to a convolution without padding.
     """
     if len(preprocessing.mean) != 3:
         raise UserError("the model takes grey images: frames of three channels cannot be folded into its graph")
@@ -198,7 +198,10 @@ def _patch_embedding(model: onnx.ModelProto) -> onnx.NodeProto:
                 break
             return takers[0]
         name = takers[0].output[0]
-    raise InternalError("the graph's image does not go to one convolution without padding")
+    raise UserError(
+        "the graph's image does not go to one convolution without padding (int8 graphs quantise it first), so nothing can be folded into that: "
+        "use --precision fp32, or prepare images in your program"
+    )
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:

@@ -17,8 +17,8 @@ from edge_tprune.bundle.manifest import Artifact, Budget
 FORMAT, VERSION = "edge-tprune-export", 1
 GRAPH, LABELS, ABOUT, GOLDEN_IMAGE, GOLDEN_ANSWER = "model.onnx", "labels.txt", "model.json", "golden.png", "golden.json"
 
-#: Version of ONNX's operators -> the first ONNX Runtime that runs graphs in it. Opset 23 is used for its `Attention` operator.
-ONNXRUNTIME = {18: "1.14", 23: "1.23"}
+#: Version of ONNX's operators -> the first ONNX Runtime that runs our graphs in it. Opset 23 is used for its `Attention` operator.
+ONNXRUNTIME = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.23"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.errors import InternalError, UserError
+from edge_tprune.errors import UserError
 from edge_tprune.export.formats.graphs import add_top_k, fold_preprocessing, fold_scale, opset, read_graph
 from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.runtime.tensorrt.library import Library
@@ -129,7 +129,7 @@ def test_the_best_classes_in_the_graph(built: Path) -> None:
 def test_a_padding_convolution_is_refused() -> None:
     model = passing(make())
     model.graph.node[0].attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
-    with pytest.raises(InternalError, match="without padding"):
+    with pytest.raises(UserError, match="without padding"):
         fold_scale(model, np.ones(3), np.zeros(3))
 
 
