@@ -64,12 +64,12 @@ def _run(arguments: list[str]) -> int:
     """Calls the command. What it raises on purpose, and what nobody foresaw, is left to the caller."""
     import typer
 
-    from edge_tprune.cli.app import app
+    from edge_tprune.cli.app import command_tree
 
     # Typer carries its own copy of click in some releases and uses the real one in others; this names its base error in both.
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
-        code = app(args=arguments, prog_name="edge-tprune", standalone_mode=False)
+        code = command_tree()(args=arguments, prog_name="edge-tprune", standalone_mode=False)
     except usage_error as error:
         context = getattr(error, "ctx", None)
         command = "edge-tprune" if context is None else context.command_path
