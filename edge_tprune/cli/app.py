@@ -31,7 +31,6 @@ for _command in _COMMANDS:
     import_module(f"edge_tprune.cli.commands.{_command}")  # importing a command registers it
 
 
-
 @cache
 def command_tree() -> Any:
     """The commands as click knows them. Made once: reading the signatures of all of them takes a tenth of a second."""
