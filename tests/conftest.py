@@ -11,6 +11,23 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+
+def _keep_to_one_core() -> None:
+    """Gives each of as many workers as there are cores a core of its own, for its child processes too.
+
+    Else every worker, and every process it starts, computes in as many threads as there are cores: they spin while they wait for each
+    other, and a build that takes five seconds takes two minutes.
+    """
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if not worker.startswith("gw") or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if workers >= len(cores):
+        os.sched_setaffinity(0, {cores[(int(worker.removeprefix("gw")) + os.getppid()) % len(cores)]})
+
+
+_keep_to_one_core()
+
 # The same examples on every machine and every run, so that what passed once passes in CI. To look for new ones:
 # HYPOTHESIS_PROFILE=explore make test
 settings.register_profile("same", derandomize=True, deadline=None)
