@@ -7,7 +7,6 @@ file that all graphs of a bundle share, each tensor stored once whichever graphs
 from __future__ import annotations
 
 import hashlib
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from edge_tprune.errors import InternalError
+from edge_tprune.export.exporter import kept_translations, quiet_exporter
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS, Precision
@@ -119,7 +119,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     """
     previous, pruned.attention = pruned.attention, form.attention
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _quiet_exporter():
+        with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 pruned,
@@ -345,21 +345,6 @@ class SharedWeights:
             tensor.ClearField("raw_data")
             tensor.ClearField("float_data")
         self.stream.flush()
-
-
-class _quiet_exporter:  # reads as a verb where it is used
-    """Keeps the exporter's progress chatter off the person's terminal."""
-
-    _names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-
-    def __enter__(self) -> None:
-        self._levels = {name: logging.getLogger(name).level for name in self._names}
-        for name in self._names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-    def __exit__(self, *_: Any) -> None:
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
