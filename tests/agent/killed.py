@@ -17,7 +17,7 @@ from edge_tprune.record.lines import SAMPLES
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.record.summarize import summarize
 
-KILLS = 8  #: in the test suite
+KILLS = 4  #: in the test suite
 _ROUNDS = 60
 
 MEASURE = """
