@@ -209,6 +209,8 @@ class Fit:
         again = next_aim(
             latest.aim, bound, [c.predicted for c in latest.candidates], [values.get(c.name) for c in latest.candidates], met
         )
+        if again is not None and needs_no_pruning(self.latency().cost(metric), shape, again):
+            again = None  # there is nothing between these candidates and the network without pruning, measured beside them
         return msgspec.structs.replace(measured, again=again)
 
     def _choose(self, of: Round) -> Answer:

@@ -86,7 +86,7 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     second = fit(max_p50_ms=0.8 * full)
     latest, _ = second.run()
     assert (tmp_path / "probe" / "manifest.json").stat().st_mtime_ns == probes
-    assert 1 <= len(latest.candidates) <= 3
+    assert 1 <= len(latest.candidates) <= 3, "no round ends without candidates, however far the predictions were off"
     assert all(candidate.method == "evit" for candidate in latest.candidates)
     assert {c.name for c in latest.candidates} < {row.budget for row in second.rows(latest)}
     assert second.run()[0] == latest, "what is done is not done again"
