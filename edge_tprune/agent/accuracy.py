@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import judge
-from edge_tprune.bundle.manifest import Accuracy
+from edge_tprune.bundle.manifest import Accuracy, split_label
 from edge_tprune.files import write_bytes
 from edge_tprune.models.data import Dataset
 from edge_tprune.statistics import student_interval
@@ -38,18 +38,25 @@ def judge_here(
     Raises:
         UserError: no unpruned budget, an unreadable image.
     """
-    found = judge(
-        bundle,
-        dataset,
-        runtime=runtime,
-        precision=precision,
-        threads=threads,
-        budgets=budgets,
-        interval=student_interval,
-        progress=progress,
-        warn=warn,
-    )
+    first, *others = (precision or "").split(",")
+    arrays: dict[str, np.ndarray] = {}
+    records: dict[str, Accuracy] = {}
+    for number, one in enumerate(others or [first]):
+        found = judge(
+            bundle,
+            dataset,
+            runtime=runtime,
+            precision=one or None,
+            against_fp32=bool(others),
+            threads=threads,
+            budgets=list(dict.fromkeys(split_label(name, None)[0] for name in budgets)),
+            interval=student_interval,
+            progress=progress,
+            warn=warn if number == 0 else None,
+        )
+        arrays |= found.arrays
+        records |= found.records
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **found.arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
     write_bytes(directory / ACCURACY, buffer.getvalue())
-    return {name: record for name, record in found.records.items() if name in budgets}
+    return {name: record for name, record in records.items() if name in budgets}

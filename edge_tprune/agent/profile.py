@@ -26,7 +26,7 @@ from edge_tprune.agent.session import Session, check_space, run_session
 from edge_tprune.agent.turns import random_order
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
-from edge_tprune.bundle.manifest import Budget
+from edge_tprune.bundle.manifest import Budget, split_label
 from edge_tprune.errors import UserError
 from edge_tprune.models.data import Dataset, batches, open_images
 from edge_tprune.record.document import VERSION, ArtifactRecord, BudgetRecord, BundleRecord, RunDocument
@@ -43,7 +43,7 @@ _ISOLATION = (
     "one engine at a time: each is loaded, warmed up, timed and closed before the next is loaded; the runtime's threads spin "
     "as they do by default; Python's garbage collection is off while timing; a process of its own reads the sensors"
 )
-_RUNTIME = "onnxruntime"
+_RUNTIME, _FP32 = "onnxruntime", "fp32"
 _ROUNDS = 10
 _SECONDS = 1.0  #: of a turn, where no power sensor needs more
 _WARMUP_SECONDS = 0.5
@@ -89,8 +89,7 @@ def profile(
         raise UserError("no budget to profile: name at least one")
     runtime = request.runtime or _RUNTIME
     runtime_version(runtime)
-    graphs = [budget.artifact(runtime, request.precision) for budget in chosen]
-    precision = graphs[0].precision
+    chosen, precision = _in_precisions(chosen, runtime, request.precision)
     engines = _prepare_engines(bundle, chosen, runtime, precision, progress)
     inputs, described = _open_inputs(bundle, images)
     check_space(out)
@@ -142,7 +141,7 @@ def resume(
     inputs, described = _open_inputs(bundle, images)
     _refuse_changes(before, bundle, request or RunRequest(), budgets, described, root)
     settings = before.document.settings
-    chosen = [bundle.budget(name) for name in before.budgets]
+    chosen = [msgspec.structs.replace(bundle.budget(split_label(name, None)[0]), name=name) for name in before.budgets]
     runtime_version(settings.runtime)
     engines = _prepare_engines(bundle, chosen, settings.runtime, settings.precision, progress)
     check_space(path)
@@ -150,6 +149,29 @@ def resume(
     with Observer(root) as observer, Recorder.reopen(path) as recorder:
         session = Session(bundle, settings, engines, recorder, observer, inputs, data, root, progress, before.sessions, done)
         return run_session(session, trace)
+
+
+def _in_precisions(chosen: Sequence[Budget], runtime: str, wanted: str | None) -> tuple[list[Budget], str]:
+    """The rows of a run, named as results are ("0.65", in another precision than float32 "0.65@int8"), and the precisions with commas.
+
+    Raises:
+        UserError: a budget has no graph in one of them; several without float32, which the others are compared with.
+    """
+    precisions = list(dict.fromkeys((wanted or chosen[0].artifact(runtime).precision).split(",")))
+    if len(precisions) > 1 and _FP32 not in precisions:
+        raise UserError(f"--precision {wanted}: of several precisions one must be {_FP32}, which the others are compared with")
+    for budget in chosen:
+        for precision in precisions:
+            budget.artifact(runtime, precision)
+    if len(precisions) == 1:
+        return list(chosen), precisions[0]
+    precisions.sort(key=lambda precision: precision != _FP32)
+    rows = [
+        budget if precision == _FP32 else msgspec.structs.replace(budget, name=f"{budget.name}@{precision}")
+        for precision in precisions
+        for budget in chosen
+    ]
+    return rows, ",".join(precisions)
 
 
 def _prepare_engines(
@@ -169,7 +191,8 @@ def _prepare_engines(
             progress.warn(f"budget {name}: {text}")
 
         try:
-            engines[budget.name] = prepare(bundle, budget.name, runtime, precision, progress=show, warn=warn)
+            name, its_precision = split_label(budget.name, precision)
+            engines[budget.name] = prepare(bundle, name, runtime, its_precision, progress=show, warn=warn)
         except BuildError as error:
             engines[budget.name] = str(error)
             warn(str(error))
@@ -277,9 +300,9 @@ def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, e
                 schedule=budget.schedule,
                 macs=budget.macs,
                 macs_share=budget.macs_share,
-                accuracy=msgspec.to_builtins(budget.accuracy_in(settings.precision or "")),
+                accuracy=msgspec.to_builtins(budget.accuracy_in(_precision_of(budget, settings) or "")),
                 artifact=msgspec.convert(
-                    msgspec.to_builtins(budget.artifact(settings.runtime, settings.precision)), ArtifactRecord
+                    msgspec.to_builtins(budget.artifact(settings.runtime, _precision_of(budget, settings))), ArtifactRecord
                 ),
                 method=msgspec.to_builtins(budget.method),
             )
@@ -288,3 +311,7 @@ def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, e
         settings=settings,
         environment=environment,
     )
+
+
+def _precision_of(budget: Budget, settings: RunSettings) -> str | None:
+    return split_label(budget.name, settings.precision)[1]

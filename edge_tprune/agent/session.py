@@ -19,6 +19,7 @@ from edge_tprune.agent.probe import check_budget, failed_check
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.turns import PlannedTurn, missing_turns, take_turn
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import split_label
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import Dataset
 from edge_tprune.processes import end_signals
@@ -145,14 +146,16 @@ def _check_budgets(session: Session) -> dict[str, str]:
         if isinstance(engine, str):
             check = failed_check(name, engine)
         else:
+            budget, precision = split_label(name, settings.precision)
             check = check_budget(
                 session.bundle,
-                name,
+                budget,
                 runtime=settings.runtime,
-                precision=settings.precision,
+                precision=precision,
                 threads=settings.threads,
                 tolerance=settings.golden_tolerance,
             )
+            check = msgspec.structs.replace(check, budget=name)
         session.recorder.append(_check_line(check))
         if not check.golden_ok:
             failures[name] = check.describe_failure()

@@ -13,6 +13,7 @@ import numpy as np
 
 from edge_tprune.agent.loads import Timed, time_load, warm_up
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import split_label
 from edge_tprune.bundle.predictor import Predictor, load_predictor
 from edge_tprune.record.lines import PartLine, TurnLine
 from edge_tprune.record.settings import RunSettings
@@ -73,7 +74,8 @@ def take_turn(
         What was timed since the last part.
     """
     begin_ns = clock_ns()
-    with load_predictor(bundle, planned.budget, file, settings.runtime, settings.precision, settings.threads) as model:
+    name, precision = split_label(planned.budget, settings.precision)
+    with load_predictor(bundle, name, file, settings.runtime, precision, settings.threads) as model:
         load_ms = (clock_ns() - begin_ns) / 1e6
         with _garbage_collection_off():  # already while warming up: collecting empties the caches
             warmup = warm_up(model.run, images, settings.warmup_seconds, settings.fps)

@@ -115,7 +115,7 @@ def find_changes(old: Sequence[Row], new: Sequence[Row], margin: EqualityMargin 
             f"these profiles have no budget of the same model and method in common: then {_names(then.values())}; "
             f"now {_names(now.values())}"
         )
-    differences = find_differences([row for key in common for row in (then[key], now[key])])
+    differences = find_differences([row for key in common for row in (then[key], now[key])], ignore=())
     foreign = [label for label in FIXED if label in differences]
     if foreign and not force:
         what = ", ".join(f"{label} ({', '.join(differences[label])})" for label in foreign)

@@ -112,9 +112,15 @@ def name_columns(table: TableRows | Sequence[Row]) -> list[Column]:
     table = table if isinstance(table, TableRows) else TableRows(tuple(table))
     rows, unpruned = table.rows, table.unpruned
     chosen = [Column("budget", "budget", "", lambda row: row.budget)]
+    several = len({row.precision for row in rows}) > 1
+    if several:
+        chosen = [
+            Column("budget", "budget", "", lambda row: row.budget.partition("@")[0]),
+            Column("precision", "precision", "", lambda row: row.precision),
+        ]
     if len({row.method for row in rows}) > 1:
         chosen.insert(0, Column("method", "method", "", lambda row: "unpruned" if row is unpruned else row.method))
-    if len({(row.method, row.budget) for row in rows}) < len(rows):
+    if len({(row.method, row.budget, row.precision) for row in rows}) < len(rows):
         chosen.insert(0, Column("run", "run", "", lambda row: row.profile.started_utc[:16].replace("T", " ")))
     if len({row.verdict.status if row.verdict else None for row in rows}) > 1:
         chosen.append(Column("verdict", "verdict", "", lambda row: row.verdict.status if row.verdict else MISSING))

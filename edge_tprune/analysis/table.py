@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from edge_tprune.record.summary import Summary
 from edge_tprune.statistics import Interval
 from edge_tprune.text import printable
 
+VARIABLES = ("precision",)  #: conditions that may differ between rows that are compared, as their budgets do
 QUANTILES = tuple(float(q) for q in np.linspace(0, 1, 201))  #: where `Row.latency_quantiles_ms` samples the distribution
 
 
@@ -68,8 +69,14 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Method and budget: 'zero_tprune 0.65'."""
-        return f"{self.method} {self.budget}"
+        """Method, budget and, where it is not float32, precision: 'zero_tprune 0.65@int8'."""
+        told = "@" in self.budget or self.precision in ("fp32", UNKNOWN)
+        return f"{self.method} {self.budget}" + ("" if told else f"@{self.precision}")
+
+    @property
+    def precision(self) -> str:
+        """Of its graph."""
+        return self.conditions.get("precision", UNKNOWN)
 
     @property
     def tokens_text(self) -> str:
@@ -97,7 +104,7 @@ class Row:
 class Group:
     """Rows that may be compared with each other."""
 
-    conditions: Mapping[str, str]  #: what they share: label -> value
+    conditions: Mapping[str, str]  #: what they share: label -> value; a precision only where it is that of all
     rows: tuple[Row, ...]
 
 
@@ -125,17 +132,31 @@ class Rows(Sequence[Row]):
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """Rows with equal conditions together, in order of first appearance."""
+    """Rows whose conditions are equal but for `VARIABLES` together, in order of first appearance."""
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row.conditions.items()), []).append(row)
-    return [Group(dict(key), tuple(members)) for key, members in groups.items()]
+        key = tuple((label, value) for label, value in row.conditions.items() if label not in VARIABLES)
+        groups.setdefault(key, []).append(row)
+    return [Group(_shared(members), tuple(members)) for members in groups.values()]
 
 
-def find_differences(rows: Iterable[Row]) -> dict[str, tuple[str, ...]]:
-    """What keeps `rows` from being compared: label -> its distinct values. Empty where all may be compared."""
+def _shared(rows: Sequence[Row]) -> dict[str, str]:
+    return {
+        label: value
+        for label, value in rows[0].conditions.items()
+        if label not in VARIABLES or all(row.conditions.get(label) == value for row in rows)
+    }
+
+
+def find_differences(rows: Iterable[Row], ignore: Collection[str] = VARIABLES) -> dict[str, tuple[str, ...]]:
+    """What keeps `rows` from being compared: label -> its distinct values. Empty where all may be compared.
+
+    Args:
+        rows: any rows.
+        ignore: labels that may differ.
+    """
     rows = list(rows)
-    labels = dict.fromkeys(label for row in rows for label in row.conditions)
+    labels = dict.fromkeys(label for row in rows for label in row.conditions if label not in ignore)
     found = {label: tuple(dict.fromkeys(row.conditions.get(label, UNKNOWN) for row in rows)) for label in labels}
     return {label: values for label, values in found.items() if len(values) > 1}
 

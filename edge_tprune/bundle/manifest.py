@@ -266,6 +266,12 @@ def artifact_key(runtime: str, precision: str) -> str:
     return runtime if precision == "fp32" else f"{runtime}-{precision}"
 
 
+def split_label(label: str, precisions: str | None) -> tuple[str, str | None]:
+    """The budget that a label of results means ("0.65", "0.65@int8") and its precision: without one the first of `precisions` ("fp32,int8")."""
+    name, _, own = label.partition("@")
+    return name, own or (precisions or "").partition(",")[0] or None
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One pruning budget."""
 

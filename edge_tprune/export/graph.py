@@ -25,8 +25,8 @@ from edge_tprune.errors import InternalError
 from edge_tprune.export.exporter import kept_translations, quiet_exporter
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
-from edge_tprune.reduction.precision import DEFAULT, INTEGERS, Precision
-from edge_tprune.reduction.quantization import UINT8, IntegerType
+from edge_tprune.reduction.precision import DEFAULT, HALF_INTEGERS, INTEGERS, PRECISIONS, Precision
+from edge_tprune.reduction.quantization import INT8, UINT8, IntegerType
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW
 
 INPUT = "image"
@@ -79,17 +79,19 @@ class Form:
     opset: int
     attention: AttentionForm
     precisions: tuple[str, ...]  #: that are worth writing in it
-    inputs: IntegerType = UINT8  #: of layers that multiply integers
+    inputs: IntegerType  #: of layers that multiply integers
+    integers: Precision  #: what else an INT8 graph computes in
 
 
-_EXPLICIT = Form("explicit", 18, explicit_attention, (DEFAULT, "fp16", "mixed"))
+_EXPLICIT = Form("explicit", 18, explicit_attention, (DEFAULT, "fp16", "mixed", INTEGERS), INT8, HALF_INTEGERS)
 FORMS = {
-    "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT, INTEGERS)),
+    "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT, INTEGERS), UINT8, PRECISIONS[INTEGERS]),
     "tensorrt": _EXPLICIT,
     "tensorrt-rtx": _EXPLICIT,
 }
 """By runtime. ONNX Runtime gains from the operator; TensorRT reads it only from 10.14 and fuses the explicit pattern before that. ONNX Runtime
-computes half precision on a CPU by casting to float32 and back: nothing to gain. Integers it multiplies fastest as unsigned inputs and signed weights."""
+computes half precision on a CPU by casting to float32 and back: nothing to gain. Integers it multiplies fastest as
+unsigned inputs and signed weights; TensorRT takes symmetric inputs only."""
 
 
 def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -258,10 +260,13 @@ def _check_precision(model: onnx.ModelProto, values: Values, precision: Precisio
 
 def _check_integers(model: onnx.ModelProto, wanted: bool) -> None:
     """Both operands of a product are integers, or neither; nothing but products reads integers."""
-    source = {name: node.op_type for node in model.graph.node for name in node.output}
+    dequantized: set[str] = set()
     found = 0
     for node in model.graph.node:
-        integer = [source.get(name) == "DequantizeLinear" for name in node.input]
+        integer = [name in dequantized for name in node.input]
+        if node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and all(integer)):  # to half precision
+            dequantized.update(node.output)
+            continue
         if any(integer) and not (node.op_type == "MatMul" and all(integer)):
             raise GraphError(f"{node.name} reads integers, which only products of integers may")
         found += any(integer)

@@ -90,7 +90,7 @@ class _Writer:
         file = self.folder / _GRAPHS / graph.file_name(budget.name)
         if graph.precision == INTEGERS:
             assert self.judge is not None
-            module = self.judge.calibration.module(budget, graph.form.inputs)
+            module = self.judge.calibration.module(budget, graph.form.inputs, graph.form.integers)
             self._save(module, graph, file)
             return self.judge.prove(file, budget, module, graph.form.inputs)
         if graph.precision not in modules:

@@ -37,7 +37,10 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
     runtime: Annotated[str | None, _option("Which of the bundle's graphs to run.", "onnxruntime")] = None
     precision: Annotated[
         str | None,
-        _option("Precision of the graphs: fp32, fp16 or mixed.", "the first that the bundle was built for"),
+        _option(
+            "Precision of the graphs: fp32, fp16, mixed or int8; or several with commas, timed in turn within one run.",
+            "the first that the bundle was built for",
+        ),
     ] = None
     rounds: Annotated[Count | None, _option("How often each budget is timed.", "10")] = None
     seconds_per_round: Annotated[

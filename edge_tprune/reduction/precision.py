@@ -10,7 +10,8 @@
 | images in, logits out                                                        | float32 | float32 | float32 |
 
 int8 is one of these columns with other Linears in the blocks (qkv, projection, MLP): both operands of their products are 8-bit integers
-(`edge_tprune.reduction.quantization`), the sums are floats. For ONNX Runtime the rest is fp32.
+(`edge_tprune.reduction.quantization`), the sums are floats. For ONNX Runtime the rest is fp32, for
+TensorRT fp16.
 
 fp16 moves and adds half the bytes; mixed keeps what small updates would be lost from: a stream whose largest channels are hundreds of
 times the others. Where fp16 and mixed are equally near to fp32, fp16 is the one to take.
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.reduction.quantization import QuantizedLinear
 
 _PRODUCTS = (nn.Linear, nn.Conv2d)
 
@@ -54,6 +56,7 @@ PRECISIONS = {
         Precision("int8", torch.float32, torch.float32, integers=True),
     )
 }
+HALF_INTEGERS = Precision("int8", torch.float16, torch.float16, integers=True)  #: for a GPU
 DEFAULT, INTEGERS = "fp32", "int8"
 
 
@@ -82,6 +85,9 @@ def in_precision(model: nn.Module, wanted: Precision) -> nn.Module:
     pooling = set() if pool is None else set(pool.modules())
     for module in model.modules():
         if module is model or any(True for _ in module.children()):
+            continue
+        if isinstance(module, QuantizedLinear):
+            module.half()  # it reads floats of any type
             continue
         half = isinstance(module, _PRODUCTS) and module not in pooling
         if half:

@@ -102,21 +102,29 @@ class QuantizedLinear(nn.Linear):
         made.register_buffer("input_zero", torch.tensor(zero, dtype=inputs.dtype))
         return made.train(layer.training)
 
+    def half(self) -> QuantizedLinear:
+        """Products, bias and sums in float16; scales stay float32."""
+        self.weight = nn.Parameter(self.weight.half(), requires_grad=False)
+        if self.bias is not None:
+            self.bias = nn.Parameter(self.bias.half(), requires_grad=False)
+        return self
+
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return self.rows(input, self.bias, slice(None))
 
     def rows(self, x: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
-        """Some of the outputs: (..., in) -> (..., rows). `bias` of those outputs."""
+        """Some of the outputs: (..., in) -> (..., rows), in the type of the weight. `bias` of those outputs."""
+        bias = None if bias is None else bias.to(self.weight.dtype)
         if not torch.compiler.is_exporting():  # the same numbers, much faster
             limits = torch.iinfo(self.input_zero.dtype)
             x = torch.fake_quantize_per_tensor_affine(
                 x.float(), self.input_scale, self.input_zero.to(torch.int32), limits.min, limits.max
             )
-            return functional.linear(x, self.weight[rows], bias)
-        inputs: Tensor = dequantize(quantize(x, self.input_scale, self.input_zero), self.input_scale, self.input_zero)
+            return functional.linear(x.to(self.weight.dtype), self.weight[rows], bias)
+        inputs: Tensor = dequantize(quantize(x.float(), self.input_scale, self.input_zero), self.input_scale, self.input_zero)
         weight: Tensor = dequantize(self.integers[:, rows], self.weight_scale[rows])
-        product = inputs @ weight
+        product = inputs.to(self.weight.dtype) @ weight.to(self.weight.dtype)
         if bias is None:
             return product
         # Not a vector: ONNX Runtime would join product and vector into a Gemm before it looks for integers, and find none.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
 from edge_tprune.text import printable
+
+T = TypeVar("T")
 
 _REFERENCE = "reference"
 _NO_FILE = ("pretrained", _REFERENCE)  #: where weights came from, if not from a file that has to be named
@@ -44,12 +46,15 @@ def _build(profile: Profile, where: str) -> str:
         options.append(("--weights", weights))
     options += _model_options(model.get("arguments") or {})
     options.append(("--method", method.get("name", "METHOD")))
-    options.append(("--budgets", ",".join(budget.name for budget in budgets if budget.requested is not None)))
-    options += [("--schedule", ",".join(map(str, budget.schedule))) for budget in budgets if budget.requested is None]
+    options.append(("--budgets", ",".join(_distinct(b.name.partition("@")[0] for b in budgets if b.requested is not None))))
+    schedules = _distinct(",".join(map(str, budget.schedule)) for budget in budgets if budget.requested is None)
+    options += [("--schedule", schedule) for schedule in schedules]
     options += [("--option", f"{name}={value}") for name, value in (method.get("options") or {}).items()]
     options += [("--batch", bundle.batch)] if bundle.batch != 1 else []
     options += [("--runtime", artifact.runtime)] if artifact.runtime != "onnxruntime" else []
-    options += [("--precision", artifact.precision)] if artifact.precision != "fp32" else []
+    precisions = _distinct(budget.artifact.precision for budget in budgets)
+    options += [("--precision", ",".join(precisions))] if precisions != ["fp32"] else []
+    options += [("--calibration", "PHOTOS")] if "int8" in precisions else []
     return _shell(["edge-tprune", "build", model.get("name", "MODEL"), *_flatten([*options, ("--out", where)])])
 
 
@@ -68,16 +73,21 @@ def _model_options(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _evaluate(profile: Profile, where: str) -> list[str]:
     """The evaluation, where accuracy is known; of the images only their directory's name is."""
-    found = next((budget.accuracy for budget in profile.document.budgets if budget.accuracy), None)
-    if found is None:
+    judged = [budget.accuracy for budget in profile.document.budgets if budget.accuracy]
+    if not judged:
         return []
+    found = judged[0]
     data = found.get("data")
     name = data.get("name") if isinstance(data, Mapping) else data
     reference = profile.document.bundle.model.get("name") == _REFERENCE
     options = [] if reference or not name else [("--data", name)]
-    precision = found.get("precision")
-    options += [("--precision", precision)] if precision not in (None, "fp32") else []
-    return [_shell(["edge-tprune", "eval", where, *_flatten(options)])]
+    others = [str(one) for one in _distinct(record.get("precision") for record in judged) if one not in (None, "fp32")]
+    ways = [[*options, ("--precision", precision)] for precision in others] or [options]  # each judges float32 as well
+    return [_shell(["edge-tprune", "eval", where, *_flatten(way)]) for way in ways]
+
+
+def _distinct(values: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(values))
 
 
 def _profile(profile: Profile, where: str) -> str:

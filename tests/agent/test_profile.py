@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,9 @@ from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import profile
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.session import CheckFailed
+from edge_tprune.analysis.contrast import contrast
+from edge_tprune.analysis.loading import load_rows
+from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.bundle import predictor
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
@@ -172,9 +177,44 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
     assert (summary["wrong"].golden_ok, summary["good"].golden_ok) == (False, True)
 
 
+def with_int8(path: Path) -> Bundle:
+    """The bundle with a second graph for every budget, in name of another precision."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for budget in manifest["budgets"]:
+        file = f"onnx/{budget['name']}.int8.onnx"
+        shutil.copy(path / budget["artifacts"][0]["file"], path / file)
+        budget["artifacts"].append({**budget["artifacts"][0], "precision": "int8", "file": file})
+        budget["parity"]["onnxruntime-int8"] = budget["parity"]["onnxruntime"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return Bundle.open(path)
+
+
+def test_precisions_take_turns_in_one_run_and_are_chosen_from_together(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = with_int8(make_bundle({"large": (3, 128), "small": (1, 64)}))
+    request = RunRequest(
+        precision="int8,fp32", threads=1, rounds=3, seconds_per_round=0.01, warmup_seconds=0.0, baseline_seconds=0.0
+    )
+    path = profile(bundle, tmp_path / "profiles", request)
+    run = read_run(path)
+    assert run.budgets == ["large", "small", "large@int8", "small@int8"]
+    assert run.document.settings.precision == "fp32,int8"
+    assert [budget.artifact.file for budget in run.document.budgets][2:] == ["onnx/large.int8.onnx", "onnx/small.int8.onnx"]
+    assert all(check.golden_ok for check in run.checks.values())
+    for number in range(3):
+        assert {turn.budget for turn in run.turns if turn.round == number} == set(run.budgets)
+    rows = load_rows(path)
+    assert [row.precision for row in rows] == ["fp32", "fp32", "int8", "int8"]
+    assert len(rows.groups) == 1
+    found = contrast(rows[1], rows[3], METRICS["p50_ms"])
+    assert (found.count, found.unit) == (3, "rounds"), "paired by round"
+    with pytest.raises(UserError, match="one must be fp32"):
+        profile(bundle, tmp_path, RunRequest(precision="int8,fp16"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"precision": "fp32,fp16"}, "has no file for runtime 'onnxruntime' in fp16"),
         ({"precision": "fp16"}, "has no file for runtime 'onnxruntime' in fp16"),
         ({"budgets": ["smal"]}, "Did you mean small"),
         ({"budgets": []}, "no budget"),

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_tprune.analysis.choice import choose
+from edge_tprune.analysis.choice import Choice, choose
+from edge_tprune.analysis.comparison import name_columns
 from edge_tprune.analysis.loading import find_profiles, load_rows, profile_rows
 from edge_tprune.analysis.samples import Samples
 from edge_tprune.analysis.table import find_differences, group_rows
@@ -272,7 +273,6 @@ CHANGES = {
     "runtime version": ("1.24.0", "runtime"),
     "weights": ("c" * 64, "weights"),
     "model": ("deit_small_patch16_224", "model"),
-    "precision": ("fp16", "precision"),
     "name": ("other images", "eval data"),
     "sha256": ("e" * 64, "eval data hash"),
     "images": (500, "eval data"),
@@ -292,6 +292,26 @@ def test_different_environments_are_grouped_apart_and_the_difference_named(key, 
     found = find_differences(rows)
     assert list(found) == [label]
     assert len(found[label]) == 2
+
+
+def test_precisions_are_compared_as_budgets_are(profiles, tmp_path):
+    info = profiles.info()
+    profiles.write(tmp_path / "a", info)
+    changed = profiles.copy(info)
+    _change(changed, "precision", "int8")
+    profiles.write(tmp_path / "b", changed)
+    rows = load_rows([tmp_path / "a", tmp_path / "b"])
+    (group,) = rows.groups
+    assert find_differences(rows) == {}
+    assert find_differences(rows, ignore=()) == {"precision": ("fp32", "int8")}
+    assert "precision" not in group.conditions
+    assert load_rows(tmp_path / "b").groups[0].conditions["precision"] == "int8", "what all rows share is said"
+    names = [row.name for row in rows]
+    assert len(set(names)) == 10
+    assert sum(name.endswith("@int8") for name in names) == 5
+    columns = {column.name: [column.text(row) for row in rows] for column in name_columns(rows.rows)}
+    assert set(columns["precision"]) == {"fp32", "int8"}
+    assert isinstance(choose(rows, {"max_p50_ms": 1e6}), Choice)
 
 
 def test_other_methods_in_the_same_environment_are_comparable(profiles, tmp_path):
@@ -366,6 +386,11 @@ def _samples_in(profiles, environment):
     return Samples(Path("run"), document, checks, turns, summary=Summary(meter=meter, budgets={}))
 
 
+def _fixed(environment):
+    """All but the precision, which rows may differ in."""
+    return json.dumps({key: value for key, value in environment.items() if key != "precision"}, sort_keys=True)
+
+
 @settings(max_examples=60)
 @given(st.lists(ENVIRONMENTS, min_size=2, max_size=4))
 def test_rows_of_different_environments_are_never_in_one_group(profiles, environments):
@@ -376,8 +401,8 @@ def test_rows_of_different_environments_are_never_in_one_group(profiles, environ
     rows = [row for row, _ in of.values()]
     groups = group_rows(rows)
     for each in groups:
-        assert len({json.dumps(of[id(row)][1], sort_keys=True) for row in each.rows}) == 1
-    assert len(groups) == len({json.dumps(environment, sort_keys=True) for environment in environments})
+        assert len({_fixed(of[id(row)][1]) for row in each.rows}) == 1
+    assert len(groups) == len({_fixed(environment) for environment in environments})
     assert (len(groups) > 1) == bool(find_differences(rows))
 
 

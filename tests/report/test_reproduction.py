@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def test_they_are_build_eval_profile_report_and_parse(info):
     assert (profile["rounds"], profile["threads"], profile["seed"]) == (6, 2, 0)
     assert report["profiles"] == [Path("profiles/run-1")]
     assert (report["max_top1_drop"], report["objective"]) == (2.0, "energy")
+
+
+def test_precisions_that_ran_in_turn_are_built_and_judged_together(info):
+    rows = info["budgets"]
+    for budget in list(rows):
+        integers = copy.deepcopy(budget)
+        integers["name"] += "@int8"
+        integers["artifact"]["precision"] = integers["accuracy"]["precision"] = "int8"
+        rows.append(integers)
+    info["plan"] |= {"precision": "fp32,int8"}
+    build, evaluate, profile, _ = map(_parse, _lines(info))
+    assert (build["precision"], build["calibration"], build["budgets"]) == ("fp32,int8", "PHOTOS", "1.0,0.9,0.8,0.65,0.5")
+    assert evaluate["precision"] == "int8"
+    assert profile["precision"] == "fp32,int8"
 
 
 def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):

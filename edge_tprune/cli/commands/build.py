@@ -61,7 +61,7 @@ def build(
     precision: Annotated[
         str,
         typer.Option(
-            help="Precision of the graphs, with commas: fp32; fp16 or mixed (TensorRT); int8 (ONNX Runtime). Images, logits, norms, softmax "
+            help="Precision of the graphs, with commas: fp32; fp16 or mixed (TensorRT); int8. Images, logits, norms, softmax "
             "and scores stay float32."
         ),
     ] = "fp32",

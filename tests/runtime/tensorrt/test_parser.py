@@ -11,11 +11,13 @@ from functools import lru_cache
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from edge_tprune.export.graph import FORMS, export
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
-from edge_tprune.reduction.precision import PRECISIONS
+from edge_tprune.reduction.precision import HALF_INTEGERS, PRECISIONS
+from edge_tprune.reduction.quantization import quantizable, quantize_layers
 from tests.runtime.tensorrt.rtx import Parsed, trt
 
 TOKENS, SCHEDULE = 17, (11, 11)  # the second block has what a reduction leaves behind: sizes in its logits
@@ -34,26 +36,35 @@ def vit() -> VisionTransformer:
     )
 
 
+@lru_cache(maxsize=1)
+def integer_vit() -> nn.Module:
+    return quantize_layers(vit(), dict.fromkeys(quantizable(vit()), (-4.0, 4.0)), FORMS["tensorrt"].inputs)
+
+
 def parse(method: str, precision: str, batch: int = 1, **options: object) -> Parsed:
     schedule = (TOKENS,) * 2 if method == "none" else SCHEDULE
-    pruned = PrunedViT(vit(), registry.method(method), schedule, options, PRECISIONS[precision])
+    network, computes = (integer_vit(), HALF_INTEGERS) if precision == "int8" else (vit(), PRECISIONS[precision])
+    pruned = PrunedViT(network, registry.method(method), schedule, options, computes)
     return Parsed.of(export(pruned, FORMS["tensorrt"], batch, (3, 32, 32)))
 
 
 @pytest.mark.parametrize(
     ("method", "precision"),
-    [(method, "fp16") for method in sorted(registry.methods())]
+    [(method, "int8") for method in sorted(registry.methods())]
+    + [(method, "fp16") for method in ("bat", "none", "pitome", "tome", "zero_tprune")]
     + [(method, precision) for method in ("bat", "zero_tprune") for precision in ("fp32", "mixed")],
 )
 def test_every_method_becomes_what_was_asked(method: str, precision: str) -> None:
-    """All in fp16, where most operators change their type. That TensorRT reads their graphs in float32: `test_export`."""
+    """All in int8, which is fp16 but for the blocks' Linears: most operators change their type. That TensorRT reads their graphs in float32: `test_export`."""
     found = parse(method, precision)
     network = found.network
     image, logits = network.get_input(0), network.get_output(0)
     assert (network.num_inputs, network.num_outputs) == (1, 1)
     assert (image.name, tuple(image.shape), image.dtype) == ("image", (1, 3, 32, 32), trt.float32)
     assert (logits.name, tuple(logits.shape), logits.dtype) == ("logits", (1, 7), trt.float32)
-    half = trt.float16 if PRECISIONS[precision].products == torch.float16 else trt.float32
+    half = trt.float32 if precision == "fp32" else trt.float16
+    if precision == "int8":
+        check_integers(found)
     seen: dict[int, set[int]] = {0: set(), 1: set()}
     kinds = set()
     for kind, name, inputs, outputs in found.layers():
@@ -76,10 +87,37 @@ def test_every_method_becomes_what_was_asked(method: str, precision: str) -> Non
     expected = (TOKENS,) * 2 if method == "none" else SCHEDULE
     assert [seen[0], seen[1]] == [{expected[0]}, {expected[1]}], "tokens after each block, in the network as TensorRT reads it"
     read_by_norm = next(i for kind, name, i, _ in found.layers() if name.startswith("model.blocks.1.norm1"))
-    assert (read_by_norm[0].dtype == trt.float16) == (precision == "fp16"), "the residual stream's type"
+    assert (read_by_norm[0].dtype == trt.float16) == (precision in ("fp16", "int8")), "the residual stream's type"
     if fused := found.build().count(FUSED):
         maps = registry.ATTENTION in registry.method(method).needs
         assert fused == len(SCHEDULE) - maps, "attention stays one kernel, softmax in float32 or not, unless its map is read"
+
+
+def check_integers(found: Parsed) -> None:
+    """Of the layers, read back: every product of a block's Linears reads two dequantized operands, and nothing else is quantized."""
+    layers = list(found.layers())
+    source = {tensor.name: (kind, inputs) for kind, _, inputs, outputs in layers for tensor in outputs}
+
+    def origin(name: str) -> str:
+        kind, inputs = source.get(name, ("INPUT", []))
+        return origin(inputs[0].name) if kind in ("CAST", "SHUFFLE") else kind
+
+    quantized = [name for kind, name, _, outputs in layers if kind == "QUANTIZE" and outputs[0].dtype == trt.int8]
+    products = [
+        name for kind, name, inputs, _ in layers if kind == "MATRIX_MULTIPLY" and origin(inputs[0].name) == "DEQUANTIZE"
+    ]
+    assert all(
+        origin(inputs[1].name) == "DEQUANTIZE"
+        for kind, name, inputs, _ in layers
+        if kind == "MATRIX_MULTIPLY" and name in products
+    )
+    linears = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    for names in (quantized, products):
+        assert {name.partition("/")[0] for name in names} >= {
+            f"model.blocks.{b}.{part}" for b in (0, 1) for part in linears[1:]
+        }
+        assert not any("head" in name or "patch_embed" in name or name.startswith("reducers.") for name in names)
+        assert 8 <= len(names) <= 10, "a fused qkv may be two products, each of a part"
 
 
 @pytest.mark.parametrize("method", [name for name, method in sorted(registry.methods().items()) if method.faithful])
