@@ -32,6 +32,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 #: Layers that the parser adds to broadcast, reshape and compute static shapes; they say nothing about the network.
 _PLUMBING = {"CONSTANT", "SHUFFLE", "SLICE", "CAST", "SQUEEZE", "UNSQUEEZE", "IDENTITY", "SHAPE"}
+_INTEGERS = {"QUANTIZE", "DEQUANTIZE"}  # become part of the layers around them
 
 
 class BuildError(UserError):
@@ -119,7 +120,7 @@ class Network:
         """Builds the engine.
 
         Args:
-            precision: of the graph: "fp32", "fp16" or "mixed".
+            precision: of the graph: "fp32", "fp16", "mixed" or "int8".
             settings: limits.
             target: the GPU to build for ahead of time, one of `rtx_targets`; the one at hand by default.
             timing_cache: measured tactics of earlier builds on this device; b"" to start one, None to go without.
@@ -165,9 +166,19 @@ class Network:
             config.clear_flag(trt.BuilderFlag.TF32)
         if not self.strongly_typed and precision != "fp32":
             config.set_flag(trt.BuilderFlag.FP16)
+            if precision == "int8":
+                if not getattr(self.builder, "platform_has_fast_int8", True):
+                    raise BuildError(
+                        f"{self.library.runtime} {self.library.version}: this GPU has no INT8. Use --precision fp16"
+                    )
+                config.set_flag(trt.BuilderFlag.INT8)
             config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
             for layer in self.layers():
-                if layer.type.name not in _PLUMBING and layer.num_outputs and layer.get_output(0).dtype == trt.float32:
+                if (
+                    layer.type.name not in _PLUMBING | _INTEGERS
+                    and layer.num_outputs
+                    and layer.get_output(0).dtype == trt.float32
+                ):
                     layer.precision = trt.float32
         if rtx_targets(self.library):
             config.num_compute_capabilities = 1
