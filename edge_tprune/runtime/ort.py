@@ -34,8 +34,6 @@ class OrtEngine(Engine):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _ERRORS_ONLY
-        # Processors without VNNI add up pairs of 8-bit products in 16 bits, which overflow: there, weights become unsigned, slower and right.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session: Any = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
         except Exception as error:  # its exception types share no base, and none of them is public
