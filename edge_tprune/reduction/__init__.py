@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.models.adapter import FEATURES, TOKENS
 from edge_tprune.models.families import adapt, can_adapt
 from edge_tprune.reduction import methods as _methods  # registers them
 from edge_tprune.reduction import registry
@@ -69,7 +70,12 @@ def solve_schedule(
     if blocks:
         chosen, weights = tuple(dict.fromkeys(blocks)), None
     else:
-        chosen, weights = pattern(reducer, shape.blocks, budget, bool(options.get(registry.FAITHFUL)))
+        faithful = bool(options.get(registry.FAITHFUL))
+        chosen, weights = pattern(reducer, shape.blocks, budget, faithful)
+        # Patterns were searched for logits. A removal in the last block saves half a block, and costs features as much as one before.
+        reads_patches = (output or adapt(model, name).default_output) in (FEATURES, TOKENS)
+        if reads_patches and not faithful and len(chosen) > 1 and chosen[-1] == shape.blocks:
+            chosen, weights = chosen[:-1], weights[:-1]
     return from_budget(
         shape,
         budget,
@@ -104,7 +110,7 @@ def prune(
         method: a name that `edge-tprune methods` lists.
         budget: share of the unpruned model's MACs, in (0, 1].
         schedule: instead of a budget: tokens after each block, class token included.
-        blocks: where tokens are removed, counted from 1; the method's own choice by default.
+        blocks: where tokens are removed, counted from 1; the method's own choice by default, of features and tokens without the last block.
         multiple_of: with a budget, make token counts multiples of this.
         exact_savings: with a budget below 1, let the last block compute only what the head reads, where it does not read all tokens: the same
             output for fewer MACs, which go to more tokens before (`edge_tprune.schedule.macs`). A schedule is taken as it stands.
