@@ -21,6 +21,7 @@ from edge_tprune.bundle.bundle import Bundle, set_aside
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
 from edge_tprune.bundle.revision import manifest_lock, work_lock
 from edge_tprune.errors import UserError
+from edge_tprune.export.memory import bytes_needed, check_memory
 from edge_tprune.export.overflow import HalfPrecisionBreak
 from edge_tprune.export.settings import BuildSettings
 from edge_tprune.export.writer import Progress, write_bundle
@@ -57,7 +58,7 @@ def build(
         progress: called as (what, done, of) before each step.
 
     Raises:
-        UserError: `out` holds something that is not a bundle, or cannot be written.
+        UserError: `out` holds something that is not a bundle, or cannot be written; more memory is needed than there is.
         NegativeAnswer: no sample image can prove these graphs right.
         InternalError: a graph whose logits differ from PyTorch's.
     """
@@ -71,6 +72,7 @@ def build(
             _restore(out)
             if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
                 return BuildResult(existing, True, [*settings.remarks, *_describe_precisions(existing, settings)])
+            check_memory(bytes_needed(loaded, settings))
             runtime_version("onnxruntime")  # parity needs it: better missed now than after the first export
             with _staging(out) as staging:
                 check_free_space(staging, _bytes_needed(loaded, settings))

@@ -54,14 +54,14 @@ def choosing_modules(settings: BuildSettings) -> list[PrunedViT]:
 
 
 def choose_images(
-    loaded: LoadedModel, settings: BuildSettings, progress: Callable[[int], None] = lambda done: None
+    loaded: LoadedModel, settings: BuildSettings, progress: Callable[[int, str], None] = lambda done, what: None
 ) -> ProofImages:
     """The sample images that are steadiest under all schedules, as many as parity needs.
 
     Args:
         loaded: the model.
         settings: of the build.
-        progress: called with how many of `choosing_modules` have been tried.
+        progress: called before each pass with how many of `choosing_modules` have been tried, and what is done.
 
     Raises:
         NegativeAnswer: too few are steady.
@@ -92,7 +92,7 @@ def count_flips(
     modules: Sequence[PrunedViT],
     images: Tensor,
     more: tuple[float, int] = _MORE,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, str], None] = lambda done, what: None,
 ) -> Tensor:
     """How often images (N, 3, H, W) change their tokens under noise, over all modules: (N,); `UNUSABLE` where rounding alone does it.
 
@@ -101,14 +101,22 @@ def count_flips(
     flips = torch.zeros(len(images), dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], more[1]))]
+    passes = 2 + _ROUNDING[1] + more[1]
     for number, module in enumerate(modules):
-        progress(number)
-        outputs = _outputs(module, images)
+        done = 0
+
+        def run(given: Tensor, module: PrunedViT = module, number: int = number) -> Tensor:
+            nonlocal done
+            done += 1
+            progress(number, f"choosing images, pass {done} of {passes}")
+            return _outputs(module, given)
+
+        outputs = run(images)
         for (noise, count), price in ((_ROUNDING, UNUSABLE), (more, 1)):
-            moved = torch.stack([(_outputs(module, images + noise * draw) - outputs).abs().amax(1) for draw in draws[:count]])
+            moved = torch.stack([(run(images + noise * draw) - outputs).abs().amax(1) for draw in draws[:count]])
             flips += price * (moved > _FLIP * moved.median()).sum(0)
         previous, module.attention = module.attention, explicit_attention
-        flips += UNUSABLE * ((_outputs(module, images) - outputs).abs().amax(1) > TOLERANCE / 2)
+        flips += UNUSABLE * ((run(images) - outputs).abs().amax(1) > TOLERANCE / 2)
         module.attention = previous
     return flips
 

@@ -137,7 +137,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
     if settings.calibration is not None:
         judge = IntegerJudge(calibrate(loaded, settings, settings.calibration, settings.float_layers, progress))
     progress("choosing images", 0, steps)
-    proof = choose_images(loaded, settings, lambda tried: progress("choosing images", tried, steps))
+    proof = choose_images(loaded, settings, lambda tried, what: progress(what, tried, steps))
     (folder / _GRAPHS).mkdir()
     weights_file = folder / _GRAPHS / _WEIGHTS
     golden: dict[str, Any] = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}

@@ -123,10 +123,10 @@ def cells(row: Row) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--methods", default="zero_tprune tome random", help="with spaces; tome@4,7,10 removes tokens at other blocks"
+        "--methods", default="zero_tprune bat tome random", help="with spaces; tome@4,7,10 removes tokens at other blocks"
     )
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
-    parser.add_argument("--canvases", type=positive, default=200)
+    parser.add_argument("--canvases", type=positive, default=300)
     parser.add_argument("--rounds", type=int, choices=range(1000), metavar="N", default=10, help="0 leaves latencies out")
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--threads", type=positive, default=default_threads())

@@ -22,10 +22,11 @@ def test_a_large_network_is_proved_on_fewer_images() -> None:
 def test_only_budgets_that_choose_tokens_are_asked(loaded: LoadedModel) -> None:
     settings = decide(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2])
     assert [module.schedule for module in choosing_modules(settings)] == [b.schedule.tokens for b in settings.budgets[1:]]
-    tried: list[int] = []
-    proof = choose_images(loaded, settings, tried.append)
+    said: list[tuple[int, str]] = []
+    proof = choose_images(loaded, settings, lambda tried, what: said.append((tried, what)))
     assert proof.batches.shape == (8, 1, 3, 48, 48)
-    assert tried[:2] == [0, 1], "how far it is, budget by budget"
+    passes = [(tried, f"choosing images, pass {number} of 10") for tried in (0, 1) for number in range(1, 11)]
+    assert said[:20] == passes, "how far it is, pass by pass"
     unpruned = decide(loaded, "evit", budgets=[1.0], blocks=[2])
     assert choosing_modules(unpruned) == []
     assert choose_images(loaded, unpruned).left_out == 0
