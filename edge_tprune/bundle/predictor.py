@@ -1,4 +1,4 @@
-"""One budget of a bundle, ready to answer an application's images: `edge_tprune.open`. The agent measures through this very class.
+"""Budgets of a bundle, ready to answer an application's images: `edge_tprune.open`. The agent measures through this very class.
 
     with edge_tprune.open("bundles/deit-s", budget=0.65) as model:
         scores = model(frame)                        # (classes,) of one image, (n, classes) of a list
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
@@ -45,30 +45,53 @@ _TIMES = 1000  #: of inferences, kept for `latency_ms`
 
 
 class Predictor:
-    """One budget of a bundle in an open engine. Several threads may call it; a context manager."""
+    """Budgets of a bundle in open engines, one of which answers. Several threads may call it; a context manager."""
 
     def __init__(
         self,
         bundle: Bundle,
+        engines: Mapping[str, Engine],
         budget: str,
-        engine: Engine,
         precision: str = "fp32",
         channel_order: ChannelOrder = "rgb",
     ) -> None:
-        """Takes over an engine that was opened for this budget.
+        """Takes over engines that were opened.
 
         Args:
             bundle: the opened bundle.
-            budget: its name.
-            engine: opened from what `edge_tprune.bundle.engines.prepare` gave.
-            precision: of its graph.
+            engines: budget -> its engine, opened from what `edge_tprune.bundle.engines.prepare` gave.
+            budget: the one that answers first.
+            precision: of their graphs.
             channel_order: of uint8 arrays.
         """
-        self.bundle, self.budget, self.precision = bundle, budget, precision
-        self._engine = engine
+        self.bundle, self.precision = bundle, precision
+        self._engines = dict(engines)
+        self._current = budget
         self._channel_order = channel_order
-        self._turn: AbstractContextManager[Any] = nullcontext() if engine.concurrent else Lock()
-        self._times_ns: deque[int] = deque(maxlen=_TIMES)
+        alone = not all(engine.concurrent for engine in engines.values())
+        self._turn: AbstractContextManager[Any] = Lock() if alone else nullcontext()
+        self._times_ns: dict[str, deque[int]] = {name: deque(maxlen=_TIMES) for name in engines}
+
+    @property
+    def budget(self) -> str:
+        """The budget that answers. Setting another one of `budgets`, by name or share, takes effect with the next call of `run`."""
+        return self._current
+
+    @budget.setter
+    def budget(self, budget: float | str) -> None:
+        name = find_budget(self.bundle, budget)
+        if name not in self._engines:
+            raise UserError(f"budget {name} is not open (open are: {', '.join(self._engines)}): name it in budgets=")
+        self._current = name
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The budgets that are open."""
+        return tuple(self._engines)
+
+    @property
+    def _engine(self) -> Engine:
+        return self._engines[self._current]
 
     def __call__(self, frames: Frame | Sequence[Frame]) -> np.ndarray:
         """The network's output for one image, or for each of several.
@@ -106,10 +129,11 @@ class Predictor:
         Raises:
             UserError: the batch has another shape or dtype.
         """
+        budget = self._current  # another thread may set another one meanwhile
         with self._turn:
             begin_ns = time.perf_counter_ns()
-            output = self._engine.run(batch)
-            self._times_ns.append(time.perf_counter_ns() - begin_ns)
+            output = self._engines[budget].run(batch)
+            self._times_ns[budget].append(time.perf_counter_ns() - begin_ns)
         return output
 
     def preprocess(self, frame: Frame) -> np.ndarray:
@@ -154,8 +178,16 @@ class Predictor:
 
     @property
     def latency_ms(self) -> float | None:
-        """Median time of `run`, from a prepared batch in host memory to its output there, of the last 1000; None before the first."""
-        return median(self._times_ns) / 1e6 if self._times_ns else None
+        """Median time of `run` of the current budget, from a prepared batch in host memory to its output there, of the last 1000; None before
+        the first."""
+        times_ns = self._times_ns[self._current]
+        return median(times_ns) / 1e6 if times_ns else None
+
+    @property
+    def last_ms(self) -> float | None:
+        """Time of the current budget's last `run`; None before the first."""
+        times_ns = self._times_ns[self._current]
+        return times_ns[-1] / 1e6 if times_ns else None
 
     @property
     def batch(self) -> int:
@@ -190,26 +222,28 @@ class Predictor:
         return self._engine.stages_ns()
 
     def check(self) -> float:
-        """Runs the golden images, which also warms the engine up; returns how far the outputs are from the golden ones.
+        """Runs the golden images through every open engine, which also warms them up; returns how far the worst is from the golden outputs.
 
         Raises:
             NegativeAnswer: farther than the precision allows.
         """
-        golden, kind = self.bundle.golden(), self.bundle.manifest.model.output.name
-        precision = self.precision
-        difference = golden_difference(self._engine, golden.images, golden.outputs[self.budget], kind, precision)
-        allowed = golden_tolerance(precision, kind=kind)
-        if not difference <= allowed:
-            raise NegativeAnswer(
-                f"budget {self.budget} failed its golden check on {self.info.runtime} {self.info.version}: its {kind} are off by "
-                f"{difference:.3g} (allowed {allowed:g}). Do not use it. {KIND.remedy}"
-            )
-        return difference
+        golden, kind, worst = self.bundle.golden(), self.bundle.manifest.model.output.name, 0.0
+        allowed = golden_tolerance(self.precision, kind=kind)
+        for name, engine in self._engines.items():
+            difference = golden_difference(engine, golden.images, golden.outputs[name], kind, self.precision)
+            if not difference <= allowed:
+                raise NegativeAnswer(
+                    f"budget {name} failed its golden check on {engine.info.runtime} {engine.info.version}: its {kind} are off by "
+                    f"{difference:.3g} (allowed {allowed:g}). Do not use it. {KIND.remedy}"
+                )
+            worst = max(worst, difference)
+        return worst
 
     def close(self) -> None:
-        """Frees the engine, once an inference that is under way has ended. A second call does nothing."""
+        """Frees the engines, once an inference that is under way has ended. A second call does nothing."""
         with self._turn:
-            self._engine.close()
+            for engine in self._engines.values():
+                engine.close()
 
     def __enter__(self) -> Predictor:
         return self
@@ -223,6 +257,7 @@ def open_predictor(
     budget: float | str | None = None,
     runtime: str = "onnxruntime",
     *,
+    budgets: Sequence[float | str] = (),
     precision: str | None = None,
     threads: int | None = None,
     channel_order: ChannelOrder = "rgb",
@@ -236,6 +271,8 @@ def open_predictor(
         bundle: its directory, whose files are hashed against the manifest; or an opened one.
         budget: its name, or the share of MACs that it stands for; may be left out where the bundle has one budget.
         runtime: "onnxruntime", "tensorrt" or "tensorrt-rtx". An engine file that is missing is built first, which can take minutes.
+        budgets: others that are opened too, so that `model.budget = 0.5` can choose among them at any time. In ONNX Runtime they share one copy
+            of the weights and one arena.
         precision: of the graph; by default the one that the bundle was built for first.
         threads: CPU threads of ONNX Runtime; one per physical core by default.
         channel_order: of uint8 arrays: "rgb", or "bgr" as OpenCV gives them.
@@ -251,15 +288,21 @@ def open_predictor(
         raise UserError(f"channel_order is 'rgb' or 'bgr', not {channel_order!r}")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     name = find_budget(opened, budget)
-    file = prepare(opened, name, runtime, precision, progress=progress, warn=warn)
+    names = list(dict.fromkeys([name, *(find_budget(opened, other) for other in budgets)]))
+    files = {each: prepare(opened, each, runtime, precision, progress=progress, warn=warn) for each in names}
     threads = default_threads() if threads is None else threads
-    model = load_predictor(opened, name, file, runtime, precision, threads, channel_order)
-    if check:
-        try:
+    engines: dict[str, Engine] = {}
+    try:
+        for each, file in files.items():
+            engines[each] = open_engine(file, runtime, threads=threads, shared=len(names) > 1)
+        chosen = opened.budget(name).artifact(runtime, precision).precision
+        model = Predictor(opened, engines, name, chosen, channel_order)
+        if check:
             model.check()
-        except BaseException:
-            model.close()
-            raise
+    except BaseException:
+        for engine in engines.values():
+            engine.close()
+        raise
     return model
 
 
@@ -270,7 +313,6 @@ def load_predictor(
     runtime: str,
     precision: str | None,
     threads: int,
-    channel_order: ChannelOrder = "rgb",
 ) -> Predictor:
     """A budget from the file that `edge_tprune.bundle.engines.prepare` gave for it, not checked yet. Arguments as for `open_predictor`.
 
@@ -278,7 +320,7 @@ def load_predictor(
         UserError: the file cannot be loaded.
     """
     precision = bundle.budget(budget).artifact(runtime, precision).precision
-    return Predictor(bundle, budget, open_engine(file, runtime, threads=threads), precision, channel_order)
+    return Predictor(bundle, {budget: open_engine(file, runtime, threads=threads)}, budget, precision)
 
 
 def find_budget(bundle: Bundle, budget: float | str | None) -> str:

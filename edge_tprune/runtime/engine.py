@@ -1,6 +1,6 @@
 """The one interface to everything that can run a graph, and the door to the runtimes behind it.
 
-A runtime is a module with `version()` and `open_engine(file, threads)`; the first call imports its library, never before.
+A runtime is a module with `version()` and `open_engine(file, threads, shared)`; the first call imports its library, never before.
 """
 
 from __future__ import annotations
@@ -95,15 +95,17 @@ class Engine(ABC):
         self.close()
 
 
-def open_engine(file: Path, runtime: str, *, threads: int) -> Engine:
+def open_engine(file: Path, runtime: str, *, threads: int, shared: bool = False) -> Engine:
     """Loads the graph `file` with `runtime` on `threads` CPU threads.
+
+    With `shared`, several engines of one bundle take little more memory than one, where the runtime can do that (`edge_tprune.runtime.ort`).
 
     Raises:
         UserError: an unknown runtime or one whose package is missing, a graph it cannot load, fewer than one thread.
     """
     if threads < 1:
         raise UserError(f"an engine needs at least one thread, not {threads}")
-    engine: Engine = _module(runtime).open_engine(Path(file), threads)
+    engine: Engine = _module(runtime).open_engine(Path(file), threads, shared=shared)
     return engine
 
 

@@ -7,6 +7,7 @@ them alive at a time, or the idle one's spinners slow the other down.
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class OrtEngine(Engine):
 
     concurrent = True
 
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, shared: bool = False) -> None:
         ort = _import()
         if not file.is_file():
             raise UserError(f"{file} does not exist")
@@ -34,6 +35,10 @@ class OrtEngine(Engine):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = _ERRORS_ONLY
+        if shared:
+            _share_arena(ort)
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             self._session: Any = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
         except Exception as error:  # its exception types share no base, and none of them is public
@@ -61,9 +66,13 @@ class OrtEngine(Engine):
         self._session = None
 
 
-def open_engine(file: Path, threads: int) -> Engine:
-    """The graph `file` in a session of its own."""
-    return OrtEngine(file, threads)
+def open_engine(file: Path, threads: int, shared: bool = False) -> Engine:
+    """The graph `file` in a session of its own.
+
+    With `shared`, weights are read where the bundle's one weight file is mapped into memory, which all sessions share, instead of from a copy in the
+    order that the CPU's kernels like best; and all such sessions take their working memory from one arena.
+    """
+    return OrtEngine(file, threads, shared)
 
 
 def version() -> str:
@@ -85,6 +94,13 @@ def _import() -> Any:
         raise UserError(f"onnxruntime is installed but cannot be imported ({error}). Install it again") from error
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     return onnxruntime
+
+
+@lru_cache(maxsize=1)
+def _share_arena(ort: Any) -> None:
+    """One arena of this process for all sessions that ask for it; it cannot be made twice."""
+    kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(kind, None)
 
 
 def _tensor(file: Path, role: str, tensors: list[Any]) -> tuple[str, tuple[int, ...]]:

@@ -135,7 +135,7 @@ def test_one_engine_is_alive_at_a_time_and_collection_is_off_while_timing(
     collecting: list[bool] = []
     real_open, real_time = open_real_engine, turns.time_load
 
-    def open_engine(file: Path, runtime: str, *, threads: int) -> Engine:
+    def open_engine(file: Path, runtime: str, *, threads: int, shared: bool = False) -> Engine:
         assert not [session for session in sessions if session() is not None], "two engines at once"
         engine = real_open(file, runtime, threads=threads)
         sessions.append(weakref.ref(engine._session))  # type: ignore[attr-defined]

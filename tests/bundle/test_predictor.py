@@ -114,18 +114,30 @@ def test_budgets_by_name_and_by_share(built: Path) -> None:
 
 
 def test_a_wrong_engine_is_refused_and_closed(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, closed = Bundle.open(built), []
+    bundle = Bundle.open(built)
     real = predictor.open_engine
     monkeypatch.setattr(
         predictor,
         "open_engine",
-        lambda file, runtime, threads: real(file.with_name("1.0.attention-op.onnx"), runtime, threads=1),
+        lambda file, runtime, threads, shared: real(file.with_name("1.0.attention-op.onnx"), runtime, threads=1),
     )
-    monkeypatch.setattr(Predictor, "close", lambda self: closed.append(self.budget))
     with pytest.raises(NegativeAnswer, match=r"budget 0\.6 failed its golden check on onnxruntime .* \(allowed 0\.001\)"):
         edge_tprune.open(bundle, budget=0.6)
-    assert closed == ["0.6"]
-    edge_tprune.open(bundle, budget=0.6, check=False)
+    edge_tprune.open(bundle, budget=0.6, check=False).close()
+
+
+def test_another_budget_answers_the_next_frame(built: Path) -> None:
+    golden = Bundle.open(built).golden()
+    with edge_tprune.open(built, budget=1.0, budgets=[0.8, "0.6"], threads=1) as model:
+        assert model.budgets == ("1.0", "0.8", "0.6")
+        for budget in (0.6, "1.0", 0.8, "0.6"):
+            model.budget = budget  # type: ignore[assignment]  # a name or a share in, a name out
+            np.testing.assert_allclose(model.run(golden.images[0]), golden.outputs[model.budget][0], atol=1e-4)
+            assert model.last_ms is not None
+    with edge_tprune.open(built, budget=1.0, threads=1) as model:
+        with pytest.raises(UserError, match=r"budget 0\.6 is not open \(open are: 1\.0\)"):
+            model.budget = 0.6  # type: ignore[assignment]
+        assert model.budget == "1.0"
 
 
 def test_threads_get_the_answers_of_their_own_images(built: Path, pictures: list[Image.Image]) -> None:
@@ -165,7 +177,7 @@ class OneAtATime(Engine):
 
 def test_an_engine_for_one_thread_is_entered_by_one(built: Path) -> None:
     engine = OneAtATime()
-    model = Predictor(Bundle.open(built), "1.0", engine)
+    model = Predictor(Bundle.open(built), {"1.0": engine}, "1.0")
     images = [np.full((3, 48, 48), number, np.float32) for number in range(40)]
     with model, ThreadPoolExecutor(8) as pool:
         assert [scores[0] for scores in pool.map(model, images)] == list(range(40))

@@ -28,9 +28,8 @@ def open_reference(bundle: Bundle, budget: str, artifact: Artifact, threads: int
     Raises:
         NegativeAnswer: it does not: nothing may be exported.
     """
-    model = Predictor(
-        bundle, budget, open_engine(bundle.path / artifact.file, "onnxruntime", threads=threads), artifact.precision
-    )
+    engine = open_engine(bundle.path / artifact.file, "onnxruntime", threads=threads)
+    model = Predictor(bundle, {budget: engine}, budget, artifact.precision)
     try:
         model.check()
     except BaseException:

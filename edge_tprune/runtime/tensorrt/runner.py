@@ -225,8 +225,8 @@ class TensorRTEngine(Engine):
         self._graph = self._context = self._engine = None  # the library frees what nothing refers to
 
 
-def open_engine(file: Path, threads: int, runtime: str = "tensorrt") -> Engine:
-    """The engine file in a context of its own."""
+def open_engine(file: Path, threads: int, shared: bool = False, runtime: str = "tensorrt") -> Engine:
+    """The engine file in a context of its own. Engine files hold their weights: `shared` changes nothing."""
     return TensorRTEngine(file, load(runtime), threads)
 
 
