@@ -18,7 +18,7 @@ from edge_tprune.reduction import registry, solve_schedule
 from tests.benchmarks.reduction import chosen
 
 PROFILES = Path(__file__).parents[1] / "profiles"
-TABLES = sorted(PROFILES.glob("methods-*/methods.json"))
+TABLES = sorted([*PROFILES.glob("methods-*/methods.json"), *PROFILES.glob("dense-*/dense.json")])
 TUNED = sorted(PROFILES.glob("finetune-*/finetune.json"))
 RUNS = sorted(path.parent for path in PROFILES.glob("*/run.json"))
 
@@ -40,7 +40,9 @@ def test_a_table_of_methods_is_what_the_methods_do_today(table: Path) -> None:
         known = registry.options(registry.method(name))
         assert set(row["options"]) | set(options) <= set(known), row["method"]
         exact = document.get("exact_savings", False)  # absent in tables older than exact savings
-        today = solve_schedule(network(document["model"]), name, budget=row["budget"], blocks=blocks, exact_savings=exact)
+        output = document.get("output")
+        model = network(document["model"])
+        today = solve_schedule(model, name, budget=row["budget"], blocks=blocks, exact_savings=exact, output=output)
         assert list(today.tokens) == row["tokens"], f"{row['method']} at {row['budget']}: make eval-methods again"
 
 
@@ -82,12 +84,19 @@ IN_DOCS: list[tuple[str, str, str, Columns]] = [
         (None, ("top1", 0.65), ("top1", 0.5), ("kl", 0.65), ("kl", 0.5), ("speedup", 0.65), ("speedup", 0.5)),
     ),
     ("docs/results.md", "## The reference", "methods-reference", (("top1", 0.65), ("top1", 0.5), ("kl", 0.65), ("kl", 0.5))),
+    (
+        "docs/results.md",
+        "## A dense task",
+        "dense-reference",
+        (*(("miou", budget) for budget in (0.8, 0.65, 0.5)), *(("speedup", budget) for budget in (0.8, 0.65, 0.5))),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("page", "heading", "table", "columns"), IN_DOCS)
 def test_a_table_of_the_documentation_is_the_kept_one(page: str, heading: str, table: str, columns: Columns) -> None:
-    kept = json.loads((PROFILES / table / "methods.json").read_text(encoding="utf-8"))["rows"]
+    (file,) = (PROFILES / table).glob("*.json")
+    kept = json.loads(file.read_text(encoding="utf-8"))["rows"]
     by_name = {(row["method"], row["budget"]): row for row in kept}
     text = (PROFILES.parent / page).read_text(encoding="utf-8")
     section = text[text.index(heading) :].partition("\n## ")[0]
@@ -99,8 +108,18 @@ def test_a_table_of_the_documentation_is_the_kept_one(page: str, heading: str, t
                 assert cell.split()[0] == shown(by_name[method, column[1]], column[0]), f"{method}, {column}"
 
 
+def test_the_dense_result_of_the_readme_is_the_kept_one() -> None:
+    rows = json.loads((PROFILES / "dense-reference" / "dense.json").read_text(encoding="utf-8"))["rows"]
+    own = {row["budget"]: row for row in rows if row["method"] == "zero_tprune"}
+    text = " ".join((PROFILES.parent / "README.md").read_text(encoding="utf-8").split())
+    sentence = text[text.index("Segmentation on pruned features") :].partition("[all methods]")[0]
+    changes, speedups = re.findall(r"([+-][\d.]+) ±", sentence), re.findall(r"([\d.]+) \(", sentence)
+    assert changes == [shown(own[budget], "miou") for budget in (0.8, 0.65, 0.5)]
+    assert speedups == [shown(own[budget], "speedup") for budget in (0.8, 0.65, 0.5)]
+
+
 def shown(row: dict[str, Any], what: str) -> str:
     """The first word of a cell."""
-    if what == "top1":
-        return f"{row['top1_change_points']['value']:+.1f}"
+    if what in ("top1", "miou"):
+        return f"{row[f'{what}_change_points']['value']:+.1f}"
     return f"{row['kl_nats']['value']:.3f}" if what == "kl" else f"{row['speedup']['value']:.2f}"

@@ -24,7 +24,7 @@ def needed(name: str, batch: int = 1, **arguments: object) -> int:
 def test_the_estimate_follows_weights_tokens_and_batch() -> None:
     assert "none" in registry.methods()
     large = needed("vit_base_patch14_dinov2", img_size=518)
-    assert 2.6e9 < large < 2.9e9, "2.71 GB were measured (docs/models.md)"
+    assert 2.6e9 < large < 3.0e9, "2.78 GB were measured (docs/models.md)"
     assert needed("vit_giant_patch14_dinov2", img_size=224) > 4 * 4.5 * 1.1e9
     maps = 4 * 12 * 1370**2 * 4
     assert needed("vit_base_patch14_dinov2", batch=3, img_size=518) - large == pytest.approx(2 * maps)
