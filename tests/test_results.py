@@ -123,3 +123,17 @@ def shown(row: dict[str, Any], what: str) -> str:
     if what in ("top1", "miou"):
         return f"{row[f'{what}_change_points']['value']:+.1f}"
     return f"{row['kl_nats']['value']:.3f}" if what == "kl" else f"{row['speedup']['value']:.2f}"
+
+
+def test_the_table_of_int8_is_the_kept_one() -> None:
+    kept = json.loads((PROFILES / "int8-deit_tiny-2-core-server" / "int8.json").read_text(encoding="utf-8"))
+    text = (PROFILES.parent / "docs" / "precision-and-engines.md").read_text(encoding="utf-8")
+    for row in kept["rows"]:
+        numbers = [row["fp32_top1_percent"], row["int8_top1_percent"]]
+        difference, kl = numbers[1] - numbers[0], row["against_fp32"]["kl_nats"]["value"]
+        start = f"| {row['budget']} | {numbers[0]:.1f} | {numbers[1]:.1f} | {difference:+.1f} ("
+        (line,) = [line for line in text.splitlines() if line.startswith(start)]
+        assert line.split(" | ")[4] == f"{kl:.3f}"
+        assert row["gate"]["loss"] <= row["gate"]["allowed_loss"]
+    distances = kept["quantization"]["rules"]["uint8"]["distances"]
+    assert all(f"{distance:.3f}" in text for distance in distances.values())
