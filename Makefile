@@ -34,7 +34,7 @@ KEPT       = --methods "zero_tprune bat tome diffrate random" --budgets 0.65,0.5
 PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run int8 test lint docs results bench soak eval-methods eval-dense eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference train-segmentation clean
+.PHONY: help setup run quantize test lint docs results bench soak eval-methods eval-dense eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference train-segmentation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -71,7 +71,7 @@ profile: $(READY)  ## measure the bundle's budgets on this machine: latency, pow
 fit: $(READY)  ## find the most accurate network within limits on this machine (ARGS='--max-p95-ms 8')
 	$(ET) fit '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --methods '$(METHOD)' $(if $(DATA),--data '$(DATA)') --out '$(OUT)/fits/$(MODEL)' $(ARGS)
 
-int8: $(READY)  ## INT8 beside float32: build, eval, time in turn, compare, picture (WEIGHTS METHOD DATA; CALIBRATION=photos)
+quantize: $(READY)  ## INT8 beside float32: build, eval, time in turn, compare, picture (WEIGHTS METHOD DATA; CALIBRATION=photos)
 	$(ET) build $(BUILD_ARGS) --precision fp32,int8 $(if $(CALIBRATION),--calibration '$(CALIBRATION)') $(ARGS)
 	$(ET) eval $(EVAL_ARGS) --precision int8
 	@profile=$$($(ET) profile '$(BUNDLE)' --precision fp32,int8 --out '$(OUT)/int8' --rounds $(ROUNDS)) || exit $$?; \
