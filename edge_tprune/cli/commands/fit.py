@@ -90,6 +90,11 @@ def fit(
         if not 0 < bound < float("inf"):
             option = "--max-ms" if name == "max_p50_ms" else option_name(name)
             raise UserError(f"{option} {bound:g} is no limit: give a number above 0")
+    if precision not in ("fp32", "fp16", "mixed"):
+        raise UserError(
+            f"--precision {precision}: fit measures in one of fp32, fp16 and mixed. For int8, build the schedules that it finds with: "
+            "edge-tprune build --schedule FILE --precision fp32,int8 --calibration PHOTOS"
+        )
     run = RunRequest(runtime=runtime, precision=precision, rounds=rounds, seconds_per_round=seconds, threads=threads)
     run.check()
     names = tuple(parse_list(methods, str, "--methods"))

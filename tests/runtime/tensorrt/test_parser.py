@@ -51,7 +51,7 @@ def parse(method: str, precision: str, batch: int = 1, **options: object) -> Par
 @pytest.mark.parametrize(
     ("method", "precision"),
     [(method, "int8") for method in sorted(registry.methods())]
-    + [(method, "fp16") for method in ("bat", "none", "pitome", "tome", "zero_tprune")]
+    + [(method, "fp16") for method in ("bat", "zero_tprune")]
     + [(method, precision) for method in ("bat", "zero_tprune") for precision in ("fp32", "mixed")],
 )
 def test_every_method_becomes_what_was_asked(method: str, precision: str) -> None:
