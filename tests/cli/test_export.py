@@ -36,6 +36,8 @@ def test_writes_a_package_and_says_how_to_use_it(
         (["--budget", "0.6", "--bgr"], "give --fold-preprocessing too"),
         (["--budget", "0.6", "--fold-preprocessing", "--frame-size", "64"], "no width and height such as 640x480"),
         (["--budget", "0.6", "--fold-preprocessing", "--frame-size", "64x4"], "out of range"),
+        (["--budget", "0.6", "--max-p95-ms", "5"], "give --profile too"),
+        (["--budget", "0.6", "--profile", "none"], "leave --budget and --precision out"),
         (["--budget", "0.4"], "no budget '0.4'"),
         ([], "has 3 budgets: name one of"),
         (["--budget", "0.6", "--format", "tflite"], "unknown format 'tflite'"),
@@ -53,3 +55,16 @@ def test_mistakes_are_one_clear_line(
     assert message in done.err
     assert len(done.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_profile_chooses_the_budget(journey: tuple[Path, Path], built: Path, command: Run, tmp_path: Path) -> None:  # noqa: F811
+    bundle, profile = journey
+    selected = json.loads(command("select", profile, "--minimize", "macs", "--json").out)
+    done = command("export", bundle, "--profile", profile, "--minimize", "macs", "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["budget"] == selected["chosen"]["budget"]
+    done = command("export", bundle, "--profile", profile, "--max-p95-ms", "0.0001", "--out", tmp_path / "none")
+    assert done.code == 1
+    done = command("export", built, "--profile", profile, "--out", tmp_path / "none")
+    assert (done.code, "is of another build than bundle" in done.err) == (2, True)
+    assert not (tmp_path / "none").exists()

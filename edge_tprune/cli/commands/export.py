@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_tprune.cli.options import BundleArgument, Json
+from edge_tprune.cli.options import BundleArgument, Json, Limits, Minimize, with_limits
 from edge_tprune.cli.parsing import parse_pairs
 from edge_tprune.cli.root import command
 from edge_tprune.cli.terminal import print_json, print_note
-from edge_tprune.errors import UserError
+from edge_tprune.errors import NegativeAnswer, UserError
+
+if TYPE_CHECKING:
+    from edge_tprune.analysis.table import Row
+    from edge_tprune.bundle.bundle import Bundle
 
 
 @command(
     "edge-tprune export bundles/ref --budget 0.65 --format python --out ref-0.65",
     "edge-tprune export bundles/ref --budget 0.65 --fold-preprocessing --out ref",
     "edge-tprune export bundles/ref --budget 0.65 --format triton --out models",
+    "edge-tprune export bundles/ref --profile profiles --max-p95-ms 8 --out chosen",
     kept="nothing was written",
 )
+@with_limits
 def export(
     bundle: BundleArgument,
+    *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     budget: Annotated[
         str | None, typer.Option(help="Name of the budget; may be left out where the bundle has one.", show_default=False)
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --budget: take what `select` chooses from this profile under the limits below, in its precision."
+        ),
+    ] = None,
+    limits: Limits,
+    objective: Minimize = None,
     format: Annotated[str, typer.Option(help="onnx, python, cpp, triton, deepstream or isaac-ros.")] = "onnx",
     runtime: Annotated[str, typer.Option(help="Whose graph: onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
     precision: Annotated[
@@ -78,6 +93,13 @@ def export(
     if not fold_preprocessing and (frame_size or bgr):
         raise UserError(f"{'--frame-size' if frame_size else '--bgr'} is of frames: give --fold-preprocessing too")
     opened = Bundle.open(bundle)
+    if profile is not None:
+        if budget is not None or precision is not None:
+            raise UserError("--profile chooses budget and precision: leave --budget and --precision out")
+        chosen = choose_from(profile, opened, limits, objective)
+        budget, precision = chosen.budget.partition("@")[0], chosen.precision
+    elif objective or any(value is not None for value in limits.values()):
+        raise UserError("limits and objectives choose a budget from measurements: give --profile too")
     request = ExportRequest(
         budget=find_budget(opened, budget),
         format=format,
@@ -100,6 +122,36 @@ def export(
     print_note(
         f"checked on {exported.path / 'golden.png'}: off by {exported.difference:.2g}. How to use it: {exported.path / 'README.md'}"
     )
+
+
+def choose_from(profile: Path, bundle: Bundle, limits: Limits, objective: str | None) -> Row:
+    """What `select` chooses from a profile of this bundle.
+
+    Raises:
+        UserError: the profile is of another build, or its environments offer several budgets.
+        NegativeAnswer: no budget keeps the limits.
+    """
+    from edge_tprune.analysis.candidates import Candidates, choose_everywhere
+    from edge_tprune.analysis.choice import Choice
+    from edge_tprune.analysis.loading import load_rows
+    from edge_tprune.cli.comparison_views import describe_failure
+
+    answer = choose_everywhere(load_rows([profile]), limits, objective)
+    if isinstance(answer, Candidates) and len(answer.choices) > 1:
+        raise UserError(
+            f"{profile} holds profiles of {len(answer.choices)} environments that offer a budget each: name one profile"
+        )
+    if isinstance(answer, Choice):
+        row = answer.row
+    elif isinstance(answer, Candidates) and answer.only is not None:
+        row = answer.only.row
+    else:
+        raise NegativeAnswer(describe_failure(answer))
+    if row.profile.document.bundle.fingerprint != bundle.manifest.fingerprint:
+        raise UserError(
+            f"profile {row.profile.path} is of another build than bundle {bundle.path}: name the bundle that was profiled"
+        )
+    return row
 
 
 def parse_frame_size(text: str) -> tuple[int, int]:
