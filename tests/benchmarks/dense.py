@@ -127,7 +127,7 @@ def main() -> None:
     )
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
     parser.add_argument("--canvases", type=positive, default=300)
-    parser.add_argument("--rounds", type=int, choices=range(1000), metavar="N", default=10, help="0 leaves latencies out")
+    parser.add_argument("--rounds", type=int, choices=range(1000), metavar="N", default=12, help="0 leaves latencies out")
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--threads", type=positive, default=default_threads())
     parser.add_argument("--out", type=Path, default=Path("out/dense-reference"))
