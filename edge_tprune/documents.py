@@ -79,7 +79,7 @@ class DocumentKind(Generic[T]):
         try:
             version = self._version(data, path)
             if version < self.version and self.convert is not None:
-                return _typed(self.convert(_parse(data)), self.schema)
+                return convert(self.convert(_parse(data)), self.schema)
             return decode(data, self.schema)
         except InvalidDocument as error:
             raise UserError(f"{place}: {error}. {self.remedy}") from error
@@ -137,7 +137,7 @@ def decode(data: bytes, schema: type[T]) -> T:
     except (ValueError, RecursionError) as error:
         document = _parse(data)
         _refuse_foreign(document)
-        _typed(document, schema)
+        convert(document, schema)
         raise InvalidDocument(f"not readable JSON ({_one_line(error)})") from error
 
 
@@ -151,7 +151,12 @@ def _parse(data: bytes) -> Any:
         raise InvalidDocument(f"not readable JSON ({_one_line(error)})") from error
 
 
-def _typed(document: Any, schema: type[T]) -> T:
+def convert(document: Any, schema: type[T]) -> T:
+    """Plain values as what they must be.
+
+    Raises:
+        InvalidDocument: an entry has a wrong type or is out of range.
+    """
     try:
         return msgspec.convert(document, schema)
     except msgspec.ValidationError as error:

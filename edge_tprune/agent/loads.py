@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edge_tprune.record.log import clock_ns
 from edge_tprune.record.turn import LEAST_INFERENCES
-from edge_tprune.record.writer import clock_ns
 
 Run = Callable[[np.ndarray], Any]
 

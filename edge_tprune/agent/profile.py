@@ -300,11 +300,11 @@ def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, e
                 schedule=budget.schedule,
                 macs=budget.macs,
                 macs_share=budget.macs_share,
-                accuracy=msgspec.to_builtins(budget.accuracy_in(_precision_of(budget, settings) or "")),
+                accuracy=budget.accuracy_in(_precision_of(budget, settings) or ""),
                 artifact=msgspec.convert(
                     msgspec.to_builtins(budget.artifact(settings.runtime, _precision_of(budget, settings))), ArtifactRecord
                 ),
-                method=msgspec.to_builtins(budget.method),
+                method=budget.method,
             )
             for budget in chosen
         ),

@@ -30,8 +30,9 @@ import psutil
 
 from edge_tprune.processes import END_SIGNALS
 from edge_tprune.record.lines import CostLine, ReadingLine
+from edge_tprune.record.log import clock_ns
+from edge_tprune.record.sensor_writer import SensorRecorder
 from edge_tprune.record.settings import SourceRecord
-from edge_tprune.record.writer import SensorRecorder, clock_ns
 from edge_tprune.telemetry.machine import open_sources
 from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.source import Reading, Source

@@ -24,12 +24,13 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import Dataset
 from edge_tprune.processes import end_signals
 from edge_tprune.record.lines import AccuracyLine, BaselineLine, Check, CheckLine, EndLine, NoteLine, PartLine, StateLine
+from edge_tprune.record.log import clock_ns
 from edge_tprune.record.meter import choose_meter
 from edge_tprune.record.reader import read_run
 from edge_tprune.record.settings import RunSettings
 from edge_tprune.record.summarize import write_summary
 from edge_tprune.record.trace import write_trace
-from edge_tprune.record.writer import Recorder, clock_ns
+from edge_tprune.record.writer import Recorder
 from edge_tprune.telemetry.state import read_state
 
 _RESERVE_BYTES = 8 << 20  #: of free space that a run leaves alone

@@ -16,8 +16,8 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import split_label
 from edge_tprune.bundle.predictor import Predictor, load_predictor
 from edge_tprune.record.lines import PartLine, TurnLine
+from edge_tprune.record.log import clock_ns
 from edge_tprune.record.settings import RunSettings
-from edge_tprune.record.writer import clock_ns
 
 
 class PlannedTurn(NamedTuple):

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from edge_tprune.analysis.table import Row
-from edge_tprune.bundle.manifest import ClassCounts
-from edge_tprune.errors import UserError
-from edge_tprune.models.class_names import ClassNames
-from edge_tprune.record.document import KIND
 from edge_tprune.statistics import Interval, bonferroni, paired_share_difference
 from edge_tprune.text import printable
 
@@ -32,23 +26,12 @@ class ClassChange:
 
 
 def list_class_changes(row: Row) -> list[ClassChange]:
-    """Of every class that has images, the one that loses most first; empty where accuracy was not judged by class.
-
-    Raises:
-        UserError: the profile holds counts that cannot be.
-    """
+    """Of every class that has images, the one that loses most first; empty where accuracy was not judged by class."""
     document = row.profile.document
-    accuracy = next((b.accuracy for b in document.budgets if printable(b.name) == row.budget), None) or {}
-    if accuracy.get("per_class") is None:
+    accuracy = next((b.accuracy for b in document.budgets if printable(b.name) == row.budget), None)
+    if accuracy is None or accuracy.per_class is None:
         return []
-    try:
-        counts = msgspec.convert(accuracy["per_class"], ClassCounts)
-        record = document.bundle.class_names
-        names = None if record is None else msgspec.convert(record, ClassNames)
-    except msgspec.ValidationError as error:
-        raise UserError(
-            f"profile {row.profile.path}: accuracy by class of budget {row.budget}: {error}. {KIND.remedy}"
-        ) from error
+    counts, names = accuracy.per_class, document.bundle.class_names
     changes = []
     for index, (images, right, lost, gained) in zip(counts.classes, counts.rows):
         change = bonferroni(paired_share_difference(gained, lost, images), len(counts.classes)).scaled(100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_tprune.bundle.manifest import Accuracy
 from edge_tprune.record.document import BudgetRecord, RunDocument
 from edge_tprune.record.settings import RunSettings
 from edge_tprune.record.summary import MeterSummary, Summary
@@ -59,8 +60,8 @@ def run_conditions(
         "waiting": _describe_flag(engine.get("wait")),
         "batch": document.bundle.batch,
         "power sensor": None if summary is None or summary.meter is None else _describe_meter(summary.meter),
-        "model": model.get("name"),
-        "weights": (model.get("weights_sha256") or "")[:12] or None,
+        "model": model.name,
+        "weights": model.weights_sha256[:12],
     }
     return {label: UNKNOWN if value is None else printable(value) for label, value in known.items()}
 
@@ -74,17 +75,12 @@ def data_conditions(budgets: Sequence[BudgetRecord]) -> dict[str, dict[str, str]
     return {name: data or default for name, data in own.items()}
 
 
-def _describe_data(accuracy: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Its name with the number of images, and its hash where that was recorded."""
+def _describe_data(accuracy: Accuracy | None) -> dict[str, str] | None:
+    """Its name with the number of images, and its hash."""
     if accuracy is None:
         return None
-    data = accuracy.get("data")
-    record: Mapping[str, Any] = data if isinstance(data, Mapping) else {"name": data}
-    name, images = record.get("name") or UNKNOWN, record.get("images", accuracy.get("images"))
-    return {
-        "eval data": printable(name if images is None else f"{name}, {images} images"),
-        "eval data hash": printable(record.get("sha256") or UNKNOWN)[:12],
-    }
+    data = accuracy.data
+    return {"eval data": printable(f"{data.name}, {data.images} images"), "eval data hash": data.sha256[:12]}
 
 
 def _describe_load(settings: RunSettings) -> str:

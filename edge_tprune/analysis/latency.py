@@ -114,7 +114,7 @@ def _verdict(rows: Sequence[Row]) -> tuple[str, str]:
 def _shape(document: RunDocument) -> NetworkShape:
     """The sizes that a schedule is checked against: tokens, blocks, and what the head reads as the graphs show. MACs are not needed."""
     model = document.bundle.model
-    tokens, prefix, blocks = model["tokens"], model["prefix_tokens"], model["blocks"]
+    tokens, prefix, blocks = model.tokens, model.prefix_tokens, model.blocks
     last = {budget.schedule[-1] for budget in document.budgets if budget.schedule[-1] <= prefix}
     return NetworkShape.plain(tokens, prefix, blocks, 1, 1, 1, 1, 1, read_tokens=min(last, default=None))
 
@@ -125,10 +125,10 @@ def _describe(document: RunDocument, row: Row, status: str, costs: dict[str, Cos
     return Latency(
         run_id=document.run_id,
         network=NetworkRecord(
-            name=model["name"],
-            weights_sha256=model["weights_sha256"],
-            tokens=model["tokens"],
-            blocks=model["blocks"],
+            name=model.name,
+            weights_sha256=model.weights_sha256,
+            tokens=model.tokens,
+            blocks=model.blocks,
         ),
         runtime=settings.runtime,
         precision=settings.precision,

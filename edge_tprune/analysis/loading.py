@@ -8,15 +8,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_tprune.analysis.conditions import UNKNOWN, data_conditions, run_conditions
+from edge_tprune.analysis.conditions import data_conditions, run_conditions
 from edge_tprune.analysis.recorded import Recorded, check_units, read_recorded
 from edge_tprune.analysis.samples import Samples, read_samples
 from edge_tprune.analysis.table import QUANTILES, Profile, Row, Rows
+from edge_tprune.bundle.manifest import Accuracy
 from edge_tprune.errors import UserError
 from edge_tprune.record.document import RUN, BudgetRecord
 from edge_tprune.record.lines import Check
@@ -123,7 +123,7 @@ def _make_rows(samples: Samples) -> list[Row]:
     engine = next((check.engine for check in samples.checks.values() if check.engine), {})
     shared = run_conditions(document, samples.state, engine, samples.summary)
     data = data_conditions(document.budgets)
-    batch, tokens = document.bundle.batch, document.bundle.model.get("tokens")
+    batch, tokens = document.bundle.batch, document.bundle.model.tokens
     timed = {name: _summarize_latencies(turns, batch) for name, turns in samples.turns.items()}
     unpruned = (budget.name for budget in document.budgets if _is_unpruned(budget, tokens))
     baseline = next((timed[name] for name in unpruned if timed[name] is not None), None)
@@ -149,9 +149,8 @@ def _make_row(
     """The row of one budget; `latency` and `baseline` are what was timed of it and of the unpruned one."""
     model, check = profile.document.bundle.model, samples.checks.get(budget.name)
     recorded = read_recorded(samples.summary, budget.name)
-    tokens: int | None = model.get("tokens")
-    accuracy = budget.accuracy or {}
-    values, intervals = _accuracy(accuracy, _is_unpruned(budget, tokens))
+    tokens = model.tokens
+    values, intervals = _accuracy(budget.accuracy, _is_unpruned(budget, tokens))
     values |= recorded.values
     intervals |= recorded.intervals
     values |= {
@@ -167,8 +166,8 @@ def _make_row(
             intervals["speedup"], values["speedup"] = speedup, speedup.value
     return Row(
         profile=profile,
-        model=printable(model.get("name", UNKNOWN)),
-        method=printable((budget.method or profile.document.bundle.method).get("name", UNKNOWN)),
+        model=printable(model.name),
+        method=printable((budget.method or profile.document.bundle.method).name),
         budget=printable(budget.name),
         schedule=budget.schedule,
         tokens=tokens,
@@ -183,7 +182,7 @@ def _make_row(
         unfit=_why_unfit(check, recorded),
         verdict=recorded.verdict,
         why_missing=recorded.why_missing,
-        per_image=_per_image(accuracy),
+        per_image=_per_image(budget.accuracy),
     )
 
 
@@ -243,32 +242,30 @@ def _speedup(baseline: _Latencies, own: _Latencies) -> Interval | None:
     return paired_speedup(baseline.by_round["p50_ms"], own.by_round["p50_ms"])
 
 
-def _per_image(accuracy: Mapping[str, Any]) -> dict[str, NDArray[np.bool_]]:
+def _per_image(accuracy: Accuracy | None) -> dict[str, NDArray[np.bool_]]:
     """Metric name -> whether it counts each image, where the evaluation kept that."""
-    bits, images = accuracy.get("per_image") or {}, accuracy.get("images")
-    keys = {"top1_percent": "top1_right", "agreement_percent": "agrees"}
+    if accuracy is None or accuracy.per_image is None:
+        return {}
+    bits = {"top1_percent": accuracy.per_image.top1_right, "agreement_percent": accuracy.per_image.agrees}
     return {
-        metric: np.unpackbits(np.frombuffer(base64.b64decode(bits[key]), np.uint8), count=images).astype(np.bool_)
-        for metric, key in keys.items()
-        if isinstance(bits.get(key), str)
+        metric: np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=accuracy.images).astype(np.bool_)
+        for metric, text in bits.items()
+        if text is not None
     }
 
 
-def _accuracy(accuracy: Mapping[str, Any], unpruned: bool) -> tuple[dict[str, float | None], dict[str, Interval]]:
+def _accuracy(accuracy: Accuracy | None, unpruned: bool) -> tuple[dict[str, float | None], dict[str, Interval]]:
     """Values and intervals of the accuracy metrics."""
-    intervals = {
-        name: interval
-        for name in ("top1_change_points", "top5_change_points", "agreement_percent", "kl_nats", "cosine_distance")
-        if (interval := Interval.from_json(accuracy.get(name))) is not None
-    }
-    for top in ("top1", "top5"):
-        if unpruned and accuracy.get(f"{top}_percent") is not None:  # the reference itself: no change by definition
+    if accuracy is None:
+        return {}, {}
+    names = ("top1_change_points", "top5_change_points", "agreement_percent", "kl_nats", "cosine_distance")
+    intervals: dict[str, Interval] = {name: found for name in names if (found := getattr(accuracy, name)) is not None}
+    shares = {"top1": accuracy.top1_percent, "top5": accuracy.top5_percent}
+    for top, share in shares.items():
+        if unpruned and share is not None:  # the reference itself: no change by definition
             intervals.setdefault(f"{top}_change_points", Interval(0.0, 0.0, 0.0))
     values: dict[str, float | None] = {name: interval.value for name, interval in intervals.items()}
-    for name in ("top1_percent", "top5_percent", "kl_nats"):
-        number = accuracy.get(name)
-        if isinstance(number, (int, float)):
-            values[name] = float(number)
+    values |= {f"{top}_percent": share for top, share in shares.items() if share is not None}
     change = intervals.get("top1_change_points")
     if change is not None:
         low, high = change.low, change.high

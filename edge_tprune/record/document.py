@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from edge_tprune.bundle.manifest import Accuracy, Method, Model
 from edge_tprune.documents import Count, DocumentKind, Name, Share
+from edge_tprune.models.class_names import ClassNames
 from edge_tprune.record.settings import RunSettings
 from edge_tprune.telemetry.environment import Environment
 
@@ -21,9 +23,9 @@ class BundleRecord(msgspec.Struct, kw_only=True, frozen=True):
     name: Name
     fingerprint: str
     batch: Count
-    model: dict[str, Any]
-    method: dict[str, Any]
-    class_names: dict[str, Any] | None = None  #: `edge_tprune.models.class_names.ClassNames`
+    model: Model
+    method: Method
+    class_names: ClassNames | None = None
 
 
 class ArtifactRecord(msgspec.Struct, kw_only=True, frozen=True):
@@ -47,9 +49,9 @@ class BudgetRecord(msgspec.Struct, kw_only=True, frozen=True):
     schedule: tuple[Count, ...]  #: tokens after each block
     macs: Count
     macs_share: Share  #: of the unpruned model's MACs
-    accuracy: dict[str, Any] | None  #: as in the bundle's manifest
+    accuracy: Accuracy | None  #: as in the bundle's manifest
     artifact: ArtifactRecord
-    method: dict[str, Any] | None = None  #: its own, where it differs from the bundle's
+    method: Method | None = None  #: its own, where it differs from the bundle's
 
 
 class RunDocument(msgspec.Struct, kw_only=True, frozen=True):

@@ -78,7 +78,7 @@ class AccuracyLine(LogLine, tag="accuracy", kw_only=True, frozen=True):
     """The accuracy of a budget on this device, in the form of the bundle's."""
 
     budget: Name
-    accuracy: dict[str, Any]
+    accuracy: dict[str, Any]  #: `edge_tprune.bundle.manifest.Accuracy`, which the sampler need not load
 
 
 class BaselineLine(LogLine, tag="baseline", kw_only=True, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ import msgspec
 from edge_tprune.documents import InvalidDocument, decode, escape_undecodable
 from edge_tprune.errors import UserError
 from edge_tprune.files import cut_last_line, open_regular
+
+#: The clock of every `t_ns`, `start_ns` and `latency_ns`; on Linux the monotonic one, so other processes can stamp with it too.
+clock_ns = time.perf_counter_ns
 
 LINE_BYTES = 64_000_000  #: of the longest line that is read
 REMEDY = "Copy the profile again"

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from edge_tprune.documents import InvalidDocument
+from edge_tprune.bundle.manifest import Accuracy
+from edge_tprune.documents import InvalidDocument, convert
 from edge_tprune.errors import UserError
 from edge_tprune.record.document import KIND, RUN, BudgetRecord, RunDocument
 from edge_tprune.record.lines import (
@@ -165,7 +165,7 @@ class _SampleLog:
         self._assembler = TurnAssembler(set(document.budget_names))
         self._started = False
         self.checks: dict[str, Check] = {}
-        self.accuracy: dict[str, dict[str, Any]] = {}
+        self.accuracy: dict[str, Accuracy] = {}
         self.notes: list[str] = []
         self.baselines: list[Baseline] = []
         self.states: list[State] = []
@@ -197,7 +197,7 @@ class _SampleLog:
         if isinstance(line, CheckLine):
             self.checks[self._check_budget(line.budget)] = line
         elif isinstance(line, AccuracyLine):
-            self.accuracy[self._check_budget(line.budget)] = line.accuracy
+            self.accuracy[self._check_budget(line.budget)] = convert(line.accuracy, Accuracy)
         elif isinstance(line, BaselineLine):
             self.baselines.append(Baseline(line.which, line.t_ns, line.end_ns, session))
         elif isinstance(line, StateLine):

@@ -10,18 +10,13 @@ import errno
 import os
 import re
 import shutil
-import time
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from edge_tprune.files import clear_write_errors, sync_directory
 from edge_tprune.record.document import KIND, RunDocument
-from edge_tprune.record.lines import SAMPLES, SENSORS, CheckLine, LogLine, ResumeLine, SamplerLine, StartLine
-from edge_tprune.record.log import LogWriter
-
-#: The clock of every `t_ns`, `start_ns` and `latency_ns`; on Linux the monotonic one, so other processes can stamp with it too.
-clock_ns = time.perf_counter_ns
+from edge_tprune.record.lines import SAMPLES, CheckLine, LogLine, ResumeLine, StartLine
+from edge_tprune.record.log import LogWriter, clock_ns
 
 
 class Recorder:
@@ -91,34 +86,6 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class SensorRecorder:
-    """The writing end of a profile's sensors.jsonl, in the process that samples; it syncs the samples beside it, too.
-
-    A full disk loses a line whole. The measuring process, which writes to the same disk, says so.
-
-    Raises:
-        OSError: the profile at `path` cannot be written.
-    """
-
-    def __init__(self, path: Path, session: int) -> None:
-        # A sampler whose parent was killed needs a moment to notice, so that its successor waits.
-        self._log = LogWriter(path / SENSORS, os.O_CREAT, wait=True)
-        self._samples = os.open(path / SAMPLES, os.O_RDONLY)
-        self.append(SamplerLine(t_ns=clock_ns(), session=session, pid=os.getpid()))
-        self.sync()
-
-    def append(self, line: LogLine) -> None:
-        """Adds one line."""
-        with suppress(OSError):
-            self._log.append(line)
-
-    def sync(self) -> None:
-        """Sends both logs to the disk, so that the measuring process need not wait for it."""
-        with suppress(OSError):
-            self._log.sync()
-            os.fsync(self._samples)
 
 
 def directory_name(started: datetime, bundle: str, hostname: str) -> str:

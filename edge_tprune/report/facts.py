@@ -21,7 +21,7 @@ def list_measurement(profile: Profile, rows: Rows) -> list[tuple[str, str]]:
     own = [row for row in rows.rows if row.profile is profile]
     counts = sorted({row.inferences for row in own if row.inferences})
     facts = [
-        ("Model", f"{own[0].model}, {bundle.model.get('weights', 'unknown')} weights, batch {bundle.batch}"),
+        ("Model", f"{own[0].model}, {bundle.model.weights} weights, batch {bundle.batch}"),
         ("Method", own[0].method),
         ("Rounds", f"{settings.rounds}, each budget once per round in a random order (seed {settings.seed})"),
         ("Timed", f"{settings.seconds_per_round:.3g} s per turn after {settings.warmup_seconds:.3g} s of warming up"),

@@ -41,21 +41,20 @@ def _build(profile: Profile, where: str) -> str:
     bundle, budgets = profile.document.bundle, profile.document.budgets
     model, method, artifact = bundle.model, bundle.method, budgets[0].artifact
     options: list[tuple[str, Any]] = []
-    weights = str(model.get("weights") or "")
-    if weights and weights not in _NO_FILE:
-        options.append(("--weights", weights))
-    options += _model_options(model.get("arguments") or {})
-    options.append(("--method", method.get("name", "METHOD")))
+    if model.weights not in _NO_FILE:
+        options.append(("--weights", model.weights))
+    options += _model_options(model.arguments)
+    options.append(("--method", method.name))
     options.append(("--budgets", ",".join(_distinct(b.name.partition("@")[0] for b in budgets if b.requested is not None))))
     schedules = _distinct(",".join(map(str, budget.schedule)) for budget in budgets if budget.requested is None)
     options += [("--schedule", schedule) for schedule in schedules]
-    options += [("--option", f"{name}={value}") for name, value in (method.get("options") or {}).items()]
+    options += [("--option", f"{name}={value}") for name, value in method.options.items()]
     options += [("--batch", bundle.batch)] if bundle.batch != 1 else []
     options += [("--runtime", artifact.runtime)] if artifact.runtime != "onnxruntime" else []
     precisions = _distinct(budget.artifact.precision for budget in budgets)
     options += [("--precision", ",".join(precisions))] if precisions != ["fp32"] else []
     options += [("--calibration", "PHOTOS")] if "int8" in precisions else []
-    return _shell(["edge-tprune", "build", model.get("name", "MODEL"), *_flatten([*options, ("--out", where)])])
+    return _shell(["edge-tprune", "build", model.name, *_flatten([*options, ("--out", where)])])
 
 
 def _model_options(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -76,12 +75,9 @@ def _evaluate(profile: Profile, where: str) -> list[str]:
     judged = [budget.accuracy for budget in profile.document.budgets if budget.accuracy]
     if not judged:
         return []
-    found = judged[0]
-    data = found.get("data")
-    name = data.get("name") if isinstance(data, Mapping) else data
-    reference = profile.document.bundle.model.get("name") == _REFERENCE
-    options = [] if reference or not name else [("--data", name)]
-    others = [str(one) for one in _distinct(record.get("precision") for record in judged) if one not in (None, "fp32")]
+    reference = profile.document.bundle.model.name == _REFERENCE
+    options = [] if reference else [("--data", judged[0].data.name)]
+    others = [one for one in _distinct(record.precision for record in judged) if one != "fp32"]
     ways = [[*options, ("--precision", precision)] for precision in others] or [options]  # each judges float32 as well
     return [_shell(["edge-tprune", "eval", where, *_flatten(way)]) for way in ways]
 

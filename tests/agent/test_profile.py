@@ -123,7 +123,7 @@ def test_says_what_ran_and_where(bundle: Bundle, finished: Run) -> None:
     assert (document.settings.precision, document.settings.threads, document.settings.mode) == ("fp32", 1, "saturation")
     assert document.bundle.fingerprint == bundle.manifest.fingerprint
     assert document.budget_names == ["big", "middle", "small"]
-    assert [budget.accuracy and budget.accuracy["top1_percent"] for budget in document.budgets] == [None, None, 50.0]
+    assert [budget.accuracy and budget.accuracy.top1_percent for budget in document.budgets] == [None, None, 50.0]
     assert document.budgets[0].artifact.sha256 == bundle.budget("big").artifacts[0].sha256
     assert document.environment.versions["onnxruntime"]
 

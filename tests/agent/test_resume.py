@@ -6,7 +6,6 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -151,14 +150,17 @@ def test_real_images_and_accuracy_on_the_device(bundle: Bundle, tmp_path: Path) 
     recorded = run.document.settings.input
     assert recorded is not None
     assert (recorded.kind, recorded.images, recorded.name) == ("images", 30, "images")
-    accuracy: dict[str, Any] = {budget.name: budget.accuracy for budget in run.document.budgets}
-    assert accuracy["small"]["top1_change_points"]["value"] == 0
-    assert accuracy["middle"]["images"] == 30
-    assert accuracy["middle"]["kl_nats"]["low"] < accuracy["middle"]["kl_nats"]["value"]
+    small, middle = (budget.accuracy for budget in run.document.budgets if budget.accuracy)
+    assert small.top1_change_points is not None
+    assert small.top1_change_points.value == 0
+    assert middle.images == 30
+    assert middle.kl_nats is not None
+    assert middle.kl_nats.low is not None
+    assert middle.kl_nats.low < middle.kl_nats.value
     with np.load(path / "accuracy.npz") as stored:
         assert stored["top5/middle"].shape == (30, 5)
         right = 100 * np.mean(stored["top5/middle"][:, 0] == stored["labels"])
-    assert accuracy["middle"]["top1_percent"] == pytest.approx(right)
+    assert middle.top1_percent == pytest.approx(right)
     assert json.loads((path / "trace.json").read_text())["traceEvents"]
     cut(path, 9)
     with pytest.raises(UserError, match="images was"):

@@ -69,7 +69,8 @@ def test_missing_stays_missing(profiles, tmp_path):
     info = profiles.info()
     for budget in info["budgets"]:
         budget["accuracy"] = None
-    info["budgets"][1]["accuracy"] = dict.fromkeys(("top1_percent", "top1_change_points", "agreement_percent", "kl_nats"))
+    known = profiles.info()["budgets"][1]["accuracy"]
+    info["budgets"][1]["accuracy"] = known | dict.fromkeys(key for key in known if key.endswith(("percent", "points", "nats")))
     lines = profiles.lines(info)
     for line in lines:
         if line["kind"] == "check":
@@ -85,18 +86,7 @@ def test_missing_stays_missing(profiles, tmp_path):
             "peak_memory_mb",
         ):
             assert row.value(name) is None, name
-        assert row.conditions["eval data"] in ("not evaluated", "unknown")
-
-
-def test_a_plain_kl_and_a_plain_name_of_the_data_are_read_too(profiles, tmp_path):
-    info = profiles.info()
-    info["budgets"][1]["accuracy"].update(kl_nats=0.03, data="digits in clutter, test split")
-    rows = load_rows(profiles.write(tmp_path / "run", info))
-    assert rows[1].value("kl_nats") == 0.03
-    assert "kl_nats" not in rows[1].intervals
-    assert rows[2].value("kl_nats") == 0.02
-    assert rows[2].intervals["kl_nats"].high == 0.03
-    assert rows[1].conditions["eval data"] == rows[2].conditions["eval data"]
+    assert {row.conditions["eval data"] for row in rows} == {"digits in clutter, test split, 1000 images"}
 
 
 def test_a_budget_that_failed_its_check_is_unfit(profiles, tmp_path):
@@ -206,6 +196,12 @@ def _senseless(profiles, path):
     profiles.write(path, info)
 
 
+def _more_than_all(profiles, path):
+    info = profiles.info()
+    info["budgets"][0]["accuracy"]["top1_percent"] = 964.0
+    profiles.write(path, info)
+
+
 def _zero_latency(profiles, path):
     info = profiles.info()
     lines = profiles.lines(info)
@@ -224,7 +220,8 @@ def _zero_latency(profiles, path):
         (_newer, "newer than"),
         (_no_samples_file, "samples.jsonl cannot be read"),
         (_half_written, "holds no measurement"),
-        (_senseless, "make no sense"),
+        (_more_than_all, "top1_percent is 964.0: expected float <= 100.0"),
+        (_senseless, 'top1_change_points.value is "a lot"'),
         (_zero_latency, r"line 36 of samples.jsonl is damaged: latency_ns\[0\] is 0"),
     ],
 )

@@ -23,6 +23,7 @@ from edge_tprune.cli.terminal import Heading, Table, print_table
 from edge_tprune.record.document import KIND, VERSION
 from edge_tprune.record.lines import SAMPLES
 from edge_tprune.record.summary import SUMMARY
+from tests.record.tiny_run import METHOD, MODEL
 
 LIMIT_S, LIMIT_MB = 10.0, 1000.0
 BUDGETS = {"1.0": 10.4e6, "0.8": 8.6e6, "0.65": 7.4e6, "0.5": 6.2e6}  # median latency in ns
@@ -58,7 +59,7 @@ def _run(rounds: int) -> dict[str, Any]:
         "run_id": "0",
         "started_utc": "2026-01-01T00:00:00+00:00",
         "tool_version": "0",
-        "bundle": {"name": "b", "fingerprint": "0", "batch": 1, "model": {"tokens": 197}, "method": {"name": "evit"}},
+        "bundle": {"name": "b", "fingerprint": "0", "batch": 1, "model": {**MODEL, "tokens": 197}, "method": METHOD},
         "budgets": [
             {
                 "name": name, "requested": float(name), "schedule": [int(197 * float(name))], "macs": 1, "macs_share": float(name),

@@ -24,7 +24,7 @@ import psutil
 from edge_tprune.agent.loads import Timed, time_load, warm_up
 from edge_tprune.agent.observer import Observer
 from edge_tprune.record.lines import SAMPLES, SENSORS
-from edge_tprune.record.writer import clock_ns
+from edge_tprune.record.log import clock_ns
 from edge_tprune.runtime.engine import default_threads, open_engine
 from edge_tprune.statistics import paired_speedup
 from tests.agent.tiny_bundle import IMAGE, write_bundle

@@ -15,8 +15,9 @@ import pytest
 from edge_tprune.errors import UserError
 from edge_tprune.record.document import RUN
 from edge_tprune.record.lines import SAMPLES, CheckLine, EndLine, LogLine, NoteLine, ReadingLine
+from edge_tprune.record.log import clock_ns
 from edge_tprune.record.reader import read_run
-from edge_tprune.record.writer import Recorder, clock_ns, directory_name
+from edge_tprune.record.writer import Recorder, directory_name
 
 from .tiny_run import add_turn, document, in_full_disk, write_run
 

@@ -14,7 +14,15 @@ import pytest
 
 from edge_tprune.record.document import RunDocument
 from edge_tprune.record.lines import EndLine, TurnLine
-from edge_tprune.record.writer import Recorder, clock_ns
+from edge_tprune.record.log import clock_ns
+from edge_tprune.record.writer import Recorder
+
+METHOD = {"name": "evit", "options": {}, "blocks": [1]}
+MODEL = {
+    "name": "tiny", "weights": "random", "weights_sha256": "a" * 64, "classes": 2, "parameters": 1, "tokens": 5, "prefix_tokens": 1,
+    "blocks": 1, "macs": 1, "input": {"name": "image", "shape": [1, 3, 8, 8], "dtype": "float32"},
+    "output": {"name": "logits", "shape": [1, 2], "dtype": "float32"},
+}  # fmt: skip
 
 
 def info(**changes: Any) -> dict[str, Any]:
@@ -28,7 +36,7 @@ def info(**changes: Any) -> dict[str, Any]:
         "run_id": "r",
         "started_utc": "2025-01-01T00:00:00+00:00",
         "tool_version": "0",
-        "bundle": {"name": "b", "fingerprint": "f", "batch": 1, "model": {}, "method": {}},
+        "bundle": {"name": "b", "fingerprint": "f", "batch": 1, "model": MODEL, "method": METHOD},
         "budgets": [{"name": "a", **budget}, {"name": "b", **budget}],
         "plan": {**plan, "isolation": "", "order": [["a", "b"], ["b", "a"]]},
         "environment": {},

@@ -61,7 +61,7 @@ def test_precisions_that_ran_in_turn_are_built_and_judged_together(info):
 
 
 def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):
-    info["bundle"] |= {"batch": 8, "method": {"name": "evit", "options": {"fuse": True}}}
+    info["bundle"] |= {"batch": 8, "method": {"name": "evit", "options": {"fuse": True}, "blocks": [4]}}
     info["bundle"]["model"]["weights"] = "random"
     for budget in info["budgets"]:
         budget["artifact"] |= {"runtime": "tensorrt", "precision": "fp16"}
