@@ -65,6 +65,7 @@ def check_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_tprune.cli.fitting import Fit, FitRequest
 
+    monkeypatch.setattr("edge_tprune.search.fit.MOST_ROUNDS", 1)  # how many there are depends on how busy the machine is
     loaded, images = small_model(channels=48), ReferenceTask(8, "train")
     run = RunRequest(rounds=3, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0, threads=1)
     seen: list[str] = []
@@ -86,7 +87,7 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     second = fit(max_p50_ms=0.8 * full)
     latest, _ = second.run()
     assert (tmp_path / "probe" / "manifest.json").stat().st_mtime_ns == probes
-    assert 1 <= len(latest.candidates) <= 3, "no round ends without candidates, however far the predictions were off"
+    assert 1 <= len(latest.candidates) <= 3
     assert all(candidate.method == "evit" for candidate in latest.candidates)
     assert {c.name for c in latest.candidates} < {row.budget for row in second.rows(latest)}
     assert second.run()[0] == latest, "what is done is not done again"
