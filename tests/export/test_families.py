@@ -15,7 +15,7 @@ from edge_tprune.models.adapter import OUTPUTS
 from edge_tprune.reduction import network_shape
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
-from tests.reduction.conftest import KINDS, randomise
+from tests.reduction.conftest import KINDS, SIZES, randomise
 
 METHODS = ("tome", "zero_tprune", "random")
 SIZE = (3, 32, 32)
@@ -24,9 +24,11 @@ CASES = {(kind, OUTPUTS[place % 4], METHODS[place % 3]) for place, kind in enume
 
 
 def prune(kind: str, output: str, method: str) -> PrunedViT:
-    model = randomise(KINDS[kind]()).requires_grad_(False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "depth", 3)  # a network of each kind is exported here, so each is as small as two stages allow
+        model = randomise(KINDS[kind]()).requires_grad_(False)
     prefix = network_shape(model).prefix_tokens
-    return edge_tprune.prune(model, method=method, schedule=[prefix + patches for patches in (16, 12, 9, 9)], output=output)
+    return edge_tprune.prune(model, method=method, schedule=[prefix + patches for patches in (12, 9, 9)], output=output)
 
 
 @pytest.mark.parametrize(("kind", "output", "method"), sorted(CASES))
