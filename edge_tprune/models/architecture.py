@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.checkpoint import one_line
+from edge_tprune.models.hub import no_retries
 
 Filter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
@@ -81,12 +82,14 @@ def create_pretrained(name: str, arguments: Mapping[str, Any]) -> Created:
         UserError: timm cannot create it so, or the weights cannot be fetched, or do not fit.
     """
     shape = create(name, arguments, shape_only=True)
-    try:
-        model = timm.create_model(name, pretrained=True, **shape.arguments)
-    except Exception as error:
-        raise UserError(
-            f"the pretrained weights of {name} could not be fetched ({one_line(error)}). Check the name and the connection, or give --weights FILE"
-        ) from error
+    with no_retries() as unreachable:
+        try:
+            model = timm.create_model(name, pretrained=True, **shape.arguments)
+        except Exception as error:
+            why = one_line(error) if unreachable is None else f"{unreachable}, and the cache does not hold them"
+            raise UserError(
+                f"the pretrained weights of {name} could not be fetched ({why}). Check the name and the connection, or give --weights FILE"
+            ) from error
     return Created(model, shape.arguments, None)
 
 

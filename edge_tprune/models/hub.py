@@ -1,0 +1,40 @@
+"""Whether the model hub can be reached: its client tries again for a minute where it cannot."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+
+_PATIENCE_S = 5.0
+
+
+def why_unreachable() -> str | None:
+    """Why no connection to the hub can be made, in words; None where one can, or where a proxy makes them."""
+    address = urlsplit(constants.ENDPOINT)
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    if getproxies():
+        return None
+    try:
+        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+    except OSError as error:
+        return f"{host} cannot be reached: {error.strerror or error}"
+    return None
+
+
+@contextmanager
+def no_retries() -> Iterator[str | None]:
+    """Tells the hub's client to take what it has in its cache, and to ask for nothing, where the hub cannot be reached. Gives the reason."""
+    reason = None if constants.HF_HUB_OFFLINE else why_unreachable()
+    if reason is None:
+        yield None
+        return
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield reason
+    finally:
+        constants.HF_HUB_OFFLINE = False
