@@ -27,6 +27,7 @@ _LARGEST = 2**53  # beyond it a double no longer holds every whole number, and J
 
 # Types for fields. A bound keeps a number of 400 digits out.
 Whole = Annotated[int, Meta(ge=0, le=_LARGEST)]
+Integer = Annotated[int, Meta(ge=-_LARGEST, le=_LARGEST)]
 Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
 Share = Annotated[float, Meta(gt=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]

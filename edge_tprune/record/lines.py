@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_tprune.documents import Distance, Name, Whole
+from edge_tprune.documents import Distance, Integer, Name, Whole
 from edge_tprune.telemetry.state import MachineState
 
 SAMPLES = "samples.jsonl"
@@ -55,7 +55,7 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
     golden_ok: bool
     golden_max_abs_diff: Distance | None  #: None where an output was not a finite number, or nothing came out
     load_ms: Distance | None
-    peak_memory_bytes: int | None
+    peak_memory_bytes: Integer | None
     error: str | None = None  #: why the budget could not be run at all
     engine: dict[str, Any] | None = None  #: `Engine.info`
 
@@ -127,7 +127,7 @@ class SamplerLine(LogLine, tag="sampler", kw_only=True, frozen=True):
     """A sampler begins."""
 
     session: Whole
-    pid: int
+    pid: Whole
 
 
 class ReadingLine(LogLine, tag="sensors", kw_only=True, frozen=True):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_tprune.documents import Count, Distance, Name, show
+from edge_tprune.documents import Count, Distance, Integer, Name, show
 from edge_tprune.errors import UserError
 from edge_tprune.telemetry.metric import SensorMetric
 
@@ -128,7 +128,7 @@ class RunSettings(msgspec.Struct, kw_only=True, frozen=True):
 
     mode: Literal["saturation", "fixed_rate"] = "saturation"
     fps: FramesPerSecond | None = None  #: in the mode "fixed_rate"
-    seed: int
+    seed: Integer
     rounds: Count
     seconds_per_round: Seconds  #: least length of a turn
     warmup_seconds: Seconds  #: least length of the warm-up before it

@@ -209,6 +209,13 @@ def _zero_latency(profiles, path):
     profiles.write(path, info, lines)
 
 
+def _endless_memory(profiles, path):
+    info = profiles.info()
+    lines = profiles.lines(info)
+    next(line for line in lines if line["kind"] == "check")["peak_memory_bytes"] = int("9" * 400)
+    profiles.write(path, info, lines)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -222,6 +229,7 @@ def _zero_latency(profiles, path):
         (_half_written, "holds no measurement"),
         (_more_than_all, "top1_percent is 964.0: expected float <= 100.0"),
         (_senseless, 'top1_change_points.value is "a lot"'),
+        (_endless_memory, r"line 2 of samples.jsonl is damaged: peak_memory_bytes is a number of more than 60 digits"),
         (_zero_latency, r"line 36 of samples.jsonl is damaged: latency_ns\[0\] is 0"),
     ],
 )
