@@ -70,8 +70,8 @@ class Row:
     @property
     def name(self) -> str:
         """Method, budget and, where it is not float32, precision: 'zero_tprune 0.65@int8'."""
-        told = "@" in self.budget or self.precision in ("fp32", UNKNOWN)
-        return f"{self.method} {self.budget}" + ("" if told else f"@{self.precision}")
+        named = "@" in self.budget or self.precision in ("fp32", UNKNOWN)
+        return f"{self.method} {self.budget}" + ("" if named else f"@{self.precision}")
 
     @property
     def precision(self) -> str:

@@ -18,7 +18,7 @@ from edge_tprune.bundle.manifest import Parity
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import InternalError, NegativeAnswer
 from edge_tprune.export.calibration import Calibration, distance, outputs_of
-from edge_tprune.export.parity import HALF_KL, compare, compare_vectors, selection
+from edge_tprune.export.parity import HALF_KL, compare, compare_vectors, selection, to_parity
 from edge_tprune.export.settings import BudgetSettings
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
@@ -111,10 +111,4 @@ def _closeness(kind: str, outputs: np.ndarray, expected: np.ndarray) -> Parity:
         return Parity(images=vectors.images, vectors=vectors)
     near = compare(outputs, expected)
     assert near is not None
-    return Parity(
-        images=near.images,
-        max_abs_logit_difference=near.max_abs_logit_difference,
-        top1_agreement_percent=near.top1_agreement_percent,
-        kl_nats=near.kl_nats,
-        max_kl_nats=near.max_kl_nats,
-    )
+    return to_parity(near)

@@ -102,14 +102,18 @@ def _prove_near_logits(outputs: dict[str, np.ndarray], expected: np.ndarray) -> 
         if found is None or found.kl_nats > HALF_KL or found.top1_agreement_percent < HALF_AGREEMENT:
             raise NegativeAnswer(f"the {what} is not the same network: {_describe(found)}")
     assert graph is not None
+    limits = ClosenessLimits(kl_nats=HALF_KL, top1_agreement_percent=HALF_AGREEMENT)
+    return msgspec.structs.replace(to_parity(graph), module=module, allowed=limits)
+
+
+def to_parity(near: Closeness) -> Parity:
+    """The record of a graph whose logits are so near to those of its float32 network."""
     return Parity(
-        images=graph.images,
-        max_abs_logit_difference=graph.max_abs_logit_difference,
-        top1_agreement_percent=graph.top1_agreement_percent,
-        kl_nats=graph.kl_nats,
-        max_kl_nats=graph.max_kl_nats,
-        module=module,
-        allowed=ClosenessLimits(kl_nats=HALF_KL, top1_agreement_percent=HALF_AGREEMENT),
+        images=near.images,
+        max_abs_logit_difference=near.max_abs_logit_difference,
+        top1_agreement_percent=near.top1_agreement_percent,
+        kl_nats=near.kl_nats,
+        max_kl_nats=near.max_kl_nats,
     )
 
 

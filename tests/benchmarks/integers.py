@@ -1,4 +1,4 @@
-"""Which form of INT8 ONNX Runtime runs fastest: Q/DQ with constant ranges, as we write it, or ranges found anew for every image.
+"""Which form of INT8 ONNX Runtime runs fastest: Q/DQ with constant ranges, as we write it, or ranges found again for every image.
 
     python -m tests.benchmarks.integers --model deit_tiny_patch16_224 --batches 1,8
 
