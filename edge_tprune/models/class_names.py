@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import unicodedata
@@ -128,10 +127,12 @@ class ClassMap:
                     f"class map {format_path(self.file)}: {name!r} would be class {number}, and the model's {classes} classes "
                     f"are 0 to {classes - 1}. Is it the map of this model?"
                 )
+        numbers = all(re.fullmatch(r"\d+", text, re.ASCII) for _, text in self.rows)
         if not self.index and len(index) != classes:
             raise UserError(
                 f"class map {format_path(self.file)} names {len(index)} classes and the model has {classes}: "
                 "give one class name a line, line 1 for class 0, or JSON that maps names to classes"
+                + (". Its lines are numbers alone: for labels of images, give 'image class'" if numbers else "")
             )
         return index
 
@@ -185,15 +186,6 @@ def read_class_map(file: Path) -> ClassMap:
     return ClassMap(file, rows, tuple(index.items()))
 
 
-def read_columns(row: str) -> list[tuple[str, str]]:
-    """The ways to read a line as a name and its class: at tabs, commas, the first blank, the last."""
-    ways = [row.split("\t")] if "\t" in row else []
-    if "," in row:
-        ways.append(next(csv.reader([row])))
-    ways += [row.split(None, 1), row.split(), row.rsplit(None, 1)]
-    return [(way[0].strip(), way[1].strip()) for way in ways if len(way) > 1]
-
-
 def _numbered(rows: Sequence[str], first: int) -> Mapping[str, int]:
     """Of lines "cat 0" or "0 cat" that number as many classes from `first` on, in any order; empty where they do not."""
     for pattern in (r"(?P<name>.*\S)[\s,]+(?P<class>\d+)", r"(?P<class>\d+)[\s,:]+(?P<name>\S.*)"):
@@ -209,7 +201,8 @@ def _read_json(file: Path, text: str) -> ClassMap:
     try:
         document = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, shown))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"class map {shown} is not readable JSON ({error})") from error
+        literal = ". A Python dictionary is not JSON: write it with json.dump" if re.match(r"\s*{\s*(\d|')", text) else ""
+        raise UserError(f"class map {shown} is not readable JSON ({error}){literal}") from error
     document = _of_configuration(document, shown)
     if isinstance(document, list):
         document = {str(i): name for i, name in enumerate(document)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.class_names import SYNSET, ClassMap, ClassNames, NameTable, composed, natural_key, read_columns
+from edge_tprune.models.class_names import SYNSET, ClassMap, ClassNames, NameTable, composed, natural_key
+from edge_tprune.models.image_map import find_entries, first_class
 from edge_tprune.models.images import Listing, format_path
 
 UNKNOWN = -1  #: the label of an image whose class is not known
@@ -160,7 +161,8 @@ def _by_order(folders: _Folders, classes: int, class_names: ClassNames | None) -
 
 def _misfit(folders: _Folders, classes: int, synsets: bool) -> str:
     root, count = format_path(folders.listing.root), len(folders.names)
-    said = f"image folder {root} has {count} class directories but the model has {classes} classes"
+    directories = "directory" if count == 1 else "directories"
+    said = f"image folder {root} has {count} class {directories} but the model has {classes} classes"
     if synsets:
         return (
             f"{said}, and the bundle does not say which ImageNet synset is which: give --class-map FILE "
@@ -170,6 +172,7 @@ def _misfit(folders: _Folders, classes: int, synsets: bool) -> str:
         said += f", which are 0 to {classes - 1}: {max(folders.names, key=int)} is none of them"
     return (
         f"{said}. Give one directory per class, or --class-map FILE (one class name a line, or JSON that maps names to classes)"
+        + _maps_nearby(folders.listing.root)
     )
 
 
@@ -177,7 +180,7 @@ def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: Cl
     """By a class map: of images where it names images of the listing, else of directories, the innermost that it names."""
     file = format_path(class_map.file)
     labels = _image_labels(listing, classes, class_map, class_names)
-    what = "images"
+    what, other = "images", ""
     if labels is None:
         what = "directories"
         table = NameTable(class_map.classes(classes))
@@ -185,6 +188,11 @@ def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: Cl
             if table.is_ambiguous(name):
                 raise UserError(
                     f"class map {file}: {format_path(name)} is the name of several classes: rename the directory, or the classes"
+                )
+            mine, own = table.find(name), None if class_names is None else class_names.find(name)
+            if class_names is not None and own not in (None, mine) and mine is not None and not other:
+                other = (
+                    f"; {format_path(name)} is class {mine}, and class {own} by the model's own names ({class_names.source})"
                 )
         found = ([table.find(name) for name in _folder_names(parts)] for parts in listing.parts)
         labels = [next((i for i in classes_ if i is not None), None) for classes_ in found]
@@ -197,7 +205,7 @@ def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: Cl
     dropped = frozenset(i for i, found in enumerate(labels) if found is None)
     left_out = {f"image{'s'[: len(dropped) != 1]} that {file} does not name": len(dropped)} if dropped else {}
     values = tuple(UNKNOWN if found is None else found for found in labels)
-    return Labels(values, f"labels: {what} by class map {file}", dropped, left_out)
+    return Labels(values, f"labels: {what} by class map {file}{other}", dropped, left_out)
 
 
 def _image_labels(
@@ -207,7 +215,7 @@ def _image_labels(
     file = format_path(class_map.file)
     images = {name for parts in listing.parts for name in _image_names(parts)}
     said: dict[str, tuple[str, int]] = {}
-    for name, text, number in _map_entries(class_map, images):
+    for name, text, number in find_entries(class_map, images):
         if name in said and said[name][0] != text:
             raise UserError(f"class map {file} gives {format_path(name)} class {said[name][0]} and class {text}: give it one")
         said[name] = (text, number)
@@ -230,23 +238,6 @@ def _image_labels(
     return found
 
 
-def _map_entries(class_map: ClassMap, images: set[str]) -> Iterator[tuple[str, str, int]]:
-    """(image, class, line counted from 1) of every entry of a class map that names one of `images`, by its path from there or from further up."""
-    for number, (name, text) in enumerate([*class_map.labels.items(), *class_map.index], 1):
-        if not class_map.rows and (image := _match(name, images)) is not None:
-            yield image, str(text), number
-    for number, row in class_map.rows:
-        for name, text in read_columns(row):
-            if (image := _match(name, images)) is not None:
-                yield image, text, number + 1
-                break
-
-
-def _match(name: str, images: set[str]) -> str | None:
-    parts = [part for part in composed(name).replace("\\", "/").split("/") if part not in ("", ".")]
-    return next((path for i in range(len(parts)) if (path := "/".join(parts[i:])) in images), None)
-
-
 def _class(text: str, line: int, classes: int, class_map: ClassMap, class_names: ClassNames | None) -> int:
     """The class that a map's second column means: a number or a name."""
     if re.fullmatch(r"\d+", text, re.ASCII):
@@ -255,7 +246,7 @@ def _class(text: str, line: int, classes: int, class_map: ClassMap, class_names:
         number = text if len(text) < 13 else f"{text[:9]}... ({len(text)} digits)"
         problem = f"class {number} is out of range: the model's {classes} classes are 0 to {classes - 1}"
     else:
-        for word in (text, *text.split()[:1]):  # "n03995372 85 1 499 272": the boxes of ImageNet's own files
+        for word in (text, first_class(text)):
             if class_names is not None and (found := class_names.find(word)) is not None:
                 return found
         known = "the model's classes have no names" if class_names is None else f"not among {class_names.source}"

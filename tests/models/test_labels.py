@@ -265,6 +265,53 @@ def test_a_flat_folder_with_a_map_of_its_images(tmp_path: Path, kind: str) -> No
     assert labelled(root, 3, file, NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,bird,cat,dog\nx1.JPEG,0,0,1\nx2.JPEG,1,0,0\n", "line 2: 3 columns beside the image .bird, cat, dog."),
+        ("x1.JPEG,0,0,1\nx2.JPEG,1,0,0\n", "one column per class"),
+        ("x1.JPEG\t0\t0\t1\t0\t0\nx2.JPEG\t1\t0\t0\t0\t0\n", "one column per class"),
+        ("name,width,height\nx1.JPEG,2,1\nx2.JPEG,1,2\n", "not clear which is the class"),
+        ("path,class id,label\nx1.JPEG,2,dog\n", "not clear which is the class"),
+        ("x1.JPEG,2,1\n", "not clear which is the class"),
+        ("x1.JPEG dog house\n", "no class is called 'dog house'"),
+    ],
+)
+def test_a_column_that_may_not_be_the_class_is_not_taken_for_it(tmp_path: Path, text: str, message: str) -> None:
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(tmp_path / "val" / name, format="JPEG")
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        labelled(tmp_path / "val", 3, tmp_path / "m.csv", NAMED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,split,label\nx1.JPEG,0,dog\nx2.JPEG,1,bird\n",
+        "class_id,file,width\n2,x1.JPEG,9\n0,x2.JPEG,9\n",
+        "file;label\nx1.JPEG;2\nx2.JPEG;0\n",
+        "label,file\n2,x1.JPEG\n0,x2.JPEG\n",
+        "x1.JPEG dog 85 1 499 272\nx2.JPEG bird 1 2 3 4 bird 5 6 7 8\n",
+    ],
+)
+def test_the_column_of_the_class_is_found(tmp_path: Path, text: str) -> None:
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(tmp_path / "val" / name, format="JPEG")
+    (tmp_path / "m.csv").write_text(text)
+    assert labelled(tmp_path / "val", 3, tmp_path / "m.csv", NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
+
+
+def test_a_map_against_the_models_own_names_says_so(tmp_path: Path) -> None:
+    """The lists of ImageNet's development kit are in another order than the model's classes."""
+    touch_classes(tmp_path / "d", ["cat", "dog"])
+    (tmp_path / "m.txt").write_text("dog\ncat\nbird\n")
+    said = label(
+        list_images(tmp_path / "d"), 3, read_class_map(tmp_path / "m.txt"), ClassNames(("bird", "cat", "dog"), "ck")
+    ).rule
+    assert "dog is class 0, and class 2 by the model's own names (ck)" in said
+
+
 @pytest.mark.parametrize("document", [{"x1.JPEG": 2, "x2.JPEG": 0}, {"x1.JPEG": "dog", "val/x2.JPEG": "bird"}])
 def test_a_map_of_images_in_json(tmp_path: Path, document: dict[str, object]) -> None:
     for name in ("x1.JPEG", "x2.JPEG"):
