@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
-from edge_tprune.bundle.golden import golden_tolerance, output_difference
+from edge_tprune.bundle.golden import check_golden
 from edge_tprune.bundle.predictor import load_predictor
 from edge_tprune.errors import UserError
 from edge_tprune.processes import child_environment
@@ -54,7 +54,7 @@ def failed_check(budget: str, error: str) -> Check:
 def probe(
     bundle: Bundle, budget: str, *, runtime: str, threads: int, precision: str | None = None, tolerance: float = TOLERANCE
 ) -> Check:
-    """Loads one budget's engine in this process, runs the golden inputs and compares.
+    """Loads one budget's engine in this process, runs the golden inputs, outliers included, and compares.
 
     Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads.
 
@@ -62,30 +62,30 @@ def probe(
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
     """
     kind, precision_of_graph = bundle.manifest.model.output.name, bundle.budget(budget).artifact(runtime, precision).precision
-    tolerance = golden_tolerance(precision_of_graph, tolerance, kind)
     file = prepare(bundle, budget, runtime, precision)
     golden = bundle.golden()
-    images, expected = golden.images, golden.outputs[budget]
     runtime_version(runtime)
     peak_memory = _PeakMemory()
     begin = time.perf_counter()
     with load_predictor(bundle, budget, file, runtime, precision, threads) as model:
         load_ms = (time.perf_counter() - begin) * 1e3
-        outputs = [model.run(image) for image in images]
+        result = check_golden(model.run, golden, budget, kind, precision_of_graph, tolerance)
         info = msgspec.to_builtins(model.info)
         peak = peak_memory.grown_bytes()
-    if outputs[0].shape != expected[0].shape:
-        raise UserError(f"{file} returns {outputs[0].shape}, but the golden outputs are {expected[0].shape}")
-    diff = output_difference(np.stack(outputs), expected, kind, precision_of_graph)
-    finite = bool(np.isfinite(diff))
     return Check(
         budget=budget,
-        golden_ok=finite and diff <= tolerance,
-        golden_max_abs_diff=diff if finite else None,
+        golden_ok=result.passed,
+        golden_max_abs_diff=_finite(result.difference),
         load_ms=load_ms,
         peak_memory_bytes=peak,
         engine=info,
+        outliers={name: _finite(pair[0]) for name, pair in result.outliers.items()} or None,
+        failure=None if result.passed else result.describe(),
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 class _PeakMemory:

@@ -5,7 +5,8 @@
       onnx/weights.bin     the external data of every graph; graphs in fp16 and mixed share one half precision set in it, those in int8 one of integers
       onnx/<budget>.<form>[.<precision>].onnx
       engines/*.plan       engine files of TensorRT-RTX built ahead of time, each with a .json that says how
-      golden.npz           input (G, B, 3, H, W) and, per budget, <output>/<name> (G, B, ...), float32: logits/0.65
+      golden.npz           input (G, B, 3, H, W) and, per budget, <output>/<name> (G, B, ...), float32: logits/0.65; the same of outlier images,
+                           outlier and outlier/<output>/<name>, and how far each may be off, outlier/allowed/<precision>/<name> (G, B)
       eval-<hash>.npz      per-image results, once `eval` ran
 
 Read and verified here without torch or onnx. A bundle refers to its files by relative path only, so it can be copied anywhere. An opened bundle

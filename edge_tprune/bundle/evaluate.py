@@ -32,7 +32,7 @@ from edge_tprune.bundle.accuracy import (
 from edge_tprune.bundle.arrays import DamagedArrays, read_arrays
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
-from edge_tprune.bundle.golden import Golden, golden_difference, golden_tolerance
+from edge_tprune.bundle.golden import Golden, check_golden
 from edge_tprune.bundle.label_check import doubt_labels
 from edge_tprune.bundle.manifest import KIND, Accuracy, Budget, EvaluationData, FileEntry, Manifest
 from edge_tprune.bundle.outputs import LOGITS
@@ -226,11 +226,10 @@ def _check(bundle: Bundle, variant: Variant, engine: Engine, golden: Golden) -> 
             f"{KIND.remedy}"
         )
     kind = bundle.manifest.model.output.name
-    difference = golden_difference(engine, golden.images, golden.outputs[variant.budget], kind, variant.precision)
-    allowed = golden_tolerance(variant.precision, kind=kind)
-    if not difference <= allowed:
+    result = check_golden(engine.run, golden, variant.budget, kind, variant.precision)
+    if not result.passed:
         raise NegativeAnswer(
-            f"budget {variant.label} failed its golden check on {variant.runtime}: its {kind} are off by {difference:.3g} (allowed {allowed:g}). "
+            f"budget {variant.label} failed its golden check on {variant.runtime}: {result.describe()}. "
             f"Nothing was evaluated. {KIND.remedy}"
         )
 

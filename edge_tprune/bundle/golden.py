@@ -1,8 +1,14 @@
-"""Golden data: images and PyTorch's outputs for them, by which every device finds out whether an engine is the network it should be."""
+"""Golden data: images and PyTorch's outputs for them, by which every device finds out whether an engine is the network it should be.
+
+Ordinary images show an engine that is another network. What overflows, or saturates, may show on outlier images only (`OUTLIERS`), so that a
+bundle has those too. Their answers may hang on near ties between tokens (all patches of a black image are alike), so that each has a bound of its
+own, from what rounding changed when the bundle was built.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +17,6 @@ from edge_tprune.bundle.arrays import DamagedArrays, read_arrays
 from edge_tprune.bundle.manifest import GOLDEN, KIND, Manifest
 from edge_tprune.bundle.outputs import LOGITS, cosine_distance, max_difference
 from edge_tprune.errors import UserError
-from edge_tprune.runtime.engine import Engine
 
 TOLERANCE = 1e-3  #: how far logits may be from the golden ones, absolute; other outputs in units of their root mean square
 HALF_TOLERANCE = 1.0
@@ -21,7 +26,21 @@ INTEGER_TOLERANCE = 3.0
 """The same in INT8: DeiT-Tiny's largest logit difference on a photo is 0.8 unpruned and 2.9 at budget 0.5; another image's logits are off by 8."""
 HALF_VECTOR_TOLERANCE = 0.1
 """The same for outputs other than logits: of the cosine distance. One near tie moves the vectors of a few patches; unrelated vectors are at 1."""
+OUTLIERS = ("all black", "all white", "one colour", "checkerboard", "large activations")
+"""The outlier images of a bundle, in order. The last one was found by gradient ascent on the largest number of the unpruned residual stream."""
+_OUTLIER = "outlier"  #: array of their images; the others of them begin with it
 _MOST_BYTES = 1 << 32
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Images unlike any photo, with a bound for each on how far an engine's output may be."""
+
+    images: np.ndarray  #: (G, B, 3, H, W) float32: `OUTLIERS` in order, then again from the first until the batch is full
+    outputs: dict[str, np.ndarray]  #: by budget: (G, B, ...) float32, from PyTorch in float32
+    allowed: dict[tuple[str, str], np.ndarray]  #: by budget and precision: (G, B) float32, in the units of `image_differences`
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,47 @@ class Golden:
 
     images: np.ndarray  #: (G, B, 3, H, W) float32
     outputs: dict[str, np.ndarray]  #: by budget: (G, B, ...) float32, from PyTorch in float32
+    outliers: Outliers | None = None  #: None in older bundles
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """Every batch (B, 3, H, W), outliers last."""
+        return [*self.images, *([] if self.outliers is None else self.outliers.images)]
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """How an engine's outputs lie to the golden ones."""
+
+    kind: str  #: which output it is
+    difference: float  #: on the ordinary images (`output_difference`); NaN or infinite where a number is not finite
+    allowed: float
+    outliers: dict[str, tuple[float, float]] = field(default_factory=dict)  #: by image: its difference and what is allowed
+
+    @property
+    def failed_outliers(self) -> dict[str, tuple[float, float]]:
+        """The outlier images on which it is too far off."""
+        return {name: pair for name, pair in self.outliers.items() if not pair[0] <= pair[1]}
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is as near as it must be."""
+        return self.difference <= self.allowed and not self.failed_outliers
+
+    def describe(self) -> str:
+        """What is off, in words; of the ordinary images where those are, else of the worst outlier image."""
+        if not self.difference <= self.allowed or not self.failed_outliers:
+            return f"its {self.kind} {_describe_distance(self.difference, self.allowed)}"
+        name, (difference, allowed) = max(
+            self.failed_outliers.items(), key=lambda item: item[1][0] if np.isfinite(item[1][0]) else np.inf
+        )
+        return f"its {self.kind} {_describe_distance(difference, allowed)} on the outlier image {name!r}"
+
+
+def _describe_distance(difference: float, allowed: float) -> str:
+    if not np.isfinite(difference):
+        return "are not finite numbers"
+    return f"are off by {difference:.3g} (allowed {allowed:.3g})"
 
 
 def read_golden(path: Path, manifest: Manifest) -> Golden:
@@ -43,14 +103,45 @@ def read_golden(path: Path, manifest: Manifest) -> Golden:
         images = _array(arrays, "input", manifest.model.input.shape)
         output = manifest.model.output
         outputs = {b.name: _array(arrays, f"{output.name}/{b.name}", output.shape) for b in manifest.budgets}
-        for name, values in outputs.items():
-            if len(values) != len(images):
-                raise DamagedArrays(
-                    f"{output.name}/{name} are of {len(values)} batches, and there are {len(images)} batches of images"
-                )
+        _check_lengths(outputs, images, output.name)
+        outliers = _read_outliers(arrays, manifest) if _OUTLIER in arrays else None
     except DamagedArrays as error:
         raise UserError(f"bundle {path}: {GOLDEN} is damaged: {error}. {KIND.remedy}") from error
-    return Golden(images, outputs)
+    return Golden(images, outputs, outliers)
+
+
+def _read_outliers(arrays: dict[str, np.ndarray], manifest: Manifest) -> Outliers:
+    output = manifest.model.output
+    images = _array(arrays, _OUTLIER, manifest.model.input.shape)
+    if images.shape[0] * images.shape[1] < len(OUTLIERS):
+        raise DamagedArrays(f"{_OUTLIER} holds {images.shape[0] * images.shape[1]} images, and there are {len(OUTLIERS)}")
+    outputs = {b.name: _array(arrays, f"{_OUTLIER}/{output.name}/{b.name}", output.shape) for b in manifest.budgets}
+    allowed = {
+        (budget.name, precision): _array(arrays, f"{_OUTLIER}/allowed/{precision}/{budget.name}", images.shape[1:2])
+        for budget in manifest.budgets
+        for precision in sorted({artifact.precision for artifact in budget.artifacts})
+    }
+    _check_lengths(outputs, images, f"{_OUTLIER}/{output.name}")
+    _check_lengths({f"{precision}/{name}": values for (name, precision), values in allowed.items()}, images, f"{_OUTLIER}/allowed")
+    return Outliers(images, outputs, allowed)
+
+
+def outlier_arrays(outliers: Outliers, kind: str) -> dict[str, np.ndarray]:
+    """The arrays by which `read_golden` knows outlier images, by name.
+
+    Args:
+        outliers: the images, and what they are held to.
+        kind: which output it is.
+    """
+    outputs = {f"{_OUTLIER}/{kind}/{name}": values for name, values in outliers.outputs.items()}
+    allowed = {f"{_OUTLIER}/allowed/{precision}/{name}": values for (name, precision), values in outliers.allowed.items()}
+    return {_OUTLIER: outliers.images, **outputs, **allowed}
+
+
+def _check_lengths(outputs: dict[str, np.ndarray], images: np.ndarray, what: str) -> None:
+    for name, values in outputs.items():
+        if len(values) != len(images):
+            raise DamagedArrays(f"{what}/{name} are of {len(values)} batches, and there are {len(images)} batches of images")
 
 
 def _array(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -65,24 +156,47 @@ def _array(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> 
     return array
 
 
-def golden_difference(
-    engine: Engine, images: np.ndarray, expected: np.ndarray, kind: str = LOGITS, precision: str = "fp32"
-) -> float:
-    """How far an engine's outputs are from the golden ones (`output_difference`).
+def check_golden(
+    run: Run, golden: Golden, budget: str, kind: str = LOGITS, precision: str = "fp32", tolerance: float = TOLERANCE
+) -> GoldenResult:
+    """How an engine's outputs lie to the golden ones.
 
     Args:
-        engine: opened.
-        images: (G, B, 3, H, W).
-        expected: (G, B, ...).
+        run: the engine's: (B, 3, H, W) to (B, ...).
+        golden: of the bundle.
+        budget: its name.
         kind: which output it is.
-        precision: of the engine.
+        precision: of the graph.
+        tolerance: of a graph in float32.
 
     Raises:
-        UserError: the engine takes or gives other shapes.
+        UserError: the engine gives another shape.
     """
-    if engine.output_shape != expected.shape[1:]:
-        raise UserError(f"the engine gives {kind} of shape {engine.output_shape}, but the golden ones are {expected.shape[1:]}")
-    return output_difference(np.stack([engine.run(image) for image in images]), expected, kind, precision)
+    expected = golden.outputs[budget]
+    found = [run(image) for image in golden.images]
+    if found[0].shape != expected.shape[1:]:
+        raise UserError(f"the engine gives {kind} of shape {found[0].shape}, but the golden ones are {expected.shape[1:]}")
+    difference = output_difference(np.stack(found), expected, kind, precision)
+    result = GoldenResult(kind, difference, golden_tolerance(precision, tolerance, kind))
+    if (outliers := golden.outliers) is None:
+        return result
+    differences = image_differences(
+        np.stack([run(image) for image in outliers.images]), outliers.outputs[budget], kind, precision
+    ).ravel()
+    allowed = np.maximum(outliers.allowed[budget, precision].ravel(), result.allowed)
+    for name, off, most in zip(OUTLIERS, differences, allowed):
+        result.outliers[name] = float(off), float(most)
+    return result
+
+
+def image_differences(found: np.ndarray, expected: np.ndarray, kind: str, precision: str) -> np.ndarray:
+    """As `output_difference`, of every image alone: (G, B)."""
+    return np.array(
+        [
+            [output_difference(one[None, None], wanted[None, None], kind, precision) for one, wanted in zip(*pair)]
+            for pair in zip(found, expected)
+        ]
+    )
 
 
 def output_difference(found: np.ndarray, expected: np.ndarray, kind: str, precision: str) -> float:
@@ -100,7 +214,7 @@ def output_difference(found: np.ndarray, expected: np.ndarray, kind: str, precis
 
 
 def golden_tolerance(precision: str, tolerance: float = TOLERANCE, kind: str = LOGITS) -> float:
-    """What `golden_difference` may be in a precision."""
+    """What `output_difference` may be in a precision."""
     if precision == "fp32":
         return tolerance
     if kind != LOGITS:

@@ -25,7 +25,7 @@ import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
-from edge_tprune.bundle.golden import golden_difference, golden_tolerance
+from edge_tprune.bundle.golden import check_golden
 from edge_tprune.bundle.manifest import KIND
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import NegativeAnswer, UserError, missing_package
@@ -222,21 +222,23 @@ class Predictor:
         return self._engine.stages_ns()
 
     def check(self) -> float:
-        """Runs the golden images through every open engine, which also warms them up; returns how far the worst is from the golden outputs.
+        """Runs the golden images, outliers included, through every open engine, which also warms them up.
+
+        Returns:
+            How far the worst is from the golden outputs, on the ordinary images.
 
         Raises:
             NegativeAnswer: farther than the precision allows.
         """
         golden, kind, worst = self.bundle.golden(), self.bundle.manifest.model.output.name, 0.0
-        allowed = golden_tolerance(self.precision, kind=kind)
         for name, engine in self._engines.items():
-            difference = golden_difference(engine, golden.images, golden.outputs[name], kind, self.precision)
-            if not difference <= allowed:
+            result = check_golden(engine.run, golden, name, kind, self.precision)
+            if not result.passed:
                 raise NegativeAnswer(
-                    f"budget {name} failed its golden check on {engine.info.runtime} {engine.info.version}: its {kind} are off by "
-                    f"{difference:.3g} (allowed {allowed:g}). Do not use it. {KIND.remedy}"
+                    f"budget {name} failed its golden check on {engine.info.runtime} {engine.info.version}: {result.describe()}. "
+                    f"Do not use it. {KIND.remedy}"
                 )
-            worst = max(worst, difference)
+            worst = max(worst, result.difference)
         return worst
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from edge_tprune.bundle.bundle import Bundle, set_aside
+from edge_tprune.bundle.golden import OUTLIERS
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
 from edge_tprune.bundle.revision import manifest_lock, work_lock
 from edge_tprune.errors import UserError
@@ -118,6 +119,7 @@ def _fingerprint(loaded: LoadedModel, settings: BuildSettings) -> str:
     return sha256_json(
         {
             "format": KIND.version,
+            "outliers": OUTLIERS,
             "versions": [__version__, torch.__version__, onnx.__version__],
             "code": [method_code_sha256(registry.method(name)) for name in settings.methods],
             "model": [loaded.name, loaded.weights, loaded.weights_sha256, dict(loaded.arguments)],

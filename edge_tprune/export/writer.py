@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
+from edge_tprune.bundle.golden import outlier_arrays
 from edge_tprune.bundle.manifest import (
     GOLDEN,
     KIND,
@@ -31,6 +32,7 @@ from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.export.calibration import calibrate, check_layers, host
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.integer_parity import IntegerJudge
+from edge_tprune.export.outliers import OutlierProof, make_outliers, outputs_of
 from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
 from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images, choosing_modules
@@ -54,11 +56,12 @@ class _Writer:
     weights: SharedWeights
     progress: Callable[[str], None]
     judge: IntegerJudge | None  #: of INT8 graphs
+    outliers: OutlierProof
 
     def write_budget(self, budget: BudgetSettings) -> tuple[Budget, np.ndarray]:
         """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's outputs (batches, B, ...)."""
-        with torch.inference_mode():
-            expected = np.stack([budget.module(batch).numpy() for batch in self.proof.batches])
+        expected = outputs_of(budget.module, self.proof.batches)
+        self.outliers.add_budget(budget.name, budget.module)
         artifacts, parity = [], {}
         proved: dict[
             str, Parity
@@ -92,7 +95,9 @@ class _Writer:
             assert self.judge is not None
             module = self.judge.calibration.module(budget, graph.form.inputs, graph.form.integers)
             self._save(module, graph, file)
-            return self.judge.prove(file, budget, module, graph.form.inputs)
+            found = self.judge.prove(file, budget, module, graph.form.inputs)
+            self.outliers.add_graph(budget.name, file, budget.module, module)
+            return found
         if graph.precision not in modules:
             modules[graph.precision] = host(self.loaded.model, self.settings, budget, precision(graph.precision))
         module = modules[graph.precision]
@@ -102,6 +107,7 @@ class _Writer:
             found = prove_equal(file, budget.name, images, expected, self.settings.output)
         else:
             found = prove_near(file, budget.name, images, expected, (budget.module, module))
+        self.outliers.add_graph(budget.name, file, budget.module, module)
         return msgspec.structs.replace(found, images_left_out_for_near_ties=self.proof.left_out)
 
     def _save(self, module: PrunedViT, graph: GraphSettings, file: Path) -> None:
@@ -143,11 +149,13 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
     golden: dict[str, Any] = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}
     budgets = []
     with weights_file.open("wb") as stream:
-        writer = _Writer(loaded, settings, folder, proof, SharedWeights(stream, _WEIGHTS), step, judge)
+        outliers = OutlierProof(make_outliers(loaded, proof.batches[0, 0], settings.batch))
+        writer = _Writer(loaded, settings, folder, proof, SharedWeights(stream, _WEIGHTS), step, judge, outliers)
         for budget in settings.budgets:
             entry, outputs = writer.write_budget(budget)
             budgets.append(entry)
             golden[f"{settings.output}/{budget.name}"] = outputs[:GOLDEN_BATCHES]
+    golden |= outlier_arrays(outliers.result(), settings.output)
     buffer = io.BytesIO()
     np.savez(buffer, **golden)
     (folder / GOLDEN).write_bytes(buffer.getvalue())

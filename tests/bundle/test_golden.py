@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge_tprune.bundle.arrays import DamagedArrays, read_arrays
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.bundle.golden import golden_difference
+from edge_tprune.bundle.golden import check_golden
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.engine import open_engine
 
@@ -127,14 +128,66 @@ def test_any_damaged_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObje
     assert refusal.isprintable()
 
 
+def without_outliers(arrays: dict[str, Any]) -> dict[str, Any]:
+    """What bundles held before there were outlier images."""
+    return {name: array for name, array in arrays.items() if not name.startswith("outlier")}
+
+
 def test_the_difference_is_that_of_the_worst_logit(bundle: Bundle) -> None:
     golden = bundle.golden()
-    graph = bundle.path / bundle.budget("0.6").artifact("onnxruntime").file
-    with open_engine(graph, "onnxruntime", threads=1) as engine:
-        assert golden_difference(engine, golden.images, golden.outputs["0.6"]) < 1e-4
-        moved = golden.outputs["0.6"].copy()
-        moved[-1, 0, -1] += 0.5
-        assert golden_difference(engine, golden.images, moved) == pytest.approx(0.5, abs=1e-4)
-        assert not golden_difference(engine, golden.images, moved * np.nan) <= 1e9
-        with pytest.raises(UserError, match=r"gives logits of shape \(1, 6\), but the golden ones are \(1, 5\)"):
-            golden_difference(engine, golden.images, moved[..., :5])
+    plain = replace(golden, outliers=None)
+    with open_engine(bundle.path / bundle.budget("0.6").artifact("onnxruntime").file, "onnxruntime", threads=1) as engine:
+        assert check_golden(engine.run, golden, "0.6").difference < 1e-4
+        for amount, passes in ((5e-4, True), (0.5, False), (np.nan, False)):
+            moved = golden.outputs["0.6"].copy()
+            moved[-1, 0, -1] += amount
+            result = check_golden(engine.run, replace(plain, outputs={"0.6": moved}), "0.6")
+            assert result.passed is passes
+            if np.isfinite(amount):
+                assert result.difference == pytest.approx(amount, abs=1e-4)
+        assert "its logits are not finite numbers" in result.describe()
+        with pytest.raises(UserError, match="logits of shape"):
+            check_golden(engine.run, replace(plain, outputs={"0.6": golden.outputs["0.6"][..., :5]}), "0.6")
+
+
+def test_an_engine_that_is_wrong_on_one_outlier_image_only(bundle: Bundle) -> None:
+    golden = bundle.golden()
+    assert golden.outliers is not None
+    white = golden.outliers.images[1]
+    with open_engine(bundle.path / bundle.budget("0.6").artifact("onnxruntime").file, "onnxruntime", threads=1) as engine:
+
+        def saturates(batch: np.ndarray) -> np.ndarray:
+            return engine.run(batch) * (2 if np.array_equal(batch, white) else 1)
+
+        assert check_golden(engine.run, golden, "0.6").passed
+        result = check_golden(saturates, golden, "0.6")
+    assert list(result.failed_outliers) == ["all white"]
+    assert result.difference <= result.allowed
+    assert not result.passed
+    assert "on the outlier image 'all white'" in result.describe()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: a.pop("outlier/logits/0.8"), "no array 'outlier/logits/0.8'"),
+        (lambda a: a.pop("outlier/allowed/fp32/0.6"), "no array 'outlier/allowed/fp32/0.6'"),
+        (lambda a: a.update({"outlier": a["outlier"][:4]}), "outlier holds 4 images"),
+        (lambda a: a.update({"outlier/logits/0.8": a["outlier/logits/0.8"][:4]}), "outlier/logits/0.8 are of 4 batches"),
+        (lambda a: a.update({"outlier/allowed/fp32/1.0": a["outlier/allowed/fp32/1.0"] * np.inf}), "not finite"),
+    ],
+)
+def test_damaged_outliers_are_one_line(bundle: Bundle, change: Any, says: str) -> None:
+    arrays = arrays_of(bundle)
+    change(arrays)
+    (bundle.path / "golden.npz").write_bytes(saved(arrays))
+    with pytest.raises(UserError, match=says):
+        bundle.golden()
+
+
+def test_a_bundle_without_outliers_stays_readable(bundle: Bundle) -> None:
+    (bundle.path / "golden.npz").write_bytes(saved(without_outliers(arrays_of(bundle))))
+    golden = bundle.golden()
+    assert golden.outliers is None
+    with open_engine(bundle.path / bundle.budget("0.6").artifact("onnxruntime").file, "onnxruntime", threads=1) as engine:
+        assert check_golden(engine.run, golden, "0.6").passed
