@@ -117,12 +117,14 @@ def _read_outliers(arrays: dict[str, np.ndarray], manifest: Manifest) -> Outlier
         raise DamagedArrays(f"{_OUTLIER} holds {images.shape[0] * images.shape[1]} images, and there are {len(OUTLIERS)}")
     outputs = {b.name: _array(arrays, f"{_OUTLIER}/{output.name}/{b.name}", output.shape) for b in manifest.budgets}
     allowed = {
-        (budget.name, precision): _array(arrays, f"{_OUTLIER}/allowed/{precision}/{budget.name}", images.shape[1:2])
+        (budget.name, str(precision)): _array(arrays, f"{_OUTLIER}/allowed/{precision}/{budget.name}", images.shape[1:2])
         for budget in manifest.budgets
         for precision in sorted({artifact.precision for artifact in budget.artifacts})
     }
     _check_lengths(outputs, images, f"{_OUTLIER}/{output.name}")
-    _check_lengths({f"{precision}/{name}": values for (name, precision), values in allowed.items()}, images, f"{_OUTLIER}/allowed")
+    _check_lengths(
+        {f"{precision}/{name}": values for (name, precision), values in allowed.items()}, images, f"{_OUTLIER}/allowed"
+    )
     return Outliers(images, outputs, allowed)
 
 

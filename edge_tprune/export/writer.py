@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from edge_tprune.bundle.golden import outlier_arrays
 from edge_tprune.bundle.manifest import (

@@ -58,7 +58,9 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
     peak_memory_bytes: Integer | None
     error: str | None = None  #: why the budget could not be run at all
     engine: dict[str, Any] | None = None  #: `Engine.info`
-    outliers: dict[str, Distance | None] | None = None  #: by outlier image, as `golden_max_abs_diff`; None where the bundle has none
+    outliers: dict[str, Distance | None] | None = (
+        None  #: by outlier image, as `golden_max_abs_diff`; None where the bundle has none
+    )
     failure: str | None = None  #: what is off, in words
 
     def describe_failure(self) -> str:

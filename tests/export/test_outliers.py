@@ -29,7 +29,7 @@ def ordinary() -> torch.Tensor:
 def levels(images: np.ndarray) -> np.ndarray:
     """(n, 3, H, W) normalised -> in 0..255."""
     mean, std = (np.array(values)[:, None, None] for values in (PREPROCESSING.mean, PREPROCESSING.std))
-    return (images * std + mean) * 255
+    return np.asarray((images * std + mean) * 255)
 
 
 def test_the_images_are_what_their_names_say(loaded: LoadedModel) -> None:
@@ -68,16 +68,16 @@ def test_a_network_that_overflows_on_outliers_only_is_no_half_precision_network(
     """A channel reads the mean colour: on a white image it leaves float16's range, on a photo it does not."""
     loaded = small_model()
     loaded.model.patch_embed.proj.weight.data[5] = 6e2
-    modules = [
-        PrunedViT(loaded.model, registry.method("none"), (37,) * 4, {}, PRECISIONS[name]) for name in ("fp32", "fp16")
-    ]
+    modules = [PrunedViT(loaded.model, registry.method("none"), (37,) * 4, {}, PRECISIONS[name]) for name in ("fp32", "fp16")]
     photo = ordinary()[None] * 0.2
     assert torch.isfinite(modules[1](photo)).all()
     proof = OutlierProof(make_outliers(loaded, photo[0], 1))
     proof.add_budget("1.0", modules[0])
     graph = tmp_path / "graph.onnx"
     _export(modules[1], graph)
-    with pytest.raises(HalfPrecisionBreak, match="in fp16 its logits are not finite on the outlier image 'all black'; .*overflows"):
+    with pytest.raises(
+        HalfPrecisionBreak, match=r"in fp16 its logits are not finite on the outlier image 'all black'; .*overflows"
+    ):
         proof.add_graph("1.0", graph, *modules)
 
 
