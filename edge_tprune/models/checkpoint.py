@@ -8,6 +8,7 @@ import json
 import pathlib
 import pickle
 import re
+import tarfile
 import types
 import warnings
 import zipfile
@@ -168,7 +169,7 @@ def _read_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     _refuse_other_kinds(path, start)
     if _is_safetensors(start) or path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _read_torch(path), {}
+    return _read_torch(path, start), {}
 
 
 def _is_safetensors(start: bytes) -> bool:
@@ -216,9 +217,17 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]
         ) from error
 
 
-def _read_torch(path: Path) -> Mapping[str, Any]:
+def _read_torch(path: Path, start: bytes) -> Mapping[str, Any]:
     shown = format_path(path)
     _refuse_programs(path)
+    if not start.startswith((b"PK\x03\x04", b"\x80")) and not tarfile.is_tarfile(
+        path
+    ):  # an archive, or as torch wrote before 1.6
+        begin = "".join(c if c.isprintable() else "?" for c in start[:40].decode("latin-1"))
+        raise UserError(
+            f"weights file {shown} cannot be read as a PyTorch checkpoint: it begins with {begin!r}. Download it again if that is a message of a "
+            "server; else give a .safetensors file or a PyTorch state dict"
+        )
     try:
         with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
             warnings.simplefilter("ignore")

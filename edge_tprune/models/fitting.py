@@ -109,9 +109,9 @@ def _refuse_misfits(tensors: Tensors, wanted: Mapping[str, Tensor], model: nn.Mo
         raise UserError(f"the weights in {file.shown} are {unmerged}")
     heads = {f"{layer}.{kind}" for layer in classifiers(model) for kind in ("weight", "bias")}
     if heads.issuperset(missing) and any(key.endswith(".weight") for key in missing) and not reshaped:
-        beside = f"; it has {_some(unexpected)}: is that the head?" if unexpected else ""
+        beside = f"; it has {_some(unexpected)}: is that the head?" if unexpected else "."
         raise UserError(
-            f"the weights in {file.shown} have no classifier head ({_some(missing)}){beside}. Give --classes 0 for a model without one, "
+            f"the weights in {file.shown} have no classifier head ({_some(missing)}){beside} Give --classes 0 for a model without one, "
             "or the weights of a classifier"
         )
     said = recorded_name(file)

@@ -44,6 +44,7 @@ def infer_arguments(
         found |= more
         remarks += remark
     if "global_pool" in given:
+        _refuse_pool(tensors, shape, given["global_pool"], file)
         return found, remarks
     pool = _pool(name, tensors, shape, {**saved, **given, **found}, file)
     return found | pool[0], remarks + pool[1]
@@ -96,8 +97,12 @@ def _channels(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given:
             f"{file} is of a model with patches of {their} pixels, and {name} has patches of {our}: name the model that it is of, "
             f"or give --model-kwargs patch_size={size}"
         )
+    remarks = []
+    if theirs.shape[2:] != own.shape[2:]:
+        their, our = (" x ".join(map(str, weight.shape[2:])) for weight in pair)
+        remarks.append(f"{file}: its embedding of patches of {their} pixels is resampled to patches of {our}, as timm does")
     if theirs.shape[1] == own.shape[1]:
-        return {}, []
+        return {}, remarks
     channels = int(theirs.shape[1])
     if "in_chans" in given:
         raise UserError(
@@ -105,7 +110,8 @@ def _channels(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given:
         )
     if channels not in (1, 3):
         raise UserError(f"{file} is for images of {channels} channels: only colour (3) and grey (1) are supported")
-    return {"in_chans": channels}, [f"{file}: images of {channels} channel{'s'[: channels != 1]}, as its patch embedding has"]
+    remarks.append(f"{file}: images of {channels} channel{'s'[: channels != 1]}, as its patch embedding has")
+    return {"in_chans": channels}, remarks
 
 
 def _image_size(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: Mapping[str, Any], file: str) -> Inferred:
@@ -163,6 +169,17 @@ def _pool(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, arguments:
         if not _pool_misfit(tensors, other):
             return {"global_pool": pool}, [f"{file}: global_pool={pool}, as its {_shown(tensors, wrong)} shows"]
     return {}, []
+
+
+def _refuse_pool(tensors: Mapping[str, Tensor], shape: nn.Module, pool: str, file: str) -> None:
+    """Refuses a pooling for which the checkpoint has no layers, or has others."""
+    theirs = {key.partition(".")[0] for key in tensors} & set(_POOL_MODULES)
+    own = {key.partition(".")[0] for key in shape.state_dict()} & set(_POOL_MODULES)
+    if theirs and theirs != own:
+        raise UserError(
+            f"{file} was not trained with --global-pool {pool}: it has {' and '.join(sorted(theirs))}, and that needs "
+            f"{' and '.join(sorted(own)) or 'none of them'}. Leave --global-pool out"
+        )
 
 
 def _shown(tensors: Mapping[str, Tensor], modules: set[str]) -> str:

@@ -154,7 +154,7 @@ def _load_reference(options: ModelOptions) -> LoadedModel:
         return _finish(reference.NAME, Created(reference.build(), {}, None), RANDOM, options)
     created = Created(reference.build(), {}, None)
     file = read_weights(reference.WEIGHTS if options.weights is None else Path(options.weights))
-    found, remarks = find_network(file, created.model.state_dict().keys(), options.use_ema, reference.NAME)
+    found, remarks = find_network(file, created.model.state_dict(), options.use_ema, reference.NAME)
     state, more = fit(found, created.model, None, file, reference.NAME)
     created.model.load_state_dict(state)
     label = reference.NAME if options.weights is None else file.shown
@@ -177,7 +177,7 @@ def _load_file(name: str, file: WeightsFile, options: ModelOptions) -> LoadedMod
     shape = create(name, {**saved, **given}, shape_only=True).model
     if file.numpy is not None:
         return _load_numpy(name, file, {**saved, **given}, options)
-    wanted = shape.state_dict().keys()
+    wanted = shape.state_dict()
     found, remarks = find_network(file, wanted, options.use_ema, name)
     inferred, more = infer_arguments(name, complete(found, wanted)[0], shape, given, saved, file.shown)
     if given.get("num_classes") == 0:

@@ -53,6 +53,7 @@ class Found:
     prefix: str
     beside: Mapping[str, Tensor]  #: tensors of the same dictionary that do not have the prefix
     matches: int  #: how many of the model's names it has
+    shapes: int  #: for how many of these it has the model's shape, too
 
     @property
     def is_ema(self) -> bool:
@@ -60,12 +61,12 @@ class Found:
         return bool(re.search(r"(^|[^a-z])(ema|teacher|averaged?|swa)([^a-z]|$)", self.where.lower().replace("_", " ")))
 
 
-def find_network(file: WeightsFile, wanted: Collection[str], use_ema: bool, name: str) -> tuple[Found, list[str]]:
+def find_network(file: WeightsFile, wanted: Mapping[str, Tensor], use_ema: bool, name: str) -> tuple[Found, list[str]]:
     """The tensors that are the model's, and what to tell the user of them.
 
     Args:
         file: what was read.
-        wanted: names in the model's state dict.
+        wanted: the model's state dict.
         use_ema: prefer a moving average of the weights, as timm does.
         name: of the model.
 
@@ -79,9 +80,10 @@ def find_network(file: WeightsFile, wanted: Collection[str], use_ema: bool, name
         if not states:
             raise UserError(f"weights file {file.shown} holds no state dict: expected a mapping from names to tensors")
         largest = max(states, key=len)
-        return Found(_unwrapped(largest, wanted), "", "", {}, 0), remarks
+        return Found(_unwrapped(largest, wanted), "", "", {}, 0, 0), remarks
     best = max(found.matches for found in fits)
-    fits = [found for found in fits if found.matches >= _RIVALS * best]
+    shaped = max(found.shapes for found in fits)  # a teacher of another size has the names of its student
+    fits = [found for found in fits if found.matches >= _RIVALS * best and found.shapes >= FITS * shaped]
     found, more = _only_one(fits, file, use_ema)
     remarks += more
     if len(chosen) < len(every := list(_states("", file.content))) and not remarks:
@@ -155,7 +157,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _fits(where: str, state: Mapping[str, Any], wanted: Collection[str]) -> Iterator[Found]:
+def _fits(where: str, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator[Found]:
     """The networks in one state dict: one for each prefix under which many of the model's names are."""
     tensors = _unwrapped(state, wanted)
     counts: Counter[str] = Counter()
@@ -169,7 +171,8 @@ def _fits(where: str, state: Mapping[str, Any], wanted: Collection[str]) -> Iter
             inside = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
             beside = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
             names = f'the names after "{prefix}"' if prefix else ""
-            yield Found(inside, ", ".join(filter(None, (where, names))), prefix, beside, count)
+            shapes = sum(value.shape == wanted[name].shape for name, value in inside.items() if name in wanted)
+            yield Found(inside, ", ".join(filter(None, (where, names))), prefix, beside, count, shapes)
 
 
 def _only_one(fits: list[Found], file: WeightsFile, use_ema: bool) -> tuple[Found, list[str]]:

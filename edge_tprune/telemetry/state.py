@@ -147,7 +147,7 @@ def read_power_mode(root: Path = Path("/")) -> PowerMode | None:
 
 def parse_nvpmodel(text: str) -> PowerMode | None:
     """The mode from what `nvpmodel -q` prints: 'NV Power Mode: NAME', then the id on a line of its own."""
-    name = re.search(r"NV Power Mode: *(\S+)", text)
+    name = re.search(r"NV Power Mode:[ \t]*(\S.*?)\s*$", text, re.MULTILINE)
     if name is None:
         return None
     number = re.search(r"^\s*(\d+)\s*$", text[name.end() :], re.MULTILINE)
@@ -156,7 +156,7 @@ def parse_nvpmodel(text: str) -> PowerMode | None:
 
 def _mode_names(root: Path) -> dict[int, str]:
     text = sysfs.text_or_none(root / "etc/nvpmodel.conf") or ""
-    found = re.findall(r"^[ \t]*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", text, re.MULTILINE)
+    found = re.findall(r"^[ \t]*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^>\n#]*[^>\s#])", text, re.MULTILINE)
     return {int(number): name for number, name in found}
 
 

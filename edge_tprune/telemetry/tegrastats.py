@@ -51,7 +51,7 @@ _TOKEN = re.compile(
     | EDP\s+limit\s+{_NUMBER}
     | MTS\s+fg\s+{_NUMBER}%\s+bg\s+{_NUMBER}%
     | (?P<zone>[A-Za-z][\w.-]*)@(?P<celsius>-?{_NUMBER})C(?:/-?{_NUMBER}C)?
-    | (?P<rail>[A-Za-z][\w.]*)\s+(?P<power>-?{_NUMBER})(?:mW)?/-?{_NUMBER}(?:mW)?(?:/-?{_NUMBER}(?:mW)?)?
+    | (?!(?:RAM|SWAP|IRAM)\b)(?P<rail>[A-Za-z][\w.]*)\s+(?P<power>-?{_NUMBER})(?:mW)?/-?{_NUMBER}(?:mW)?(?:/-?{_NUMBER}(?:mW)?)?
     | (?P<engine>[A-Z][A-Z0-9_]*)\s+(?:{_NUMBER}(?![\d.%@])|{_USE})
     """,
     re.VERBOSE,
@@ -60,7 +60,7 @@ _PART = re.compile(rf"(?P<load>{_NUMBER})%(?:@(?P<clock>{_NUMBER}))?")
 _CLOCK = re.compile(_NUMBER)
 _END_OF_WORD = re.compile(r"\s+|$")
 _BLANKS_IN_LIST = re.compile(r"\[[\d.,%@of\s-]*\]")
-_BLANKS_AT_SIGN = re.compile(r"(?<=\d)[ \t]+(?=%)|(?<=%)[ \t]+(?=@[\[\d])")
+_BLANKS_AT_SIGN = re.compile(r"(?<=\d)\s+(?=%)|(?<=[%\]])\s+(?=@\s*[\[\d])|(?<=@)\s+(?=[\[\d])")
 
 
 def parse(line: str) -> Report:

@@ -131,6 +131,8 @@ OTHER_KINDS = {
     "gguf": (b"GGUF\x03\0\0\0", "is a GGUF file"),
     "gzip": (b"\x1f\x8b\x08\0" + b"\0" * 20, "unpack it first"),
     "text": (b"not weights at all", "cannot be read"),
+    "answer of a server": (b'{"message": "404: Not found"}', "cannot be read"),
+    "graph": (b"\x08\x07\x12\x07pytorch", "cannot be read"),
     "text with colours": (b"\x1b[31mred\x1b[0m" * 9, "cannot be read"),
 }
 
@@ -143,6 +145,7 @@ def test_files_of_other_kinds_are_named(tmp_path: Path, kind: str, name: str) ->
     with pytest.raises(UserError, match=message) as error:
         read_weights(tmp_path / name)
     assert str(error.value).isprintable()
+    assert "weights_only" not in str(error.value), "running a foreign file is no advice"
 
 
 def test_a_pointer_among_the_parts_is_named(tmp_path: Path, state: State) -> None:

@@ -97,6 +97,14 @@ def test_the_same_weights_as_timms_own_loader(tmp_path: Path, state: State, ema:
     assert not loaded.model.training
 
 
+def test_a_teacher_of_another_size_is_not_the_network(tmp_path: Path) -> None:
+    own, other = state_of(), state_of(embed_dim=128, num_heads=2)
+    path = saved(tmp_path, {"state_dict": prefixed(own, "student.") | prefixed(other, "teacher.")})
+    loaded = load_model(NAME, path)
+    assert is_loaded(loaded.model, own)
+    assert 'the names after "student."' in " ".join(loaded.remarks)
+
+
 @pytest.mark.parametrize("names", [("teacher", "student"), ("ema_model", "core"), ("model_ema", "net")])
 @pytest.mark.parametrize("flat", [True, False])
 def test_of_a_network_and_its_average_timms_rule_decides(
@@ -352,6 +360,8 @@ def test_other_patches_are_refused_unless_asked_for(tmp_path: Path) -> None:
     ):
         load_model(NAME, path)
     assert is_loaded(load_model(NAME, options=ModelOptions(path, model_kwargs={"patch_size": 32})).model, own)
+    resampled = load_model(NAME, options=ModelOptions(path, model_kwargs={"patch_size": 16}))
+    assert "embedding of patches of 32 x 32 pixels is resampled to patches of 16 x 16" in " ".join(resampled.remarks)
 
 
 def test_channels_that_no_image_has_are_refused(tmp_path: Path) -> None:
@@ -381,6 +391,7 @@ def test_quantised_weights_are_named(tmp_path: Path, state: State) -> None:
     [
         (ModelOptions(model_kwargs={"checkpoint_path": "x"}), "checkpoint_path is not an argument of a model"),
         (ModelOptions(global_pool=""), "--global-pool is empty"),
+        (ModelOptions(global_pool="avg"), "not trained with --global-pool avg: .* Leave --global-pool out"),
         (ModelOptions(classes=5), "has 37 classes, not 5: leave --classes out"),
         (ModelOptions(model_kwargs={"nonsense": 1}), "takes no argument nonsense: leave --model-kwargs nonsense out"),
         (ModelOptions(global_pool="sideways"), "cannot create .* with .*global_pool=sideways"),

@@ -24,6 +24,9 @@ def test_the_power_mode_of_the_files(tmp_path: Path) -> None:
     assert read_power_mode(tmp_path) == PowerMode(2)
     write(tmp_path, {"etc/nvpmodel.conf": "# < POWER_MODEL ID=2 NAME=OLD >\n< POWER_MODEL ID=2 NAME=10W>\n"})
     assert read_power_mode(tmp_path) == PowerMode(2, "10W")  # Jetson Nano's file, with a comment before it
+    for line in ("NAME=15 W LOW >", "NAME=15 W LOW > # note >", "NAME=15 W LOW # note"):
+        write(tmp_path, {"etc/nvpmodel.conf": f"< POWER_MODEL ID=2 {line}\r\n"})
+        assert read_power_mode(tmp_path) == PowerMode(2, "15 W LOW")
     write(tmp_path, {"var/lib/nvpmodel/status": "damaged"})
     assert read_power_mode(tmp_path) is None
 
@@ -34,6 +37,8 @@ def test_the_power_mode_of_the_files(tmp_path: Path) -> None:
         ("NV Power Mode: MAXN_SUPER\n2\n", PowerMode(2, "MAXN_SUPER")),
         ("NVPM WARN: fan mode is not set!\nNV Power Mode: MODE_15W_6CORE\n2\n", PowerMode(2, "MODE_15W_6CORE")),
         ("NV Power Mode: 15W\n", PowerMode(None, "15W")),
+        ("NV Power Mode: MODE 15W \r\n3\n", PowerMode(3, "MODE 15W")),
+        ("NV Power Mode:\n3\n", None),
         ("", None),
         ("NVPM ERROR: failed to read PARAM", None),
     ],

@@ -98,6 +98,9 @@ def test_every_recorded_line_parses_completely() -> None:
         ("20%@[0, 300]", 20, 300),
         ("12 %@[600, 600]", 12, 600),
         ("12 % @[600,\t600]", 12, 600),
+        ("20% @ [600, 600]", 20, 600),
+        ("20 % @\t600", 20, 600),
+        ("[10%, off] @ 300", 10, 300),
         ("[10%@300,off,30%@600]", 20, 450),
         ("[10%, off ,30%]@[300,off,600]", 20, 450),
         ("off", None, None),
@@ -132,6 +135,11 @@ def test_every_shape_of_gpu(token: str, load: float | None, mhz: float | None) -
 def test_other_shapes(text: str, name: str, value: float) -> None:
     for line in (text, f"WHAT_IS_THIS {text} new@thing", f"  {text}\n"):
         assert parse(line).values[name] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["RAM 100/200 MB", "SWAP 5/6", "IRAM 1/2"])
+def test_memory_is_no_power_rail(text: str) -> None:
+    assert not [name for name in parse(text).metrics if "power" in name]
 
 
 def test_what_is_off_or_offline_is_missing() -> None:
