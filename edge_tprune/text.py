@@ -34,3 +34,11 @@ def printable(value: Any) -> str:
 def to_ascii(text: str) -> str:
     """`text` with our own symbols in ASCII. Letters of other languages in names stay what they are."""
     return text.translate(_ASCII)
+
+
+def describe_seconds(seconds: float) -> str:
+    """'40 s', '12 min', '3 h 5 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

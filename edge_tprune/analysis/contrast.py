@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge_tprune.analysis.conditions import NOT_EVALUATED, UNKNOWN
@@ -67,13 +67,16 @@ class EqualityMargin:
         Raises:
             UserError: anything else.
         """
-        found = {"percent": default.percent, "points": default.points}
+        found: dict[str, float] = {}
         for part in text.split(","):
             match = _MARGIN_PART.fullmatch(part.strip())
             if match is None:
                 raise UserError(f"--equal-within {text!r}: {part.strip()!r} is not a margin such as 2% or 0.5points")
-            found["percent" if match["unit"] == "%" else "points"] = float(match["number"])
-        return cls(**found)
+            unit = "percent" if match["unit"] == "%" else "points"
+            if unit in found:
+                raise UserError(f"--equal-within {text!r} gives two margins in {unit}: give one")
+            found[unit] = float(match["number"])
+        return replace(default, **found)
 
 
 WITHIN_RUN = EqualityMargin()

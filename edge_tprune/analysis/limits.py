@@ -108,7 +108,10 @@ def make_limits(constraints: Mapping[str, float | None], rows: Sequence[Row], de
             continue
         if not math.isfinite(bound):
             raise UserError(f"{option_name(name)} must be a number, not {bound}")
-        limits.append(Limit(name, float(bound)))
+        limit = Limit(name, float(bound))
+        if bound <= 0 and limit.metric.scale == "ratio" and name not in ACCURACY_LIMITS:
+            raise UserError(f"{option_name(name)} {bound:g} is out of range: give a number above 0")
+        limits.append(limit)
     if not limits and default:
         # Without labels: as many images keep their class as may lose it, which bounds the drop on these images just as well.
         if any(row.value("cosine_distance") is not None for row in rows):

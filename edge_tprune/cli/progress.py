@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from edge_tprune.cli.terminal import open_stderr, print_note
-from edge_tprune.text import printable
+from edge_tprune.text import describe_seconds, printable
 
 Advance = Callable[[str, int, int], None]  #: called as (what, done, of)
 
@@ -69,14 +69,6 @@ class _LineProgress:
         self._last = now
         left = f", about {describe_seconds((now - self._begin) / done * (of - done))} left" if done else ""
         print_note(f"{text}: {done} of {of}{left}")
-
-
-def describe_seconds(seconds: float) -> str:
-    """'40 s', '12 min', '3 h 5 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class DrawingFilter:

@@ -92,3 +92,16 @@ def test_select_across_boards(profiles, tmp_path, capsys):
     assert document["without"][0]["chosen"] is None
     assert main([*question[:-1], "--max-p50-ms", "0.1"]) == 1
     assert "agx: no budget fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-p95-ms", "-3"], "--max-p95-ms -3 is out of range: give a number above 0"),
+        (["--min-fps", "0"], "out of range"),
+        (["--equal-within", ""], "not a margin such as 2%"),
+    ],
+)
+def test_bounds_that_nothing_can_mean_are_a_mistake(two, capsys, words, message):
+    assert main(["select", two[0], *words]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")

@@ -170,3 +170,8 @@ def test_a_margin_is_read_from_the_command_line(text, margin):
 def test_what_is_no_margin_is_refused(text):
     with pytest.raises(UserError, match=r"is not a margin such as 2% or 0\.5points"):
         EqualityMargin.parse(text, WITHIN_RUN)
+
+
+def test_two_margins_of_one_unit_are_refused():
+    with pytest.raises(UserError, match="gives two margins in percent: give one"):
+        EqualityMargin.parse("2%,0.5points,3%", WITHIN_RUN)

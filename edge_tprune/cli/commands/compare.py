@@ -65,8 +65,8 @@ def compare(
     from edge_tprune.cli.comparison_views import print_changes, print_comparison
     from edge_tprune.report.markdown import markdown_table
 
-    within = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within else WITHIN_RUN
-    between = EqualityMargin.parse(equal_within, BETWEEN_RUNS) if equal_within else BETWEEN_RUNS
+    within = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within is not None else WITHIN_RUN
+    between = EqualityMargin.parse(equal_within, BETWEEN_RUNS) if equal_within is not None else BETWEEN_RUNS
     rows = load_rows(profiles)
     changes = _find_changes(rows, profiles, against, between, force, wanted=fail_on_regression or force)
     if export is not None:

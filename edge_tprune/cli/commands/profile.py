@@ -9,7 +9,7 @@ import typer
 
 from edge_tprune.cli.data_options import ClassMapFile, SkipUnreadable, known_class_names, open_data
 from edge_tprune.cli.interruption import Interruption
-from edge_tprune.cli.options import BudgetNames, BundleArgument, Json
+from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Quiet
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.root import command
 from edge_tprune.cli.settings import with_request
@@ -49,6 +49,7 @@ def profile(
     resume: Annotated[
         Path | None, typer.Option(help="Continue this interrupted profile with the turns that are missing.")
     ] = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Run every budget's engine in randomised rounds and record raw latencies, power, memory and all other sensors."""
@@ -74,10 +75,11 @@ def profile(
             class_map=class_map,
             class_names=known_class_names(opened),
             skip_unreadable=skip_unreadable,
+            quiet=quiet,
         )
     start, place = (start_run, profiles or Path("profiles")) if resume is None else (resume_run, resume)
     try:
-        with TerminalProgress(open_stderr()) as progress:
+        with TerminalProgress(open_stderr(), quiet=quiet) as progress:
             path = start(
                 opened,
                 place,

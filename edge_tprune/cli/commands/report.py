@@ -62,7 +62,7 @@ def report(
         from edge_tprune.report.pictures import describe_explanation
 
         samples = [describe_explanation(explanation, photo=True) for explanation in explain_bundle(bundle, images, weights)]
-    margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within else WITHIN_RUN
+    margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within is not None else WITHIN_RUN
     request = Request(limits, objective, margin, samples)
     written = write_report(profiles, page, request, pictures)
     for _, file in pictures:

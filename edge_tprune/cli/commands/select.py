@@ -41,7 +41,7 @@ def select(
     from edge_tprune.analysis.loading import load_rows
     from edge_tprune.cli.comparison_views import describe_failure, print_candidates, print_choice
 
-    margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within else WITHIN_RUN
+    margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within is not None else WITHIN_RUN
     answer = choose_everywhere(load_rows(profiles), limits, objective, force, margin)
     if json:
         print_json(answer_document(answer))
