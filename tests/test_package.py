@@ -13,7 +13,7 @@ import edge_tprune
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests" / "record" / "kept" / "version-1"
-HOST_ONLY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "sklearn", "optuna")
+HOST_ONLY = ("polars", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "sklearn", "optuna")
 
 
 def test_importing_the_package_is_light() -> None:
@@ -38,7 +38,7 @@ def test_every_extra_that_a_message_names_is_there() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("compare", RUN, "--export", "rows.parquet"),
+        ("compare", RUN, "--export", "rows.json"),
         ("compare", RUN, "--export", "rows.csv", "--markdown"),
         ("select", RUN, "--max-top1-drop", "2"),
         ("report", RUN, "--out", "page.html", "--picture", "accuracy.svg"),
@@ -60,5 +60,5 @@ def test_reading_needs_only_the_extra_for_analysis(arguments: tuple[str | Path, 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     for name in arguments:
-        if str(name).endswith((".parquet", ".csv", ".html", ".svg")):
+        if str(name).endswith((".json", ".csv", ".html", ".svg")):
             assert (tmp_path / str(name)).stat().st_size > 100

@@ -98,7 +98,7 @@ def _parquet(table: list[Record]) -> bytes:
     try:
         import polars as pl
     except ImportError as error:
-        raise missing_package("polars", "analysis", error) from error
+        raise missing_package("polars", "parquet", error) from error
     schema = {name: float if _is_measure(name) else _KINDS.get(name, str) for name in table[0]} if table else {}
     stream = io.BytesIO()
     pl.DataFrame(table, schema=schema).write_parquet(stream)
