@@ -98,3 +98,11 @@ def no_gpu() -> None:
     except EdgeTPruneError:
         return
     pytest.skip("this machine has a GPU")
+
+
+@pytest.fixture(scope="session")
+def journey(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(bundle, profile) after build, eval and profile. Tests that change them take a copy."""
+    from tests.mutations import make_journey
+
+    return make_journey(tmp_path_factory.mktemp("journey"))

@@ -161,12 +161,12 @@ def _main() -> None:
 
 
 def make_journey(root: Path) -> tuple[Path, Path]:
-    """A small bundle and a short profile of it."""
+    """(bundle, profile): a small bundle after build and eval, and a short profile of it."""
     bundle = root / "bundle"
     build = ["build", "reference", "--weights", "random", "--method", "evit", "--budgets", "1.0,0.5", "--out", str(bundle)]
     short = ["--rounds", "3", "--seconds", "0.1", "--warmup", "0.1"]
     assert main([*build, "--quiet"]) == 0
-    assert main(["eval", str(bundle), "--limit", "10", "--quiet"]) == 0
+    assert main(["eval", str(bundle), "--limit", "30", "--quiet"]) == 0
     assert main(["profile", str(bundle), "--out", str(root / "profiles"), *short]) == 0
     (profile,) = (root / "profiles").iterdir()
     return bundle, profile

@@ -33,11 +33,11 @@ PREPROCESSING = Preprocessing(
 )
 
 
-def small_model(seed: int = 0, channels: int = 96, **kind: Any) -> LoadedModel:
-    """A 4-block ViT with 37 tokens whose random weights make tokens differ."""
+def small_model(seed: int = 0, channels: int = 96, depth: int = 4, **kind: Any) -> LoadedModel:
+    """A ViT of 4 blocks with 37 tokens whose random weights make tokens differ."""
     torch.manual_seed(seed)
     model = (
-        VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=4, num_heads=3, **kind)
+        VisionTransformer(img_size=48, patch_size=8, num_classes=6, embed_dim=channels, depth=depth, num_heads=3, **kind)
         .eval()
         .requires_grad_(False)
     )

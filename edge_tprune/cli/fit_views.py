@@ -16,13 +16,17 @@ from edge_tprune.search.fit import Round
 
 def round_table(of: Round, rows: Sequence[Row], images: str) -> Table:
     """One row per network that was measured."""
-    predicted = {candidate.name: candidate.predicted for candidate in of.candidates}
+    candidates = {candidate.name: candidate for candidate in of.candidates}
+    several = len({row.precision for row in rows}) > 1
     cells = []
     for row in rows:
-        said = predicted.get(row.budget)
+        name = row.budget.partition("@")[0]
+        candidate = candidates.get(name)
+        said = candidate.predicted if candidate is not None and candidate.precision == row.precision else None
         cells.append(
             [
-                row.budget,
+                name,
+                *([row.precision] if several else []),
                 "" if row.unpruned else row.method,
                 schedule_text(row.schedule),
                 "" if said is None or said.low is None else f"{said.value:.2f} ±{said.value - said.low:.2f}",
@@ -32,9 +36,15 @@ def round_table(of: Round, rows: Sequence[Row], images: str) -> Table:
                 _number(row.value("kl_nats"), 4),
             ]
         )
+    aims = ", ".join(f"{aim:.4g}" + (f" in {precision}" if several else "") for precision, aim in of.aims.items())
     numbers = [Heading(label, right=True) for label in ("predicted", "p50 (ms)", "p95 (ms)", "agrees (%)", "KL (nats)")]
-    names = [Heading("network"), Heading("method"), Heading("tokens after blocks", fold=True)]
-    return Table([*names, *numbers], cells, f"aimed at {of.aim:.4g}; accuracy on {images}")
+    names = [
+        Heading("network"),
+        *([Heading("precision")] if several else []),
+        Heading("method"),
+        Heading("tokens after blocks", fold=True),
+    ]
+    return Table([*names, *numbers], cells, f"aimed at {aims}; accuracy on {images}")
 
 
 def answer_document(out: Path, of: Round, answer: Answer, rows: Sequence[Row]) -> dict[str, Any]:
@@ -44,7 +54,7 @@ def answer_document(out: Path, of: Round, answer: Answer, rows: Sequence[Row]) -
         "fit": str(out),
         "bundle": str(out / of.bundle),
         "profile": None if of.profile is None else str(out / of.profile),
-        "aim": of.aim,
+        "aims": of.aims,
         "predicted": predicted,
         "schedules": {row.budget: list(row.schedule) for row in rows},
         "answer": choice_document(answer),

@@ -9,24 +9,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_tprune.agent.profile import profile as start_run
-from edge_tprune.agent.profile import resume as resume_run
-from edge_tprune.agent.progress import TerminalProgress
 from edge_tprune.analysis.choice import Answer, Choice, choose
 from edge_tprune.analysis.latency import write_latency
-from edge_tprune.analysis.loading import find_profiles, load_rows
+from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
-from edge_tprune.cli.terminal import open_stderr, print_note, print_warning
+from edge_tprune.cli.fit_runs import Runs
+from edge_tprune.cli.terminal import print_note, print_warning
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.builder import build
 from edge_tprune.export.probes import decide_probes
 from edge_tprune.export.settings import BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_build
-from edge_tprune.record.reader import read_run
-from edge_tprune.record.settings import RunRequest
 from edge_tprune.reduction.host import network_shape
+from edge_tprune.reduction.precision import DEFAULT, INTEGERS
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.schedule.latency import SLICE, Latency
 from edge_tprune.search.configuration import decide as decide_search
@@ -39,6 +36,8 @@ from edge_tprune.search.fit import (
     Candidate,
     FitState,
     Round,
+    Tuned,
+    name_candidates,
     needs_no_pruning,
     next_aim,
     pick_candidates,
@@ -62,7 +61,7 @@ class FitRequest:
     out: Path
     methods: tuple[str, ...]
     limits: Mapping[str, float]  #: names from `analysis.limits.LIMITS` -> bound
-    run: RunRequest
+    precisions: tuple[str, ...]  #: float32 among them, where there are several
     batch: int
     trials: int
     seed: int
@@ -70,8 +69,8 @@ class FitRequest:
 
     @property
     def words(self) -> str:
-        """The limits: what rounds are kept under."""
-        return " ".join(f"{name}={bound:g}" for name, bound in sorted(self.limits.items()))
+        """The limits and precisions: what rounds are kept under."""
+        return " ".join([*(f"{name}={bound:g}" for name, bound in sorted(self.limits.items())), ",".join(self.precisions)])
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -84,6 +83,15 @@ class FitRequest:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How the chosen network is fine-tuned."""
+
+    photos: Dataset  #: none of which accuracy is judged on
+    seconds: float | None  #: in all; None: as long as `finetune` takes by default
+    reload: Callable[[Path], LoadedModel]  #: the same network with the weights of a file
+
+
+@dataclass(frozen=True)
 class Fit:
     """One fit at work in its directory."""
 
@@ -92,7 +100,10 @@ class Fit:
     photos: Dataset  #: that the search looks at
     judged: Dataset  #: that accuracy is judged on
     key: str
+    runs: Runs
     advance: Advance
+    calibration: Dataset | None = None  #: for int8
+    tuning: Tuning | None = None
 
     def run(self) -> tuple[Round, Answer]:
         """Does everything that is not done yet, and answers.
@@ -103,62 +114,100 @@ class Fit:
         """
         out, words = self.request.out, self.request.words
         out.mkdir(parents=True, exist_ok=True)
-        state = self._read()
-        while (step := state.next_step(words)) != "answer":
+        state = self.state()
+        while (step := state.next_step(words, self.request.precisions, self.tuning is not None)) != "answer":
             if step == "probe":
-                state = msgspec.structs.replace(state, probes=self._probe())
+                state = msgspec.structs.replace(state, probes={**state.probes, **self._probe(state)})
             elif step == "search":
                 state = state.with_round(words, self._search(state))
-            else:
+            elif step == "measure":
                 state = state.with_round(words, self._measure(state.rounds[words][-1]))
+            else:
+                state = msgspec.structs.replace(state, tuned={**state.tuned, words: self._tune(state.rounds[words][-1])})
             KIND.write(out, state)
         latest = state.rounds[words][-1]
+        tuned = state.tuned.get(words)
+        if self.tuning is not None and tuned is not None and tuned.bundle is not None and tuned.profile is not None:
+            better = msgspec.structs.replace(latest, bundle=tuned.bundle, profile=tuned.profile)
+            answer = self._choose(better)
+            if isinstance(answer, Choice):
+                return better, answer
+            print_note("fit: the fine-tuned network missed the limit when it was measured; this is the answer without it")
         return latest, self._choose(latest)
 
-    def latency(self, state: FitState | None = None) -> Latency:
-        """The latency model."""
-        found = (state or self._read()).probes
-        assert found is not None
-        return LATENCY_KIND.read(self.request.out / found)
+    def latency(self, state: FitState, precision: str) -> Latency:
+        """The latency model of a precision."""
+        return LATENCY_KIND.read(self.request.out / state.probes[precision])
 
     def rows(self, of: Round) -> list[Row]:
         """What was measured in a round."""
         assert of.profile is not None
         return list(load_rows(self.request.out / of.profile))
 
-    def _read(self) -> FitState:
+    def state(self) -> FitState:
+        """What is there.
+
+        Raises:
+            UserError: the directory holds a fit of something else.
+        """
         if not (self.request.out / STATE).exists():
             return FitState(key=self.key)
         state = KIND.read(self.request.out)
         if state.key != self.key:
             raise UserError(
-                f"{self.request.out} holds a fit of another model, other photos, methods or settings: choose another --out, or remove it"
+                f"{self.request.out} holds a fit of another model, other photos, methods or settings: "
+                "choose another --out, or remove it"
             )
-        if state.probes is not None and not (self.request.out / state.probes).is_dir():
-            state = msgspec.structs.replace(state, probes=None)
-        return state
+        there = {name: path for name, path in state.probes.items() if (self.request.out / path).is_dir()}
+        return msgspec.structs.replace(state, probes=there)
 
-    def _probe(self) -> str:
-        request = self.request
-        runtime, precision = request.run.runtime or "onnxruntime", request.run.precision or "fp32"
-        settings = decide_probes(
-            self.loaded, request.methods, batch=request.batch, runtimes=self._runtimes(runtime), precisions=[precision]
-        )
-        print_note("fit: building the probes")
-        profile = self._profile(self._build(settings, "probe"))
-        write_latency(profile, force=request.force)
-        return str(profile.relative_to(request.out))
+    def _probe(self, state: FitState) -> dict[str, str]:
+        """Profiles of probes in every precision that has none. One run for each: a graph's neighbours in a run should be of its kind."""
+        request, found = self.request, dict[str, str]()
+        for precision in request.precisions:
+            if precision in state.probes:
+                continue
+            settings = decide_probes(
+                self.loaded, request.methods, batch=request.batch, runtimes=self._runtimes(), precisions=[precision],
+                calibration=self.calibration if precision == INTEGERS else None,
+            )  # fmt: skip
+            print_note(f"fit: building the probes in {precision}")
+            profile = self.runs.profile(self._build(settings, f"probe-{precision}"), precision)
+            write_latency(profile, force=request.force)
+            found[precision] = str(profile.relative_to(request.out))
+        return found
 
     def _search(self, state: FitState) -> Round:
-        request, latency = self.request, self.latency(state)
-        metric, bound = tightest(latency, request.bounds)
-        model, number = latency.cost(metric), len(state.rounds.get(request.words, ())) + 1
-        aim = state.aim(request.words, bound)
+        request = self.request
+        number = len(state.rounds.get(request.words, ())) + 1
+        aims, candidates, misses = dict[str, float](), list[Candidate](), list[str]()
+        for precision in request.precisions:
+            latency = self.latency(state, precision)
+            metric, bound = tightest(latency, request.bounds)
+            aims[precision] = aim = state.aim(request.words, precision, bound)
+            settled = state.settled(request.words, precision)
+            if settled is not None:
+                candidates += settled
+            elif needs_no_pruning(latency.cost(metric), network_shape(self.loaded.model), aim):
+                print_note(f"fit: in {precision} the network meets this without pruning")
+            else:
+                found = self._search_in(precision, latency, metric, aim)
+                misses += [found] if isinstance(found, str) else []
+                candidates += [] if isinstance(found, str) else found
+        if len(misses) == len(request.precisions):
+            others = [name for name in ("fp16", INTEGERS) if name not in request.precisions]
+            hint = f"another precision (--precision {','.join([*request.precisions, others[-1]])}), " if others else ""
+            raise NegativeAnswer(
+                f"{'; '.join(misses)}. A smaller network, {hint}another power mode or more methods may reach it"
+            )
+        for miss in misses:
+            print_note(f"fit: {miss}")
         bundle = f"candidates-{'-'.join(request.words.split())}-{number}"
-        if needs_no_pruning(model, network_shape(self.loaded.model), aim):
-            print_note("fit: the network meets this without pruning")
-            return Round(aim=aim, candidates=(), bundle=bundle)
-        print_note(f"fit: searching at {metric} {aim:.4g}")
+        return Round(aims=aims, candidates=name_candidates(candidates), bundle=bundle)
+
+    def _search_in(self, precision: str, latency: Latency, metric: str, aim: float) -> list[Candidate] | str:
+        """The candidates of one precision, or why there are none."""
+        request, model = self.request, latency.cost(metric)
         settings = decide_search(
             self.loaded, request.methods, self.photos, latency=latency, metric=metric, limits=[aim],
             trials=request.trials, seed=request.seed,
@@ -166,86 +215,125 @@ class Fit:
         space = settings.space(aim)
         if not space.reachable:
             lowest = min(cost for method in space.methods if (cost := space.cheapest(method)) is not None)
-            raise NegativeAnswer(
-                f"no schedule of this network meets {metric} {aim:.4g} here: the least that is known is {lowest:.4g}, of {model.full:.4g} unpruned. "
-                "A smaller network, another precision or another power mode would be needed"
+            return (
+                f"no schedule of this network meets {metric} {aim:.4g} in {precision} here: the least that is known is {lowest:.4g}, "
+                f"of {model.full:.4g} unpruned"
             )
+        print_note(f"fit: searching at {metric} {aim:.4g} in {precision}")
+        name = metric if precision == DEFAULT else f"{metric}-{precision}"
         (found,) = search_limits(
-            self.loaded,
-            settings,
-            self.photos,
-            request.out / "search" / f"{metric}.json",
-            progress=self.advance,
-            warn=print_note,
+            self.loaded, settings, self.photos, request.out / "search" / f"{name}.json", progress=self.advance, warn=print_note
         )
-        return Round(aim=aim, candidates=pick_candidates(found, model, settings.fixed), bundle=bundle)
+        return pick_candidates(found, model, settings.fixed, precision)
 
     def _measure(self, latest: Round) -> Round:
-        request = self.request
-        runtime, precision = request.run.runtime or "onnxruntime", request.run.precision or "fp32"
         shape = network_shape(self.loaded.model)
-        requests = [BudgetRequest(1.0, shape.full_schedule(), name=FULL)]
-        if shape.exact_schedule() != shape.full_schedule():
-            requests.append(BudgetRequest(None, shape.exact_schedule(), name=EXACT))
-        requests += [
-            BudgetRequest(None, candidate.tokens, candidate.method, candidate.options, candidate.name)
-            for candidate in latest.candidates
-        ]
-        settings = decide_build(
-            self.loaded, SLICE, budgets=requests, batch=request.batch, runtimes=self._runtimes(runtime),
-            precisions=[precision], exact_savings=False, label="fit",
-        )  # fmt: skip
         print_note("fit: building the candidates")
-        bundle = self._build(settings, latest.bundle)
-        if any(budget.accuracy is None for budget in bundle.budgets):
-            bundle, _ = evaluate(
-                bundle, self.judged, progress=lambda done, of: self.advance("accuracy", done, of), warn=print_warning
+        bundle, precisions = self._build_networks(self.loaded, latest.candidates, latest.bundle)
+        bundle = self._judge(bundle, precisions)
+        profile = self.runs.profile(bundle, ",".join(precisions))
+        measured = msgspec.structs.replace(latest, profile=str(profile.relative_to(self.request.out)))
+        rows, state, again = self.rows(measured), self.state(), dict[str, float]()
+        for precision in precisions:
+            latency = self.latency(state, precision)
+            metric, bound = tightest(latency, self.request.bounds)
+            own = [candidate for candidate in latest.candidates if candidate.precision == precision]
+            values = {row.budget.partition("@")[0]: row.value(metric) for row in rows if row.precision == precision}
+            met = isinstance(
+                choose([row for row in rows if row.precision == precision], dict(self.request.limits), "accuracy"), Choice
             )
-        profile = self._profile(bundle)
-        measured = msgspec.structs.replace(latest, profile=str(profile.relative_to(request.out)))
-        metric, bound = tightest(self.latency(), request.bounds)
-        values = {row.budget: row.value(metric) for row in self.rows(measured)}
-        met = isinstance(self._choose(measured), Choice)
-        again = next_aim(
-            latest.aim, bound, [c.predicted for c in latest.candidates], [values.get(c.name) for c in latest.candidates], met
-        )
-        if again is not None and needs_no_pruning(self.latency().cost(metric), shape, again):
-            again = None  # there is nothing between these candidates and the network without pruning, measured beside them
+            aim = next_aim(latest.aims[precision], bound, [c.predicted for c in own], [values.get(c.name) for c in own], met)
+            # Between these candidates and the network without pruning, measured beside them, there may be nothing.
+            if aim is not None and not needs_no_pruning(latency.cost(metric), shape, aim):
+                again[precision] = aim
         return msgspec.structs.replace(measured, again=again)
+
+    def _tune(self, latest: Round) -> Tuned:
+        """Fine-tunes the network that was chosen, for the unpruned network and that schedule, and measures it again."""
+        answer = self._choose(latest)
+        name = answer.row.budget.partition("@")[0] if isinstance(answer, Choice) else FULL
+        chosen = next((candidate for candidate in latest.candidates if candidate.name == name), None)
+        if chosen is None:
+            return Tuned(candidate=name, verdict="nothing was pruned: there is nothing to fine-tune")
+        from edge_tprune.finetune.request import Request
+        from edge_tprune.finetune.run import finetune
+
+        assert self.tuning is not None
+        share = round(network_shape(self.loaded.model).share(chosen.tokens), 4)
+        weights = self.request.out / f"{latest.bundle}-{name}.safetensors"
+        asked = Request(
+            method=chosen.method,
+            budgets=(1.0, share),
+            schedules={f"{share:g}": chosen.tokens},
+            options=dict(chosen.options),
+            seconds=self.tuning.seconds,
+            seed=self.request.seed,
+        )
+        print_note(f"fit: fine-tuning {name} on {len(self.tuning.photos)} photos")
+        try:
+            result = finetune(self.loaded, self.tuning.photos, weights, asked, progress=self.advance, say=print_note)
+        except NegativeAnswer as no:
+            print_note(f"fit: {no}")
+            return Tuned(candidate=name, verdict=str(no))
+        print_note(f"fit: {result.verdict}")
+        bundle, precisions = self._build_networks(self.tuning.reload(weights), [chosen], f"{latest.bundle}-tuned")
+        bundle = self._judge(bundle, precisions)
+        profile = self.runs.profile(bundle, ",".join(precisions))
+        place = str(profile.relative_to(self.request.out))
+        return Tuned(candidate=name, verdict=result.verdict, bundle=f"{latest.bundle}-tuned", profile=place)
 
     def _choose(self, of: Round) -> Answer:
         return choose(self.rows(of), dict(self.request.limits), "accuracy")
 
-    def _build(self, settings: BuildSettings, name: str) -> Bundle:
-        return build(self.loaded, settings, self.request.out / name, progress=self.advance).bundle
+    def _build_networks(self, loaded: LoadedModel, candidates: Sequence[Candidate], name: str) -> tuple[Bundle, list[str]]:
+        """The bundle of the unpruned network and the candidates, and its precisions: without int8 where its gate refuses one of them."""
+        shape = network_shape(loaded.model)
+        requests = [BudgetRequest(1.0, shape.full_schedule(), name=FULL)]
+        if shape.exact_schedule() != shape.full_schedule():
+            requests.append(BudgetRequest(None, shape.exact_schedule(), name=EXACT))
+        requests += [BudgetRequest(None, each.tokens, each.method, each.options, each.name) for each in candidates]
 
-    def _profile(self, bundle: Bundle) -> Path:
-        """A complete profile of a bundle: one that is there, one that was cut off and goes on, or a new one."""
-        place = self.request.out / "profiles"
-        with TerminalProgress(open_stderr()) as progress:
-            for path in _profiles_of(place, bundle.manifest.fingerprint):
-                if read_run(path, keep=False).end == "complete":
-                    return path
-                try:
-                    return resume_run(bundle, path, progress=progress)
-                except UserError as error:
-                    print_note(f"fit: measuring again, because {error}")
-            print_note(f"fit: measuring {len(bundle.budgets)} graphs")
-            return start_run(bundle, place, self.request.run, progress=progress)
+        def decide(precisions: Sequence[str]) -> BuildSettings:
+            integers = INTEGERS in precisions  # whose accuracy is judged beside float32's
+            return decide_build(
+                loaded,
+                SLICE,
+                budgets=requests,
+                batch=self.request.batch,
+                runtimes=self._runtimes(),
+                precisions=[*precisions, *([DEFAULT] if integers and DEFAULT not in precisions else [])],
+                exact_savings=False,
+                label="fit",
+                calibration=self.calibration if integers else None,
+            )
 
-    @staticmethod
-    def _runtimes(runtime: str) -> Sequence[str]:
-        return list(dict.fromkeys(["onnxruntime", runtime]))  # the first judges accuracy here
+        precisions = list(self.request.precisions)
+        try:
+            return self._build(decide(precisions), name, loaded), precisions
+        except NegativeAnswer as refusal:
+            if INTEGERS not in precisions or len(precisions) == 1:
+                raise
+            print_warning(f"fit continues without int8: {refusal}")
+            precisions.remove(INTEGERS)
+            return self._build(decide(precisions), name, loaded), precisions
 
+    def _build(self, settings: BuildSettings, name: str, loaded: LoadedModel | None = None) -> Bundle:
+        return build(loaded or self.loaded, settings, self.request.out / name, progress=self.advance).bundle
 
-def _profiles_of(place: Path, fingerprint: str) -> list[Path]:
-    try:
-        found = find_profiles(place)
-    except UserError:
-        return []
-    return [path for path in found if read_run(path, keep=False).document.bundle.fingerprint == fingerprint]
+    def _judge(self, bundle: Bundle, precisions: Sequence[str]) -> Bundle:
+        """The bundle with the accuracy of every network, in float32 and in int8, measured on the CPU of this machine."""
+        integers = INTEGERS in precisions
+        known = [budget.accuracy_by_precision.get(INTEGERS) if integers else budget.accuracy for budget in bundle.budgets]
+        if None not in known:
+            return bundle
 
+        def show(done: int, of: int) -> None:
+            self.advance("accuracy", done, of)
 
-def candidates_of(of: Round) -> dict[str, Candidate]:
-    """By name."""
-    return {candidate.name: candidate for candidate in of.candidates}
+        precision = INTEGERS if integers else DEFAULT  # float32 is judged beside integers
+        return evaluate(bundle, self.judged, precision=precision, progress=show, warn=print_warning)[0]
+
+    def _runtimes(self) -> Sequence[str]:
+        return list(
+            dict.fromkeys(["onnxruntime", self.runs.request.runtime or "onnxruntime"])
+        )  # the first judges accuracy here

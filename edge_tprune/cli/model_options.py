@@ -107,6 +107,10 @@ class ModelChoice:
         path: Path | None = self.given["class_map"]
         return path
 
+    def with_weights(self, file: Path) -> ModelChoice:
+        """The same with the weights of another file."""
+        return ModelChoice({**self.given, "weights": str(file), "no_ema": False})
+
     @property
     def words(self) -> str:
         """The options as they can be typed again, with a blank before; '' for none."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 from msgspec import Meta
 
-from edge_tprune.record.settings import RunRequest
+from edge_tprune.record.settings import RunRequest, option_flag
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,8 +39,7 @@ def _options() -> dict[str, Any]:
     for name, hint in get_type_hints(RunRequest, include_extras=True).items():
         meta = next(each for each in hint.__metadata__ if isinstance(each, Meta))
         extra = meta.extra or {}
-        flag = extra.get("option", f"--{name.replace('_', '-')}")
-        option = typer.Option(flag, help=meta.description, show_default=extra.get("default", False))
+        option = typer.Option(option_flag(name), help=meta.description, show_default=extra.get("default", False))
         options[name] = Annotated[_plain(hint) | None, option]
     return options
 

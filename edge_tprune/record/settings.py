@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -100,10 +100,25 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
         """What is asked for: setting -> value."""
         return {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
 
+    def words(self) -> list[str]:
+        """What is asked for, as options of `edge-tprune profile`."""
+        found = []
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                found += [option_flag(field.name), f"{value:g}" if isinstance(value, float) else str(value)]
+        return found
+
     def differences(self, settings: RunSettings) -> dict[str, tuple[object, object]]:
         """What is asked for and is not so in the settings of a run: setting -> (in the run, asked for)."""
         pairs = {name: (getattr(settings, name), value) for name, value in self.given().items()}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def option_flag(setting: str) -> str:
+    """What a field of `RunRequest` is called on the command line."""
+    (meta,) = [each for each in get_type_hints(RunRequest, include_extras=True)[setting].__metadata__ if isinstance(each, Meta)]
+    return str((meta.extra or {}).get("option", f"--{setting.replace('_', '-')}"))
 
 
 class RunInput(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

@@ -23,7 +23,7 @@ MOST_ROUNDS = 3
 STATE = "fit.json"
 FULL, EXACT = "1.0", "exact"
 
-Step = Literal["probe", "search", "measure", "answer"]
+Step = Literal["probe", "search", "measure", "tune", "answer"]
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,36 +33,49 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     method: Name
     options: dict[str, OptionValue]
     tokens: tuple[Count, ...]  #: after each block
-    predicted: Interval | None
+    precision: Name  #: that it was searched for
+    predicted: Interval | None  #: in that precision
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One search and what was measured of its candidates."""
+    """The searches in all precisions, and what was measured of their candidates."""
 
-    aim: float  #: the limit that the search was given
+    aims: dict[str, float]  #: precision -> the limit that its search was given
     candidates: tuple[Candidate, ...]
     bundle: str  #: relative to the fit's directory
     profile: str | None = None  #: likewise; None until it was measured
-    again: float | None = None  #: the limit to aim at in another round; None where none is needed
+    again: dict[str, float] = {}  #: precision -> the limit to aim at in another round; none where none is needed
+
+
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """The chosen network, fine-tuned. Paths are relative to the fit's directory."""
+
+    candidate: Name
+    verdict: str  #: of the fine-tuning, in words
+    bundle: str | None = None  #: None where it brought nothing
+    profile: str | None = None
 
 
 class FitState(msgspec.Struct, frozen=True, kw_only=True):
     """fit.json: what is there. Paths are relative to its directory."""
 
     key: str  #: hash of what all of it depends on: model, weights, images, methods, runtime, batch
-    probes: str | None = None  #: profile of the probe bundle, with its latency.json
+    probes: dict[str, str] = {}  #: precision -> profile of the probe bundle, with its latency.json
     rounds: dict[str, tuple[Round, ...]] = {}  #: by the limits, as words
+    tuned: dict[str, Tuned] = {}  #: likewise
 
-    def next_step(self, limits: str) -> Step:
+    def next_step(self, limits: str, precisions: Sequence[str], tune: bool = False) -> Step:
         """What is to be done next for these limits."""
-        if self.probes is None:
+        if any(precision not in self.probes for precision in precisions):
             return "probe"
         rounds = self.rounds.get(limits, ())
         if not rounds:
             return "search"
         if rounds[-1].profile is None:
             return "measure"
-        return "search" if rounds[-1].again is not None and len(rounds) < MOST_ROUNDS else "answer"
+        if rounds[-1].again and len(rounds) < MOST_ROUNDS:
+            return "search"
+        return "tune" if tune and limits not in self.tuned else "answer"
 
     def with_round(self, limits: str, latest: Round) -> FitState:
         """With a new round, or the last one as it is now."""
@@ -70,16 +83,23 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
         kept = before[:-1] if before and before[-1].bundle == latest.bundle else before
         return msgspec.structs.replace(self, rounds={**self.rounds, limits: (*kept, latest)})
 
-    def aim(self, limits: str, bound: float) -> float:
-        """What the next search is to aim at."""
+    def aim(self, limits: str, precision: str, bound: float) -> float:
+        """What the next search in a precision is to aim at."""
         rounds = self.rounds.get(limits, ())
-        return rounds[-1].again if rounds and rounds[-1].again is not None else bound
+        return rounds[-1].again.get(precision, bound) if rounds else bound
+
+    def settled(self, limits: str, precision: str) -> Sequence[Candidate] | None:
+        """The candidates of the last round, where another round has nothing to search for in this precision; else None."""
+        rounds = self.rounds.get(limits, ())
+        if not rounds or precision in rounds[-1].again:
+            return None
+        return [candidate for candidate in rounds[-1].candidates if candidate.precision == precision]
 
 
 KIND = DocumentKind(
     noun="fit",
     format="edge-tprune-fit",
-    version=1,
+    version=2,
     make="Make one with: edge-tprune fit",
     remedy="Delete it: what was built and measured is found again",
     schema=FitState,
@@ -104,8 +124,8 @@ def needs_no_pruning(model: CostModel, shape: NetworkShape, bound: float) -> boo
     return known is not None and known.high is not None and known.high <= bound
 
 
-def pick_candidates(found: Found, model: CostModel, fixed: Mapping[str, OptionValue]) -> tuple[Candidate, ...]:
-    """Three networks to measure: the best at the limit, the second best, and the best with the whole interval below the limit."""
+def pick_candidates(found: Found, model: CostModel, fixed: Mapping[str, OptionValue], precision: str) -> list[Candidate]:
+    """Three networks to measure: the best at the limit, the second best, and the best with the whole interval below the limit. Not named yet."""
     space, shape = found.space, found.space.cost.shape
     second = next((result for result in found.results if result.configuration != found.best.configuration), found.best)
     safe = _at_limit(found, space.limit / (1 + model.reach))
@@ -115,16 +135,22 @@ def pick_candidates(found: Found, model: CostModel, fixed: Mapping[str, OptionVa
         (found.best.configuration, safe),
     ]
     networks = dict.fromkeys((one.method, one.options, tokens) for one, tokens in chosen if tokens is not None)
-    return tuple(
+    return [
         Candidate(
-            name=f"fit-{number}",
+            name="candidate",
             method=method,
             options={**fixed, **dict(options)},
             tokens=tokens,
+            precision=precision,
             predicted=model.predict(shape, method, tokens),
         )
-        for number, (method, options, tokens) in enumerate(networks, 1)
-    )
+        for method, options, tokens in networks
+    ]
+
+
+def name_candidates(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Names that are unique in a bundle."""
+    return tuple(msgspec.structs.replace(candidate, name=f"fit-{number}") for number, candidate in enumerate(candidates, 1))
 
 
 def _at_limit(found: Found, limit: float) -> tuple[int, ...] | None:

@@ -31,19 +31,3 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code, captured.out, captured.err)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def journey(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(bundle, profile) after build, eval and profile."""
-    root = tmp_path_factory.mktemp("journey")
-    bundle = root / "bundle"
-    options = ["--weights", "random", "--method", "evit", "--budgets", "1.0,0.5"]
-    assert main(["build", "reference", *options, "--out", str(bundle)]) == 0
-    assert main(["eval", str(bundle), "--limit", "30"]) == 0
-    assert (
-        main(["profile", str(bundle), "--out", str(root / "profiles"), "--rounds", "3", "--seconds", "0.1", "--warmup", "0.1"])
-        == 0
-    )
-    (profile,) = (root / "profiles").iterdir()
-    return bundle, profile

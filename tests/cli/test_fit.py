@@ -29,6 +29,10 @@ Command = Callable[..., Outcome]
         (["--max-ms", "-3"], "--max-ms -3 is no limit"),
         (["--max-ms", "3", "--rounds", "0"], "rounds must be"),
         (["--max-ms", "3", "--methods", "evti"], "Did you mean evit"),
+        (["--max-ms", "3", "--precision", "int4"], "--precision int4: fit knows fp32, fp16, mixed and int8"),
+        (["--max-ms", "3", "--precision", "fp16,int8"], "of several precisions one must be fp32"),
+        (["--max-ms", "3", "--host", "-oProxyCommand=x"], "does not name a board"),
+        (["--max-ms", "3", "--finetune-time", "5m"], "add --finetune"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command, tmp_path: Path) -> None:
@@ -40,7 +44,7 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command
 
 def check_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """latency.json and the profile that it was made from."""
-    probes = folder / KIND.read(folder).probes  # type: ignore[operator]
+    probes = folder / KIND.read(folder).probes["fp32"]
     found, run = LATENCY_KIND.read(probes), json.loads((probes / "run.json").read_text())
     assert model_latency(probes, force=True) == found
     assert (found.network.name, found.batch, found.runtime, found.threads) == ("small-test", 1, "onnxruntime", 1)
@@ -63,6 +67,7 @@ def check_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_tprune.cli.fit_runs import Runs
     from edge_tprune.cli.fitting import Fit, FitRequest
 
     monkeypatch.setattr("edge_tprune.search.fit.MOST_ROUNDS", 1)  # how many there are depends on how busy the machine is
@@ -71,8 +76,9 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     seen: list[str] = []
 
     def fit(**limits: float) -> Fit:
-        request = FitRequest(tmp_path, ("evit",), limits, run, 1, 4, 0, True)
-        return Fit(request, loaded, images, images, "key", lambda what, done, of: seen.append(what))
+        request = FitRequest(tmp_path, ("evit",), limits, ("fp32",), 1, 4, 0, True)
+        runs = Runs(tmp_path / "profiles", run)
+        return Fit(request, loaded, images, images, "key", runs, lambda what, done, of: seen.append(what))
 
     first = fit(max_p50_ms=1000.0)
     latest, answer = first.run()
@@ -80,13 +86,13 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     assert isinstance(answer, Choice)
     assert {row.budget for row in first.rows(latest)} == {"1.0", "exact"}
     check_model(tmp_path, monkeypatch)
-    full = first.latency().cost("p50_ms").full
+    full = first.latency(first.state(), "fp32").cost("p50_ms").full
     assert (tmp_path / "fit.json").exists()
     # Another limit: the probes are there, a search begins.
-    probes = (tmp_path / "probe" / "manifest.json").stat().st_mtime_ns
+    probes = (tmp_path / "probe-fp32" / "manifest.json").stat().st_mtime_ns
     second = fit(max_p50_ms=0.8 * full)
     latest, _ = second.run()
-    assert (tmp_path / "probe" / "manifest.json").stat().st_mtime_ns == probes
+    assert (tmp_path / "probe-fp32" / "manifest.json").stat().st_mtime_ns == probes
     assert 1 <= len(latest.candidates) <= 3
     assert all(candidate.method == "evit" for candidate in latest.candidates)
     assert {c.name for c in latest.candidates} < {row.budget for row in second.rows(latest)}

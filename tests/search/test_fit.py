@@ -11,7 +11,18 @@ from edge_tprune.errors import UserError
 from edge_tprune.schedule.latency import Latency, NetworkRecord
 from edge_tprune.search.configuration import Found
 from edge_tprune.search.cost import MeasuredCost, total
-from edge_tprune.search.fit import KIND, FitState, Round, needs_no_pruning, next_aim, pick_candidates, tightest
+from edge_tprune.search.fit import (
+    KIND,
+    Candidate,
+    FitState,
+    Round,
+    Tuned,
+    name_candidates,
+    needs_no_pruning,
+    next_aim,
+    pick_candidates,
+    tightest,
+)
 from edge_tprune.search.space import MethodSpace, SearchSpace
 from edge_tprune.search.study import Result
 from edge_tprune.statistics import Interval
@@ -20,25 +31,45 @@ from tests.schedule.test_latency import SHAPE, fitted
 MODEL = fitted(SHAPE, ["evit"])
 
 
+def candidate(name: str, precision: str) -> Candidate:
+    return Candidate(name=name, method="evit", options={}, tokens=(9, 5), precision=precision, predicted=None)
+
+
 def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     state = FitState(key="k")
-    assert state.next_step("a") == "probe"
-    state = msgspec.structs.replace(state, probes="profiles/x")
-    assert state.next_step("a") == "search"
-    first = Round(aim=8.0, candidates=(), bundle="b-1")
+    assert state.next_step("a", ["fp32"]) == "probe"
+    state = msgspec.structs.replace(state, probes={"fp32": "profiles/x"})
+    assert state.next_step("a", ["fp32"]) == "search"
+    assert state.next_step("a", ["fp32", "int8"]) == "probe", "the other precision has none"
+    first = Round(aims={"fp32": 8.0}, candidates=(), bundle="b-1")
     state = state.with_round("a", first)
-    assert state.next_step("a") == "measure"
-    assert state.next_step("b") == "search", "other limits use the probes, not the search"
-    state = state.with_round("a", msgspec.structs.replace(first, profile="profiles/y", again=7.8))
+    assert state.next_step("a", ["fp32"]) == "measure"
+    assert state.next_step("b", ["fp32"]) == "search", "other limits use the probes, not the search"
+    state = state.with_round("a", msgspec.structs.replace(first, profile="profiles/y", again={"fp32": 7.8}))
     assert len(state.rounds["a"]) == 1
-    assert state.next_step("a") == "search"
-    assert state.aim("a", 8.0) == 7.8
-    assert state.aim("b", 6.0) == 6.0
+    assert state.next_step("a", ["fp32"]) == "search"
+    assert state.aim("a", "fp32", 8.0) == 7.8
+    assert state.aim("b", "fp32", 6.0) == 6.0
     for number in (2, 3):
-        state = state.with_round("a", Round(aim=7.8, candidates=(), bundle=f"b-{number}", profile="z", again=7.7))
-    assert state.next_step("a") == "answer", "three rounds at most"
+        state = state.with_round(
+            "a", Round(aims={"fp32": 7.8}, candidates=(), bundle=f"b-{number}", profile="z", again={"fp32": 7.7})
+        )
+    assert state.next_step("a", ["fp32"]) == "answer", "three rounds at most"
+    assert state.next_step("a", ["fp32"], tune=True) == "tune"
+    state = msgspec.structs.replace(state, tuned={"a": Tuned(candidate="fit-1", verdict="nothing")})
+    assert state.next_step("a", ["fp32"], tune=True) == "answer"
     KIND.write(tmp_path, state)
     assert KIND.read(tmp_path) == state
+
+
+def test_a_precision_whose_candidates_were_as_predicted_keeps_them() -> None:
+    two = (candidate("fit-1", "fp32"), candidate("fit-2", "int8"))
+    last = Round(aims={"fp32": 8.0, "int8": 8.0}, candidates=two, bundle="b-1", profile="y", again={"int8": 7.5})
+    state = FitState(key="k").with_round("a", last)
+    assert state.settled("a", "fp32") == [two[0]]
+    assert state.settled("a", "int8") is None
+    assert state.settled("b", "fp32") is None
+    assert [each.name for each in name_candidates([two[1], two[1], two[0]])] == ["fit-1", "fit-2", "fit-3"]
 
 
 def test_another_round_where_predictions_were_off() -> None:
@@ -77,9 +108,10 @@ def test_candidates_are_the_best_the_second_and_a_safe_one() -> None:
         schedule = space.schedule(configuration)
         assert schedule is not None
         results.append(Result(configuration, schedule, (0.1 + number,) * 5))
-    best, second, safe = pick_candidates(Found(space, results, None), MODEL, {"other": 1})
+    best, second, safe = pick_candidates(Found(space, results, None), MODEL, {"other": 1}, "int8")
     assert best.tokens == results[0].schedule.tokens
     assert second.tokens == results[1].schedule.tokens
+    assert {each.precision for each in (best, second, safe)} == {"int8"}
     assert best.options == {"fuse": True, "other": 1}
     spent = total(cost, "evit", safe.tokens)
     assert spent is not None

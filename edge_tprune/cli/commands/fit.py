@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_tprune.cli.data_options import SkipUnreadable, open_data
+from edge_tprune.cli.data_options import SkipUnreadable, open_data, open_photos
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
 from edge_tprune.cli.options import Json, Quiet, Threads
@@ -20,10 +20,14 @@ from edge_tprune.errors import NegativeAnswer, UserError
 if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
 
+_CANVASES = 1500  # of the reference task, to fine-tune on
+
 
 @command(
     "edge-tprune fit reference --max-p95-ms 8",
-    "edge-tprune fit deit_tiny_patch16_224 --data photos --max-ms 12 --methods bat,evit",
+    "edge-tprune fit deit_tiny_patch16_224 --data photos --max-ms 12 --methods bat,evit --precision fp32,int8",
+    "edge-tprune fit deit_tiny_patch16_224 --data photos --eval-data val --max-p95-ms 8 --finetune",
+    "edge-tprune fit deit_tiny_patch16_224 --data photos --max-p95-ms 8 --host jetson@orin --runtime tensorrt --precision fp16",
     kept="what was built, measured and tried is used again",
 )
 @with_model_options
@@ -51,10 +55,38 @@ def fit(
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     batch: Annotated[int, typer.Option(help="Images per inference.")] = 1,
     runtime: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or mixed.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, mixed or int8; or fp32 and others with commas, to choose among precisions too.")
+    ] = "fp32",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PHOTOS", help="A directory of photos for int8; the images of --data by default.", show_default=False
+        ),
+    ] = None,
     threads: Threads = None,
     rounds: Annotated[int, typer.Option(help="How often each graph is timed.")] = 6,
     seconds: Annotated[float, typer.Option(help="How long each graph is timed in a round, s.")] = 0.5,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="USER@HOST[:PORT]", help="Measure on this board, over SSH, instead of here.", show_default=False),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="With --host: carry every package there, for a board without internet.")
+    ] = False,
+    ssh_config: Annotated[
+        Path | None, typer.Option(help="With --host: SSH configuration to use instead of your own.", show_default=False)
+    ] = None,
+    finetune: Annotated[
+        bool,
+        typer.Option(
+            "--finetune",
+            help="Fine-tune the chosen network, without labels, on those images of --data that accuracy is not measured on.",
+        ),
+    ] = False,
+    finetune_time: Annotated[
+        str | None, typer.Option(help="With --finetune: how long at most, such as 20m.", show_default=False)
+    ] = None,
     skip_unreadable: SkipUnreadable = False,
     plugin: Plugins = None,
     out: Annotated[
@@ -76,9 +108,13 @@ def fit(
     from edge_tprune.analysis.choice import Choice
     from edge_tprune.analysis.limits import option_name
     from edge_tprune.cli.comparison_views import describe_failure, print_choice
+    from edge_tprune.cli.fit_runs import Runs
     from edge_tprune.cli.fit_views import answer_document, round_table
-    from edge_tprune.cli.fitting import Fit, FitRequest
+    from edge_tprune.cli.fitting import Fit, FitRequest, Tuning
+    from edge_tprune.deploy.hosts import parse_target
+    from edge_tprune.deploy.journey import Options
     from edge_tprune.files import sha256_json
+    from edge_tprune.finetune.request import parse_time
     from edge_tprune.record.settings import RunRequest
 
     load_plugins(plugin)
@@ -90,40 +126,50 @@ def fit(
         if not 0 < bound < float("inf"):
             option = "--max-ms" if name == "max_p50_ms" else option_name(name)
             raise UserError(f"{option} {bound:g} is no limit: give a number above 0")
-    if precision not in ("fp32", "fp16", "mixed"):
-        raise UserError(
-            f"--precision {precision}: fit measures in one of fp32, fp16 and mixed. For int8, build the schedules that it finds with: "
-            "edge-tprune build --schedule FILE --precision fp32,int8 --calibration PHOTOS"
-        )
-    run = RunRequest(runtime=runtime, precision=precision, rounds=rounds, seconds_per_round=seconds, threads=threads)
+    precisions = _check_precisions(parse_list(precision, str, "--precision"))
+    run = RunRequest(runtime=runtime, rounds=rounds, seconds_per_round=seconds, threads=threads)
     run.check()
+    board = None if host is None else parse_target(host)
+    if finetune_time is not None and not finetune:
+        raise UserError("--finetune-time says how long to fine-tune: add --finetune")
+    seconds_to_tune = None if finetune_time is None else parse_time(finetune_time)
     names = tuple(parse_list(methods, str, "--methods"))
     loaded = choice.load(model, names_classes=False)
     source = data if data is not None else ("reference" if model == "reference" else None)
     if source is None:
         raise UserError("no images to search on: give --data DIRECTORY (labels are not needed)")
 
-    def images_of(place: str, training: bool) -> Dataset:
+    def images_of(place: str, training: bool, limit: int | None = images, labels: bool = False) -> Dataset:
         return open_data(
-            place, loaded.model.num_classes, limit=images, training=training, labels=False, class_map=choice.class_map,
+            place, loaded.model.num_classes, limit=limit, training=training, labels=labels, class_map=choice.class_map,
             class_names=loaded.class_names, skip_unreadable=skip_unreadable, quiet=quiet,
         )  # fmt: skip
 
     photos = images_of(source, True)
-    judged = images_of(eval_data or source, False) if eval_data or source == "reference" else photos
+    judged = (
+        images_of(eval_data or source, False, labels=eval_data is not None) if eval_data or source == "reference" else photos
+    )
+    photos_for_int8 = None
+    if "int8" in precisions:
+        photos_for_int8 = open_photos(loaded, calibration, precisions, quiet) or photos
+    tuning = None
+    if finetune:
+        rest = _without(images_of(source, True, limit=_CANVASES if source == "reference" else None), judged)
+        tuning = Tuning(rest, seconds_to_tune, lambda file: choice.with_weights(file).load(model, names_classes=False))
     key = sha256_json(
         {
             "model": [loaded.name, loaded.weights_sha256],
             "images": [photos.fingerprint, judged.fingerprint],
             "methods": names,
-            "run": [runtime, precision, threads, rounds, seconds, batch],
+            "run": [runtime, threads, rounds, seconds, batch, host],
         }
     )
     where = out or Path("fits") / loaded.name.replace("/", "-")
-    request = FitRequest(where, names, limits, run, batch, trials, seed, force)
+    request = FitRequest(where, names, limits, tuple(precisions), batch, trials, seed, force)
+    runs = Runs(where / "profiles", run, board, Options(offline=offline, ssh_config=ssh_config), quiet)
     try:
         with show_progress("fitting", quiet) as advance:
-            work = Fit(request, loaded, photos, judged, key, advance)
+            work = Fit(request, loaded, photos, judged, key, runs, advance, photos_for_int8, tuning)
             latest, answer = work.run()
     except KeyboardInterrupt as stop:
         raise Interruption(f"stopped; what was done is kept in {where}: run the same command again to go on") from stop
@@ -138,3 +184,28 @@ def fit(
     print_note(
         f"bundle: {where / latest.bundle}, budget {answer.row.budget}; report: edge-tprune report {where / (latest.profile or '')}"
     )
+
+
+def _check_precisions(names: list[str]) -> list[str]:
+    """The precisions to choose among, float32 first."""
+    for name in names:
+        if name not in ("fp32", "fp16", "mixed", "int8"):
+            raise UserError(f"--precision {name}: fit knows fp32, fp16, mixed and int8")
+    found = sorted(dict.fromkeys(names), key=lambda name: name != "fp32")
+    if len(found) > 1 and found[0] != "fp32":
+        raise UserError(
+            f"--precision {','.join(found)}: of several precisions one must be fp32, which the others are compared with"
+        )
+    return found
+
+
+def _without(photos: Dataset, judged: Dataset) -> Dataset:
+    """The photos that accuracy is not measured on."""
+    files = getattr(judged, "files", ())
+    rest = photos.without(files, "measured accuracy on")
+    if len(rest) == 0:
+        raise UserError(
+            f"{photos.name}: accuracy is measured on all of its {len(photos)} images, so that none are left for --finetune: "
+            "give other images with --eval-data, or a smaller --images"
+        )
+    return rest

@@ -1,0 +1,79 @@
+"""Profiles that a fit needs, made on this machine or on a board; one that is there already is used again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from edge_tprune.agent.profile import profile as start_run
+from edge_tprune.agent.profile import resume as resume_run
+from edge_tprune.agent.progress import TerminalProgress
+from edge_tprune.analysis.loading import find_profiles
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.cli.progress import BoardProgress
+from edge_tprune.cli.terminal import open_stderr, print_note
+from edge_tprune.deploy.hosts import Target
+from edge_tprune.deploy.journey import Options, deploy_all
+from edge_tprune.errors import InternalError, UserError
+from edge_tprune.record.reader import read_run
+from edge_tprune.record.settings import RunRequest
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where a fit measures, and where it keeps the profiles."""
+
+    place: Path
+    request: RunRequest
+    host: Target | None = None  #: a board; None for this machine
+    options: Options = field(default_factory=Options)  #: of the deployment to it
+    quiet: bool = False
+
+    def profile(self, bundle: Bundle, precision: str) -> Path:
+        """A complete profile of a bundle in these precisions (with commas): one that is there, one that was cut off and goes on, or a new one.
+
+        Raises:
+            UserError: as `profile` and `deploy`.
+        """
+        kept = self._find(bundle, precision)
+        for path in kept:
+            if read_run(path, keep=False).end == "complete":
+                return path
+        request = msgspec.structs.replace(self.request, precision=precision)
+        print_note(f"fit: measuring {len(bundle.budgets)} graphs" + (f" on {self.host}" if self.host else ""))
+        return self._measure_here(bundle, request, kept) if self.host is None else self._measure_there(bundle, request)
+
+    def _measure_here(self, bundle: Bundle, request: RunRequest, kept: list[Path]) -> Path:
+        with TerminalProgress(open_stderr()) as progress:
+            for path in kept:
+                try:
+                    return resume_run(bundle, path, progress=progress)
+                except UserError as error:
+                    print_note(f"fit: measuring again, because {error}")
+            return start_run(bundle, self.place, request, progress=progress)
+
+    def _measure_there(self, bundle: Bundle, request: RunRequest) -> Path:
+        assert self.host is not None
+        options = replace(self.options, profile=tuple(request.words()), collect=self.place)
+        with BoardProgress(self.quiet) as watcher:
+            (deployment,) = deploy_all(bundle, [self.host], options, lambda _: watcher)
+        if deployment.error is not None:
+            raise deployment.error
+        for path in self._find(bundle, request.precision or ""):
+            if read_run(path, keep=False).end == "complete":
+                return path
+        raise InternalError(f"{self.host} sent no complete profile of {bundle.path}")
+
+    def _find(self, bundle: Bundle, precision: str) -> list[Path]:
+        try:
+            found = find_profiles(self.place)
+        except UserError:
+            return []
+        return [path for path in found if _is_of(path, bundle.manifest.fingerprint, precision)]
+
+
+def _is_of(path: Path, fingerprint: str, precision: str) -> bool:
+    document = read_run(path, keep=False).document
+    return document.bundle.fingerprint == fingerprint and (document.settings.precision or "") == precision

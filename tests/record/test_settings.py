@@ -1,0 +1,16 @@
+"""The settings of a run as they are typed."""
+
+from __future__ import annotations
+
+from edge_tprune.cli.app import command_tree
+from edge_tprune.record.settings import RunRequest, option_flag
+
+
+def test_a_request_can_be_typed_again() -> None:
+    request = RunRequest(runtime="onnxruntime", rounds=6, seconds_per_round=0.5, golden_tolerance=1e-3)
+    assert request.words() == ["--runtime", "onnxruntime", "--rounds", "6", "--seconds", "0.5", "--tolerance", "0.001"]
+
+
+def test_every_setting_is_an_option_of_profile() -> None:
+    known = {option for parameter in command_tree().commands["profile"].params for option in parameter.opts}
+    assert {option_flag(name) for name in RunRequest.__struct_fields__} <= known
