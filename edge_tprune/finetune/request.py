@@ -104,9 +104,11 @@ def schedules_of(loaded: LoadedModel, request: Request) -> dict[str, tuple[int, 
         name = budget_name(budget)
         given = request.schedules.get(name) or request.schedules.get(f"{budget:g}")
         if given is not None:
-            found[name] = solve_schedule(loaded.model, request.method, schedule=given, name=loaded.name).tokens
+            how: dict[str, Any] = {"schedule": given}
         else:
-            found[name] = solve_schedule(loaded.model, request.method, budget=budget, name=loaded.name).tokens
+            how = {"budget": budget}
+        options = request.options if budget != 1 else {}  # which may not fit a network that removes nothing
+        found[name] = solve_schedule(loaded.model, request.method, name=loaded.name, options=options, **how).tokens
     if all(float(name) == 1 for name in found):
         raise UserError("--budgets names none that removes tokens: give some below 1, such as 1.0,0.8,0.65,0.5")
     return found

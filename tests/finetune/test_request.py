@@ -6,9 +6,10 @@ import pytest
 from msgspec.structs import replace
 
 from edge_tprune.errors import UserError
-from edge_tprune.finetune.request import CROPS, parse_time, schedules_of
+from edge_tprune.finetune.request import CROPS, Request, parse_time, schedules_of
 from edge_tprune.models.data import ImageFolder
 from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import solve_schedule
 from tests.finetune.conftest import REQUEST, SCHEDULES
 
 OUT = Path("tuned.safetensors")
@@ -64,6 +65,17 @@ def test_schedules_come_from_the_file_before_the_method(network: LoadedModel) ->
     ):
         with pytest.raises(UserError, match=says):
             schedules_of(network, replace(REQUEST, budgets=budgets, schedules={}))
+
+
+def test_schedules_know_the_methods_options(network: LoadedModel) -> None:
+    """A faithful form removes tokens where its authors do, which a build with the same options does too."""
+    options = {"faithful": True}
+    found = schedules_of(network, Request(method="evit", budgets=(1.0, 0.6), options=options))
+    built = solve_schedule(network.model, "evit", budget=0.6, name=network.name, options=options).tokens
+    plain = solve_schedule(network.model, "evit", budget=0.6, name=network.name).tokens
+    assert found["0.6"] == built
+    assert built != plain
+    assert len(set(found["1.0"])) == 1
 
 
 def test_the_default_length_counts_crops_not_epochs() -> None:
