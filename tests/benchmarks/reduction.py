@@ -3,7 +3,8 @@
     python -m tests.benchmarks.reduction            (make bench)
 
 DeiT-Small with random weights (speed does not depend on them), ONNX Runtime. Rounds in random order, one engine alive at a time; each round times
-every method directly before or after its oracle, the unpruned graph and PyTorch with fused attention. Ratios are paired by round: geometric means
+every method directly before or after its oracle, the unpruned graph, the unpruned graph with exact savings, and PyTorch with fused attention. Methods
+and oracles have the same exact savings: by default those of `edge-tprune build`. Ratios are paired by round: geometric means
 without the fifth of five or more rounds at either end, in which a neighbour on a shared machine struck one of the two, with 95 % intervals. Time over
 the oracle's of 1.00 means that the reduction itself is free. With two threads it looks dearer than with one: the network's large products spread over
 both, the small operations of a reduction run on one.
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_line, print_table
 from edge_tprune.export.graph import FORMS, SharedWeights, export, save
-from edge_tprune.models.loading import load_model
+from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
 from edge_tprune.runtime.engine import open_engine
@@ -131,6 +132,46 @@ def torch_opener(model: torch.nn.Module, image: np.ndarray, threads: int) -> Ope
     return opened
 
 
+@dataclass
+class Graphs:
+    """ONNX Runtime's graphs of one network and batch size, in one folder, with shared weights."""
+
+    loaded: LoadedModel
+    batch: int
+    folder: Path
+    weights: SharedWeights
+    oracles: dict[tuple[int, ...], Path] = field(default_factory=dict)  #: by schedule
+
+    def write(self, method: str, schedule: tuple[int, ...], given: Mapping[str, Any]) -> Path:
+        """The graph of a method's name, schedule and options."""
+        pruned = PrunedViT(self.loaded.model, registry.method(method), schedule, given)
+        model = export(pruned, FORMS["onnxruntime"], self.batch, self.loaded.preprocessing.input_size)
+        self.weights.externalise(model)
+        file = self.folder / f"{sum(1 for _ in self.folder.iterdir())}-{method}.onnx"
+        save(model, file)
+        return file
+
+    def beside_oracle(self, method: str, budget: float, exact_savings: bool) -> tuple[Path, Path]:
+        """The graphs of a method as `chosen` reads it, and of the slice oracle with its schedule."""
+        name, _, given = chosen(method)
+        schedule = self.schedule(method, budget, exact_savings)
+        if schedule not in self.oracles:
+            self.oracles[schedule] = self.write("slice", schedule, {})
+        return self.write(name, schedule, given), self.oracles[schedule]
+
+    def schedule(self, method: str, budget: float, exact_savings: bool) -> tuple[int, ...]:
+        """Tokens after each block."""
+        name, blocks, _ = chosen(method)
+        return solve_schedule(self.loaded.model, name, budget=budget, blocks=blocks, exact_savings=exact_savings).tokens
+
+
+@contextmanager
+def open_graphs(loaded: LoadedModel, batch: int) -> Iterator[Graphs]:
+    """A folder for graphs, which goes in the end."""
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "weights.bin").open("wb") as stream:
+        yield Graphs(loaded, batch, Path(folder), SharedWeights(stream, "weights.bin"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_small_patch16_224")
@@ -144,53 +185,44 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=positive, default=20)
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
+    parser.add_argument(
+        "--exact-savings",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let the last block compute only what the head reads, in methods and oracles",
+    )
     parser.add_argument("--json", type=Path, help="also write every round's medians here")
+    parser.add_argument("--stages", action="store_true", help="time nothing in turn; say what each stage consists of")
+    parser.add_argument("--out", type=Path, default=Path("out/stages"), help="where --stages writes its table")
     options = parser.parse_args()
 
     loaded = load_model(options.model, "random")
+    methods = options.methods.split()
+    if options.stages:
+        from tests.benchmarks.stages import write_stages
+
+        write_stages(loaded, methods, options.budget, options.batches, options.exact_savings, options.out)
+        return
     shape = loaded.preprocessing.input_size
     everything: dict[str, object] = {}
     for batch in options.batches:
-        with tempfile.TemporaryDirectory() as folder, (Path(folder) / "weights.bin").open("wb") as stream:
-            weights = SharedWeights(stream, "weights.bin")
-
-            def graph(
-                method: str,
-                schedule: tuple[int, ...],
-                given: Mapping[str, Any],
-                batch: int = batch,
-                weights: SharedWeights = weights,
-                folder: str = folder,
-            ) -> Path:
-                model = export(
-                    PrunedViT(loaded.model, registry.method(method), schedule, given), FORMS["onnxruntime"], batch, shape
-                )
-                weights.externalise(model)
-                file = Path(folder) / f"{sum(1 for _ in Path(folder).iterdir())}-{method}.onnx"
-                save(model, file)
-                return file
-
-            unpruned = graph("none", network_shape(loaded.model).full_schedule(), {})
-            graphs: dict[str, tuple[Path, Path]] = {}
-            oracles: dict[tuple[int, ...], Path] = {}
-            for method in options.methods.split():
-                name, blocks, given = chosen(method)
-                schedule = solve_schedule(loaded.model, name, budget=options.budget, blocks=blocks, exact_savings=False).tokens
-                if schedule not in oracles:
-                    oracles[schedule] = graph("slice", schedule, {})
-                graphs[method] = graph(name, schedule, given), oracles[schedule]
-            stream.flush()
+        with open_graphs(loaded, batch) as graphs:
+            whole = network_shape(loaded.model)
+            unpruned = graphs.write("none", whole.full_schedule(), {})
+            exact = graphs.write("none", whole.exact_schedule(), {})
+            pairs = {method: graphs.beside_oracle(method, options.budget, options.exact_savings) for method in methods}
             image = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
             for threads in options.threads:
                 title = f"{options.model}, budget {options.budget:g}, batch {batch}, {threads} thread{'s'[: threads - 1]}"
                 found = measure(
                     {
                         "unpruned": graph_opener(unpruned, image, threads),
+                        "exact": graph_opener(exact, image, threads),
                         "PyTorch": torch_opener(loaded.model, image, threads),
                     },
                     {
                         method: (graph_opener(ours, image, threads), graph_opener(oracle, image, threads))
-                        for method, (ours, oracle) in graphs.items()
+                        for method, (ours, oracle) in pairs.items()
                     },
                     options.rounds,
                     options.seconds,
@@ -207,13 +239,16 @@ def show(found: Latencies, title: str) -> None:
     """The table of one batch size and number of threads."""
     labels = ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "time over the oracle")
     rows = []
-    unpruned, pytorch = found.alone["unpruned"], found.alone["PyTorch"]
+    unpruned, exact, pytorch = (found.alone[name] for name in ("unpruned", "exact", "PyTorch"))
     for method, own in found.methods.items():
         oracle = found.oracles[method]
         milliseconds = [f"{statistics.median(times.values()):.2f}" for times in (own, oracle)]
         pairs = ((unpruned, own), (unpruned, oracle), (own, oracle))
         rows.append([method, *milliseconds, *(text(paired_ratio(*pair)) for pair in pairs)])
     print_table(Table([Heading("method"), *(Heading(label, right=True) for label in labels)], rows, title))
+    print_line(
+        f"exact savings alone: {statistics.median(exact.values()):.2f} ms, {text(paired_ratio(unpruned, exact))} times as fast"
+    )
     print_line(
         f"unpruned: {statistics.median(unpruned.values()):.2f} ms in ONNX Runtime, {statistics.median(pytorch.values()):.2f} ms in PyTorch with "
         f"fused attention: the graph is {text(paired_ratio(pytorch, unpruned))} times as fast"
