@@ -83,6 +83,22 @@ def built(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def halved(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with graphs in half precision; for tests that change nothing in it but add results."""
+    if "halved" not in _BUILT:
+        settings = decide(
+            loaded,
+            "evit",
+            budgets=[1.0, 0.6],
+            blocks=[2, 3],
+            runtimes=["onnxruntime", "tensorrt"],
+            precisions=["fp16", "fp32", "mixed"],
+        )
+        _BUILT["halved"] = build(loaded, settings, tmp_path_factory.mktemp("half") / "bundle").bundle.path
+    return Bundle.open(_BUILT["halved"])
+
+
+@pytest.fixture(scope="session")
 def rtx() -> Library:
     """The real TensorRT-RTX, whose parser and builder need no GPU."""
     try:

@@ -2,7 +2,7 @@
 
     python -m edge_tprune.agent.probe BUNDLE BUDGET --runtime onnxruntime --threads 2
 
-prints one JSON object, a `Check`. A fresh process, because an engine does not give all its memory back.
+prints one JSON object, a `Probed`. A fresh process, because an engine does not give all its memory back.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.golden import check_golden
+from edge_tprune.bundle.guard import Guard
 from edge_tprune.bundle.predictor import load_predictor
 from edge_tprune.errors import UserError
 from edge_tprune.processes import child_environment
@@ -29,21 +30,43 @@ from edge_tprune.record.settings import TOLERANCE
 from edge_tprune.runtime.engine import runtime_version
 
 
+class Probed(msgspec.Struct, kw_only=True, frozen=True):
+    """What the process prints."""
+
+    check: Check
+    file: str | None = None  #: what to open instead, where the engine failed and a higher precision passed
+
+
 def check_budget(
     bundle: Bundle, budget: str, *, runtime: str, threads: int, precision: str | None = None, tolerance: float = TOLERANCE
-) -> Check:
-    """Runs `probe` on one budget in a fresh process. A budget that cannot be run is a failed check, not an exception."""
+) -> tuple[Check, Path | None]:
+    """Runs `probe` on one budget in a fresh process. A budget that cannot be run is a failed check, not an exception.
+
+    Returns:
+        The check, and what to open the engine from where that is not what `prepare` gives: the engine failed, and passed in a higher precision, in part
+        or as a whole (`Check.fallback`). The check's numbers are of that engine then, from a process of its own.
+    """
     command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path), budget]
     command += ["--runtime", runtime, "--threads", str(threads), "--tolerance", repr(tolerance)]
     command += [] if precision is None else ["--precision", precision]
+    first = _run_probe(command, budget)
+    if first.file is None:
+        return first.check, None
+    second = _run_probe([*command, "--file", first.file], budget)
+    return msgspec.structs.replace(second.check, fallback=first.check.fallback), Path(first.file)
+
+
+def _run_probe(command: list[str], budget: str) -> Probed:
     done = subprocess.run(command, capture_output=True, env=child_environment(), check=False)
     if done.returncode == 0:
-        return msgspec.json.decode(done.stdout, type=Check)
+        return msgspec.json.decode(done.stdout, type=Probed)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        return failed_check(budget, f"its process was ended by {name} (the system kills programs when memory runs out)")
+        return Probed(
+            check=failed_check(budget, f"its process was ended by {name} (the system kills programs when memory runs out)")
+        )
     lines = done.stderr.decode(errors="replace").strip().splitlines()
-    return failed_check(budget, lines[-1] if lines else f"its process ended with {done.returncode}")
+    return Probed(check=failed_check(budget, lines[-1] if lines else f"its process ended with {done.returncode}"))
 
 
 def failed_check(budget: str, error: str) -> Check:
@@ -52,27 +75,35 @@ def failed_check(budget: str, error: str) -> Check:
 
 
 def probe(
-    bundle: Bundle, budget: str, *, runtime: str, threads: int, precision: str | None = None, tolerance: float = TOLERANCE
-) -> Check:
+    bundle: Bundle,
+    budget: str,
+    *,
+    runtime: str,
+    threads: int,
+    precision: str | None = None,
+    tolerance: float = TOLERANCE,
+    file: Path | None = None,
+) -> Probed:
     """Loads one budget's engine in this process, runs the golden inputs, outliers included, and compares.
 
-    Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads.
+    Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads. An engine that fails has
+    its fault named, and others in higher precision are tried, unless `file` says what to open.
 
     Raises:
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
     """
     kind, precision_of_graph = bundle.manifest.model.output.name, bundle.budget(budget).artifact(runtime, precision).precision
-    file = prepare(bundle, budget, runtime, precision)
+    opened = file or prepare(bundle, budget, runtime, precision)
     golden = bundle.golden()
     runtime_version(runtime)
     peak_memory = _PeakMemory()
     begin = time.perf_counter()
-    with load_predictor(bundle, budget, file, runtime, precision, threads) as model:
+    with load_predictor(bundle, budget, opened, runtime, precision, threads) as model:
         load_ms = (time.perf_counter() - begin) * 1e3
         result = check_golden(model.run, golden, budget, kind, precision_of_graph, tolerance)
         info = msgspec.to_builtins(model.info)
         peak = peak_memory.grown_bytes()
-    return Check(
+    check = Check(
         budget=budget,
         golden_ok=result.passed,
         golden_max_abs_diff=_finite(result.difference),
@@ -82,6 +113,11 @@ def probe(
         outliers={name: _finite(pair[0]) for name, pair in result.outliers.items()} or None,
         failure=None if result.passed else result.describe(),
     )
+    if result.passed or file is not None:
+        return Probed(check=check)
+    guard = Guard(bundle, budget, runtime, precision_of_graph, threads, tolerance)
+    fallback, other = guard.fall_back(result)
+    return Probed(check=msgspec.structs.replace(check, fallback=fallback), file=None if other is None else str(other))
 
 
 def _finite(value: float) -> float | None:
@@ -123,6 +159,7 @@ def _main() -> int:
     parser.add_argument("--precision")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
+    parser.add_argument("--file", type=Path)
     options = parser.parse_args()
     try:
         bundle = Bundle.open(options.bundle, verify=False)  # the caller did, and hashing takes as long as all the rest
@@ -133,6 +170,7 @@ def _main() -> int:
             precision=options.precision,
             threads=options.threads,
             tolerance=options.tolerance,
+            file=options.file,
         )
     except UserError as error:
         print(error, file=sys.stderr)

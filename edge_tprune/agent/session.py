@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from edge_tprune.agent.probe import check_budget, failed_check
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.turns import PlannedTurn, missing_turns, take_turn
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.bundle.manifest import split_label
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import Dataset
@@ -70,6 +71,7 @@ class Session:
     progress: Progress
     number: int = 0  #: 0 for the first; resumptions count up
     done: frozenset[tuple[int, str]] = frozenset()  #: (round, budget) of the turns that need not be taken again
+    fallen_back: frozenset[str] = frozenset()  #: budgets that run in another precision than asked for (`Check.fallback`)
 
     def note(self, text: str) -> None:
         """Into the record, and to the person who waits."""
@@ -115,9 +117,9 @@ def _measure(session: Session) -> dict[str, str]:
         session.note(f"no sensor is being read: {session.observer.problem}")
     if (guess := _guess_meter(settings)) is not None:
         session.note(f"power and energy come from {guess}")
-    failures = _check_budgets(session)
+    failures, session = _check_budgets(session)
     if session.dataset is not None:
-        _record_accuracy(session, session.dataset, [name for name in session.engines if name not in failures])
+        _record_accuracy(session, session.dataset, failures)
     planned = missing_turns(settings.order, session.done, failures)
     total = len(session.engines) + (len(session.engines) - len(failures)) * len(settings.order)
     done = total - len(planned)
@@ -137,10 +139,11 @@ def _measure(session: Session) -> dict[str, str]:
     return failures
 
 
-def _check_budgets(session: Session) -> dict[str, str]:
-    """Checks every budget in a process of its own; returns those that failed, with why."""
+def _check_budgets(session: Session) -> tuple[dict[str, str], Session]:
+    """Checks every budget in a process of its own; returns those that failed, with why, and the session with the engines that passed."""
     settings, progress = session.settings, session.progress
     failures: dict[str, str] = {}
+    engines, fallbacks = dict(session.engines), dict[str, Fallback]()
     total = len(session.engines) * (1 + len(settings.order))
     for number, (name, engine) in enumerate(session.engines.items()):
         progress.step(number, total, f"checking budget {name}")
@@ -148,7 +151,7 @@ def _check_budgets(session: Session) -> dict[str, str]:
             check = failed_check(name, engine)
         else:
             budget, precision = split_label(name, settings.precision)
-            check = check_budget(
+            check, other = check_budget(
                 session.bundle,
                 budget,
                 runtime=settings.runtime,
@@ -157,19 +160,31 @@ def _check_budgets(session: Session) -> dict[str, str]:
                 tolerance=settings.golden_tolerance,
             )
             check = msgspec.structs.replace(check, budget=name)
+            if other is not None:
+                engines[name] = other
         session.recorder.append(_check_line(check))
         if not check.golden_ok:
             failures[name] = check.describe_failure()
             progress.warn(f"budget {name} failed its check and is not timed: {failures[name]}")
-    return failures
+        elif check.fallback is not None:
+            fallbacks[name] = check.fallback
+            session.note(f"budget {name}: {check.fallback.describe()}")
+    session.recorder.note_fallbacks(fallbacks)
+    return failures, replace(session, engines=engines, fallen_back=frozenset(fallbacks))
 
 
 def _check_line(check: Check) -> CheckLine:
     return CheckLine(t_ns=clock_ns(), **msgspec.structs.asdict(check))
 
 
-def _record_accuracy(session: Session, dataset: Dataset, names: Sequence[str]) -> None:
-    """Accuracy on this device, into the record."""
+def _record_accuracy(session: Session, dataset: Dataset, failures: Mapping[str, str]) -> None:
+    """Accuracy on this device, into the record, where all budgets run as they were built."""
+    names = [name for name in session.engines if name not in failures]
+    if session.fallen_back:  # the unpruned budget, with which the others are compared, may be one of them
+        session.note(
+            f"accuracy is not judged here, because budgets run in another precision: {', '.join(sorted(session.fallen_back))}"
+        )
+        return
 
     def step(done: int, total: int) -> None:
         session.progress.step(done, total, "judging accuracy, images")

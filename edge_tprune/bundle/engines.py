@@ -65,7 +65,25 @@ def prepare(
         carried = chosen.engine_file(graph.precision, target_of(here.sm), here.version)
         if carried is not None:
             return bundle.path / carried.file
-    build = build_for_device(graph_source(bundle, chosen, graph), here, settings, cache)
+    source = graph_source(bundle, chosen, graph)
+    return engine_of(source, runtime, settings=settings, force=force, cache=cache, progress=progress, warn=warn)
+
+
+def engine_of(
+    source: GraphSource,
+    runtime: str,
+    *,
+    settings: EngineSettings | None = None,
+    force: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    warn: Warn | None = None,
+) -> Path:
+    """The file to hand to `open_engine` for a graph: for ONNX Runtime the graph, for TensorRT its engine file for this device. Arguments and errors as
+    `prepare`."""
+    if runtime not in MODULES:
+        return source.graph
+    build = build_for_device(source, this_platform(runtime), settings, cache)
     find_or_build(build, force=force, progress=progress, warn=warn)
     return build.file
 

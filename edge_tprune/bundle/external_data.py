@@ -48,22 +48,40 @@ def _locations(message: memoryview, kind: str, level: int) -> Iterator[str]:
 
 def _length_delimited(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """(number, value) of all length-delimited fields."""
+    for number, wire, value in _fields(message):
+        if wire == _BYTES and isinstance(value, memoryview):
+            yield number, value
+
+
+def read_fields(message: bytes) -> Iterator[tuple[int, int, int | bytes]]:
+    """(number, wire type, value) of all fields of a message, in order: a number where it is a varint, else bytes.
+
+    Raises:
+        ValueError: it is not a protocol buffer.
+    """
+    for number, wire, value in _fields(memoryview(message)):
+        yield number, wire, value if isinstance(value, int) else bytes(value)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
         wire = key & 7
+        if wire == _VARINT:
+            value, place = _varint(message, place)
+            yield key >> 3, wire, value
+            continue
         if wire == _BYTES:
             size, place = _varint(message, place)
-            if size > len(message) - place:
-                raise ValueError("a field is cut off")
-            yield key >> 3, message[place : place + size]
-            place += size
-        elif wire == _VARINT:
-            _, place = _varint(message, place)
         elif wire in (_FIXED_64, _FIXED_32):
-            place += 8 if wire == _FIXED_64 else 4
+            size = 8 if wire == _FIXED_64 else 4
         else:
             raise ValueError(f"a field has wire type {wire}")
+        if size > len(message) - place:
+            raise ValueError("a field is cut off")
+        yield key >> 3, wire, message[place : place + size]
+        place += size
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:

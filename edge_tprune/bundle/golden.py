@@ -65,6 +65,7 @@ class GoldenResult:
     difference: float  #: on the ordinary images (`output_difference`); NaN or infinite where a number is not finite
     allowed: float
     outliers: dict[str, tuple[float, float]] = field(default_factory=dict)  #: by image: its difference and what is allowed
+    worst_batch: int = 0  #: of `Golden.batches`, the one that is farthest off by what is allowed
 
     @property
     def failed_outliers(self) -> dict[str, tuple[float, float]]:
@@ -179,16 +180,17 @@ def check_golden(
     if found[0].shape != expected.shape[1:]:
         raise UserError(f"the engine gives {kind} of shape {found[0].shape}, but the golden ones are {expected.shape[1:]}")
     difference = output_difference(np.stack(found), expected, kind, precision)
-    result = GoldenResult(kind, difference, golden_tolerance(precision, tolerance, kind))
-    if (outliers := golden.outliers) is None:
-        return result
-    differences = image_differences(
-        np.stack([run(image) for image in outliers.images]), outliers.outputs[budget], kind, precision
-    ).ravel()
-    allowed = np.maximum(outliers.allowed[budget, precision].ravel(), result.allowed)
-    for name, off, most in zip(OUTLIERS, differences, allowed):
-        result.outliers[name] = float(off), float(most)
-    return result
+    limit = golden_tolerance(precision, tolerance, kind)
+    shares = [output_difference(one[None], wanted[None], kind, precision) / limit for one, wanted in zip(found, expected)]
+    judged: dict[str, tuple[float, float]] = {}
+    if (outliers := golden.outliers) is not None:
+        found = [run(image) for image in outliers.images]
+        differences = image_differences(np.stack(found), outliers.outputs[budget], kind, precision)
+        allowed = np.maximum(outliers.allowed[budget, precision], limit)
+        shares += list((differences / allowed).max(1))
+        judged = {name: (float(off), float(most)) for name, off, most in zip(OUTLIERS, differences.ravel(), allowed.ravel())}
+    worst = int(np.argmax([share if np.isfinite(share) else np.inf for share in shares]))
+    return GoldenResult(kind, difference, limit, judged, worst)
 
 
 def image_differences(found: np.ndarray, expected: np.ndarray, kind: str, precision: str) -> np.ndarray:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Lock
@@ -25,7 +27,9 @@ import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
+from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.bundle.golden import check_golden
+from edge_tprune.bundle.guard import Guard
 from edge_tprune.bundle.manifest import KIND
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import NegativeAnswer, UserError, missing_package
@@ -65,6 +69,7 @@ class Predictor:
             channel_order: of uint8 arrays.
         """
         self.bundle, self.precision = bundle, precision
+        self.fallbacks: dict[str, Fallback] = {}  #: by budget: what its engine computes otherwise than asked for, and why
         self._engines = dict(engines)
         self._current = budget
         self._channel_order = channel_order
@@ -278,9 +283,11 @@ def open_predictor(
         precision: of the graph; by default the one that the bundle was built for first.
         threads: CPU threads of ONNX Runtime; one per physical core by default.
         channel_order: of uint8 arrays: "rgb", or "bgr" as OpenCV gives them.
-        check: run the golden images first: an engine that does not answer as it should is refused, and the first frame finds it warm.
+        check: run the golden images first, which also warms the engine up. One that does not answer as it should is computed in higher
+            precision, in part or as a whole, and refused where that does not help.
         progress: called while an engine file is built.
-        warn: called with what a person should know about that.
+        warn: called with what a person should know about that, and with what was computed in higher precision and why; by default that is a
+            `RuntimeWarning`, and in `Predictor.fallbacks`.
 
     Raises:
         UserError: no such bundle or budget, no graph for the runtime in that precision, a missing package or GPU.
@@ -294,18 +301,28 @@ def open_predictor(
     files = {each: prepare(opened, each, runtime, precision, progress=progress, warn=warn) for each in names}
     threads = default_threads() if threads is None else threads
     engines: dict[str, Engine] = {}
+    fallbacks: dict[str, Fallback] = {}
     try:
         for each, file in files.items():
-            engines[each] = open_engine(file, runtime, threads=threads, shared=len(names) > 1)
+            its_precision = opened.budget(each).artifact(runtime, precision).precision
+            guard = Guard(opened, each, runtime, its_precision, threads, progress=progress, warn=warn)
+            open_file = partial(open_engine, runtime=runtime, threads=threads, shared=len(names) > 1)
+            engines[each], fallback = guard.open(file, open_file) if check else (open_file(file), None)
+            if fallback is not None:
+                fallbacks[each] = fallback
+                (warn or _warn)(f"budget {each}: {fallback.describe()}")
         chosen = opened.budget(name).artifact(runtime, precision).precision
         model = Predictor(opened, engines, name, chosen, channel_order)
-        if check:
-            model.check()
+        model.fallbacks = fallbacks
     except BaseException:
         for engine in engines.values():
             engine.close()
         raise
     return model
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def load_predictor(

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.bundle.manifest import Accuracy, Method, Model
 from edge_tprune.documents import Count, DocumentKind, Name, Share
 from edge_tprune.models.class_names import ClassNames
@@ -52,6 +53,7 @@ class BudgetRecord(msgspec.Struct, kw_only=True, frozen=True):
     accuracy: Accuracy | None  #: as in the bundle's manifest
     artifact: ArtifactRecord
     method: Method | None = None  #: its own, where it differs from the bundle's
+    fallback: Fallback | None = None  #: what runs instead of the artifact, where that failed its golden check here
 
 
 class RunDocument(msgspec.Struct, kw_only=True, frozen=True):

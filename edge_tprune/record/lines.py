@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.documents import Distance, Integer, Name, Whole
 from edge_tprune.telemetry.state import MachineState
 
@@ -62,11 +63,16 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
         None  #: by outlier image, as `golden_max_abs_diff`; None where the bundle has none
     )
     failure: str | None = None  #: what is off, in words
+    fallback: Fallback | None = (
+        None  #: what was done about an engine that failed; where it helped, all of the above is of what runs instead
+    )
 
     def describe_failure(self) -> str:
         """Why the check failed, in words."""
         if self.error is not None:
             return self.error
+        if self.fallback is not None:
+            return self.fallback.describe()
         if self.failure is not None:
             return self.failure
         if self.golden_max_abs_diff is None:

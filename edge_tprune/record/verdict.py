@@ -55,6 +55,8 @@ def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: F
     if not turns.count:
         return [_invalid("not_timed", f"budget {name} was not timed")]
     found: list[Reason] = []
+    if check is not None and check.fallback is not None:
+        found.append(_suspect("precision_fallback", f"budget {name}: {check.fallback.describe()}"))
     if turns.count < LEAST_ROUNDS:
         found.append(_suspect("few_rounds", f"{turns.count} turns only: give --rounds {LEAST_ROUNDS} or more"))
     if len(turns.round_median_ms) > 1:

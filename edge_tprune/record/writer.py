@@ -10,9 +10,13 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
+import msgspec
+
+from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.files import clear_write_errors, sync_directory
 from edge_tprune.record.document import KIND, RunDocument
 from edge_tprune.record.lines import SAMPLES, CheckLine, LogLine, ResumeLine, StartLine
@@ -76,6 +80,18 @@ class Recorder:
             self._log.append(line)
             if sync:
                 self._log.sync()
+
+    def note_fallbacks(self, fallbacks: Mapping[str, Fallback]) -> None:
+        """Says in run.json which budgets do not run as their artifact says. Nothing is written where it says so already.
+
+        Raises:
+            UserError: no space is left.
+        """
+        document = KIND.read(self.path)
+        budgets = tuple(msgspec.structs.replace(b, fallback=fallbacks.get(b.name)) for b in document.budgets)
+        if budgets != document.budgets:
+            with clear_write_errors(self.path):
+                KIND.write(self.path, msgspec.structs.replace(document, budgets=budgets))
 
     def close(self) -> None:
         """Closes samples.jsonl. A second call does nothing."""

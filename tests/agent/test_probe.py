@@ -17,7 +17,7 @@ from .tiny_bundle import change_golden
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_memory_grows_with_the_weights(bundle: Bundle) -> None:
-    small, big = (check_budget(bundle, name, runtime="onnxruntime", threads=1) for name in ("small", "big"))
+    small, big = (check_budget(bundle, name, runtime="onnxruntime", threads=1)[0] for name in ("small", "big"))
     assert small.golden_ok
     assert big.golden_ok
     assert small.golden_max_abs_diff is not None
@@ -35,7 +35,7 @@ def test_memory_grows_with_the_weights(bundle: Bundle) -> None:
 def test_golden_outputs_are_compared(make_bundle: MakeBundle, amount: float, ok: bool, diff: float) -> None:
     path = make_bundle({"a": (1, 16)})
     change_golden(path, "a", amount)
-    check = check_budget(Bundle.open(path), "a", runtime="onnxruntime", threads=1)
+    check, _ = check_budget(Bundle.open(path), "a", runtime="onnxruntime", threads=1)
     assert check.golden_ok is ok
     assert check.golden_max_abs_diff == pytest.approx(diff, rel=0.01)
     assert check.error is None
@@ -44,7 +44,7 @@ def test_golden_outputs_are_compared(make_bundle: MakeBundle, amount: float, ok:
 def test_golden_outputs_that_are_not_finite_are_damage(make_bundle: MakeBundle) -> None:
     path = make_bundle({"a": (1, 16)})
     change_golden(path, "a", float("nan"))
-    check = check_budget(Bundle.open(path), "a", runtime="onnxruntime", threads=1)
+    check, _ = check_budget(Bundle.open(path), "a", runtime="onnxruntime", threads=1)
     assert not check.golden_ok
     assert "golden.npz is damaged: logits/a holds numbers that are not finite" in (check.error or "")
 
@@ -53,7 +53,7 @@ def test_a_graph_that_cannot_be_loaded_is_a_failed_check(make_bundle: MakeBundle
     path = make_bundle({"a": (1, 16)})
     bundle = Bundle.open(path)
     (path / "onnx/a.onnx").write_bytes(b"broken")
-    check = check_budget(bundle, "a", runtime="onnxruntime", threads=1)
+    check, _ = check_budget(bundle, "a", runtime="onnxruntime", threads=1)
     assert not check.golden_ok
     assert check.peak_memory_bytes is None
     assert "cannot load" in str(check.error)
@@ -72,7 +72,9 @@ def test_the_module_prints_one_json_object(bundle_path: Path) -> None:
         "--threads",
         "1",
     ]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    probed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert set(probed) == {"check", "file"}
+    found = probed["check"]
     assert (found["budget"], found["golden_ok"], found["error"]) == ("small", True, None)
     assert set(found) == set(Check.__struct_fields__)
     assert (found["engine"]["runtime"], found["engine"]["threads"]) == ("onnxruntime", 1)
@@ -86,4 +88,4 @@ def test_works_from_any_directory(bundle: Bundle, tmp_path: Path, monkeypatch: p
     (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
     monkeypatch.chdir(tmp_path)
     if sys.version_info >= (3, 11):  # before, Python has no way to leave the current directory out
-        assert check_budget(bundle, "small", runtime="onnxruntime", threads=1).golden_ok
+        assert check_budget(bundle, "small", runtime="onnxruntime", threads=1)[0].golden_ok

@@ -161,7 +161,7 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
     bundle = Bundle.open(path)
     (path / "onnx/broken.onnx").write_bytes(b"broken")
     log = Log()
-    with pytest.raises(CheckFailed, match=r"budget wrong: its golden outputs are off by 0\.25") as failed:
+    with pytest.raises(CheckFailed, match=r"budget wrong: its logits are off by 0\.25 \(allowed 0\.001\)") as failed:
         profile(bundle, tmp_path / "out", QUICK, progress=log)
     assert set(failed.value.failures) == {"wrong", "broken"}
     assert [re.split(" failed", warning)[0] for warning in log.warnings if not warning.startswith("the run is")] == [

@@ -1,3 +1,3 @@
 from __future__ import annotations
 
-from tests.small import built, bundle, loaded, rtx  # noqa: F401
+from tests.small import built, bundle, halved, loaded, rtx  # noqa: F401

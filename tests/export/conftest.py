@@ -1,3 +1,3 @@
 from __future__ import annotations
 
-from tests.small import built, bundle, explained, image, loaded, rtx  # noqa: F401
+from tests.small import built, bundle, explained, halved, image, loaded, rtx  # noqa: F401

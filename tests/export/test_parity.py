@@ -26,19 +26,6 @@ from tests.small import decide, small_model
 SCHEDULE = (37, 23, 12, 12)
 
 
-@pytest.fixture(scope="module")
-def halved(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    settings = decide(
-        loaded,
-        "evit",
-        budgets=[1.0, 0.6],
-        blocks=[2, 3],
-        runtimes=["onnxruntime", "tensorrt"],
-        precisions=["fp16", "fp32", "mixed"],
-    )
-    return build(loaded, settings, tmp_path_factory.mktemp("half") / "bundle").bundle
-
-
 def module(loaded: LoadedModel, method: str, precision: str = "fp32") -> PrunedViT:
     return PrunedViT(loaded.model, registry.method(method), SCHEDULE, {}, PRECISIONS[precision])
 
