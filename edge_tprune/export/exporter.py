@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+_CHATTY = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir")
 _tables: dict[tuple[Any, ...], Any] = {}  #: by what was asked for: the opset
 
 

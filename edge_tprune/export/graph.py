@@ -7,9 +7,10 @@ file that all graphs of a bundle share, each tensor stored once whichever graphs
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,9 +22,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from edge_tprune.errors import InternalError
+from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.exporter import kept_translations, quiet_exporter
+from edge_tprune.reduction import registry
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
+from edge_tprune.reduction.decision import is_own
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, HALF_INTEGERS, INTEGERS, PRECISIONS, Precision
 from edge_tprune.reduction.quantization import INT8, UINT8, IntegerType
@@ -120,8 +123,11 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
             another precision than the module's.
     """
     previous, pruned.attention = pruned.attention, form.attention
+    own = is_own(registry.method(pruned.method))
     try:
-        with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations():
+        # Of what a user's method does wrong, torch prints the whole graph.
+        silent = redirect_stderr(io.StringIO()) if own else nullcontext()
+        with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations(), silent:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 pruned,
@@ -133,6 +139,10 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
                 custom_translation_table=_translations(form.opset) if pruned.precision.integers else None,
                 verbose=False,
             )
+    except Exception as error:
+        if not own:
+            raise
+        raise UserError(_describe_failure(pruned.method, error)) from error
     finally:
         pruned.attention = previous
     assert program is not None
@@ -140,8 +150,25 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     _name_output(model, pruned.output)
     _shape_maps(model)
     _name_nodes(model)
-    check(model, pruned.schedule, pruned.precision)
+    try:
+        check(model, pruned.schedule, pruned.precision)
+    except GraphError as error:
+        if not own:
+            raise
+        raise UserError(f"method {pruned.method} has no static graph: {error}") from error
     return model
+
+
+def _describe_failure(method: str, error: Exception) -> str:
+    """Why a method of one's own cannot be exported: the cause, of which torch's exporter says more than a screen."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(cause)).split())[:200]
+    return (
+        f"method {method} cannot be exported ({type(cause).__name__}: {text}): no shape and no branch may depend on an image. "
+        "Use operations on tensors alone"
+    )
 
 
 def _name_output(model: onnx.ModelProto, name: str) -> None:

@@ -35,6 +35,7 @@ from edge_tprune.reduction.attention import (
     rotate,
     weighted_values,
 )
+from edge_tprune.reduction.decision import decide
 from edge_tprune.reduction.features import FeatureInterface
 from edge_tprune.reduction.ops import gather_tokens
 from edge_tprune.reduction.outcome import Outcome
@@ -66,7 +67,7 @@ class Stream:
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         # Scores stay in float32, and so does what decides, and sums of tokens before they become means.
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            outcome = reducer(self.x, evidence)
+            outcome = decide(reducer, self.x, evidence)
             sizes = outcome.sizes(self.sizes)
             # Once for all blocks that follow, up to the next reducer.
             key_bias = sizes.log() if reducer.proportional and sizes is not None else None

@@ -12,13 +12,14 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import traceback
+from contextlib import redirect_stdout
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
+from edge_tprune.reduction.decision import describe_own_error, is_own
 from edge_tprune.reduction.host import code_sha256
 from edge_tprune.reduction.registry import Reducer
 
@@ -32,7 +33,8 @@ def load_plugin(file: Path) -> list[str]:
         UserError: no such file, an error in it, or it registers no method.
     """
     if not file.is_file():
-        raise UserError(f"plugin {file} does not exist: give a Python file that registers a method")
+        what = "is no file" if file.exists() else "does not exist"
+        raise UserError(f"plugin {file} {what}: give a Python file that registers a method")
     before = dict(registry.methods())
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
     name = f"edge_tprune_plugin_{digest}_{file.stem.replace('-', '_').replace('.', '_')}"
@@ -43,8 +45,9 @@ def load_plugin(file: Path) -> list[str]:
     sys.modules[name] = module  # where a class's source is looked for
     sys.path.insert(0, str(file.resolve().parent))  # as of a script: modules beside it can be imported
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with redirect_stdout(sys.stderr):  # stdout is for the command's answer
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"plugin {file} cannot be run: {_where(error, file)}") from error
     finally:
@@ -80,7 +83,7 @@ def _load(point: EntryPoint) -> None:
 
 def method_code_sha256(method: type[Reducer]) -> str:
     """SHA-256 of the code that computes a method: the package's, and the file of one's own."""
-    if method.__module__.split(".")[0] == "edge_tprune":
+    if not is_own(method):
         return code_sha256()
     try:
         own = Path(inspect.getsourcefile(method) or "").read_bytes()
@@ -96,13 +99,13 @@ def plugin_file(method: type[Reducer]) -> str | None:
     return inspect.getsourcefile(method)
 
 
-def _where(error: Exception, file: Path) -> str:
+def _where(error: BaseException, file: Path) -> str:
     """The error, and the line of the plugin that it arose in."""
-    text = f"{type(error).__name__}: {_one_line(error)}"
     if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    return f"line {lines[-1]}: {text}" if lines else text
+        return f"line {error.lineno}: {error.msg}" if error.lineno else error.msg
+    if isinstance(error, SystemExit):
+        return "it ends the program (sys.exit). Put that under: if __name__ == '__main__'"
+    return describe_own_error(error, str(file))
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ decide which tokens go on and what becomes of the others (an `Outcome`). Adding 
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,6 +182,15 @@ def register(cls: _R) -> _R:
     other = _METHODS.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise TypeError(f"the method name {cls.name!r} is taken by {other.__module__}.{other.__qualname__}")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", cls.name):
+        raise TypeError(
+            f"{cls.__name__} is called {cls.name!r}: a method's name has letters, digits, _ and -, and begins with a letter"
+        )
+    if inspect.isabstract(cls):
+        raise TypeError(f"{cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}")
+    wrong = [name for name, option in options(cls).items() if type(option.default) not in (bool, int, float, str)]
+    if wrong:
+        raise TypeError(f"{cls.__name__}: option {wrong[0]} needs a default that is a bool, an int, a float or a str")
     unknown = cls.needs - EVIDENCE.keys()
     if unknown:
         raise TypeError(f"{cls.__name__} needs unknown evidence {sorted(unknown)}: choose from {sorted(EVIDENCE)}")

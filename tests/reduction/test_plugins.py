@@ -12,6 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from edge_tprune.errors import UserError
+from edge_tprune.export.graph import FORMS, export
 from edge_tprune.reduction import plugins, prune, registry
 
 SOURCE = '''
@@ -71,6 +72,11 @@ def test_a_plugin_may_be_loaded_again_and_import_what_lies_beside_it(tmp_path: P
         ("import no_such_package\n", "line 1: ModuleNotFoundError"),
         (SOURCE.replace("keep_longest", "evit"), "TypeError: the method name 'evit' is taken"),
         (SOURCE.replace("KeepLongest", "ToMe").replace("keep_longest", "tome"), "is taken"),
+        (SOURCE.replace('"keep_longest"', '"keep, longest"'), "a method's name has letters"),
+        (SOURCE.partition("    def forward")[0], "does not define forward"),
+        (SOURCE + "\n    def __init__(self, stage, *, k):\n        super().__init__(stage)\n", "option k needs a default"),
+        (SOURCE + "\nraise SystemExit(0)\n", "it ends the program"),
+        ("x = '\0'\n", "cannot be run: source code string cannot contain null bytes"),
     ],
 )
 def test_what_is_wrong_with_a_plugin_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -83,6 +89,44 @@ def test_what_is_wrong_with_a_plugin_is_one_line(tmp_path: Path, text: str, mess
     (tmp_path / "own.txt").write_text("")
     with pytest.raises(UserError, match="is not a Python file"):
         plugins.load_plugin(tmp_path / "own.txt")
+
+
+RANKED = "top(x.norm(dim=-1) + self.bonus, self.stage.tokens_out)"
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        ("Keep(x.nothing)", "line 12: AttributeError"),
+        ("x", "returned a Tensor; return Keep"),
+        (f"Keep({RANKED[:-1]} - 1))", "its outcome has 8 tokens, and the stage must deliver 9"),
+        ("Keep(top(x.norm(dim=-1) - self.bonus, self.stage.tokens_out))", "does not begin with the 1 prefix tokens"),
+        (f"Keep({RANKED}.roll(1, 1))", "does not begin with the 1 prefix tokens"),
+        (f"Keep({RANKED}.clamp(max=3))", "keeps the same token twice"),
+        (f"Keep({RANKED} + 1000 * ({RANKED} > 0))", "out of bounds"),
+        (
+            "Keep(top(evidence.keys.norm(dim=-1).mean(-1) + self.bonus, 9))",
+            "evidence has no keys, .* name what you read in `needs`",
+        ),
+    ],
+)
+def test_a_decision_that_would_give_wrong_answers_is_refused(tmp_path: Path, decision: str, message: str) -> None:
+    (tmp_path / "own.py").write_text(SOURCE.replace(f"Keep({RANKED})", decision))
+    plugins.load_plugin(tmp_path / "own.py")
+    pruned = prune(small(), method="keep_longest", schedule=[17, 9, 5])
+    with pytest.raises(UserError, match=f"method keep_longest, block 2: .*{message}"):
+        pruned(torch.randn(2, 3, 32, 32))
+
+
+def test_a_method_whose_shapes_depend_on_the_image_cannot_be_exported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(SOURCE.replace("x.norm(dim=-1)", "x.norm(dim=-1) + 0 * int((x > 0).sum())"))
+    plugins.load_plugin(tmp_path / "own.py")
+    pruned = prune(small(), method="keep_longest", schedule=[17, 9, 5])
+    with pytest.raises(UserError, match=r"method keep_longest cannot be exported .* may depend on an image"):
+        export(pruned, FORMS["onnxruntime"], 1, (3, 32, 32))
+    assert "def forward" not in "".join(capfd.readouterr())
 
 
 def test_a_change_of_a_plugin_changes_the_hash_of_its_code(tmp_path: Path) -> None:
