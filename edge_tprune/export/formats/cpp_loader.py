@@ -1,4 +1,4 @@
-"""Format `cpp`: the graph, and a program in C++14 that needs ONNX Runtime's C API alone."""
+"""Format `cpp`: the graph, and a program in C++14 that needs ONNX Runtime's C API alone, or TensorRT and CUDA."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from edge_tprune.export.formats.readme import describe_input, describe_outputs, 
 from edge_tprune.export.formats.request import GOLDEN_IMAGE, ExportRequest, Format, Package
 
 _FRAME = "golden.ppm"
+_RUNTIMES = ("onnxruntime", "tensorrt")
+_BUILD_PLAN = (
+    "trtexec --onnx=model.onnx --saveEngine=model.plan --stronglyTyped  # before TensorRT 10: --fp16 instead, if the graph is"
+)
+_NEEDS_GPU = "Needs TensorRT 8.5 or newer and CUDA: headers and libraries. An engine file runs only on the GPU and TensorRT that built it."
+_CHECKED_GPU = (
+    "",
+    "Checked: the program was read by a compiler's front end against headers made from what the Python bindings of TensorRT and CUDA show. It was neither "
+    "linked nor run.",
+)
 
 
 class CppLoader(Format):
@@ -31,23 +41,31 @@ class CppLoader(Format):
             raise UserError(
                 "format cpp leaves resizing and normalisation to the graph: give --fold-preprocessing (without --bgr)"
             )
-        if request.runtime != "onnxruntime":
-            raise UserError(f"format cpp has no program for {request.runtime}: leave --runtime out, or use --format onnx")
+        if request.runtime not in _RUNTIMES:
+            raise UserError(
+                f"format cpp has no program for {request.runtime}: use --runtime {' or '.join(_RUNTIMES)}, or --format onnx"
+            )
 
     def write(self, package: Package) -> None:
         """The program, the golden image as it reads it, and the README."""
-        package.copy_template("classify.cc", "classify.cc")
-        package.copy_template("CMakeLists.txt", "CMakeLists.txt")
+        runtime = package.request.runtime
+        package.copy_template("frames.h", "frames.h")
+        package.copy_template(f"classify_{runtime}.cc", "classify.cc")
+        package.copy_template(f"CMakeLists_{runtime}.txt", "CMakeLists.txt")
         with Image.open(package.folder / GOLDEN_IMAGE) as image:
             image.save(package.folder / _FRAME)
+        needs = f"Needs ONNX Runtime {package.about['onnxruntime']} or newer: headers and library."
+        on_gpu = runtime == "tensorrt"
         lines = [
             "```sh",
-            "cmake -B build -DONNXRUNTIME_ROOT=/path/to/onnxruntime && cmake --build build",
+            *([_BUILD_PLAN] if on_gpu else []),
+            f"cmake -B build -D{runtime.upper()}_ROOT=/path/to/{runtime} && cmake --build build",
             f"./build/classify {_FRAME}",
             "```",
             "",
-            f"prints the best five classes of each frame. Needs ONNX Runtime {package.about['onnxruntime']} or newer: headers and library.",
+            f"prints the best five classes of each frame. {_NEEDS_GPU if on_gpu else needs}",
             describe_input(package),
             describe_outputs(package),
+            *(_CHECKED_GPU if on_gpu else ()),
         ]
         write_readme(package, lines)

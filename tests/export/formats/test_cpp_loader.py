@@ -74,7 +74,7 @@ def test_the_program_prints_the_golden_answer(built: Path, root: Path, tmp_path:
     [
         ({"frame": None}, "give --fold-preprocessing"),
         ({"channel_order": "bgr"}, "without --bgr"),
-        ({"runtime": "tensorrt"}, "no program for tensorrt"),
+        ({"runtime": "tensorrt-rtx"}, "no program for tensorrt-rtx: use --runtime onnxruntime or tensorrt"),
     ],
 )
 def test_what_the_program_cannot_take(built: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -3,23 +3,9 @@
 
 #include <onnxruntime_c_api.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
-#include <numeric>
-#include <string>
-#include <vector>
+#include "frames.h"
 
 static const OrtApi* api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
-
-static void stop(const std::string& why) {
-  std::fprintf(stderr, "%s\n", why.c_str());
-  std::exit(2);
-}
 
 static void check(OrtStatus* status) {
   if (status != nullptr) stop(api->GetErrorMessage(status));
@@ -70,7 +56,7 @@ class Model {
   int64_t width() const { return shape_[2]; }
 
   // (class, probability) of one frame of height x width x 3 bytes, the most probable first.
-  std::vector<std::pair<int64_t, float>> operator()(const std::vector<uint8_t>& frame) const {
+  Answer operator()(const std::vector<uint8_t>& frame) const {
     std::vector<uint8_t> batch(static_cast<size_t>(shape_[0] * shape_[1] * shape_[2] * 3));
     std::copy(frame.begin(), frame.end(), batch.begin());
     OrtValue* image = nullptr;
@@ -85,16 +71,13 @@ class Model {
     const auto count = static_cast<size_t>(length(values[0]) / shape_[0]);
     float* scores = nullptr;
     check(api->GetTensorMutableData(values[0], reinterpret_cast<void**>(&scores)));
-    std::vector<std::pair<int64_t, float>> found(count);
+    Answer found(count);
     if (values.size() == 2) {  // probabilities and classes: the graph has chosen
       int64_t* classes = nullptr;
       check(api->GetTensorMutableData(values[1], reinterpret_cast<void**>(&classes)));
       for (size_t i = 0; i < count; ++i) found[i] = {classes[i], scores[i]};
     } else {
-      const float most = *std::max_element(scores, scores + count);
-      const double sum = std::accumulate(scores, scores + count, 0.0, [=](double s, float x) { return s + std::exp(x - most); });
-      for (size_t i = 0; i < count; ++i) found[i] = {static_cast<int64_t>(i), static_cast<float>(std::exp(scores[i] - most) / sum)};
-      std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+      found = rank(scores, count);
     }
     for (OrtValue* value : values) api->ReleaseValue(value);
     api->ReleaseValue(image);
@@ -120,34 +103,7 @@ class Model {
   std::vector<int64_t> shape_;
 };
 
-static std::vector<uint8_t> read_frame(const std::string& file, int64_t height, int64_t width) {
-  std::ifstream stream(file, std::ios::binary);
-  std::string kind;
-  int64_t w = 0, h = 0, most = 0;
-  if (!(stream >> kind >> w >> h >> most) || kind != "P6" || most != 255) stop(file + " is no binary PPM file of 8 bits");
-  if (h != height || w != width) {
-    stop(file + " has " + std::to_string(w) + " x " + std::to_string(h) + " pixels, and the graph takes " + std::to_string(width) + " x " +
-         std::to_string(height));
-  }
-  stream.get();
-  std::vector<uint8_t> pixels((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  if (pixels.size() != static_cast<size_t>(h * w * 3)) stop(file + " is cut off");
-  return pixels;
-}
-
 int main(int count, char** arguments) {
-  const char* folder = std::getenv("MODEL_FOLDER");
-  const std::string here = folder == nullptr ? "." : folder;
-  const Model model(here + "/model.onnx");
-  std::vector<std::string> labels;
-  std::ifstream stream(here + "/labels.txt");
-  for (std::string line; std::getline(stream, line);) labels.push_back(line);
-  for (int i = 1; i < count; ++i) {
-    std::printf("%s\n", arguments[i]);
-    const auto best = model(read_frame(arguments[i], model.height(), model.width()));
-    for (size_t k = 0; k < std::min<size_t>(5, best.size()); ++k) {
-      std::printf("  %6.1f%%  %s\n", 100.0 * best[k].second, labels.at(static_cast<size_t>(best[k].first)).c_str());
-    }
-  }
-  return 0;
+  const std::string folder = model_folder();
+  return classify(Model(folder + "/model.onnx"), folder, count, arguments);
 }

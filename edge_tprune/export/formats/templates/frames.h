@@ -1,0 +1,67 @@
+// Frames from PPM files, class names, and the best classes printed. Part of a package that edge-tprune exported.
+
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+using Answer = std::vector<std::pair<int64_t, float>>;  // (class, probability), the most probable first
+
+[[noreturn]] inline void stop(const std::string& why) {
+  std::fprintf(stderr, "%s\n", why.c_str());
+  std::exit(2);
+}
+
+// The probabilities of one frame's logits.
+inline Answer rank(const float* logits, size_t count) {
+  const float most = *std::max_element(logits, logits + count);
+  const double sum = std::accumulate(logits, logits + count, 0.0, [=](double s, float x) { return s + std::exp(x - most); });
+  Answer found(count);
+  for (size_t i = 0; i < count; ++i) found[i] = {static_cast<int64_t>(i), static_cast<float>(std::exp(logits[i] - most) / sum)};
+  std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+  return found;
+}
+
+inline std::vector<uint8_t> read_frame(const std::string& file, int64_t height, int64_t width) {
+  std::ifstream stream(file, std::ios::binary);
+  std::string kind;
+  int64_t w = 0, h = 0, most = 0;
+  if (!(stream >> kind >> w >> h >> most) || kind != "P6" || most != 255) stop(file + " is no binary PPM file of 8 bits");
+  if (h != height || w != width) {
+    stop(file + " has " + std::to_string(w) + " x " + std::to_string(h) + " pixels, and the graph takes " + std::to_string(width) + " x " +
+         std::to_string(height));
+  }
+  stream.get();
+  std::vector<uint8_t> pixels((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  if (pixels.size() != static_cast<size_t>(h * w * 3)) stop(file + " is cut off");
+  return pixels;
+}
+
+// Prints the best classes of the frames in the files that are named. A model has height(), width() and operator()(frame).
+template <typename Model>
+int classify(const Model& model, const std::string& folder, int count, char** arguments) {
+  std::vector<std::string> labels;
+  std::ifstream stream(folder + "/labels.txt");
+  for (std::string line; std::getline(stream, line);) labels.push_back(line);
+  for (int i = 1; i < count; ++i) {
+    std::printf("%s\n", arguments[i]);
+    const Answer best = model(read_frame(arguments[i], model.height(), model.width()));
+    for (size_t k = 0; k < std::min<size_t>(5, best.size()); ++k) {
+      std::printf("  %6.1f%%  %s\n", 100.0 * best[k].second, labels.at(static_cast<size_t>(best[k].first)).c_str());
+    }
+  }
+  return 0;
+}
+
+inline std::string model_folder() {
+  const char* folder = std::getenv("MODEL_FOLDER");
+  return folder == nullptr ? "." : folder;
+}
