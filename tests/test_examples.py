@@ -23,6 +23,6 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
 
 def test_every_example_has_its_row() -> None:
     text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     for example in EXAMPLES:
         assert f"[{example.name}]" in text

@@ -87,14 +87,14 @@ class Heat:
     """The temperature of the chip. It approaches, exponentially, the temperature that the power leads to in the end."""
 
     def __init__(self, begin_ns: int) -> None:
-        self.celsius = _AMBIENT_C
+        self.celsius = self.ambient_c = _AMBIENT_C  #: of the chip, and of its surroundings
         self._t_ns = begin_ns
 
     def warm(self, now_ns: int, energy_mj: float) -> None:
         """Until `now_ns` the board has dissipated `energy_mj` more."""
         if now_ns > self._t_ns:
             elapsed_s = (now_ns - self._t_ns) / 1e9
-            goal_c = _AMBIENT_C + _DEGREES_PER_W * energy_mj / 1e3 / elapsed_s
+            goal_c = self.ambient_c + _DEGREES_PER_W * energy_mj / 1e3 / elapsed_s
             self.celsius = goal_c + (self.celsius - goal_c) * 2 ** (-elapsed_s / _HALF_LIFE_S)
             self._t_ns = now_ns
 

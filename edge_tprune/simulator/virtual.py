@@ -105,6 +105,18 @@ class VirtualMachine:
         """What went through one rail in a window: exact."""
         return self.physics.rail_energy_mj(self._rails[label].rail, begin_ns, end_ns)
 
+    def set_surroundings(self, celsius: float) -> None:
+        """From now on the board's surroundings are so warm."""
+        self.temperature_c()
+        self._heat.ambient_c = celsius
+
+    def temperature_c(self) -> float:
+        """Of the chip, now."""
+        now_ns = self.clock()
+        self._heat.warm(now_ns, self.energy_mj(self._warmed_ns, now_ns))
+        self._warmed_ns = now_ns
+        return self._heat.celsius
+
     def sources(self) -> list[Source]:
         """The sources that `open_sources` finds on such a board, as far as the law knows their values."""
         rails = [self._rail(rail) for rail in self.law.rails]
@@ -148,10 +160,7 @@ class VirtualMachine:
         return _VirtualSensor(metric, value, self, self._read_s)
 
     def _temperature_c(self) -> float:
-        now_ns = self.clock()
-        self._heat.warm(now_ns, self.energy_mj(self._warmed_ns, now_ns))
-        self._warmed_ns = now_ns
-        return round(self._heat.celsius, 3)
+        return round(self.temperature_c(), 3)
 
 
 class _VirtualSensor:
