@@ -28,6 +28,10 @@ def _option(description: str, default: str | None = None, flag: str | None = Non
     return Meta(description=description, extra={key: value for key, value in extra.items() if value is not None})
 
 
+#: More than any board has; so many threads are started for every engine.
+Threads = Annotated[int, Meta(ge=1, le=1024)]
+
+
 class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
     """What a caller asks of a run. None: what the bundle, the machine and its sensors ask for.
 
@@ -69,7 +73,7 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
         FramesPerSecond | None, _option("Run at this fixed rate, like a camera's frames, instead of back to back.")
     ] = None
     seed: Annotated[int | None, _option("Seed of the order within the rounds.", "0")] = None
-    threads: Annotated[Count | None, _option("CPU threads per engine.", "one per physical core")] = None
+    threads: Annotated[Threads | None, _option("CPU threads per engine.", "one per physical core")] = None
     golden_tolerance: Annotated[
         Distance | None,
         _option(

@@ -103,8 +103,8 @@ def open_engine(file: Path, runtime: str, *, threads: int, shared: bool = False)
     Raises:
         UserError: an unknown runtime or one whose package is missing, a graph it cannot load, fewer than one thread.
     """
-    if threads < 1:
-        raise UserError(f"an engine needs at least one thread, not {threads}")
+    if not 1 <= threads <= 1024:
+        raise UserError(f"an engine has 1 to 1024 threads, not {threads}")
     engine: Engine = _module(runtime).open_engine(Path(file), threads, shared=shared)
     return engine
 

@@ -132,7 +132,8 @@ def test_images_on_which_scores_all_but_tie_prove_nothing(loaded: LoadedModel) -
 
         def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
             odd = (x[:, :1, 0].contiguous().view(torch.int32) % 2 == 1).long()
-            return Keep(torch.arange(self.stage.tokens_out) + odd * (self.stage.tokens_in - self.stage.tokens_out))
+            places = torch.arange(self.stage.tokens_out)
+            return Keep(places + (places > 0) * odd * (self.stage.tokens_in - self.stage.tokens_out))
 
     images = torch.randn(64, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     try:

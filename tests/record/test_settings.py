@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edge_tprune.cli.app import command_tree
+from edge_tprune.errors import UserError
 from edge_tprune.record.settings import RunRequest, option_flag
 
 
@@ -14,3 +17,9 @@ def test_a_request_can_be_typed_again() -> None:
 def test_every_setting_is_an_option_of_profile() -> None:
     known = {option for parameter in command_tree().commands["profile"].params for option in parameter.opts}
     assert {option_flag(name) for name in RunRequest.__struct_fields__} <= known
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 9_999_999])
+def test_threads_that_no_machine_has_are_refused_at_once(threads: int) -> None:
+    with pytest.raises(UserError, match="threads must be a whole number"):
+        RunRequest(threads=threads).check()
