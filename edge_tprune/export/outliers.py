@@ -29,7 +29,7 @@ from edge_tprune.runtime.engine import open_engine
 _ASCENT_STEPS, _ASCENT_STEP = 6, 0.15  # of pixels in [0, 1]
 _CELL = 16  # pixels of a checkerboard's squares, at least two of them a side
 _COLOUR = (124, 32, 208)  # far from the mean of every data set, and from grey
-_ROUNDING = 1e-6  # noise on normalised pixels
+_ROUNDING = (1e-6, 1e-5, 1e-4)  # noise on normalised pixels: that of another processor's kernels, with room
 _MARGIN = 2.0  # times what rounding changed
 
 
@@ -133,8 +133,10 @@ class OutlierProof:
                 f"budget {name}: in float32 its {module.output} are not finite on an outlier image (black, white, one colour, a checkerboard, or "
                 "the one with the largest activations): the network overflows. Check its weights. Nothing was written"
             )
-        noise = torch.randn(self._batches.shape, generator=torch.Generator().manual_seed(0))
-        self._note(name, DEFAULT, module.output, outputs_of(module, self._batches + _ROUNDING * noise))
+        generator = torch.Generator().manual_seed(0)
+        for size in _ROUNDING:
+            noise = torch.randn(self._batches.shape, generator=generator)
+            self._note(name, DEFAULT, module.output, outputs_of(module, self._batches + size * noise))
         previous, module.attention = module.attention, explicit_attention
         self._note(name, DEFAULT, module.output, outputs_of(module, self._batches))
         module.attention = previous

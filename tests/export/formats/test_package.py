@@ -130,7 +130,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(
         ({"budget": "0.7"}, "no budget '0.7'"),
         ({"precision": "fp16"}, "no file for runtime 'onnxruntime' in fp16"),
         ({"top_k": 7}, "--top-k 7 is out of range: the model has 6 classes"),
-        ({"format": "python", "runtime": "tensorrt"}, "no loader for tensorrt"),
+        ({"format": "python", "runtime": "tensorrt-rtx"}, "no loader for tensorrt-rtx"),
         ({"onnxruntime_version": "1.9"}, "opset 23, which ONNX Runtime has from 1.23 on, and the target has 1.9"),
         ({"onnxruntime_version": "new"}, "--onnxruntime-version 'new'"),
     ):
