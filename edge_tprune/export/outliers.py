@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edge_tprune.bundle.golden import OUTLIERS, Outliers, image_differences
 from edge_tprune.errors import NegativeAnswer
 from edge_tprune.export.overflow import HalfPrecisionBreak, describe_break
+from edge_tprune.export.steadiness import images_at_once
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.reduction.attention import explicit_attention
@@ -34,9 +35,11 @@ _MARGIN = 2.0  # times what rounding changed
 
 
 def outputs_of(module: PrunedViT, batches: Tensor) -> np.ndarray:
-    """Outputs (batches, B, ...) for images (batches, B, 3, H, W)."""
+    """Outputs (batches, B, ...) for images (batches, B, 3, H, W), several batches at once where memory allows."""
+    at_once = max(1, images_at_once(module.shape) // batches.shape[1])
     with torch.inference_mode():
-        return np.stack([module(batch).numpy() for batch in batches])
+        outputs = torch.cat([module(part.flatten(0, 1)) for part in torch.split(batches, at_once)])
+    return outputs.numpy().reshape(*batches.shape[:2], *outputs.shape[1:])
 
 
 def make_outliers(loaded: LoadedModel, ordinary: Tensor, batch: int) -> Tensor:

@@ -121,8 +121,12 @@ def count_flips(
     return flips
 
 
+def images_at_once(shape: NetworkShape) -> int:
+    """How many images to run together: 8, and fewer where their attention maps would take too much memory."""
+    return max(1, min(_BATCH, _BATCH * _BATCH_TOKENS**2 // shape.tokens**2))
+
+
 def _outputs(module: PrunedViT, images: Tensor) -> Tensor:
     """Outputs (N, values), in the units in which parity compares them."""
-    size = max(1, min(_BATCH, _BATCH * _BATCH_TOKENS**2 // module.shape.tokens**2))
-    outputs = torch.cat([module(part).flatten(1) for part in torch.split(images, size)])
+    outputs = torch.cat([module(part).flatten(1) for part in torch.split(images, images_at_once(module.shape))])
     return outputs if module.output == LOGITS else outputs / scale(outputs.numpy())

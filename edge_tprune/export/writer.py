@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from edge_tprune.bundle.golden import outlier_arrays
 from edge_tprune.bundle.manifest import (
@@ -31,7 +32,7 @@ from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.export.calibration import calibrate, check_layers, host
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.integer_parity import IntegerJudge
-from edge_tprune.export.outliers import OutlierProof, make_outliers, outputs_of
+from edge_tprune.export.outliers import OutlierProof, make_outliers
 from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
 from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images, choosing_modules
@@ -59,7 +60,8 @@ class _Writer:
 
     def write_budget(self, budget: BudgetSettings) -> tuple[Budget, np.ndarray]:
         """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's outputs (batches, B, ...)."""
-        expected = outputs_of(budget.module, self.proof.batches)
+        with torch.inference_mode():
+            expected = np.stack([budget.module(batch).numpy() for batch in self.proof.batches])
         self.outliers.add_budget(budget.name, budget.module)
         artifacts, parity = [], {}
         proved: dict[
