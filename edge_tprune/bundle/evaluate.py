@@ -106,6 +106,20 @@ def evaluate(
     return stored, {label.partition("@")[0]: record for label, record in of_precision.items()}
 
 
+def check_request(
+    bundle: Bundle, *, runtime: str = _ORT, precision: str = "fp32", budgets: Sequence[str] | None = None
+) -> None:
+    """Refuses, before any image is read, what `evaluate` would refuse because of the bundle alone. Arguments: as for `evaluate`.
+
+    Raises:
+        UserError: no unpruned budget, an unknown budget, no graph in that precision for that runtime, a bundle that cannot be written.
+    """
+    check_revisable(bundle.path)
+    for budget in _with_unpruned(bundle, budgets):
+        if runtime != _ORT or not any(a.is_graph and a.precision == precision for a in budget.artifacts):
+            budget.artifact(runtime, precision)
+
+
 def judge(
     bundle: Bundle,
     dataset: Dataset,

@@ -11,6 +11,7 @@ import typer
 
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import print_note
+from edge_tprune.errors import UserError
 
 if TYPE_CHECKING:
     from edge_tprune.bundle.bundle import Bundle
@@ -60,11 +61,14 @@ def open_data(
         quiet: show no progress.
 
     Raises:
-        UserError: as `open_dataset`; or some images cannot be read: naming all of them.
+        UserError: as `open_dataset`; a class map that would not be used; or some images cannot be read: naming all of them.
     """
     from edge_tprune.models.data import REFERENCE, check_readable, open_dataset, open_images
-    from edge_tprune.models.images import describe_left_out
+    from edge_tprune.models.images import describe_left_out, format_path
 
+    if class_map is not None and (not labels or str(source) == REFERENCE):
+        why = "the reference task has labels of its own" if labels else "this output has no classes"
+        raise UserError(f"--class-map {format_path(class_map)} is not used: {why}. Leave it out")
     dataset: Dataset
     if labels or str(source) == REFERENCE:
         dataset = open_dataset(source, classes, limit, training=training, class_map=class_map, class_names=class_names)

@@ -16,7 +16,8 @@ ProfilesArgument = Annotated[
     list[Path], typer.Argument(metavar="PROFILE...", help="Profile directories, or directories that contain profiles.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads per engine; one per physical core by default.", show_default=False)
+    int | None,
+    typer.Option(min=1, max=1024, help="CPU threads per engine; one per physical core by default.", show_default=False),
 ]
 BudgetNames = Annotated[str | None, typer.Option("--budgets", help="Only these budgets of the bundle, by name, with commas.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

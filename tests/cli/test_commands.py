@@ -272,6 +272,23 @@ def test_a_folder_whose_classes_do_not_match(command: Command, journey: tuple[Pa
     one_line(command("eval", journey[0], "--data", tmp_path), 2, "2 class")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budgets", ""], "--budgets is empty"),
+        (["--budgets", "nope"], "no budget 'nope'"),
+        (["--precision", "fp16"], "no file for runtime 'onnxruntime' in fp16"),
+        (["--runtime", "tensorrt"], "no file for runtime 'tensorrt'"),
+        (["--threads", "0"], "Invalid value for '--threads'"),
+        (["--class-map", "names.txt"], "names.txt is not used: the reference task has labels of its own"),
+    ],
+)
+def test_what_eval_refuses_is_refused_before_an_image_is_read(
+    command: Command, journey: tuple[Path, Path], words: list[str], message: str
+) -> None:
+    one_line(command("eval", journey[0], "--data", "reference", *words), 2, message)
+
+
 def test_a_corrupt_bundle_is_refused_by_every_command_that_reads_it(
     command: Command, journey: tuple[Path, Path], tmp_path: Path
 ) -> None:

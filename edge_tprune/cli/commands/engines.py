@@ -79,7 +79,7 @@ def engines(
         rows = [(engine.budget, engine.file, engine.record) for engine in built]
     else:
         library, rows = load(runtime), []
-        names = parse_list(budgets, str, "--budgets") if budgets else [budget.name for budget in opened.budgets]
+        names = parse_list(budgets, str, "--budgets") if budgets is not None else [budget.name for budget in opened.budgets]
         for name in names:
             with show_progress(f"budget {name}", quiet) as advance:
                 file = prepare(

@@ -51,6 +51,7 @@ def evaluate(
     import msgspec
 
     from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.bundle.evaluate import check_request
     from edge_tprune.bundle.evaluate import evaluate as run
     from edge_tprune.bundle.outputs import LOGITS
     from edge_tprune.runtime.engine import default_threads
@@ -59,6 +60,8 @@ def evaluate(
     source = data if data is not None else ("reference" if opened.manifest.model.name == "reference" else None)
     if source is None:
         raise UserError("no images to evaluate on: give --data DIRECTORY (one sub-directory per class, or unlabelled images)")
+    names = parse_list(budgets, str, "--budgets") if budgets is not None else None
+    check_request(opened, runtime=runtime, precision=precision, budgets=names)
     dataset = open_data(
         source,
         opened.manifest.model.classes,
@@ -69,7 +72,6 @@ def evaluate(
         skip_unreadable=skip_unreadable,
         quiet=quiet,
     )
-    names = parse_list(budgets, str, "--budgets") if budgets else None
     warnings: list[str] = []
     with show_progress("images", quiet) as advance:
         opened, records = run(

@@ -88,7 +88,7 @@ def explain(
         if double := next((name for name, value in given.items() if value), None):
             raise UserError(f"{double} is not for --bundle, whose budgets are built: leave one of the two out")
         opened = Bundle.open(bundle, verify=False)
-        names = parse_list(budgets, str, "--budgets") if budgets else None
+        names = parse_list(budgets, str, "--budgets") if budgets is not None else None
         loaded = load_model_of(opened, choice.given["weights"])
         _show(explain_budgets(loaded, opened, open_image(image), Path(image).name, names), picture, json)
         return

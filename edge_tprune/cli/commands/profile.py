@@ -65,7 +65,7 @@ def profile(
     if resume is not None and profiles is not None:
         raise UserError(f"--resume continues in {resume}: leave out --out")
     opened = Bundle.open(bundle)
-    names = parse_list(budgets, str, "--budgets") if budgets else None
+    names = parse_list(budgets, str, "--budgets") if budgets is not None else None
     dataset = None
     if data is not None:
         dataset = open_data(
