@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -299,10 +299,20 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         for artifact in self.graphs(runtime):
             if precision in (None, artifact.precision):
                 return artifact
+        if precision not in (None, *get_args(Precision)):
+            raise UserError(
+                f"no precision {precision!r}.{did_you_mean(str(precision), get_args(Precision))} Known: {', '.join(get_args(Precision))}"
+            )
         has = ", ".join(dict.fromkeys(f"{a.runtime} in {a.precision}" for a in self.artifacts))
         wanted, way = f"runtime {runtime!r}", f"--runtime {runtime}"
         if precision is not None:
-            wanted, way = f"{wanted} in {precision}", f"{way} --precision {precision}"
+            wanted = f"{wanted} in {precision}"
+            if runtime == "onnxruntime" and precision in ("fp16", "mixed"):
+                raise UserError(
+                    f"budget {self.name} has no file for {wanted} (it has: {has}): graphs in half precision are for TensorRT, because a CPU gains "
+                    f"nothing from them. Build with --runtime tensorrt --precision {precision}, or use fp32 or int8"
+                )
+            way = f"{way} --precision {precision}"
         raise UserError(f"budget {self.name} has no file for {wanted} (it has: {has}): build with {way}")
 
     def graphs(self, runtime: str) -> list[Artifact]:

@@ -40,7 +40,7 @@ def test_a_bundle_holds_every_precision_that_a_runtime_takes(halved: Bundle) -> 
     budget = Bundle.open(halved.path).budget("0.6")
     assert budget.artifact("tensorrt").precision == "fp16", "the first that was asked for"
     assert budget.artifact("tensorrt", "mixed").file == "onnx/0.6.explicit.mixed.onnx"
-    with pytest.raises(UserError, match=r"no file for runtime 'onnxruntime' in fp16 .*--runtime onnxruntime --precision fp16"):
+    with pytest.raises(UserError, match=r"no file for runtime 'onnxruntime' in fp16 .*--runtime tensorrt --precision fp16"):
         budget.artifact("onnxruntime", "fp16")
     record = budget.parity["tensorrt-fp16"]
     assert budget.artifact("tensorrt").key == "tensorrt-fp16"

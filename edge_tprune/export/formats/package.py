@@ -79,6 +79,8 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
         raise UserError(
             f"unknown format {request.format!r}.{did_you_mean(request.format, FORMATS)} Known: {', '.join(FORMATS)}"
         )
+    if request.name is not None and not request.name.strip():
+        raise UserError("--name is empty: give the model a name, or leave it out")
     form = FORMATS[request.format]
     budget = bundle.budget(request.budget)
     artifact = choose_graph(budget, request)

@@ -128,7 +128,9 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(
     for changes, message in (
         ({"format": "onyx"}, r"unknown format 'onyx'\. Did you mean onnx\?"),
         ({"budget": "0.7"}, "no budget '0.7'"),
-        ({"precision": "fp16"}, "no file for runtime 'onnxruntime' in fp16"),
+        ({"precision": "fp16"}, "no file for runtime 'onnxruntime' in fp16 .*Build with --runtime tensorrt --precision fp16"),
+        ({"precision": "int9"}, r"no precision 'int9'\. Did you mean int8\? Known: fp32, fp16, mixed, int8"),
+        ({"name": " "}, "--name is empty"),
         ({"top_k": 7}, "--top-k 7 is out of range: the model has 6 classes"),
         ({"format": "python", "runtime": "tensorrt-rtx"}, "no loader for tensorrt-rtx"),
         ({"onnxruntime_version": "1.9"}, "opset 23, which ONNX Runtime has from 1.23 on, and the target has 1.9"),
