@@ -272,6 +272,12 @@ def _refuse_changes(
     if budgets is not None:
         pairs["budgets"] = (before.budgets, list(budgets))
     was, now = asdict(document.environment), asdict(read_environment(root))
+    if was["board"] != now["board"]:  # then everything else differs, too
+        there, here = (found["board_model"] or found["board"] for found in (was, now))
+        raise UserError(
+            f"profile {before.path} cannot be resumed on another board: it was made on {there}, and this is {here}. "
+            "Go on there, or give the --sysroot that it was made with"
+        )
     differing = _differences(pairs) + _differences({key: (was[key], now[key]) for key in sorted(now)})
     if differing:
         text = "; ".join(differing)

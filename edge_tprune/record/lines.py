@@ -34,6 +34,7 @@ class StartLine(LogLine, tag="start", kw_only=True, frozen=True):
     """The run begins."""
 
     utc: str  #: wall-clock time at `t_ns`
+    run_id: Name | None = None  #: as in run.json; None in older profiles
 
 
 class ResumeLine(LogLine, tag="resume", kw_only=True, frozen=True):

@@ -212,6 +212,8 @@ class _SampleLog:
         elif isinstance(line, StartLine):
             if self._started:
                 raise InvalidDocument("the run begins a second time here (was the log appended to itself?)")
+            if line.run_id not in (None, self._document.run_id):
+                raise InvalidDocument(f"it is of run {line.run_id}, and run.json of run {self._document.run_id}")
             self._started = True
         return None
 

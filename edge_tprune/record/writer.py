@@ -45,7 +45,7 @@ class Recorder:
                 KIND.write(draft, document)
                 recorder = cls(draft, LogWriter(draft / SAMPLES, os.O_CREAT | os.O_EXCL))
                 try:
-                    recorder.append(StartLine(t_ns=clock_ns(), utc=_utc_now()))
+                    recorder.append(StartLine(t_ns=clock_ns(), utc=_utc_now(), run_id=document.run_id))
                     recorder.path = _rename_to_new(draft, out, name)
                 except BaseException:
                     recorder.close()

@@ -84,6 +84,10 @@ def test_what_is_not_as_it_was_is_refused_by_name(bundle: Bundle, make_bundle: M
     (path / RUN).write_text(json.dumps(run))
     with pytest.raises(UserError, match=r"power_mode was .*MAXN.* and is None"):
         resume(bundle, path)
+    run["environment"] |= {"board": "orin-nano", "board_model": "Orin Nano", "l4t_release": "36.4.0"}
+    (path / RUN).write_text(json.dumps(run))
+    with pytest.raises(UserError, match=r"on another board: it was made on Orin Nano, .* --sysroot that it was made with$"):
+        resume(bundle, path)
     assert (path / SAMPLES).read_bytes() == before
     run["version"] = 1
     (path / RUN).write_text(json.dumps(run))

@@ -31,6 +31,18 @@ def test_cut_anywhere_in_the_last_line_keeps_every_line_before(tmp_path: Path) -
         assert any("was cut off: " in warning for warning in run.warnings)
 
 
+def test_a_log_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    first, rest = (path / SAMPLES).read_text().split("\n", 1)
+    own = json.loads((path / RUN).read_text())["run_id"]
+    for run_id in (own, "another"):
+        (path / SAMPLES).write_text(json.dumps(json.loads(first) | {"run_id": run_id}) + "\n" + rest)
+        if run_id == own:
+            assert len(read_run(path).turns) == 3
+    with pytest.raises(UserError, match=r"line 1 of samples\.jsonl is damaged: it is of run another"):
+        read_run(path)
+
+
 @pytest.mark.parametrize("damage", [b"{", b"\0\0\0\0", b"[]", b'{"kind":"round"}', b'"text"', b"\xff\xff", b'{"t_ns":1}'])
 def test_damage_in_the_last_line_is_told_and_elsewhere_refused(tmp_path: Path, damage: bytes) -> None:
     path = write_run(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -92,5 +93,6 @@ def profile(
                 progress=progress,
             )
     except Interrupted as stop:
-        raise Interruption(str(stop)) from stop
+        again = "" if sysroot == Path("/") else f" (with --sysroot {shlex.quote(str(sysroot))})"
+        raise Interruption(f"{stop}{again}") from stop
     print_json({"profile": str(path)}) if json else print_text(str(path))
