@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,22 +39,39 @@ class Probed(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def check_budget(
-    bundle: Bundle, budget: str, *, runtime: str, threads: int, precision: str | None = None, tolerance: float = TOLERANCE
+    bundle: Bundle,
+    budget: str,
+    *,
+    runtime: str,
+    threads: int,
+    precision: str | None = None,
+    tolerance: float = TOLERANCE,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> tuple[Check, Path | None]:
     """Runs `probe` on one budget in a fresh process. A budget that cannot be run is a failed check, not an exception.
 
+    An engine that fails has its fault named, and higher precisions are tried, in a second process; `warn` is called before, because with TensorRT that
+    builds engines.
+
     Returns:
-        The check, and what to open the engine from where that is not what `prepare` gives: the engine failed, and passed in a higher precision, in part
-        or as a whole (`Check.fallback`). The check's numbers are of that engine then, from a process of its own.
+        The check, and what to open the engine from where that is not what `prepare` gives: a higher precision passed, in part or as a whole
+        (`Check.fallback`). The check's numbers are of that engine then, from a process of its own.
     """
     command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path), budget]
     command += ["--runtime", runtime, "--threads", str(threads), "--tolerance", repr(tolerance)]
     command += [] if precision is None else ["--precision", precision]
-    first = _run_probe(command, budget)
-    if first.file is None:
-        return first.check, None
-    second = _run_probe([*command, "--file", first.file], budget)
-    return msgspec.structs.replace(second.check, fallback=first.check.fallback), Path(first.file)
+    first = _run_probe(command, budget).check
+    if first.failure is None:
+        return first, None
+    slow = "" if runtime == "onnxruntime" else ". This builds engines and takes minutes"
+    warn(f"budget {budget}: {first.failure}. Looking for the block at fault, and for a precision that is right{slow}")
+    second = _run_probe([*command, "--fall-back"], budget)
+    if second.check.error is not None:  # what was found at first stands
+        return msgspec.structs.replace(first, failure=f"{first.failure}; no fall-back: {second.check.error}"), None
+    if second.file is None:
+        return msgspec.structs.replace(first, fallback=second.check.fallback), None
+    third = _run_probe([*command, "--file", second.file], budget).check
+    return msgspec.structs.replace(third, fallback=second.check.fallback), Path(second.file)
 
 
 def _run_probe(command: list[str], budget: str) -> Probed:
@@ -83,11 +101,12 @@ def probe(
     precision: str | None = None,
     tolerance: float = TOLERANCE,
     file: Path | None = None,
+    fall_back: bool = False,
 ) -> Probed:
     """Loads one budget's engine in this process, runs the golden inputs, outliers included, and compares.
 
-    Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads. An engine that fails has
-    its fault named, and others in higher precision are tried, unless `file` says what to open.
+    Memory is counted from after the runtime's library was loaded, so it is what the graph costs: weights, buffers, threads. What to open is
+    `file`, or what `prepare` gives. With `fall_back` an engine that fails has its fault named, and others in higher precision are tried.
 
     Raises:
         UserError: the engine cannot be loaded, or takes other inputs than the golden ones.
@@ -113,7 +132,7 @@ def probe(
         outliers={name: _finite(pair[0]) for name, pair in result.outliers.items()} or None,
         failure=None if result.passed else result.describe(),
     )
-    if result.passed or file is not None:
+    if result.passed or not fall_back:
         return Probed(check=check)
     guard = Guard(bundle, budget, runtime, precision_of_graph, threads, tolerance)
     fallback, other = guard.fall_back(result)
@@ -160,6 +179,7 @@ def _main() -> int:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--file", type=Path)
+    parser.add_argument("--fall-back", action="store_true")
     options = parser.parse_args()
     try:
         bundle = Bundle.open(options.bundle, verify=False)  # the caller did, and hashing takes as long as all the rest
@@ -171,6 +191,7 @@ def _main() -> int:
             threads=options.threads,
             tolerance=options.tolerance,
             file=options.file,
+            fall_back=options.fall_back,
         )
     except UserError as error:
         print(error, file=sys.stderr)

@@ -158,6 +158,7 @@ def _check_budgets(session: Session) -> tuple[dict[str, str], Session]:
                 precision=precision,
                 threads=settings.threads,
                 tolerance=settings.golden_tolerance,
+                warn=progress.warn,
             )
             check = msgspec.structs.replace(check, budget=name)
             if other is not None:

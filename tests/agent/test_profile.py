@@ -164,7 +164,10 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
     with pytest.raises(CheckFailed, match=r"budget wrong: its logits are off by 0\.25 \(allowed 0\.001\)") as failed:
         profile(bundle, tmp_path / "out", QUICK, progress=log)
     assert set(failed.value.failures) == {"wrong", "broken"}
-    assert [re.split(" failed", warning)[0] for warning in log.warnings if not warning.startswith("the run is")] == [
+    looked, *said = (warning for warning in log.warnings if not warning.startswith("the run is"))
+    assert looked.endswith("Looking for the block at fault, and for a precision that is right")
+    assert "No higher precision helps: fp32: there is no higher precision" in said[0]
+    assert [re.split(" failed", warning)[0] for warning in said] == [
         "budget wrong",
         "budget broken",
     ]
