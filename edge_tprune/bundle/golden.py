@@ -186,7 +186,7 @@ def check_golden(
     if (outliers := golden.outliers) is not None:
         found = [run(image) for image in outliers.images]
         differences = image_differences(np.stack(found), outliers.outputs[budget], kind, precision)
-        allowed = np.maximum(outliers.allowed[budget, precision], limit)
+        allowed = np.maximum(outliers.allowed[budget, precision], tolerance if precision == "fp32" else 0.0)
         shares += list((differences / allowed).max(1))
         judged = {name: (float(off), float(most)) for name, off, most in zip(OUTLIERS, differences.ravel(), allowed.ravel())}
     worst = int(np.argmax([share if np.isfinite(share) else np.inf for share in shares]))

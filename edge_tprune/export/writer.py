@@ -156,7 +156,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
             entry, outputs = writer.write_budget(budget)
             budgets.append(entry)
             golden[f"{settings.output}/{budget.name}"] = outputs[:GOLDEN_BATCHES]
-    golden |= outlier_arrays(outliers.result(), settings.output)
+    golden |= outlier_arrays(outliers.result(settings.output), settings.output)
     buffer = io.BytesIO()
     np.savez(buffer, **golden)
     (folder / GOLDEN).write_bytes(buffer.getvalue())

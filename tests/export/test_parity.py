@@ -95,7 +95,7 @@ def test_eval_judges_half_precision_against_float32(halved: Bundle, tmp_path: Pa
     assert Bundle.open(halved.path).budget("0.6").accuracy_in("fp16") == records["0.6"], "the same images: it stays"
     evaluate(bundle, Noise(count=5, fingerprint="1" * 64), threads=1, budgets=["0.6"])
     assert Bundle.open(halved.path).budget("0.6").accuracy_by_precision == {}, "other images: no longer comparable"
-    with pytest.raises(UserError, match="in fp61"):
+    with pytest.raises(UserError, match="no precision 'fp61'"):
         evaluate(bundle, data, precision="fp61", threads=1)
 
 
