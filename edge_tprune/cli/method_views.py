@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_tprune.cli.model_views import require_host
+from edge_tprune.cli.root import read_docstring
 from edge_tprune.cli.terminal import Heading, Table, print_line, print_table
 from edge_tprune.errors import UserError, did_you_mean
 
@@ -31,7 +32,7 @@ def methods_document() -> dict[str, Any]:
             {
                 "name": name,
                 "paper": method.paper,
-                "summary": (method.__doc__ or "").strip().splitlines()[0] if method.__doc__ else "",
+                "summary": read_docstring(method).strip().partition("\n")[0],
                 "needs": sorted(method.needs),
                 "fused_attention": registry.ATTENTION not in method.needs,
                 "needs_class_token": method.needs_class_token,

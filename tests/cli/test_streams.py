@@ -85,6 +85,11 @@ def test_help_is_there_without_docstrings() -> None:
     assert "Show one row per budget" in done.stdout
 
 
+def test_methods_have_their_summaries_without_docstrings() -> None:
+    done = subprocess.run([sys.executable, "-OO", "-m", "edge_tprune", "methods"], capture_output=True, text=True, check=True)
+    assert re.search(r"^tome +Merges the most similar pairs of tokens", done.stdout, re.MULTILINE)
+
+
 @pytest.mark.parametrize(("number", "says"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGHUP, "ended by SIGHUP")])
 def test_a_signal_ends_a_command_in_order(
     command: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, says: str
