@@ -24,6 +24,7 @@ from torch import Tensor
 
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.exporter import kept_translations, quiet_exporter
+from edge_tprune.export.folds import fold
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
 from edge_tprune.reduction.decision import is_own
@@ -61,12 +62,13 @@ def operator_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, needs: frozenset[str], bias: Bias
 ) -> Attended:
     """ONNX's own `Attention` operator (opset 23), which can also hand out the map it computed anyway. Arguments: `AttentionForm`."""
-    mask = bias.mask()
-    if mask is not None:
-        # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
-        batch, queries, keys = len(mask), q.shape[1], k.shape[1]
-        mask = mask.expand(batch, mask.shape[1], queries, keys)
-        mask = mask[0, 0] if batch == 1 and mask.shape[1] == 1 else mask
+    # ONNX Runtime wants every query's row of the bias; it finds the repeated expansions of one stage and computes one.
+    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    if batch == 1 and bias.keys is not None and bias.pairs is None:
+        mask: Tensor | None = bias.keys.expand(queries, keys)
+    else:
+        mask = bias.mask()
+        mask = None if mask is None else mask.expand(len(mask), mask.shape[1], queries, keys)
     want_map = not needs.isdisjoint({ATTENTION, CLASS_ROW})
     output, _, _, attention = torch.onnx.ops.attention(
         q, k, v, attn_mask=mask, q_num_heads=heads, kv_num_heads=heads, scale=scale, qk_matmul_output_mode=3 if want_map else 0
@@ -149,6 +151,8 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     model: onnx.ModelProto = program.model_proto
     _name_output(model, pruned.output)
     _shape_maps(model)
+    if pruned.precision.name == DEFAULT:
+        fold(model)
     _name_nodes(model)
     try:
         check(model, pruned.schedule, pruned.precision)

@@ -118,6 +118,7 @@ class ZeroTPrune(Reducer):
         self.duplicates = min(round(similar * removed), (stage.tokens_in - stage.prefix_tokens) // 2)
         self.proportional = merge
         self.votes = votes or _paper_votes(stage)
+        self.partition = partition
         self.emphasis = emphasis
         self.head_filter = head_filter
         self.renormalise = renormalise
@@ -155,6 +156,13 @@ class ZeroTPrune(Reducer):
         if not self.proportional:
             alive = torch.where(dropped[:, None, :, None] == self.position, 0.0, 1.0).amin(2, keepdim=True)
             return Keep(top(self._page_rank(attention, self.votes, alive) + self.bonus, self.stage.tokens_out))
+        if self.partition == "sequential":  # the B-group comes before all of the A-group in the ranking
+            border = len(self.kept_places)
+            survivors = ranking[:, : min(border, self.stage.tokens_out)]
+            if self.stage.tokens_out > border:
+                next_ones = others.topk(self.stage.tokens_out - border, dim=1, largest=False).values
+                survivors = torch.cat([survivors, a.gather(1, next_ones)], 1)
+            return Merge.into(survivors, dropped, self.stage.prefix_tokens + best.gather(1, chosen))
         # The ranking without the duplicates, by its places.
         left = torch.cat([self.kept_places.expand(len(x), -1), self.a[others]], 1)
         first = left.topk(self.stage.tokens_out, dim=1, largest=False).values

@@ -1,0 +1,214 @@
+"""Exact savings in a graph's layers: the same values from fewer passes over memory.
+
+What a graph computes does not change but for rounding (float64: 1e-12, float32: 1e-5, relative). Only graphs are rewritten, at export: modules,
+checkpoints and fine-tuning never see such weights. Every float32 graph of a bundle is, whatever its form, so that they share their weights.
+
+    store_parts        a last block that serves the head alone has parts of its layers' weights stored as such
+    split_products     queries, keys and values by one product each, instead of one product whose result is then cut apart: cutting copies it
+    fold_scales        a factor per channel behind a product (LayerScale: DeiT-III, DINOv2) goes into its weights and bias
+
+Not done, because ONNX Runtime gains nothing from it: the scale and bias of a LayerNorm in the layer that reads it (one kernel does both: 2 us of
+50), the bias of keys, on which softmax does not depend (a part of the product's own bias), attention's scale (a part of the Attention
+operator).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+_FLOATS = (np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A product of tokens (..., C) with weights (C, D), and the bias (D,) added to it where there is one."""
+
+    product: NodeProto
+    addition: NodeProto | None
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+    @property
+    def nodes(self) -> list[NodeProto]:
+        return [node for node in (self.product, self.addition) if node is not None]
+
+
+class _Graph:
+    """A graph's constants, and who reads and makes its values."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.readers: dict[str, list[NodeProto]] = {output.name: [NodeProto()] for output in model.graph.output}
+        self.makers: dict[str, NodeProto] = {}
+        self.ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+        for node in model.graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+            self.makers.update(dict.fromkeys(node.output, node))
+
+    def layer(self, value: str) -> _Layer | None:
+        """The layer that makes a value which nothing else reads, nor what comes between."""
+        node, addition, bias = self.makers.get(value), None, None
+        if node is not None and node.op_type == "Add" and len(self.readers[value]) == 1:
+            parts = self._constant_last(node)
+            if parts is None:
+                return None
+            addition, (value, bias) = node, parts
+            node = self.makers.get(value)
+        if node is None or node.op_type != "MatMul" or len(self.readers[value]) != 1:
+            return None
+        weight = self._array(node.input[1])
+        if weight is None or weight.ndim != 2 or weight.dtype not in _FLOATS:
+            return None
+        if bias is not None and bias.shape != weight.shape[1:]:
+            return None
+        return _Layer(node, addition, weight, bias)
+
+    def vector(self, node: NodeProto) -> tuple[str, np.ndarray] | None:
+        """The value that a product scales, and its constant factor per channel (D,)."""
+        parts = self._constant_last(node)
+        return parts if parts is not None and parts[1].ndim == 1 else None
+
+    def replace(self, old: list[NodeProto], new: list[NodeProto], constants: dict[str, np.ndarray]) -> None:
+        """Puts `new` nodes and constants where the last of the `old` nodes is, and drops what then nothing reads."""
+        gone = {id(node) for node in old}
+        places = [index for index, node in enumerate(self.graph.node) if id(node) in gone]
+        for node in reversed(new):
+            self.graph.node.insert(places[-1] + 1, node)
+        for index in reversed(places):
+            del self.graph.node[index]
+        self.graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(a), n) for n, a in constants.items())
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Drops nodes and constants that nothing reads any more."""
+        read = {output.name for output in self.graph.output}
+        for index in range(len(self.graph.node) - 1, -1, -1):
+            node = self.graph.node[index]
+            if read.isdisjoint(node.output):
+                del self.graph.node[index]
+            else:
+                read.update(node.input)
+        for index in range(len(self.graph.initializer) - 1, -1, -1):
+            if self.graph.initializer[index].name not in read:
+                del self.graph.initializer[index]
+
+    def _constant_last(self, node: NodeProto) -> tuple[str, np.ndarray] | None:
+        """Of a node's two inputs the value, and the constant beside it."""
+        arrays = [self._array(name) for name in node.input]
+        for place in (1, 0):
+            constant = arrays[place]
+            if constant is not None and arrays[1 - place] is None:
+                return node.input[1 - place], constant
+        return None
+
+    def _array(self, name: str) -> np.ndarray | None:
+        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+
+
+def fold(model: onnx.ModelProto) -> None:
+    """Rewrites a float32 graph in place, as the module's docstring says."""
+    store_parts(model)
+    fold_scales(model)
+    split_products(model)
+
+
+def store_parts(model: onnx.ModelProto) -> None:
+    """Stores what Slice and Transpose make of constants, as a last block's layers are made of whole ones, instead of making it anew."""
+    for node in [node for node in model.graph.node if node.op_type in ("Slice", "Transpose")]:
+        graph = _Graph(model)
+        if all(name in graph.constants for name in node.input):
+            given = [numpy_helper.to_array(graph.constants[name]) for name in node.input]
+            made = _transposed(node, *given) if node.op_type == "Transpose" else _sliced(*given)
+            graph.replace([node], [], {node.output[0]: made})
+
+
+def _transposed(node: NodeProto, whole: np.ndarray) -> np.ndarray:
+    order: list[int] | None = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+    turned: np.ndarray = whole.transpose(order)
+    return turned
+
+
+def _sliced(
+    whole: np.ndarray, starts: np.ndarray, ends: np.ndarray, axes: np.ndarray | None = None, steps: np.ndarray | None = None
+) -> np.ndarray:
+    cuts = [slice(None)] * whole.ndim
+    places = range(len(starts)) if axes is None else axes.tolist()
+    for start, end, axis, step in zip(
+        starts.tolist(), ends.tolist(), places, [1] * len(starts) if steps is None else steps.tolist()
+    ):
+        cuts[axis] = slice(start, end, step)
+    part: np.ndarray = whole[tuple(cuts)]
+    return part
+
+
+def split_products(model: onnx.ModelProto) -> int:
+    """Where a layer's output is only cut apart along its channels, computes each part by a layer of its own. How many it found."""
+    found, graph = 0, _Graph(model)
+    for node in [node for node in model.graph.node if node.op_type == "Split"]:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if axis not in (-1, graph.ranks.get(node.input[0], 0) - 1):
+            continue
+        layer = graph.layer(node.input[0])
+        cuts = None if layer is None else _cuts(model, node, layer.weight.shape[1])
+        if layer is None or cuts is None:
+            continue
+        new, constants = [], {}
+        for number, (output, part) in enumerate(zip(node.output, cuts)):
+            made, named = _part(layer, number, output, part)
+            new += made
+            constants.update(named)
+        graph.replace([*layer.nodes, node], new, constants)
+        found, graph = found + 1, _Graph(model)
+    return found
+
+
+def _cuts(model: onnx.ModelProto, node: NodeProto, width: int) -> list[slice] | None:
+    """The channels of each part that a Split cuts `width` channels into."""
+    sizes = [width // len(node.output)] * len(node.output)
+    if len(node.input) > 1:
+        tensor = next((t for t in model.graph.initializer if t.name == node.input[1]), None)
+        if tensor is None:
+            return None
+        sizes = numpy_helper.to_array(tensor).tolist()
+    if sum(sizes) != width:
+        return None
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, sizes)]
+
+
+def _part(layer: _Layer, number: int, output: str, part: slice) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+    """The nodes and constants that compute the channels `part` of a layer's output."""
+    weight = f"{layer.product.input[1]}_{number}"
+    constants = {weight: layer.weight[:, part]}
+    product = helper.make_node("MatMul", [layer.product.input[0], weight], [output])
+    product.metadata_props.extend(layer.product.metadata_props)
+    if layer.bias is None or layer.addition is None:
+        return [product], constants
+    product.output[0], bias = f"{output}_product", f"{weight}_bias"
+    constants[bias] = layer.bias[part]
+    addition = helper.make_node("Add", [product.output[0], bias], [output])
+    addition.metadata_props.extend(layer.addition.metadata_props)
+    return [product, addition], constants
+
+
+def fold_scales(model: onnx.ModelProto) -> int:
+    """Where a layer's output is only multiplied by a constant per channel, multiplies its weights and bias by it. How many it found."""
+    found, graph = 0, _Graph(model)
+    for node in [node for node in model.graph.node if node.op_type == "Mul"]:
+        scaled = graph.vector(node)
+        layer = None if scaled is None else graph.layer(scaled[0])
+        if scaled is None or layer is None or scaled[1].shape != layer.weight.shape[1:]:
+            continue
+        factor = scaled[1]
+        bias = None if layer.bias is None else layer.bias * factor
+        whole = _Layer(layer.product, layer.addition, layer.weight * factor, bias)
+        new, constants = _part(whole, 0, node.output[0], slice(None))
+        graph.replace([*layer.nodes, node], new, constants)
+        found, graph = found + 1, _Graph(model)
+    return found

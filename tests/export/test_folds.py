@@ -1,0 +1,122 @@
+"""Rewritten layers compute what they computed: in float64 to 1e-12, in float32 to 1e-5, relative."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_tprune.export.folds import fold, fold_scales, split_products, store_parts
+from edge_tprune.export.graph import FORMS, export
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import PrunedViT
+
+TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
+TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
+
+
+def graph(nodes: list[onnx.NodeProto], outputs: list[str], constants: dict[str, np.ndarray], kind: type) -> onnx.ModelProto:
+    given = [helper.make_tensor_value_info("x", TYPES[kind], [2, 5, 6])]
+    made = [helper.make_tensor_value_info(name, TYPES[kind], None) for name in outputs]
+    tensors = [
+        numpy_helper.from_array(array.astype(kind) if array.dtype == float else array, n) for n, array in constants.items()
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", given, made, tensors), opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def layer(rng: np.random.Generator, out: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
+    return nodes, {"w": rng.normal(size=(6, out)), "b": rng.normal(size=out)}
+
+
+def run(model: onnx.ModelProto, kind: type) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": np.random.default_rng(1).normal(size=(2, 5, 6)).astype(kind)})
+
+
+def check_same(model: onnx.ModelProto, before: list[np.ndarray], kind: type) -> None:
+    onnx.checker.check_model(model)
+    for one, other in zip(run(model, kind), before, strict=True):
+        assert np.abs(one - other).max() <= TOLERANCE[kind] * np.abs(other).max()
+
+
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_parts_of_a_product_are_products_of_their_own(kind: type) -> None:
+    nodes, constants = layer(np.random.default_rng(0), 9)
+    constants["sizes"] = np.array([2, 3, 4])
+    model = graph(
+        [*nodes, helper.make_node("Split", ["y", "sizes"], ["q", "k", "v"], axis=-1)], ["q", "k", "v"], constants, kind
+    )
+    before = run(model, kind)
+    assert split_products(model) == 1
+    assert Counter(node.op_type for node in model.graph.node) == {"MatMul": 3, "Add": 3}
+    check_same(model, before, kind)
+
+
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_a_factor_per_channel_goes_into_the_layer_before_it(kind: type) -> None:
+    nodes, constants = layer(np.random.default_rng(0), 6)
+    constants["gamma"] = np.random.default_rng(2).normal(size=6)
+    scaled = [helper.make_node("Mul", ["gamma", "y"], ["s"]), helper.make_node("Add", ["x", "s"], ["out"])]
+    model = graph([*nodes, *scaled], ["out"], constants, kind)
+    before = run(model, kind)
+    assert fold_scales(model) == 1
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "Add", "Add"]
+    check_same(model, before, kind)
+
+
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_parts_of_constants_are_stored(kind: type) -> None:
+    rng = np.random.default_rng(0)
+    cut = [helper.make_node("Slice", ["whole", "from", "to", "axis", "step"], ["part"])]
+    nodes = [*cut, helper.make_node("Transpose", ["part"], ["w"], perm=[1, 0]), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    counts = {"from": np.array([2]), "to": np.array([9]), "axis": np.array([0]), "step": np.array([1])}
+    model = graph(nodes, ["y"], {"whole": rng.normal(size=(9, 6)), **counts}, kind)
+    before = run(model, kind)
+    store_parts(model)
+    assert [tuple(tensor.dims) for tensor in model.graph.initializer] == [(6, 7)]
+    check_same(model, before, kind)
+
+
+def test_what_something_else_reads_stays() -> None:
+    nodes, constants = layer(np.random.default_rng(0), 6)
+    constants["gamma"] = np.ones(6)
+    cut = helper.make_node("Split", ["y"], ["a", "b2"], axis=-1, num_outputs=2)
+    model = graph([*nodes, cut, helper.make_node("Mul", ["y", "gamma"], ["s"])], ["a", "b2", "s"], constants, np.float32)
+    assert fold_scales(model) == split_products(model) == 0
+    model = graph([*nodes, cut], ["a", "b2", "y"], constants, np.float32)
+    assert split_products(model) == 0  # an output of the graph
+    other = helper.make_node("Split", ["y"], ["a", "b2"], axis=1, num_outputs=2)  # tokens, not channels
+    model = graph([*nodes, other], ["a", "b2"], {k: v for k, v in constants.items() if k != "gamma"}, np.float32)
+    assert split_products(model) == 0
+
+
+def test_a_network_with_layer_scale_exports_without_it_and_keeps_its_own_weights() -> None:
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5, init_values=0.5, weight_init="")
+    network.eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    pruned = PrunedViT(network, registry.method("evit"), (4, 1), {})
+    model = export(pruned, FORMS["onnxruntime"], 1, (3, 32, 32))
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["Mul"] == 0
+    assert not any(node.op_type == "Split" and "qkv" in node.input[0] for node in model.graph.node)
+    image = torch.randn(1, 3, 32, 32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = pruned(image).numpy()
+    assert np.abs(session.run(None, {"image": image.numpy()})[0] - expected).max() < 1e-5 * np.abs(expected).max()
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    fold(model)  # finds nothing more
+    assert Counter(node.op_type for node in model.graph.node) == kinds
