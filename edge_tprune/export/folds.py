@@ -3,13 +3,12 @@
 What a graph computes does not change but for rounding (float64: 1e-12, float32: 1e-5, relative). Only graphs are rewritten, at export: modules,
 checkpoints and fine-tuning never see such weights. Every float32 graph of a bundle is, whatever its form, so that they share their weights.
 
-    store_parts        a last block that serves the head alone has parts of its layers' weights stored as such
     split_products     queries, keys and values by one product each, instead of one product whose result is then cut apart: cutting copies it
-    fold_scales        a factor per channel behind a product (LayerScale: DeiT-III, DINOv2) goes into its weights and bias
+    store_parts        a last block that serves the head alone has parts of its layers' weights stored as such, which other blocks' graphs share
 
-Not done, because ONNX Runtime gains nothing from it: the scale and bias of a LayerNorm in the layer that reads it (one kernel does both: 2 us of
-50), the bias of keys, on which softmax does not depend (a part of the product's own bias), attention's scale (a part of the Attention
-operator).
+Not done, because ONNX Runtime gains nothing that can be measured from it: LayerScale in the weights of the layer before it, the scale and bias
+of a LayerNorm in the layer that reads it (one kernel does both: 2 us of 50), the bias of keys, on which softmax does not depend (a part
+of the product's own bias), attention's scale (a part of the Attention operator). `tests.benchmarks.folds` times what is done.
 """
 
 from __future__ import annotations
@@ -69,11 +68,6 @@ class _Graph:
             return None
         return _Layer(node, addition, weight, bias)
 
-    def vector(self, node: NodeProto) -> tuple[str, np.ndarray] | None:
-        """The value that a product scales, and its constant factor per channel (D,)."""
-        parts = self._constant_last(node)
-        return parts if parts is not None and parts[1].ndim == 1 else None
-
     def replace(self, old: list[NodeProto], new: list[NodeProto], constants: dict[str, np.ndarray]) -> None:
         """Puts `new` nodes and constants where the last of the `old` nodes is, and drops what then nothing reads."""
         gone = {id(node) for node in old}
@@ -114,7 +108,6 @@ class _Graph:
 def fold(model: onnx.ModelProto) -> None:
     """Rewrites a float32 graph in place, as the module's docstring says."""
     store_parts(model)
-    fold_scales(model)
     split_products(model)
 
 
@@ -195,20 +188,3 @@ def _part(layer: _Layer, number: int, output: str, part: slice) -> tuple[list[No
     addition = helper.make_node("Add", [product.output[0], bias], [output])
     addition.metadata_props.extend(layer.addition.metadata_props)
     return [product, addition], constants
-
-
-def fold_scales(model: onnx.ModelProto) -> int:
-    """Where a layer's output is only multiplied by a constant per channel, multiplies its weights and bias by it. How many it found."""
-    found, graph = 0, _Graph(model)
-    for node in [node for node in model.graph.node if node.op_type == "Mul"]:
-        scaled = graph.vector(node)
-        layer = None if scaled is None else graph.layer(scaled[0])
-        if scaled is None or layer is None or scaled[1].shape != layer.weight.shape[1:]:
-            continue
-        factor = scaled[1]
-        bias = None if layer.bias is None else layer.bias * factor
-        whole = _Layer(layer.product, layer.addition, layer.weight * factor, bias)
-        new, constants = _part(whole, 0, node.output[0], slice(None))
-        graph.replace([*layer.nodes, node], new, constants)
-        found, graph = found + 1, _Graph(model)
-    return found
