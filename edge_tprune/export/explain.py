@@ -169,7 +169,7 @@ def open_image(source: str) -> Image.Image:
         return canvas
     path = Path(source)
     if not path.is_file():
-        what = "is a directory" if path.is_dir() else "does not exist"
+        what = "is a directory" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
         raise UserError(f"image {source} {what}. Give a file, or 'reference:17' for a canvas of the built-in task")
     try:
         with warnings.catch_warnings():

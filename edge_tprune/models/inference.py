@@ -119,6 +119,8 @@ def _image_size(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, give
     grid, patch = getattr(embed, "grid_size", None), getattr(embed, "patch_size", None)
     if grid is None or patch is None:
         return {}, []
+    if 0 in grid:
+        raise UserError(f"--img-size is smaller than a patch of {name}, which has {patch[0]} x {patch[1]} pixels")
     patches = _patches(tensors, shape, int(grid[0] * grid[1]))
     if patches is None or patches == grid[0] * grid[1]:
         return {}, []

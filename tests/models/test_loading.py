@@ -391,6 +391,7 @@ def test_quantised_weights_are_named(tmp_path: Path, state: State) -> None:
     [
         (ModelOptions(model_kwargs={"checkpoint_path": "x"}), "checkpoint_path is not an argument of a model"),
         (ModelOptions(global_pool=""), "--global-pool is empty"),
+        (ModelOptions(img_size=(8, 8)), "--img-size is smaller than a patch of test_vit"),
         (ModelOptions(global_pool="avg"), "not trained with --global-pool avg: .* Leave --global-pool out"),
         (ModelOptions(classes=5), "has 37 classes, not 5: leave --classes out"),
         (ModelOptions(model_kwargs={"nonsense": 1}), "takes no argument nonsense: leave --model-kwargs nonsense out"),

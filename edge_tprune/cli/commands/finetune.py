@@ -28,6 +28,7 @@ _CANVASES = 1500  # of the reference task, by default
     "edge-tprune finetune reference --budgets 1.0,0.35,0.25",
     "edge-tprune finetune deit_tiny_patch16_224 --data photos --time 20m",
     "edge-tprune build deit_tiny_patch16_224 --weights tuned.safetensors",
+    kept="run the same command again to continue",
 )
 @with_model_options
 def finetune(

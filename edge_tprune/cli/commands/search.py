@@ -26,6 +26,7 @@ from edge_tprune.errors import UserError
     "edge-tprune search deit_tiny_patch16_224 --method bat --data photos",
     "edge-tprune search reference --latency profiles/PROBES --max-ms 8",
     "edge-tprune search reference --latency profiles/PROBES --methods all --front",
+    kept="run the same command again to continue",
 )
 @with_model_options
 def search(
