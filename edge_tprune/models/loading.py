@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.models import reference
 from edge_tprune.models.architecture import Created, check_name, create, create_pretrained
 from edge_tprune.models.checkpoint import WeightsFile, one_line, read_weights
-from edge_tprune.models.class_names import ClassNames, read_class_map
+from edge_tprune.models.class_names import ClassNames, contradicted, read_class_map, to_index
 from edge_tprune.models.fitting import fit
 from edge_tprune.models.inference import classifiers, infer_arguments
 from edge_tprune.models.preprocess import Preprocessing
@@ -279,11 +280,26 @@ def _name_classes(
     if classes == 0:
         return None, []
     if options.class_map is not None:
-        return read_class_map(options.class_map).class_names(classes), []
+        names = read_class_map(options.class_map).class_names(classes)
+        return names, _describe_other_names(names, model, classes, file)
     if name == reference.NAME:
         return ClassNames(tuple(map(str, range(reference.CLASSES))), "the digits of the built-in task"), []
     found, remarks = (None, []) if file is None else find_class_names(file, classes)
     return found or imagenet_names(model), remarks
+
+
+def _describe_other_names(names: ClassNames, model: nn.Module, classes: int, file: WeightsFile | None) -> list[str]:
+    """Where a class map gives a name another class than the checkpoint does, or ImageNet: lists of it are in several orders."""
+    own = None
+    with suppress(UserError):  # a checkpoint that contradicts itself, for which a class map is the way out
+        own = None if file is None else find_class_names(file, classes)[0]
+    own = own or imagenet_names(model)
+    if own is None or (name := contradicted(to_index(names.names), to_index(own.names))) is None:
+        return []
+    return [
+        f"{name!r} is class {names.names.index(name)} by {names.source}, and class {own.names.index(name)} by {own.source}: "
+        "the first is used"
+    ]
 
 
 def _hash_weights(model: nn.Module) -> str:

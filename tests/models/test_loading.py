@@ -523,6 +523,17 @@ def test_class_names_of_another_number_are_not_used_and_said(tmp_path: Path) -> 
     assert "its class_names has 3 entries and the model 4 classes: not used" in " ".join(loaded.remarks)
 
 
+def test_a_class_map_against_the_checkpoints_names_says_so(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"state_dict": state_of(num_classes=3), "class_names": ["bird", "cat", "dog"]})
+    says = "'dog' is class 0 by --class-map map.txt, and class 2 by class_names"
+    for text, expected in (("dog\ncat\nbird\n", says), ("bird\ncat\ndog\n", "")):
+        (tmp_path / "map.txt").write_text(text)
+        loaded = load_model(NAME, options=ModelOptions(path, class_map=tmp_path / "map.txt"))
+        found = [remark for remark in loaded.remarks if "and class" in remark]
+        assert len(found) == bool(expected)
+        assert all(expected in remark for remark in found)
+
+
 def test_the_users_class_map_comes_first_and_a_thousand_classes_are_imagenets(tmp_path: Path, state: State) -> None:
     (tmp_path / "map.txt").write_text("x\ny\nz\n")
     path = saved(tmp_path, {"state_dict": state_of(num_classes=3), "class_names": ["a", "b", "c"]})
