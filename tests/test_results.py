@@ -55,6 +55,15 @@ def test_a_table_of_fine_tuning_is_of_todays_schedules(table: Path) -> None:
         assert today.share == pytest.approx(row["macs_share"], abs=1e-6), f"{row['method']} at {row['budget']}: train again"
 
 
+def test_the_table_of_stages_is_of_todays_schedules() -> None:
+    document = json.loads((PROFILES / "stages-deit_small" / "stages.json").read_text(encoding="utf-8"))
+    schedules = {row["method"]: row["tokens"] for row in document["rows"]}
+    model, exact = network(document["model"]), document["exact_savings"]
+    for method, tokens in schedules.items():
+        today = solve_schedule(model, method, budget=document["budget"], exact_savings=exact)
+        assert list(today.tokens) == tokens, f"{method}: make the table of stages again"
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
 def test_a_profile_is_of_a_network_that_build_makes_today(run: Path) -> None:
     read_run(run)
