@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from edge_tprune.bundle import graph_edit
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
+from edge_tprune.bundle.graph_file import GraphFile
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.builder import build
 from edge_tprune.export.calibration import Calibration, calibrate
@@ -118,6 +120,24 @@ def test_eval_judges_integers_against_float32(integers: Bundle) -> None:
     assert record.against_fp32 is not None
     assert record.against_fp32.kl_nats is not None
     assert Bundle.open(integers.path).budget("0.6").accuracy_in("int8") == record
+
+
+def test_a_block_can_read_its_inputs_unrounded(integers: Bundle) -> None:
+    """As the guard does with a block that is wrong in INT8: nearer to float32, and nothing else changes."""
+    golden, budget = integers.golden(), integers.budget("1.0")
+    file = integers.path / budget.artifact("onnxruntime", "int8").file
+    graph = GraphFile.parse(file.read_bytes())
+    counts, distances = [], []
+    for places in (set[int](), graph_edit.block_nodes(graph, 2), set(range(len(graph.nodes)))):
+        edited, target = graph_edit.without_integers(graph, places), file.with_name("edited.onnx")
+        target.write_bytes(edited.encode())
+        with open_engine(target, "onnxruntime", threads=1) as engine:
+            found = np.stack([engine.run(image) for image in golden.images])
+        target.unlink()
+        counts.append(sum(node.op_type == "QuantizeLinear" for node in edited.nodes))
+        distances.append(float(np.abs(found - golden.outputs["1.0"]).max()))
+    assert counts == [16, 12, 0], "four layers a block"
+    assert distances[2] < distances[0]
 
 
 def test_a_graph_is_its_module(integers: Bundle, calibration: Calibration) -> None:
