@@ -240,7 +240,6 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["build", "reference", "--weights", "random", "--option", "vote=3"], "Did you mean votes"),
         (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
         (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),
-        (["fit", "reference", "--precision", "int8", "--max-p95-ms", "8"], "one of fp32, fp16 and mixed.* --calibration"),
         (["explain", "absent.jpg"], "absent.jpg does not exist"),
         (["explain", "."], r"\. is a directory"),
         (["explain", "reference:5000"], "no canvas '5000'"),
