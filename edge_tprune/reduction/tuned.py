@@ -37,10 +37,9 @@ def pattern(
     """
     found = None if faithful else _document(method.name)
     blocks = list((faithful and method.paper_blocks) or method.default_blocks)
-    if found is None and len(blocks) == blocks[-1] - blocks[0] + 1 > 3:
-        # Every block from some depth on, which is so in a network of any depth.
-        first = 1 + (blocks[0] - 1) * depth // 12
-        return tuple(range(first, depth + 1)), (1.0,) * (depth + 1 - first)
+    if found is None and _is_range(blocks):
+        places = _range(blocks, depth)
+        return places, (1.0,) * len(places)
     weights = [1.0] * len(blocks)
     if found is not None:
         nearest = min(found["budgets"], key=lambda name: (abs(float(name) - budget), name))
@@ -50,3 +49,18 @@ def pattern(
         (place,) = default_blocks(depth, [block])
         moved[place] = moved.get(place, 0.0) + weight  # blocks that meet in a shallower network remove what both would
     return tuple(sorted(moved)), tuple(moved[place] for place in sorted(moved))
+
+
+def equal_blocks(method: type[Reducer], depth: int) -> tuple[int, ...]:
+    """The blocks of a network `depth` blocks deep where a method removes equal shares if nothing was tuned."""
+    blocks = list(method.default_blocks)
+    return _range(blocks, depth) if _is_range(blocks) else tuple(default_blocks(depth, blocks))
+
+
+def _is_range(blocks: list[int]) -> bool:
+    """Whether these are all blocks between two, which is so in a network of any depth."""
+    return len(blocks) == blocks[-1] - blocks[0] + 1 > 3
+
+
+def _range(blocks: list[int], depth: int) -> tuple[int, ...]:
+    return tuple(range(1 + (blocks[0] - 1) * depth // 12, depth + 1))
