@@ -29,6 +29,7 @@ HALF_VECTOR_TOLERANCE = 0.1
 OUTLIERS = ("all black", "all white", "one colour", "checkerboard", "large activations")
 """The outlier images of a bundle, in order. The last one was found by gradient ascent on the largest number of the unpruned residual stream."""
 _OUTLIER = "outlier"  #: array of their images; the others of them begin with it
+_ALLOWED = "allowed"  #: what the arrays with the bounds of ordinary images begin with
 _MOST_BYTES = 1 << 32
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -50,6 +51,9 @@ class Golden:
     images: np.ndarray  #: (G, B, 3, H, W) float32
     outputs: dict[str, np.ndarray]  #: by budget: (G, B, ...) float32, from PyTorch in float32
     outliers: Outliers | None = None  #: None in older bundles
+    allowed: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    """By budget and precision, of graphs in INT8: (G, B) float32, in the units of `image_differences`. Integers may turn a near tie between tokens,
+    which moves that image's output by as much as it did when the bundle was built."""
 
     @property
     def batches(self) -> list[np.ndarray]:
@@ -62,8 +66,10 @@ class GoldenResult:
     """How an engine's outputs lie to the golden ones."""
 
     kind: str  #: which output it is
-    difference: float  #: on the ordinary images (`output_difference`); NaN or infinite where a number is not finite
-    allowed: float
+    difference: float
+    """On the ordinary images (`output_difference`), or, where each has a bound of its own, on the one that is farthest off by its bound. NaN or infinite where
+    a number is not finite."""
+    allowed: float  #: on that image
     outliers: dict[str, tuple[float, float]] = field(default_factory=dict)  #: by image: its difference and what is allowed
     worst_batch: int = 0  #: of `Golden.batches`, the one that is farthest off by what is allowed
 
@@ -106,9 +112,14 @@ def read_golden(path: Path, manifest: Manifest) -> Golden:
         outputs = {b.name: _array(arrays, f"{output.name}/{b.name}", output.shape) for b in manifest.budgets}
         _check_lengths(outputs, images, output.name)
         outliers = _read_outliers(arrays, manifest) if _OUTLIER in arrays else None
+        names = {b.name: f"{_ALLOWED}/int8/{b.name}" for b in manifest.budgets}
+        allowed = {
+            (budget, "int8"): _array(arrays, name, images.shape[1:2]) for budget, name in names.items() if name in arrays
+        }
+        _check_lengths({name: values for (name, _), values in allowed.items()}, images, _ALLOWED)
     except DamagedArrays as error:
         raise UserError(f"bundle {path}: {GOLDEN} is damaged: {error}. {KIND.remedy}") from error
-    return Golden(images, outputs, outliers)
+    return Golden(images, outputs, outliers, allowed)
 
 
 def _read_outliers(arrays: dict[str, np.ndarray], manifest: Manifest) -> Outliers:
@@ -139,6 +150,11 @@ def outlier_arrays(outliers: Outliers, kind: str) -> dict[str, np.ndarray]:
     outputs = {f"{_OUTLIER}/{kind}/{name}": values for name, values in outliers.outputs.items()}
     allowed = {f"{_OUTLIER}/allowed/{precision}/{name}": values for (name, precision), values in outliers.allowed.items()}
     return {_OUTLIER: outliers.images, **outputs, **allowed}
+
+
+def allowed_arrays(allowed: dict[tuple[str, str], np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays by which `read_golden` knows the bounds of ordinary images, by name."""
+    return {f"{_ALLOWED}/{precision}/{name}": values for (name, precision), values in allowed.items()}
 
 
 def _check_lengths(outputs: dict[str, np.ndarray], images: np.ndarray, what: str) -> None:
@@ -181,16 +197,26 @@ def check_golden(
         raise UserError(f"the engine gives {kind} of shape {found[0].shape}, but the golden ones are {expected.shape[1:]}")
     difference = output_difference(np.stack(found), expected, kind, precision)
     limit = golden_tolerance(precision, tolerance, kind)
-    shares = [output_difference(one[None], wanted[None], kind, precision) / limit for one, wanted in zip(found, expected)]
+    most, bounds = limit, np.full(expected.shape[:2], limit)
+    differences = image_differences(np.stack(found), expected, kind, precision)
+    if (budget, precision) in golden.allowed:
+        bounds = np.maximum(bounds, golden.allowed[budget, precision])
+        place = int(_finite_or_infinite(differences / bounds).argmax())
+        difference, most = float(differences.flat[place]), float(bounds.flat[place])
+    shares = list(_finite_or_infinite(differences / bounds).max(1))
     judged: dict[str, tuple[float, float]] = {}
     if (outliers := golden.outliers) is not None:
         found = [run(image) for image in outliers.images]
         differences = image_differences(np.stack(found), outliers.outputs[budget], kind, precision)
         allowed = np.maximum(outliers.allowed[budget, precision], tolerance if precision == "fp32" else 0.0)
-        shares += list((differences / allowed).max(1))
+        shares += list(_finite_or_infinite(differences / allowed).max(1))
         judged = {name: (float(off), float(most)) for name, off, most in zip(OUTLIERS, differences.ravel(), allowed.ravel())}
-    worst = int(np.argmax([share if np.isfinite(share) else np.inf for share in shares]))
-    return GoldenResult(kind, difference, limit, judged, worst)
+    return GoldenResult(kind, difference, most, judged, int(np.argmax(shares)))
+
+
+def _finite_or_infinite(values: np.ndarray) -> np.ndarray:
+    """With infinity for what is no number."""
+    return np.where(np.isnan(values), np.inf, values)
 
 
 def image_differences(found: np.ndarray, expected: np.ndarray, kind: str, precision: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
-from edge_tprune.bundle.golden import outlier_arrays
+from edge_tprune.bundle.golden import allowed_arrays, image_differences, outlier_arrays
 from edge_tprune.bundle.manifest import (
     GOLDEN,
     KIND,
@@ -40,6 +40,7 @@ from edge_tprune.files import sha256_file
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS, precision
+from edge_tprune.runtime.engine import open_engine
 from edge_tprune.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -57,6 +58,7 @@ class _Writer:
     progress: Callable[[str], None]
     judge: IntegerJudge | None  #: of INT8 graphs
     outliers: OutlierProof
+    allowed: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  #: of ordinary images (`Golden.allowed`)
 
     def write_budget(self, budget: BudgetSettings) -> tuple[Budget, np.ndarray]:
         """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's outputs (batches, B, ...)."""
@@ -98,6 +100,7 @@ class _Writer:
             self._save(module, graph, file)
             found = self.judge.prove(file, budget, module, graph.form.inputs)
             self.outliers.add_graph(budget.name, file, budget.module, module)
+            self._allow(budget.name, file, module, expected)
             return found
         if graph.precision not in modules:
             modules[graph.precision] = host(self.loaded.model, self.settings, budget, precision(graph.precision))
@@ -110,6 +113,15 @@ class _Writer:
             found = prove_near(file, budget.name, images, expected, (budget.module, module))
         self.outliers.add_graph(budget.name, file, budget.module, module)
         return msgspec.structs.replace(found, images_left_out_for_near_ties=self.proof.left_out)
+
+    def _allow(self, name: str, file: Path, module: PrunedViT, expected: np.ndarray) -> None:
+        """Records how far integers may move the golden images' outputs: twice what they do here, in ONNX Runtime and in PyTorch."""
+        images = self.proof.batches[:GOLDEN_BATCHES]
+        with open_engine(file, "onnxruntime", threads=torch.get_num_threads()) as engine:
+            found = [np.stack([engine.run(batch) for batch in images.numpy()]), outputs_of(module, images)]
+        moved = [image_differences(each, expected[:GOLDEN_BATCHES], module.output, INTEGERS) for each in found]
+        allowed = (2 * np.maximum(*moved)).astype(np.float32)
+        self.allowed[name, INTEGERS] = np.maximum(self.allowed.get((name, INTEGERS), 0.0), allowed)
 
     def _save(self, module: PrunedViT, graph: GraphSettings, file: Path) -> None:
         model = export(module, graph.form, self.settings.batch, self.loaded.preprocessing.input_size)
@@ -156,7 +168,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
             entry, outputs = writer.write_budget(budget)
             budgets.append(entry)
             golden[f"{settings.output}/{budget.name}"] = outputs[:GOLDEN_BATCHES]
-    golden |= outlier_arrays(outliers.result(settings.output), settings.output)
+    golden |= outlier_arrays(outliers.result(settings.output), settings.output) | allowed_arrays(writer.allowed)
     buffer = io.BytesIO()
     np.savez(buffer, **golden)
     (folder / GOLDEN).write_bytes(buffer.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from edge_tprune.bundle.arrays import DamagedArrays, read_arrays
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.bundle.golden import check_golden
+from edge_tprune.bundle.golden import Golden, check_golden
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.engine import open_engine
 
@@ -191,3 +192,20 @@ def test_a_bundle_without_outliers_stays_readable(bundle: Bundle) -> None:
     assert golden.outliers is None
     with open_engine(bundle.path / bundle.budget("0.6").artifact("onnxruntime").file, "onnxruntime", threads=1) as engine:
         assert check_golden(engine.run, golden, "0.6").passed
+
+
+def test_integers_may_move_an_ordinary_image_as_far_as_they_did_when_built() -> None:
+    """Where they turned a near tie, and no other image."""
+    outputs = {"0.5": np.zeros((2, 1, 4), np.float32)}
+    allowed = {("0.5", "int8"): np.array([[9.0], [0.1]], np.float32)}
+    golden = Golden(np.zeros((2, 1, 3, 2, 2), np.float32), outputs, None, allowed)
+
+    def engine(*moved: float) -> Callable[[np.ndarray], np.ndarray]:
+        left = [np.full((1, 4), each, np.float32) for each in moved]
+        return lambda _: left.pop(0)
+
+    assert check_golden(engine(8.0, 2.9), golden, "0.5", precision="int8").passed
+    bad = check_golden(engine(8.0, 3.1), golden, "0.5", precision="int8")
+    assert (bad.passed, bad.allowed, bad.worst_batch) == (False, 3.0, 1)
+    assert not check_golden(engine(float("nan"), 0.0), golden, "0.5", precision="int8").passed
+    assert not check_golden(engine(8.0, 0.0), golden, "0.5", precision="fp16").passed, "the bound is of integers"

@@ -76,6 +76,9 @@ def test_a_bundle_says_how_its_integers_came_about(integers: Bundle) -> None:
     rule = found.rules["uint8"]
     assert rule.distances[rule.name] == min(rule.distances.values())
     assert set(rule.distances) == {"min-max", "percentile", "entropy", "mean-square"}
+    bounds = integers.golden().allowed
+    assert set(bounds) == {(budget.name, "int8") for budget in manifest.budgets}
+    assert all(float(bound.min()) > 0 for bound in bounds.values())
     for budget in manifest.budgets:
         assert [a.precision for a in budget.artifacts] == ["fp32", "int8"]
         record = budget.parity["onnxruntime-int8"]
