@@ -21,7 +21,7 @@ def methods_document() -> dict[str, Any]:
     """Every method's facts, from its class, and why some are absent."""
     require_host()
     from edge_tprune.reduction import registry
-    from edge_tprune.reduction.tuned import tuned_blocks
+    from edge_tprune.reduction.tuned import evidence, tuned_blocks
 
     def is_proportional(method: type[registry.Reducer]) -> bool:
         tokens_out = max(190, method.fewest(197, 1))
@@ -39,6 +39,7 @@ def methods_document() -> dict[str, Any]:
                 "merges": method.merges,
                 "default_blocks_of_12": list(method.default_blocks),
                 "tuned_blocks_of_12": tuned_blocks(name),
+                "pattern_evidence": evidence(name),
                 "stages": len(method.default_blocks),
                 "removal": method.removal,
                 "proportional_attention": is_proportional(method),
@@ -92,6 +93,7 @@ def print_method(row: Document) -> None:
         ("removes by", row["removal"]),
         ("blocks of 12", _block_ranges(row["default_blocks_of_12"])),
         *_tuned_facts(row["tuned_blocks_of_12"]),
+        *_evidence_facts(row["pattern_evidence"]),
         ("fused attention", "stays fused" if row["fused_attention"] else "no: the method reads the attention matrix"),
         ("proportional", "yes" if row["proportional_attention"] else "no"),
         ("limit", row["limit"] or "none"),
@@ -129,6 +131,24 @@ def _tuned_facts(tuned: Any) -> list[tuple[str, str]]:
     if isinstance(tuned, Mapping):
         return [(f"at budget {budget}", _block_ranges(blocks)) for budget, blocks in tuned.items()]
     return [("tuned blocks", _block_ranges(tuned))]
+
+
+def _evidence_facts(networks: Mapping[str, Mapping[str, Document]]) -> list[tuple[str, str]]:
+    """How the tuned blocks did against equal shares, by network."""
+    facts = []
+    for network, budgets in networks.items():
+        parts = [
+            f"{budget}: {row['kl']['value']:.4f} ({row['equal_kl']['value']:.4f}{_resolution(row['change'])})"
+            for budget, row in sorted(budgets.items(), reverse=True)
+        ]
+        facts.append(("tried on", f"{network}, KL in nats at these blocks (in equal shares): {', '.join(parts)}"))
+    return facts
+
+
+def _resolution(change: Document) -> str:
+    """Whether a paired difference tells which is better."""
+    low, high = change["low"], change["high"]
+    return "" if low is not None and high is not None and (low > 0 or high < 0) else ", not resolved"
 
 
 def _block_ranges(numbers: Sequence[int]) -> str:

@@ -1,6 +1,8 @@
 """Where each method removes tokens by default: its tuned pattern where the package ships one, its paper's blocks where not.
 
 `tuned/<method>.json` are files that `edge-tprune search` wrote for DeiT-Tiny, on unlabelled images that no accuracy table here uses; each says how.
+A pattern ships only where it is no worse than equal shares, beyond noise, on every network that it was tried on. `pattern_evidence.json` says by how much;
+`python -m tests.benchmarks.patterns` makes it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from edge_tprune.reduction.registry import Reducer
 from edge_tprune.schedule import default_blocks
 
 FOLDER = Path(__file__).parent / "tuned"
+EVIDENCE = Path(__file__).parent / "pattern_evidence.json"
 
 
 @lru_cache
@@ -26,6 +29,26 @@ def tuned_blocks(method: str) -> dict[str, list[int]]:
     """Per budget that a method was tuned for, the blocks (of 12, counted from 1) that remove tokens; empty where none was."""
     found = _document(method)
     return {} if found is None else {name: list(entry["blocks"]) for name, entry in found["budgets"].items()}
+
+
+@lru_cache
+def _evidence() -> dict[str, Any]:
+    return json.loads(EVIDENCE.read_text(encoding="utf-8"))
+
+
+def evidence(method: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """How a method's patterns did: network -> budget -> `kl` of the pattern, `equal_kl` of equal shares, and their paired difference `change`, each with its
+    interval, in nats."""
+    return {
+        network: {row["budget"]: row for row in found["rows"] if row["method"] == method}
+        for network, found in _evidence().items()
+        if any(row["method"] == method for row in found["rows"])
+    }
+
+
+def is_tried(method: str, network: str) -> bool:
+    """Whether the pattern of a method was tried on a network; also where it has none, as equal shares need no trial."""
+    return _document(method) is None or network in evidence(method)
 
 
 def pattern(

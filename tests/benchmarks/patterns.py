@@ -1,16 +1,18 @@
 """Do the patterns that methods ship with (`edge_tprune/reduction/tuned/`) carry over to another network? Each against equal shares.
 
-    python -m tests.benchmarks.patterns                                       (make eval-patterns; the reference model)
+    make eval-patterns                                                       (the reference model)
     make eval-patterns MODEL=deit_tiny_patch16_224 WEIGHTS=w.safetensors DATA=imagenet-sample
 
 At each budget a method removes tokens by its pattern, and once more in equal shares at the blocks of its paper, at the same MACs. The loss is
 KL(unpruned || pruned) in nats, in PyTorch, on images that no search saw; differences are paired by image. Where the pattern is worse beyond
-noise, `carries` says no.
+noise, `carries` says no, and it must not ship. What was found is kept in `edge_tprune/reduction/pattern_evidence.json`, by network; `edge-tprune methods NAME`
+shows it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from edge_tprune.files import write_json
 from edge_tprune.models.data import open_dataset
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import registry, solve_schedule
-from edge_tprune.reduction.tuned import equal_blocks, tuned_blocks
+from edge_tprune.reduction.tuned import EVIDENCE, equal_blocks, tuned_blocks
 from edge_tprune.runtime.engine import default_threads
 from edge_tprune.search.configuration import read_images
 from edge_tprune.search.score import DIVERGENCE
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--methods", help="with commas; every method that ships a pattern by default")
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--out", type=Path, default=Path("out/patterns.json"))
+    parser.add_argument("--out", type=Path, default=EVIDENCE, help="other networks' entries in it are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     loaded = load_model(options.model, options.weights)
@@ -50,6 +52,7 @@ def main() -> None:
         parse_list(options.methods, str, "--methods") if options.methods else [m for m in registry.methods() if tuned_blocks(m)]
     )
     budgets = parse_list(options.budgets, float, "--budgets")
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     rows: list[Row] = []
     with show_progress("comparing patterns") as advance:
         scorer = read_images(loaded, dataset, DIVERGENCE, advance)
@@ -66,7 +69,7 @@ def main() -> None:
                 rows.append(
                     {
                         "method": name,
-                        "budget": budget,
+                        "budget": f"{budget:g}",
                         "tokens": list(schedules[0].tokens),
                         "equal_tokens": list(schedules[1].tokens),
                         "share": schedules[0].share,
@@ -77,16 +80,8 @@ def main() -> None:
                         "carries": change.low is None or change.low <= 0,
                     }
                 )
-    write_json(
-        options.out,
-        {
-            "model": loaded.name,
-            "weights_sha256": loaded.weights_sha256,
-            "data": dataset.name,
-            "images": len(dataset),
-            "rows": rows,
-        },
-    )
+    found = {"weights_sha256": loaded.weights_sha256, "data": dataset.name, "images": len(dataset), "rows": rows}
+    write_json(options.out, {**kept, loaded.name: found})
     print_table(table(rows, f"{loaded.name}, {len(dataset)} images of {dataset.name}: KL in nats"))
 
 
@@ -96,7 +91,7 @@ def table(rows: list[Row], title: str) -> Table:
     cells = [
         [
             row["method"],
-            f"{row['budget']:g}",
+            f"{row['budget']}",
             f"{row['kl']['value']:.4f}",
             f"{row['equal_kl']['value']:.4f}",
             f"{row['change']['value']:+.4f} ({row['change']['low']:+.4f} to {row['change']['high']:+.4f})",

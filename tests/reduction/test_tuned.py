@@ -7,8 +7,9 @@ import json
 import pytest
 import timm
 
+from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import network_shape, registry, solve_schedule
-from edge_tprune.reduction.tuned import FOLDER, pattern
+from edge_tprune.reduction.tuned import EVIDENCE, FOLDER, equal_blocks, evidence, is_tried, pattern
 from edge_tprune.schedule import from_budget
 
 TUNED = sorted(FOLDER.glob("*.json"))
@@ -63,3 +64,29 @@ def test_blocks_that_are_given_come_first() -> None:
         given = solve_schedule(model, method, budget=0.65, blocks=[5, 9], exact_savings=False)
         even = from_budget(network_shape(model), 0.65, [5, 9])
         assert given.tokens == even.tokens
+
+
+@pytest.mark.parametrize("network", ["reference", "deit_tiny_patch16_224"])
+def test_no_pattern_is_worse_than_equal_shares_beyond_noise(network: str) -> None:
+    """And what is kept of it is of the patterns that ship."""
+    found = json.loads(EVIDENCE.read_text())[network]
+    model = load_model(network).model if network == "reference" else timm.create_model(network)
+    methods = {json.loads(file.read_text())["method"] for file in TUNED}
+    assert {(row["method"], row["budget"]) for row in found["rows"]} == {
+        (m, b) for m in methods for b in ("0.8", "0.65", "0.5")
+    }
+    for row in found["rows"]:
+        name, budget = row["method"], float(row["budget"])
+        assert row["carries"]
+        assert row["change"]["low"] <= 0
+        assert row["tokens"] == list(solve_schedule(model, name, budget=budget).tokens)
+        blocks = equal_blocks(registry.method(name), len(model.blocks))
+        assert row["equal_tokens"] == list(solve_schedule(model, name, budget=budget, blocks=blocks).tokens)
+
+
+def test_where_a_pattern_was_tried() -> None:
+    assert set(evidence("bat")) == {"reference", "deit_tiny_patch16_224"}
+    assert evidence("tome") == {}
+    assert is_tried("bat", "reference")
+    assert not is_tried("bat", "vit_small_patch16_224")
+    assert is_tried("tome", "vit_small_patch16_224"), "it has no pattern"

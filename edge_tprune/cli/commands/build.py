@@ -125,6 +125,7 @@ def build(
     from edge_tprune.export.probes import decide_probes
     from edge_tprune.export.settings import BudgetRequest, decide
     from edge_tprune.reduction import registry
+    from edge_tprune.reduction.tuned import evidence, is_tried
 
     load_plugins(plugin)
     runtimes = parse_list(runtime, str, "--runtime")
@@ -172,6 +173,15 @@ def build(
             exact_savings=exact_savings,
             **shared,
         )
+        if (
+            not blocks
+            and not is_tried(method, loaded.name)
+            and any(each.tokens is None and each.share != 1 for each in requests)
+        ):
+            print_note(
+                f"note: where {method} removes tokens was tuned on {' and '.join(evidence(method))}; for another network, "
+                "`edge-tprune search` may find better blocks"
+            )
     for remark in settings.remarks:
         print_note(f"note: {remark}")
     if output is None and settings.output != LOGITS:
