@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from edge_tprune.bundle.golden import OUTLIERS
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
 from edge_tprune.bundle.revision import manifest_lock, work_lock
 from edge_tprune.errors import UserError
+from edge_tprune.export.integer_parity import IntegerLoss
 from edge_tprune.export.memory import bytes_needed, check_memory
 from edge_tprune.export.overflow import HalfPrecisionBreak
 from edge_tprune.export.settings import BuildSettings
@@ -86,26 +87,43 @@ def build(
 def _write(
     loaded: LoadedModel, settings: BuildSettings, staging: Path, fingerprint: str, progress: Progress
 ) -> tuple[Manifest, list[str]]:
-    """The bundle, and what to say of it. A network that fp16 breaks is written in mixed, which keeps the residual stream in float32."""
-    try:
-        return write_bundle(loaded, settings, staging, fingerprint, progress), []
-    except HalfPrecisionBreak as broken:
-        if broken.precision != "fp16":
-            raise
-        remark = f"{str(broken).partition('. Try')[0]}. Its graphs are in mixed instead"
-    shutil.rmtree(staging)
-    staging.mkdir()
-    staging.chmod(directory_mode())
-    graphs = [replace(graph, precision="mixed") if graph.precision == "fp16" else graph for graph in settings.graphs]
-    safer = replace(settings, graphs=tuple(dict.fromkeys(graphs)))
-    return write_bundle(loaded, safer, staging, fingerprint, progress), [remark]
+    """The bundle, and what to say of it.
+
+    A network that fp16 breaks is written in mixed, which keeps the residual stream in float32; one that loses too much in INT8 with a few layers in float.
+    """
+    remarks: list[str] = []
+    while True:
+        try:
+            return write_bundle(loaded, settings, staging, fingerprint, progress), remarks
+        except HalfPrecisionBreak as broken:
+            if broken.precision != "fp16":
+                raise
+            remarks.append(f"{str(broken).partition('. Try')[0]}. Its graphs are in mixed instead")
+            graphs = [replace(graph, precision="mixed") if graph.precision == "fp16" else graph for graph in settings.graphs]
+            settings = replace(settings, graphs=tuple(dict.fromkeys(graphs)))
+        except IntegerLoss as lost:
+            layers = lost.choose_float_layers(len(settings.float_layers))
+            if not layers:
+                raise
+            remarks.append(f"{str(lost).partition('. The layers')[0]}. {_stay_float(layers)}")
+            settings = replace(settings, float_layers=(*settings.float_layers, *layers))
+        shutil.rmtree(staging)
+        staging.mkdir()
+        staging.chmod(directory_mode())
+
+
+def _stay_float(layers: Sequence[str]) -> str:
+    return f"{', '.join(layers)} {'stays' if len(layers) == 1 else 'stay'} in float instead"
 
 
 def _describe_precisions(bundle: Bundle, settings: BuildSettings) -> list[str]:
     """Where an equal build had to take another precision than the one that was asked for."""
     there = {artifact.precision for artifact in bundle.budgets[0].artifacts}
     missing = [graph.precision for graph in settings.graphs if graph.precision not in there]
-    return [f"this network does not survive {missing[0]}: its graphs are in mixed instead"] if missing else []
+    remarks = [f"this network does not survive {missing[0]}: its graphs are in mixed instead"] if missing else []
+    quantization = bundle.manifest.quantization
+    kept = [] if quantization is None else [name for name in quantization.float_layers if name not in settings.float_layers]
+    return [*remarks, *([f"in int8 this network loses too much: {_stay_float(kept)}"] if kept else [])]
 
 
 def _bytes_needed(loaded: LoadedModel, settings: BuildSettings) -> int:

@@ -8,6 +8,7 @@ float32, which is what its answers lose as judged by the unpruned network's. Bot
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,39 @@ from edge_tprune.runtime.engine import open_engine
 _RUNTIME = "onnxruntime"
 _NAMED = 3  # layers that a refusal names
 _TRACED = 16  # photos on which the choice of tokens is compared
+
+
+MOST_FLOAT_LAYERS = 4
+"""How many layers a build leaves in float on its own. A few layers carry most of what integers cost; a network that needs more is not one for INT8."""
+
+
+class IntegerLoss(NegativeAnswer):
+    """A graph in INT8 loses more than is allowed.
+
+    Attributes:
+        losses: of each layer alone, the most expensive first: its name, and nats or cosine distance.
+        loss, allowed: of the graph.
+    """
+
+    def __init__(self, message: str, losses: Sequence[tuple[str, float]], loss: float, allowed: float) -> None:
+        super().__init__(message)
+        self.losses, self.loss, self.allowed = tuple(losses), loss, allowed
+
+    def choose_float_layers(self, there: int) -> tuple[str, ...]:
+        """The layers to leave in float so that what the rest loses is expected to be allowed, the loss being the layers' in the ratio of what each loses
+        alone: at least one; none beyond the bound.
+
+        Args:
+            there: how many stay floats already.
+        """
+        chosen, rest = list[str](), sum(alone for _, alone in self.losses)
+        share = self.loss / rest if rest > 0 else 0.0
+        for name, alone in self.losses[: max(0, MOST_FLOAT_LAYERS - there)]:
+            if chosen and rest * share <= self.allowed:
+                break
+            chosen.append(name)
+            rest -= alone
+        return tuple(chosen)
 
 
 class IntegerJudge:
@@ -56,7 +90,7 @@ class IntegerJudge:
             inputs: integer type of its layers' inputs.
 
         Raises:
-            NegativeAnswer: it loses more than is allowed; naming the layers at fault.
+            IntegerLoss: it loses more than is allowed; naming the layers at fault.
             InternalError: the graph is not its module.
         """
         kind = self.calibration.settings.output
@@ -70,7 +104,8 @@ class IntegerJudge:
         loss = float(change.mean())
         allowed = self.calibration.settings.allowed_loss
         if loss > allowed:
-            raise NegativeAnswer(self._refusal(budget, inputs, loss))
+            losses = self.calibration.layer_losses(budget, inputs)
+            raise IntegerLoss(self._refusal(budget, losses, loss), losses, loss, allowed)
         few = self.images[:_TRACED]
         same = tuple(selection(budget.module, module, [few]))
         record = _closeness(kind, outputs, expected)
@@ -95,9 +130,8 @@ class IntegerJudge:
                 f"budget {name}: the int8 graph is not its module: they differ by {off:.3g} on half of {len(few)} photos. Nothing was written"
             )
 
-    def _refusal(self, budget: BudgetSettings, inputs: IntegerType, loss: float) -> str:
-        worst = self.calibration.layer_losses(budget, inputs)[:_NAMED]
-        settings = self.calibration.settings
+    def _refusal(self, budget: BudgetSettings, losses: Sequence[tuple[str, float]], loss: float) -> str:
+        worst, settings = losses[:_NAMED], self.calibration.settings
         unit = "nats" if settings.output == LOGITS else "of cosine distance"
         named = ", ".join(f"{name} ({alone:.3f})" for name, alone in worst)
         return (

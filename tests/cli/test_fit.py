@@ -12,7 +12,7 @@ from edge_tprune.analysis import latency
 from edge_tprune.analysis.choice import Choice
 from edge_tprune.analysis.latency import model_latency
 from edge_tprune.errors import NegativeAnswer, UserError
-from edge_tprune.models.data import ReferenceTask
+from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.search.fit import KIND
@@ -40,6 +40,19 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command
     assert outcome.code == 2
     assert says in outcome.err.replace("\n", " ")
     assert not (tmp_path / "fit" / "fit.json").exists()
+
+
+def test_no_photo_is_both_trained_and_judged_on(tmp_path: Path) -> None:
+    from edge_tprune.cli.commands.fit import _without
+
+    for number in range(5):
+        (tmp_path / f"{number}.png").touch()
+    photos = ImageFolder(tmp_path, tuple(sorted(tmp_path.iterdir())), (-1,) * 5)
+    (tmp_path / "link").symlink_to(tmp_path)
+    judged = ImageFolder(tmp_path / "link", tuple(tmp_path / "link" / f"{number}.png" for number in (1, 3)), (-1, -1))
+    assert [file.name for file in _without(photos, judged).files] == ["0.png", "2.png", "4.png"]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="none are left for --finetune"):
+        _without(photos, photos)
 
 
 def check_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

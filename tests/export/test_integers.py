@@ -22,6 +22,7 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.builder import build
 from edge_tprune.export.calibration import Calibration, calibrate
 from edge_tprune.export.graph import FORMS, GraphError, check
+from edge_tprune.export.integer_parity import IntegerLoss
 from edge_tprune.export.settings import BuildSettings
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.precision import PRECISIONS
@@ -177,19 +178,53 @@ def test_a_graph_in_another_precision_is_not_taken_for_integers(integers: Bundle
         check(whole, budget.schedule, PRECISIONS["int8"])
 
 
-def test_what_loses_too_much_is_refused_and_the_layers_at_fault_are_named(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def lopsided() -> LoadedModel:
+    """One channel of an MLP a thousand times the others: nothing of them is left in 8 bits."""
     loaded = small_model()
     loaded = replace(loaded, model=copy.deepcopy(loaded.model))
-    with torch.no_grad():  # one channel of the MLP a thousand times the others: nothing of them is left in 8 bits
+    with torch.no_grad():
         block = loaded.model.blocks[1]
         block.norm2.bias[5] += 4000.0
         block.mlp.fc1.bias -= 4000.0 * block.mlp.fc1.weight[:, 5]
-    settings = settings_for(loaded, budgets=[1.0], precisions=["int8"], allowed_loss=0.01)
+    return loaded
+
+
+def test_what_loses_too_much_is_refused_and_the_layers_at_fault_are_named(
+    lopsided: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_tprune.export.integer_parity.MOST_FLOAT_LAYERS", 0)
+    settings = settings_for(lopsided, budgets=[1.0], precisions=["int8"], allowed_loss=0.01)
     with pytest.raises(
         NegativeAnswer, match=r"budget 1\.0: in int8 it loses .*cost most: blocks\.1\.mlp\.fc1 .*--float-layers"
     ):
-        build(loaded, settings, tmp_path / "bundle")
+        build(lopsided, settings, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == [tmp_path / ".bundle.lock"] or not (tmp_path / "bundle").exists()
+
+
+def test_the_layer_at_fault_stays_float_and_the_rest_is_integers(lopsided: LoadedModel, tmp_path: Path) -> None:
+    settings = settings_for(lopsided, budgets=[1.0], precisions=["int8"], allowed_loss=0.05)
+    built = build(lopsided, settings, tmp_path / "bundle")
+    assert any(remark.endswith("blocks.1.mlp.fc1 stays in float instead") for remark in built.remarks)
+    quantization = built.bundle.manifest.quantization
+    assert quantization is not None
+    assert quantization.float_layers == ("blocks.1.mlp.fc1",)
+    record = built.bundle.budget("1.0").parity["onnxruntime-int8"]
+    assert record.loss is not None
+    assert record.loss <= 0.05
+    again = build(lopsided, settings, tmp_path / "bundle")
+    assert again.reused
+    assert again.remarks == ["in int8 this network loses too much: blocks.1.mlp.fc1 stays in float instead"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "there", "chosen"),
+    [(0.5, 0, ("a",)), (0.3, 0, ("a", "b")), (0.0, 0, ("a", "b", "c", "d")), (0.0, 3, ("a",)), (0.5, 4, ())],
+)
+def test_few_layers_stay_float_the_most_expensive_first(allowed: float, there: int, chosen: tuple[str, ...]) -> None:
+    """The graph loses twice what its layers lose alone, on other photos."""
+    losses = [("a", 0.3), ("b", 0.1), ("c", 0.05), ("d", 0.04), ("e", 0.01)]
+    assert IntegerLoss("no", losses, 1.0, allowed).choose_float_layers(there) == chosen
 
 
 def test_photos_that_cannot_serve(loaded: LoadedModel, tmp_path: Path) -> None:

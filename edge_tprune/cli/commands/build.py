@@ -75,7 +75,11 @@ def build(
         ),
     ] = None,
     float_layers: Annotated[
-        str | None, typer.Option(help="Layers that stay float32 in int8, with commas: blocks.11.mlp.fc2.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Layers that stay float32 in int8, with commas: blocks.11.mlp.fc2. Build adds up to four.",
+            show_default=False,
+        ),
     ] = None,
     target: Annotated[
         str | None,

@@ -201,8 +201,10 @@ def _check_precisions(names: list[str]) -> list[str]:
 
 def _without(photos: Dataset, judged: Dataset) -> Dataset:
     """The photos that accuracy is not measured on."""
-    files = getattr(judged, "files", ())
-    rest = photos.without(files, "measured accuracy on")
+    judged_files = {file.resolve() for file in getattr(judged, "files", ())}
+    rest = photos.without(
+        {file for file in getattr(photos, "files", ()) if file.resolve() in judged_files}, "measured accuracy on"
+    )
     if len(rest) == 0:
         raise UserError(
             f"{photos.name}: accuracy is measured on all of its {len(photos)} images, so that none are left for --finetune: "
