@@ -29,7 +29,7 @@ from edge_tprune.bundle.manifest import (
     artifact_key,
 )
 from edge_tprune.bundle.outputs import LOGITS
-from edge_tprune.export.calibration import calibrate, check_layers, host
+from edge_tprune.export.calibration import calibrate, check_layers, host, outputs_of
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.integer_parity import IntegerJudge
 from edge_tprune.export.outliers import OutlierProof, make_outliers
@@ -118,8 +118,9 @@ class _Writer:
         """Records how far integers may move the golden images' outputs: twice what they do here, in ONNX Runtime and in PyTorch."""
         images = self.proof.batches[:GOLDEN_BATCHES]
         with open_engine(file, "onnxruntime", threads=torch.get_num_threads()) as engine:
-            found = [np.stack([engine.run(batch) for batch in images.numpy()]), outputs_of(module, images)]
-        moved = [image_differences(each, expected[:GOLDEN_BATCHES], module.output, INTEGERS) for each in found]
+            found = np.stack([engine.run(batch) for batch in images.numpy()])
+        simulated = outputs_of(module, images.flatten(0, 1)).reshape(found.shape)
+        moved = [image_differences(each, expected[:GOLDEN_BATCHES], module.output, INTEGERS) for each in (found, simulated)]
         allowed = (2 * np.maximum(*moved)).astype(np.float32)
         self.allowed[name, INTEGERS] = np.maximum(self.allowed.get((name, INTEGERS), 0.0), allowed)
 
