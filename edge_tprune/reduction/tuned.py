@@ -33,7 +33,8 @@ def tuned_blocks(method: str) -> dict[str, list[int]]:
 
 @lru_cache
 def _evidence() -> dict[str, Any]:
-    return json.loads(EVIDENCE.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(EVIDENCE.read_text(encoding="utf-8"))
+    return found
 
 
 def evidence(method: str) -> dict[str, dict[str, dict[str, Any]]]:
