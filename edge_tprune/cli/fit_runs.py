@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,15 +32,22 @@ class Runs:
     options: Options = field(default_factory=Options)  #: of the deployment to it
     quiet: bool = False
 
-    def profile(self, bundle: Bundle, precision: str) -> Path:
+    def profile(self, bundle: Bundle, precision: str, accept: Callable[[Path], bool] = lambda path: True) -> Path:
         """A complete profile of a bundle in these precisions (with commas): one that is there, one that was cut off and goes on, or a new one.
+
+        Args:
+            bundle: with a graph for each of its budgets in those precisions.
+            precision: one, or several with commas.
+            accept: whether a complete profile that is there can be used.
 
         Raises:
             UserError: as `profile` and `deploy`.
         """
-        kept = self._find(bundle, precision)
-        for path in kept:
-            if read_run(path, keep=False).end == "complete":
+        kept = []
+        for path in self._find(bundle, precision):
+            if read_run(path, keep=False).end != "complete":
+                kept.append(path)
+            elif accept(path):
                 return path
         request = msgspec.structs.replace(self.request, precision=precision)
         print_note(f"fit: measuring {len(bundle.budgets)} graphs" + (f" on {self.host}" if self.host else ""))
@@ -61,7 +69,7 @@ class Runs:
             (deployment,) = deploy_all(bundle, [self.host], options, lambda _: watcher)
         if deployment.error is not None:
             raise deployment.error
-        for path in self._find(bundle, request.precision or ""):
+        for path in self._find(bundle, request.precision or ""):  # the newest first
             if read_run(path, keep=False).end == "complete":
                 return path
         raise InternalError(f"{self.host} sent no complete profile of {bundle.path}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_tprune.analysis.choice import Answer, Choice, choose
-from edge_tprune.analysis.latency import write_latency
+from edge_tprune.analysis.latency import model_latency, write_latency
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.bundle.bundle import Bundle
@@ -42,6 +42,7 @@ from edge_tprune.search.fit import (
     next_aim,
     pick_candidates,
     tightest,
+    with_best_so_far,
 )
 
 if TYPE_CHECKING:
@@ -172,10 +173,19 @@ class Fit:
                 calibration=self.calibration if precision == INTEGERS else None,
             )  # fmt: skip
             print_note(f"fit: building the probes in {precision}")
-            profile = self.runs.profile(self._build(settings, f"probe-{precision}"), precision)
+            profile = self.runs.profile(self._build(settings, f"probe-{precision}"), precision, self._makes_model)
             write_latency(profile, force=request.force)
             found[precision] = str(profile.relative_to(request.out))
         return found
+
+    def _makes_model(self, profile: Path) -> bool:
+        """Whether probes that were measured before can be used: not if they were disturbed, except by force."""
+        try:
+            model_latency(profile, force=self.request.force)
+        except UserError as error:
+            print_note(f"fit: measuring the probes again, because {error}")
+            return False
+        return True
 
     def _search(self, state: FitState) -> Round:
         request = self.request
@@ -203,6 +213,8 @@ class Fit:
         for miss in misses:
             print_note(f"fit: {miss}")
         bundle = f"candidates-{'-'.join(request.words.split())}-{number}"
+        before = state.rounds.get(request.words, ())
+        candidates = with_best_so_far(candidates, self._chosen(before[-1])[1] if before else None)
         return Round(aims=aims, candidates=name_candidates(candidates), bundle=bundle)
 
     def _search_in(self, precision: str, latency: Latency, metric: str, aim: float) -> list[Candidate] | str:
@@ -250,9 +262,7 @@ class Fit:
 
     def _tune(self, latest: Round) -> Tuned:
         """Fine-tunes the network that was chosen, for the unpruned network and that schedule, and measures it again."""
-        answer = self._choose(latest)
-        name = answer.row.budget.partition("@")[0] if isinstance(answer, Choice) else FULL
-        chosen = next((candidate for candidate in latest.candidates if candidate.name == name), None)
+        name, chosen = self._chosen(latest)
         if chosen is None:
             return Tuned(candidate=name, verdict="nothing was pruned: there is nothing to fine-tune")
         from edge_tprune.finetune.request import Request
@@ -281,6 +291,12 @@ class Fit:
         profile = self.runs.profile(bundle, ",".join(precisions))
         place = str(profile.relative_to(self.request.out))
         return Tuned(candidate=name, verdict=result.verdict, bundle=f"{latest.bundle}-tuned", profile=place)
+
+    def _chosen(self, of: Round) -> tuple[str, Candidate | None]:
+        """The name of what is chosen in a round, and the candidate that it is; None for the network without pruning, or where nothing is chosen."""
+        answer = self._choose(of)
+        name = answer.row.budget.partition("@")[0] if isinstance(answer, Choice) else FULL
+        return name, next((candidate for candidate in of.candidates if candidate.name == name), None)
 
     def _choose(self, of: Round) -> Answer:
         return choose(self.rows(of), dict(self.request.limits), "accuracy")

@@ -148,6 +148,14 @@ def pick_candidates(found: Found, model: CostModel, fixed: Mapping[str, OptionVa
     ]
 
 
+def with_best_so_far(candidates: Sequence[Candidate], best: Candidate | None) -> list[Candidate]:
+    """The candidates of a round, and the one that the round before would have chosen: another round never ends worse than the one before."""
+    known = [(each.method, each.options, each.tokens) for each in candidates]
+    if best is None or (best.method, best.options, best.tokens) in known:
+        return list(candidates)
+    return [*candidates, best]
+
+
 def name_candidates(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Names that are unique in a bundle."""
     return tuple(msgspec.structs.replace(candidate, name=f"fit-{number}") for number, candidate in enumerate(candidates, 1))

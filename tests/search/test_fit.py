@@ -22,6 +22,7 @@ from edge_tprune.search.fit import (
     next_aim,
     pick_candidates,
     tightest,
+    with_best_so_far,
 )
 from edge_tprune.search.space import MethodSpace, SearchSpace
 from edge_tprune.search.study import Result
@@ -70,6 +71,13 @@ def test_a_precision_whose_candidates_were_as_predicted_keeps_them() -> None:
     assert state.settled("a", "int8") is None
     assert state.settled("b", "fp32") is None
     assert [each.name for each in name_candidates([two[1], two[1], two[0]])] == ["fit-1", "fit-2", "fit-3"]
+
+
+def test_another_round_measures_the_best_so_far_again() -> None:
+    best, other = candidate("fit-3", "fp32"), msgspec.structs.replace(candidate("fit-1", "fp32"), tokens=(7, 3))
+    assert with_best_so_far([other], best) == [other, best]
+    assert with_best_so_far([other, best], best) == [other, best], "once"
+    assert with_best_so_far([other], None) == [other]
 
 
 def test_another_round_where_predictions_were_off() -> None:
