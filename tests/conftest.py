@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 
@@ -102,7 +104,16 @@ def no_gpu() -> None:
 
 @pytest.fixture(scope="session")
 def journey(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(bundle, profile) after build, eval and profile. Tests that change them take a copy."""
+    """(bundle, profile) after build, eval and profile. Made once for all workers, of which each has a copy; tests that change it take one of their own."""
     from tests.mutations import make_journey
 
-    return make_journey(tmp_path_factory.mktemp("journey"))
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole-journey"
+    with FileLock(made.with_suffix(".lock")):
+        if not (made / "done").exists():
+            made.mkdir()
+            make_journey(made)
+            (made / "done").touch()
+    mine = Path(shutil.copytree(made, tmp_path_factory.mktemp("journey") / "whole"))
+    (profile,) = (mine / "profiles").iterdir()
+    return mine / "bundle", profile

@@ -58,7 +58,7 @@ def test_no_improvement_is_a_no(command: Command, tmp_path: Path) -> None:
         (["reference", "--device", "tpu"], "--device 'tpu'"),
         (["reference", "--weights", "other.safetensors"], "are not those of reference"),
         (["reference", "--data", "photos", "--labels", "--data", "photos"], "give --data once"),
-        (["reference", "--data", "photos", "--labels"], "has 1 class directories but the model has 10"),
+        (["reference", "--data", "photos", "--labels"], "has 1 class directory but the model has 10 classes"),
     ],
 )
 def test_mistakes_are_one_line(

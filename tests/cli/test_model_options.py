@@ -107,7 +107,7 @@ def test_a_bundle_keeps_class_names_arguments_and_preprocessing(bundle: Path) ->
 def test_what_was_taken_from_the_checkpoint_is_said(command: Command, weights: Path, tmp_path: Path) -> None:
     picture = tmp_path / "e.png"
     outcome = command(
-        "explain", "reference:1", "--model", NAME, "--weights", weights, "--method", "evit", "--out", picture, "--json"
+        "explain", "reference:1", "--model", NAME, "--weights", weights, "--method", "tome", "--out", picture, "--json"
     )
     assert outcome.code == 0, outcome.err
     assert "note: tuned.pth: 3 classes, as its head has" in outcome.err

@@ -70,9 +70,9 @@ def test_schedules_come_from_the_file_before_the_method(network: LoadedModel) ->
 def test_schedules_know_the_methods_options(network: LoadedModel) -> None:
     """A faithful form removes tokens where its authors do, which a build with the same options does too."""
     options = {"faithful": True}
-    found = schedules_of(network, Request(method="evit", budgets=(1.0, 0.6), options=options))
-    built = solve_schedule(network.model, "evit", budget=0.6, name=network.name, options=options).tokens
-    plain = solve_schedule(network.model, "evit", budget=0.6, name=network.name).tokens
+    found = schedules_of(network, Request(method="dpc_knn", budgets=(1.0, 0.6), options=options))
+    built = solve_schedule(network.model, "dpc_knn", budget=0.6, name=network.name, options=options).tokens
+    plain = solve_schedule(network.model, "dpc_knn", budget=0.6, name=network.name).tokens
     assert found["0.6"] == built
     assert built != plain
     assert len(set(found["1.0"])) == 1
