@@ -112,7 +112,7 @@ def fold(model: onnx.ModelProto) -> None:
 
 
 def store_parts(model: onnx.ModelProto) -> None:
-    """Stores what Slice and Transpose make of constants, as a last block's layers are made of whole ones, instead of making it anew."""
+    """Stores what Slice and Transpose make of constants, as a last block's layers are made of whole ones, instead of computing it in every run."""
     for node in [node for node in model.graph.node if node.op_type in ("Slice", "Transpose")]:
         graph = _Graph(model)
         if all(name in graph.constants for name in node.input):
