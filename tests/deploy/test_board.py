@@ -24,12 +24,14 @@ import pytest
 import edge_tprune
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.cli import main
+from edge_tprune.cli.fit_runs import Runs
 from edge_tprune.deploy import journey, wheels
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.journey import Deployment, Options, deploy
 from edge_tprune.deploy.ssh import Connection
 from edge_tprune.errors import ConnectionLost, UserError
 from edge_tprune.record.reader import read_run
+from edge_tprune.record.settings import RunRequest
 from tests.agent.tiny_bundle import hash_golden, write_bundle
 
 pytestmark = [pytest.mark.board, pytest.mark.timeout(900)]
@@ -234,6 +236,21 @@ def test_the_agent_is_small(installed: Emulated) -> None:
     kilobytes = int(installed.user("du -sk ~/.edge-tprune/venv").split()[0])
     print(f"the agent takes {kilobytes / 1000:.1f} MB on the board")
     assert kilobytes < 60_000
+
+
+def test_fit_measures_on_the_board_and_uses_what_was_measured_again(
+    installed: Emulated, bundle: Bundle, tmp_path: Path
+) -> None:
+    request = RunRequest(runtime="onnxruntime", rounds=1, seconds_per_round=0.1, warmup_seconds=0.1, baseline_seconds=0.0)
+    runs = Runs(tmp_path / "profiles", request, TARGET, OPTIONS, quiet=True)
+    profile = runs.profile(bundle, "fp32")
+    run = read_run(profile)
+    assert run.end == "complete"
+    assert run.document.environment.machine == "aarch64"
+    assert run.document.settings.seconds_per_round == 0.1
+    before = profiles(installed)
+    assert runs.profile(bundle, "fp32") == profile
+    assert profiles(installed) == before
 
 
 def test_repeating_copies_and_installs_nothing(installed: Emulated, bundle: Bundle) -> None:
