@@ -193,7 +193,7 @@ def judge(
     if warn is not None and kind == LOGITS:
         first = found.answers.top5[baseline][:, 0]
         if doubt := doubt_labels(found.answers.truth, first, bundle.manifest.class_names):
-            warn(f"{doubt}. Give it with --class-map FILE")
+            warn(f"{doubt}. Check it; --class-map FILE gives another")
     return found
 
 
