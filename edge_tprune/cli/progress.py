@@ -57,17 +57,22 @@ def show_progress(what: str, quiet: bool = False) -> Iterator[Advance]:
 
 
 class _LineProgress:
-    """A line at most every half a minute, with the time that is left."""
+    """A line at most every half a minute, with the time that is left of this part of the work: another total, or fewer done, begins another part."""
 
     def __init__(self) -> None:
-        self._begin = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._begin, self._first, self._done, self._of = self._last, 0, 0, -1
 
     def advance(self, text: str, done: int, of: int) -> None:
         now = time.monotonic()
+        if of != self._of or done < self._done:
+            self._begin, self._first, self._of = now, done, of
+        self._done = done
         if now - self._last < _INTERVAL_S or done >= of:
             return
         self._last = now
-        left = f", about {describe_seconds((now - self._begin) / done * (of - done))} left" if done else ""
+        new = done - self._first
+        left = f", about {describe_seconds((now - self._begin) / new * (of - done))} left" if new else ""
         print_note(f"{text}: {done} of {of}{left}")
 
 
