@@ -122,7 +122,7 @@ class Fit:
             elif step == "search":
                 state = state.with_round(words, self._search(state))
             elif step == "measure":
-                state = state.with_round(words, self._measure(state.rounds[words][-1]))
+                state = state.with_round(words, self._measure(state, state.rounds[words][-1]))
             else:
                 state = msgspec.structs.replace(state, tuned={**state.tuned, words: self._tune(state.rounds[words][-1])})
             KIND.write(out, state)
@@ -238,14 +238,14 @@ class Fit:
         )
         return pick_candidates(found, model, settings.fixed, precision)
 
-    def _measure(self, latest: Round) -> Round:
+    def _measure(self, state: FitState, latest: Round) -> Round:
         shape = network_shape(self.loaded.model)
         print_note("fit: building the candidates")
         bundle, precisions = self._build_networks(self.loaded, latest.candidates, latest.bundle)
         bundle = self._judge(bundle, precisions)
         profile = self.runs.profile(bundle, ",".join(precisions))
         measured = msgspec.structs.replace(latest, profile=str(profile.relative_to(self.request.out)))
-        rows, state, again = self.rows(measured), self.state(), dict[str, float]()
+        rows, again = self.rows(measured), dict[str, float]()
         for precision in precisions:
             latency = self.latency(state, precision)
             metric, bound = tightest(latency, self.request.bounds)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args
 
 import typer
-from msgspec import Meta
 
-from edge_tprune.record.settings import RunRequest, option_flag
+from edge_tprune.record.settings import RunRequest, option_flag, request_hints, setting_meta
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,8 +35,8 @@ def with_request(command: Callable[..., None]) -> Callable[..., None]:
 def _options() -> dict[str, Any]:
     """Name of each setting -> what typer needs to know of it."""
     options: dict[str, Any] = {}
-    for name, hint in get_type_hints(RunRequest, include_extras=True).items():
-        meta = next(each for each in hint.__metadata__ if isinstance(each, Meta))
+    for name, hint in request_hints().items():
+        meta = setting_meta(name)
         extra = meta.extra or {}
         option = typer.Option(option_flag(name), help=meta.description, show_default=extra.get("default", False))
         options[name] = Annotated[_plain(hint) | None, option]

@@ -16,6 +16,7 @@ from edge_tprune.models.data import Dataset
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import solve_schedule
 
+REFERENCE_CANVASES = 1500  #: of the reference task, where no photos are named
 CROPS = 18_000  #: shown in a fine-tuning of the default length, within `EPOCHS`
 EPOCHS = (4, 40)  #: fewest and most of the default length
 LEAST_HELD_OUT, MOST_HELD_OUT, HELD_OUT_SHARE = 8, 150, 1 / 6

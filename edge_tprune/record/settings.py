@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Literal, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -119,10 +120,21 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+@cache
+def request_hints() -> dict[str, Any]:
+    """The annotations of `RunRequest`, which say what each setting means. Read once: every command's start needs them."""
+    return get_type_hints(RunRequest, include_extras=True)
+
+
+def setting_meta(setting: str) -> Meta:
+    """What is said of a field of `RunRequest`."""
+    found: Meta = next(each for each in request_hints()[setting].__metadata__ if isinstance(each, Meta))
+    return found
+
+
 def option_flag(setting: str) -> str:
     """What a field of `RunRequest` is called on the command line."""
-    (meta,) = [each for each in get_type_hints(RunRequest, include_extras=True)[setting].__metadata__ if isinstance(each, Meta)]
-    return str((meta.extra or {}).get("option", f"--{setting.replace('_', '-')}"))
+    return str((setting_meta(setting).extra or {}).get("option", f"--{setting.replace('_', '-')}"))
 
 
 class RunInput(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

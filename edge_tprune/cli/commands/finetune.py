@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
     from edge_tprune.models.loading import LoadedModel
 
-_CANVASES = 1500  # of the reference task, by default
-
 
 @command(
     "edge-tprune finetune reference --budgets 1.0,0.35,0.25",
@@ -149,6 +147,7 @@ def finetune(
 def _photos(loaded: LoadedModel, data: list[str] | None, images: int | None, class_map: Path | None, labels: bool) -> Dataset:
     """The photos of all directories."""
     from edge_tprune.finetune.photos import Joined
+    from edge_tprune.finetune.request import REFERENCE_CANVASES
     from edge_tprune.models.data import REFERENCE, open_dataset, open_images
 
     classes = int(getattr(loaded.model, "num_classes", 0))
@@ -157,11 +156,11 @@ def _photos(loaded: LoadedModel, data: list[str] | None, images: int | None, cla
     if not data:
         if loaded.name != REFERENCE:
             raise UserError("no photos to train on: give --data DIRECTORY (labels are not needed)")
-        return open_dataset(REFERENCE, classes, images or _CANVASES, training=True)
+        return open_dataset(REFERENCE, classes, images or REFERENCE_CANVASES, training=True)
     if labels and len(data) > 1:
         raise UserError("--labels reads one directory, with a sub-directory per class: give --data once")
     if labels or data == [REFERENCE]:
-        limit = images or (_CANVASES if data == [REFERENCE] else None)
+        limit = images or (REFERENCE_CANVASES if data == [REFERENCE] else None)
         return open_dataset(data[0], classes, limit, training=True, class_map=class_map, class_names=loaded.class_names)
     folders = [open_images(Path(one)) for one in data]
     share = 1.0 if images is None else images / sum(map(len, folders))

@@ -20,8 +20,6 @@ from edge_tprune.errors import NegativeAnswer, UserError
 if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
 
-_CANVASES = 1500  # of the reference task, to fine-tune on
-
 
 @command(
     "edge-tprune fit reference --max-p95-ms 8",
@@ -114,7 +112,7 @@ def fit(
     from edge_tprune.deploy.hosts import parse_target
     from edge_tprune.deploy.journey import Options
     from edge_tprune.files import sha256_json
-    from edge_tprune.finetune.request import parse_time
+    from edge_tprune.finetune.request import REFERENCE_CANVASES, parse_time
     from edge_tprune.record.settings import RunRequest
 
     load_plugins(plugin)
@@ -154,7 +152,7 @@ def fit(
         photos_for_int8 = open_photos(loaded, calibration, precisions, quiet) or photos
     tuning = None
     if finetune:
-        rest = _without(images_of(source, True, limit=_CANVASES if source == "reference" else None), judged)
+        rest = _without(images_of(source, True, limit=REFERENCE_CANVASES if source == "reference" else None), judged)
         tuning = Tuning(rest, seconds_to_tune, lambda file: choice.with_weights(file).load(model, names_classes=False))
     key = sha256_json(
         {
