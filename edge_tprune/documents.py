@@ -32,7 +32,10 @@ Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
 Share = Annotated[float, Meta(gt=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Distance = Annotated[float, Meta(ge=0)]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # usable as a part of one
+# Below the directory that the document lies in.
+RelativePath = Annotated[str, Meta(pattern=r"^(?!/)(?!(?:.*/)?\.\.(?:/|\Z))[^\\\x00-\x1f]+\Z")]
 Name = Annotated[str, Meta(min_length=1)]
 
 

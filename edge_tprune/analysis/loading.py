@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +17,9 @@ from edge_tprune.analysis.recorded import Recorded, check_units, read_recorded
 from edge_tprune.analysis.samples import Samples, read_samples
 from edge_tprune.analysis.table import QUANTILES, Profile, Row, Rows
 from edge_tprune.bundle.manifest import Accuracy
+from edge_tprune.documents import LARGEST_BYTES, InvalidDocument, decode
 from edge_tprune.errors import UserError
+from edge_tprune.files import read_regular
 from edge_tprune.record.document import RUN, BudgetRecord
 from edge_tprune.record.lines import Check
 from edge_tprune.record.turn import Turn
@@ -291,7 +293,10 @@ def _is_unpruned(budget: BudgetRecord, tokens: int | None) -> bool:
 def _started(profile: Path) -> str:
     """When the run began, for sorting; '' where its run.json does not tell (reading it will say why)."""
     try:
-        info = json.loads((profile / RUN).read_bytes())
-    except (OSError, ValueError):
+        return decode(read_regular(profile / RUN, LARGEST_BYTES), _Started).started_utc
+    except (OSError, InvalidDocument):
         return ""
-    return str(info.get("started_utc", "")) if isinstance(info, dict) else ""
+
+
+class _Started(msgspec.Struct):
+    started_utc: str = ""

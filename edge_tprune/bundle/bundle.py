@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from edge_tprune.bundle.external_data import external_files
 from edge_tprune.bundle.golden import Golden, read_golden
 from edge_tprune.bundle.manifest import GOLDEN, KIND, MANIFEST, Budget, FileEntry, Manifest
-from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.bundle.outputs import LOGITS, RANKS
 from edge_tprune.errors import UserError
 from edge_tprune.files import open_regular, read_regular, sha256_file, sha256_json
 
@@ -181,8 +181,10 @@ def _contradiction(manifest: Manifest) -> str | None:
         return f"graphs take {model.input.shape}, and images are prepared as {(manifest.batch, *manifest.preprocessing.input_size)}"
     if (model.output.name == LOGITS) != (model.classes > 0):
         return f"graphs give {model.output.name} and there are {model.classes} classes"
-    if model.output.shape[0] != manifest.batch:
-        return f"graphs take {manifest.batch} images and give {model.output.shape}"
+    if len(model.output.shape) != RANKS[model.output.name] or model.output.shape[0] != manifest.batch:
+        return f"graphs take {manifest.batch} images and give {model.output.name} of shape {model.output.shape}"
+    if model.output.name == LOGITS and model.output.shape[1] != model.classes:
+        return f"graphs give logits of shape {model.output.shape} and there are {model.classes} classes"
     if manifest.class_names is not None and len(manifest.class_names.names) != model.classes:
         return f"there are {len(manifest.class_names.names)} class names for {model.classes} classes"
     hashes: dict[str, str] = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from edge_tprune.bundle.outputs import OutputKind
-from edge_tprune.documents import Count, Distance, DocumentKind, Name, Percent, Sha256, Share, Whole
+from edge_tprune.documents import Count, Distance, DocumentKind, FileName, Name, Percent, Sha256, Share, Whole
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.preprocess import Preprocessing
@@ -237,6 +238,11 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     per_class: ClassCounts | None = None  #: with labels
     against_fp32: Fp32Comparison | None = None
 
+    def __post_init__(self) -> None:
+        for bits in () if self.per_image is None else (self.per_image.agrees, self.per_image.top1_right):
+            if bits is not None and len(base64.b64decode(bits, validate=True)) != -(-self.images // 8):
+                raise ValueError(f"there is not one bit for each of {self.images} images")
+
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of one budget that a runtime runs: a graph, or an engine file that was built ahead of time."""
@@ -275,7 +281,7 @@ def split_label(label: str, precisions: str | None) -> tuple[str, str | None]:
 class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One pruning budget."""
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]  #: unique, usable in file names: "0.65"
+    name: FileName  #: unique, usable in file names: "0.65"
     requested: Share | None  #: share of the unpruned MACs that was asked for; null where a schedule was given
     schedule: Annotated[tuple[Count, ...], Meta(min_length=1)]  #: tokens after each block, prefix tokens included
     macs: Count  #: multiply-accumulates per image, whole network
@@ -283,7 +289,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parity: dict[str, Parity]  #: by `Artifact.key`
     accuracy: Accuracy | None  #: in float32; null until `eval` ran
     artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
-    accuracy_by_precision: dict[Annotated[str, Meta(pattern="^(fp16|mixed|int8)$")], Accuracy] = {}
+    accuracy_by_precision: dict[Annotated[str, Meta(pattern=r"^(fp16|mixed|int8)\Z")], Accuracy] = {}
     method: Method | None = None  #: its own, where it differs from the bundle's
 
     def accuracy_in(self, precision: str) -> Accuracy | None:

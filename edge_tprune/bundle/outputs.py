@@ -15,6 +15,7 @@ import numpy as np
 OutputKind = Literal["logits", "embedding", "features", "tokens"]
 LOGITS, EMBEDDING, FEATURES, TOKENS = "logits", "embedding", "features", "tokens"
 
+RANKS = {LOGITS: 2, EMBEDDING: 2, FEATURES: 4, TOKENS: 3}  #: dimensions of an output, that of the batch included
 _CHANNELS = {EMBEDDING: 1, FEATURES: 1, TOKENS: 2}  #: the axis of a vector's channels; axis 0 is the image
 _BLOCK = 1024  # images whose neighbours are looked for at once
 FEWEST_NEIGHBOURS = 3  #: images: with two, each is the other's neighbour whatever the network

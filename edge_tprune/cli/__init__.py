@@ -111,7 +111,7 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
 
 def _fail(message: str, code: int) -> int:
     with suppress(OSError):  # nobody listens on stderr: the exit code is what is left
-        print(printable(f"edge-tprune: {' '.join(message.split())}"), file=sys.stderr, flush=True)
+        print(printable(f"edge-tprune: {' '.join(message.split())}"), file=sys.stderr, flush=True)  # noqa: T201
     return code
 
 

@@ -22,6 +22,7 @@ from edge_tprune.export.builder import build
 from edge_tprune.export.probes import decide_probes
 from edge_tprune.export.settings import BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_build
+from edge_tprune.files import clear_write_errors, exclusive
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
@@ -111,11 +112,16 @@ class Fit:
 
         Raises:
             NegativeAnswer: a limit below what any schedule is predicted to reach.
-            UserError: as the commands whose steps these are.
+            UserError: another fit is at work in the directory; or as the commands whose steps these are.
         """
-        out, words = self.request.out, self.request.words
-        out.mkdir(parents=True, exist_ok=True)
-        state = self.state()
+        out = self.request.out
+        with clear_write_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        with exclusive(out / STATE, "fit"):
+            return self._run()
+
+    def _run(self) -> tuple[Round, Answer]:
+        out, words, state = self.request.out, self.request.words, self.state()
         while (step := state.next_step(words, self.request.precisions, self.tuning is not None)) != "answer":
             if step == "probe":
                 state = msgspec.structs.replace(state, probes={**state.probes, **self._probe(state)})

@@ -70,7 +70,7 @@ def read_docstring(function: Callable[..., Any]) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"edge-tprune {__version__}")
+        print(f"edge-tprune {__version__}")  # noqa: T201
         raise typer.Exit
 
 

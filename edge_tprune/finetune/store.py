@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from edge_tprune.documents import DocumentKind
+from edge_tprune.documents import LARGEST_BYTES, DocumentKind, InvalidDocument, Whole, decode
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, cut_last_line, write_bytes
+from edge_tprune.files import clear_write_errors, cut_last_line, open_regular, read_regular, write_bytes
 from edge_tprune.finetune.holdout import Row
 from edge_tprune.finetune.recipe import Recipe
 
@@ -43,6 +43,10 @@ class Result(msgspec.Struct):
     held_out: int
     seconds: float  #: of the process that finished
     images_per_second: float | None  #: in training, over all processes
+
+
+class _Logged(msgspec.Struct):
+    step: Whole
 
 
 class Decisions(msgspec.Struct):
@@ -116,11 +120,21 @@ class Store:
                 os.close(handle)
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines so far; what a dying process left half-written is left out."""
+        """The lines so far; what a dying process left half-written is left out.
+
+        Raises:
+            UserError: another line is damaged.
+        """
         file = self.path / "log.jsonl"
         if not file.exists():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            *whole, _ = read_regular(file, LARGEST_BYTES).split(b"\n")
+            for line in whole:
+                decode(line, _Logged)
+            return [json.loads(line) for line in whole]
+        except (OSError, InvalidDocument) as error:
+            raise UserError(f"{file} cannot be read ({error}). {KIND.remedy}") from error
 
     def save(self, name: str, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
         """Keeps tensors, and values as JSON, under a name."""
@@ -136,6 +150,7 @@ class Store:
         if not file.exists():
             return None
         try:
+            open_regular(file).close()  # safetensors would wait for a named pipe
             with safe_open(file, "pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["values"])  # noqa: SIM118
         except Exception as error:

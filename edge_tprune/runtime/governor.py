@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 
 from edge_tprune.errors import UserError
@@ -95,9 +96,14 @@ class Governor:
 
         Args:
             latency_ms: of its inference.
-            temp_c: the latest reading; None where there is none, which keeps the limit from counting.
+            temp_c: the latest reading; None or NaN where there is none, which keeps the limit from counting.
             power_w: likewise.
+
+        Raises:
+            UserError: a latency that is not a number.
         """
+        if isnan(latency_ms):
+            raise UserError("latency_ms is not a number: give what the last frame's inference took")
         self._recent.append(latency_ms)
         if len(self._recent) == self._window:
             typical_ms = median(self._recent)
@@ -111,7 +117,7 @@ class Governor:
         used = {
             name: value / limit
             for name, limit in self._limits.items()
-            if limit is not None and (value := values[name]) is not None
+            if limit is not None and (value := values[name]) is not None and not isnan(value)
         }
         if not used:
             return

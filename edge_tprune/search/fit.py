@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from edge_tprune.documents import Count, DocumentKind, Name
+from edge_tprune.documents import Count, DocumentKind, FileName, Name, RelativePath
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import SLICE, CostModel, Latency
 from edge_tprune.search.configuration import Found
@@ -29,7 +29,7 @@ Step = Literal["probe", "search", "measure", "tune", "answer"]
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A network that a search proposes."""
 
-    name: Name  #: in the bundle
+    name: FileName  #: in the bundle
     method: Name
     options: dict[str, OptionValue]
     tokens: tuple[Count, ...]  #: after each block
@@ -42,8 +42,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
     aims: dict[str, float]  #: precision -> the limit that its search was given
     candidates: tuple[Candidate, ...]
-    bundle: str  #: relative to the fit's directory
-    profile: str | None = None  #: likewise; None until it was measured
+    bundle: RelativePath  #: relative to the fit's directory
+    profile: RelativePath | None = None  #: likewise; None until it was measured
     again: dict[str, float] = {}  #: precision -> the limit to aim at in another round; none where none is needed
 
 
@@ -52,15 +52,15 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
 
     candidate: Name
     verdict: str  #: of the fine-tuning, in words
-    bundle: str | None = None  #: None where it brought nothing
-    profile: str | None = None
+    bundle: RelativePath | None = None  #: None where it brought nothing
+    profile: RelativePath | None = None
 
 
 class FitState(msgspec.Struct, frozen=True, kw_only=True):
     """fit.json: what is there. Paths are relative to its directory."""
 
     key: str  #: hash of what all of it depends on: model, weights, images, methods, runtime, batch
-    probes: dict[str, str] = {}  #: precision -> profile of the probe bundle, with its latency.json
+    probes: dict[str, RelativePath] = {}  #: precision -> profile of the probe bundle, with its latency.json
     rounds: dict[str, tuple[Round, ...]] = {}  #: by the limits, as words
     tuned: dict[str, Tuned] = {}  #: likewise
 

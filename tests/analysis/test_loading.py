@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -137,6 +138,16 @@ def test_a_directory_of_profiles_newest_first_each_once(profiles, tmp_path):
     assert [row.method for row in rows] == ["evit"] * 5 + ["zero_tprune"] * 5
 
 
+def test_a_pipe_and_endless_brackets_beside_profiles(profiles, tmp_path):
+    profiles.write(tmp_path / "good")
+    for name in ("pipe", "deep"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / "run.json")
+    (tmp_path / "deep" / "run.json").write_text("[" * 200_000)
+    assert [path.name for path in find_profiles(tmp_path)][:1] == ["good"]
+    assert len(load_rows(tmp_path).left_out) == 2
+
+
 def test_unreadable_profiles_in_a_directory_are_left_out_and_said(profiles, tmp_path):
     profiles.write(tmp_path / "good")
     newer = profiles.info()
@@ -202,6 +213,18 @@ def _more_than_all(profiles, path):
     profiles.write(path, info)
 
 
+def _more_bits_than_images(profiles, path):
+    info = profiles.info()
+    info["budgets"][0]["accuracy"] |= {"images": 10**13, "per_image": {"agrees": "////"}}
+    profiles.write(path, info)
+
+
+def _bits_of_other_images(profiles, path):
+    info = profiles.info()
+    info["budgets"][0]["accuracy"] |= {"images": 25, "per_image": {"top1_right": "////"}}
+    profiles.write(path, info)
+
+
 def _zero_latency(profiles, path):
     info = profiles.info()
     lines = profiles.lines(info)
@@ -228,6 +251,8 @@ def _endless_memory(profiles, path):
         (_no_samples_file, "samples.jsonl cannot be read"),
         (_half_written, "holds no measurement"),
         (_more_than_all, "top1_percent is 964.0: expected float <= 100.0"),
+        (_more_bits_than_images, "there is not one bit for each of 10000000000000 images"),
+        (_bits_of_other_images, "there is not one bit for each of 25 images"),
         (_senseless, 'top1_change_points.value is "a lot"'),
         (_endless_memory, r"line 2 of samples.jsonl is damaged: peak_memory_bytes is a number of more than 60 digits"),
         (_zero_latency, r"line 36 of samples.jsonl is damaged: latency_ns\[0\] is 0"),

@@ -12,6 +12,12 @@ from tests.small import built, loaded  # noqa: F401
 Run = Callable[..., Outcome]
 
 
+def test_the_path_that_is_printed_cannot_steer_a_terminal(built: Path, command: Run, tmp_path: Path) -> None:  # noqa: F811
+    outcome = command("export", built, "--budget", "0.6", "--out", tmp_path / "a\x1b[31m")
+    assert outcome.code == 0
+    assert "\x1b" not in outcome.out + outcome.err
+
+
 def test_writes_a_package_and_says_how_to_use_it(
     built: Path,  # noqa: F811
     command: Run,

@@ -12,6 +12,7 @@ from edge_tprune.analysis import latency
 from edge_tprune.analysis.choice import Choice
 from edge_tprune.analysis.latency import model_latency
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.files import exclusive
 from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
@@ -40,6 +41,27 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command
     assert outcome.code == 2
     assert says in outcome.err.replace("\n", " ")
     assert not (tmp_path / "fit" / "fit.json").exists()
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc", "a/../../b", "..", "", "a\nb", "C:\\x"])
+def test_its_state_names_nothing_outside_its_directory(path: str, tmp_path: Path) -> None:
+    document = {"format": KIND.format, "version": KIND.version, "key": "k", "probes": {"fp32": path}}
+    (tmp_path / "fit.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"probes\.fp32 is .*Delete it"):
+        KIND.read(tmp_path)
+
+
+def test_two_in_one_directory_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    from edge_tprune.cli.fit_runs import Runs
+    from edge_tprune.cli.fitting import Fit, FitRequest
+
+    images, out = ReferenceTask(2, "train"), tmp_path / "fit"
+    request = FitRequest(out, ("evit",), {"max_p50_ms": 3.0}, ("fp32",), 1, 4, 0, True)
+    fit = Fit(request, small_model(channels=48), images, images, "key", Runs(out, RunRequest()), lambda what, done, of: None)
+    out.mkdir()
+    with exclusive(out / "fit.json", "fit"), pytest.raises(UserError, match="another fit is at work on it"):
+        fit.run()
+    assert not (out / "fit.json").exists()
 
 
 def test_no_photo_is_both_trained_and_judged_on(tmp_path: Path) -> None:

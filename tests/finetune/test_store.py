@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,24 @@ def test_a_line_that_a_dying_process_cut_short_is_left_out(tmp_path: Path) -> No
     assert store.logged() == [{"step": 1}]
     store.log({"step": 2})
     assert store.logged() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[1]", b'{"loss": 1}', b'{"step": -1}', b'{"step": NaN}', b"[" * 200_000, b"\xff", b""]
+)
+def test_another_damaged_line_is_refused_in_one_line(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "log.jsonl").write_bytes(line + b'\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl cannot be read .*Remove the directory and run the command again"):
+        Store(tmp_path).logged()
+
+
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state.safetensors")
+    (tmp_path / "log.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"state\.safetensors cannot be read .*named pipe"):
+        Store(tmp_path).load("state")
+    with pytest.raises(UserError, match=r"log\.jsonl cannot be read .*device"):
+        Store(tmp_path).logged()
 
 
 def test_tensors_and_values_come_back_as_they_were(tmp_path: Path) -> None:

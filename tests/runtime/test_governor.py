@@ -90,6 +90,15 @@ def test_other_limits_count_where_there_are_readings(limit: str) -> None:
     assert governor.decisions[0].reason == f"{limit} 10 is broken: 11"
 
 
+def test_a_sensor_that_gives_nan_hides_no_other_limit() -> None:
+    governor = Governor(["1.0", "0.5"], max_temp_c=60.0, max_power_w=10.0)
+    for _ in range(5):
+        governor.update(5.0, temp_c=float("nan"), power_w=11.0)
+    assert governor.budget == "0.5"
+    with pytest.raises(UserError, match="latency_ms is not a number"):
+        governor.update(float("nan"))
+
+
 def test_a_step_up_that_failed_makes_the_next_wait_longer() -> None:
     governor = Governor(["1.0", "0.5"], max_power_w=10, window=1, patience=10)
     for _ in range(2000):

@@ -10,7 +10,7 @@ import typer
 from edge_tprune.cli.options import BundleArgument, Json, Limits, Minimize, with_limits
 from edge_tprune.cli.parsing import parse_pairs
 from edge_tprune.cli.root import command
-from edge_tprune.cli.terminal import print_json, print_note
+from edge_tprune.cli.terminal import print_json, print_note, print_text
 from edge_tprune.errors import NegativeAnswer, UserError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def export(
     if json:
         print_json({**exported.about, "path": str(exported.path), "files": list(exported.files)})
     else:
-        print(exported.path)
+        print_text(str(exported.path))
     print_note(
         f"checked on {exported.path / 'golden.png'}: off by {exported.difference:.2g}. How to use it: {exported.path / 'README.md'}"
     )

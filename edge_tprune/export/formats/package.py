@@ -25,6 +25,7 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Artifact, Budget
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.bundle.predictor import Predictor
+from edge_tprune.documents import LARGEST_BYTES, InvalidDocument, decode
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.export.formats import proof
 from edge_tprune.export.formats.cpp_loader import CppLoader
@@ -45,7 +46,7 @@ from edge_tprune.export.formats.request import (
     Package,
 )
 from edge_tprune.export.formats.triton import Triton
-from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, sha256_file
+from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, read_regular, sha256_file
 from edge_tprune.version import __version__
 
 FORMATS: dict[str, Format] = {
@@ -217,13 +218,17 @@ def _prepare(package: Package, form: Format, picture: Image.Image) -> np.ndarray
     return frame[..., ::-1] if package.request.channel_order == "bgr" else frame
 
 
+class _About(msgspec.Struct):
+    format: str
+
+
 def _check_place(target: Path, about: Path, force: bool) -> None:
     """Refuses a directory that is there, unless it is an older export and may be replaced."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
-        ours = json.loads(about.read_text(encoding="utf-8")).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+        ours = decode(read_regular(about, LARGEST_BYTES), _About).format == FORMAT
+    except (OSError, InvalidDocument):
         ours = False
     if not force:
         raise UserError(f"{target} exists: choose another --out{', or give --force to replace it' if ours else ''}")

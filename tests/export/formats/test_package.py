@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -113,6 +114,11 @@ def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
         export_package(named, request(tmp_path / "mine"))
     with pytest.raises(UserError, match="is no export of edge-tprune"):
         export_package(named, request(tmp_path / "mine", force=True))
+    for name, write in {"pipe": os.mkfifo, "deep": lambda file: file.write_text("[" * 200_000)}.items():
+        (tmp_path / "mine" / name).mkdir()
+        write(tmp_path / "mine" / name / "model.json")
+        with pytest.raises(UserError, match="is no export of edge-tprune"):
+            export_package(named, request(tmp_path / "mine" / name, force=True))
     (tmp_path / "empty").mkdir()
     export_package(named, request(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"empty exists: choose another --out, or give --force to replace it$"):
