@@ -35,7 +35,7 @@ _PILOT_SHARE, _FEWEST_PILOT_STEPS = 1 / 12, 8  # length of each short training, 
 _TIMED_STEPS = 3
 _SPARE = 0.95  # of the time that is left is planned with
 
-AVERAGE = 0.99  # decay of the weights' moving average, per step
+AVERAGED_SHARE = 0.1  # of the steps is the memory of the weights' moving average: a longer one still holds the untrained weights at the end
 CLASS_TOKENS = 4.0  # weight of the class tokens' distance beside the divergence
 LABELS = 0.5  # weight of the cross-entropy beside the divergence
 
@@ -91,6 +91,11 @@ def temperature(answers: Tensor, head: bool) -> tuple[float, str]:
     return TEMPERATURES[-1], f"the first class still has a mean probability of {sure:.2f}"
 
 
+def average(steps: int) -> float:
+    """Decay per step of the weights' moving average, for a training of so many steps: its memory is a tenth of them."""
+    return 1 - 1 / (1 + AVERAGED_SHARE * steps)
+
+
 def draws(before: Mapping[str, Scores]) -> dict[str, float]:
     """How often each budget is trained: in proportion to the root of what it has to make up, and the unpruned network like the least of them."""
     roots = {name: math.sqrt(float(scores.divergence.mean())) for name, scores in before.items()}
@@ -129,7 +134,7 @@ def length_and_rate(
         found: list[tuple[float, Pilot]] = []
         for number, value in enumerate(rates, 1):
             progress(f"trying the rate {value:g}", number, len(rates) + 1)
-            found.append((value, pilot(replace(recipe, rate=value, steps=short))))
+            found.append((value, pilot(replace(recipe, rate=value, steps=short, average=average(short)))))
         losses = {value: float(mean_loss(one.scores).mean()) for value, one in found}
         best = min(losses, key=losses.__getitem__)
         tried = ", ".join(f"{value:g}: {loss:.4f}" for value, loss in sorted(losses.items()))
@@ -140,7 +145,7 @@ def length_and_rate(
         )
         if request.seconds is not None:
             steps = _affordable(request, found[-1][1], began)
-    return replace(recipe, steps=steps)
+    return replace(recipe, steps=steps, average=average(steps))
 
 
 def _affordable(request: Request, pilot: Pilot, began: float) -> int:

@@ -30,6 +30,7 @@ class Request(msgspec.Struct, frozen=True):
     schedules: Mapping[str, tuple[int, ...]] = msgspec.field(
         default_factory=dict
     )  #: budget -> tokens after each block, from a search
+    blocks: tuple[int, ...] = ()  #: where budgets remove tokens; empty: where the method does by default
     options: dict[str, Any] = msgspec.field(default_factory=dict)  #: of the method
     labels: bool = False
     train: str = ALL
@@ -81,9 +82,9 @@ class Request(msgspec.Struct, frozen=True):
         return max(1, round(epochs * photos / self.batch))
 
     def to_json(self) -> dict[str, Any]:
-        """What identifies a request: the schedules, which stand for the budgets, are added by who resolved them."""
+        """What identifies a request: the schedules, which stand for budgets and blocks, are added by who resolved them."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
-        return {key: value for key, value in fields.items() if key not in ("schedules", "budgets")}
+        return {key: value for key, value in fields.items() if key not in ("schedules", "budgets", "blocks")}
 
 
 def budget_name(budget: float) -> str:
@@ -107,7 +108,7 @@ def schedules_of(loaded: LoadedModel, request: Request) -> dict[str, tuple[int, 
         if given is not None:
             how: dict[str, Any] = {"schedule": given}
         else:
-            how = {"budget": budget}
+            how = {"budget": budget, "blocks": request.blocks}
         options = request.options if budget != 1 else {}  # which may not fit a network that removes nothing
         found[name] = solve_schedule(loaded.model, request.method, name=loaded.name, options=options, **how).tokens
     if all(float(name) == 1 for name in found):

@@ -193,14 +193,15 @@ class _Run:
         least_area, flip, crops_why = choose.crops_understood(self.teacher, photos)
         degrees, degrees_why = choose.temperature(self.hold_out.answers, self.teacher.head)
         draws = choose.draws(self.before)
+        steps = request.steps(len(photos))
         recipe = Recipe(
             rate=request.rate or choose.RATES[0],
-            steps=request.steps(len(photos)),
+            steps=steps,
             batch=request.batch,
             least_area=least_area,
             flip=flip,
             temperature=degrees,
-            average=choose.AVERAGE,
+            average=choose.average(steps),
             class_tokens=choose.CLASS_TOKENS,
             labels=choose.LABELS if request.labels else 0.0,
             draws=draws,

@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--canvases", type=int, default=1500, help="of the reference task, to train on")
     parser.add_argument("--methods", default="bat")
     parser.add_argument("--budgets", default="1.0,0.8,0.65,0.5")
+    parser.add_argument("--blocks", help="where every method removes tokens; the methods' own by default")
     parser.add_argument("--specialists", default="", help="budgets that get weights of their own as well")
     parser.add_argument("--time", help="as for edge-tprune finetune")
     parser.add_argument("--epochs", type=float)
@@ -163,6 +164,7 @@ def main() -> None:
         common = Request(
             method=method,
             budgets=budgets,
+            blocks=tuple(parse_list(options.blocks, int, "--blocks")) if options.blocks else (),
             epochs=options.epochs,
             rate=options.rate,
             seconds=parse_time(options.time) if options.time else None,

@@ -43,7 +43,7 @@ def recipe_of(budget: str, steps: int, batch: int) -> Recipe:
         least_area=0.4,
         flip=True,
         temperature=1.0,
-        average=choose.AVERAGE,
+        average=choose.average(steps),
         class_tokens=choose.CLASS_TOKENS,
         labels=0.0,
         draws={budget: 1.0},

@@ -18,17 +18,17 @@ QUICK += ["--images", "48", "--batch", "8", "--rate", "1e-4"]
 
 def test_what_was_tuned_builds(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "tuned.safetensors"
-    done = command(*QUICK, "--epochs", "1", "--out", out)
+    asked = [*QUICK, "--blocks", "3,6", "--option", "fuse=false", "--epochs", "1", "--out", out]
+    done = command(*asked)
     assert done.code == 0, done.err
     assert "held-out photos" in done.out
-    assert f"edge-tprune build reference --weights {out} --method evit --budgets 1.0,0.4" in done.err
-    again = json.loads(command(*QUICK, "--epochs", "1", "--out", out, "--json").out)
+    how = "--method evit --budgets 1.0,0.4 --blocks 3,6 --option fuse=false"
+    assert f"edge-tprune build reference --weights {out} {how}" in done.err.replace("\n", " ")
+    again = json.loads(command(*asked, "--json").out)
     assert again["written"] is True
     assert [row["budget"] for row in again["rows"]] == ["1.0", "0.4"]
     assert again["rows"][1]["divergence"] < again["rows"][1]["divergence_before"]
-    built = command(
-        "build", "reference", "--weights", out, "--method", "evit", "--budgets", "1.0,0.4", "--out", tmp_path / "b", "--json"
-    )
+    built = command("build", "reference", "--weights", out, *how.split(), "--out", tmp_path / "b", "--json")
     assert built.code == 0, built.err
     assert json.loads(built.out)["model"]["weights"] == "tuned.safetensors"
 
@@ -51,6 +51,7 @@ def test_no_improvement_is_a_no(command: Command, tmp_path: Path) -> None:
         (["reference", "--method", "evit", "--option", "fuze=true"], "has no option 'fuze'"),
         (["reference", "--budgets", "1.0"], "names none that removes tokens"),
         (["reference", "--budgets", "0.05"], "cannot be reached"),
+        (["reference", "--blocks", "13"], "block"),
         (["reference", "--out", "tuned.pth"], "ends in .safetensors"),
         (["reference", "--train", "head"], "choose all, norm, late"),
         (["reference", "--images", "20"], "do not fill a batch of 32"),

@@ -38,6 +38,18 @@ def test_draws_follow_what_is_to_be_made_up() -> None:
     assert choose.draws({"0.5": scores(0.0)}) == {"0.5": 1.0}
 
 
+@pytest.mark.parametrize("steps", [8, 20, 159, 560])
+def test_the_average_forgets_the_untrained_weights(steps: int) -> None:
+    """Weights of one training differ from those of another only as far as the average has left the first ones."""
+    decay = choose.average(steps)
+    held = 1.0  # of the weights after the first step, by which the average begins
+    for _ in range(steps - 1):
+        held *= decay
+    assert held < 0.01
+    assert sum(decay**k * (1 - decay) for k in range(steps)) == pytest.approx(1, abs=0.01)
+    assert decay == 0 or 1 / (1 - decay) <= 1 + steps / 8, "and holds a small part of the training"
+
+
 def test_digits_are_not_mirrored() -> None:
     """A mirrored digit is another one: the reference network says so itself."""
     loaded = load_model("reference")
@@ -61,12 +73,14 @@ def test_the_rate_is_the_one_whose_pilot_is_best() -> None:
     assert {recipe.rate for recipe in tried} == set(choose.RATES)
     assert {recipe.steps for recipe in tried} == {20}
     assert found.steps == 240
+    assert {recipe.average for recipe in tried} == {choose.average(20)}
+    assert found.average == choose.average(240)
     assert "2e-05: 0.0000" in found.chosen["rate"]
 
 
 def test_a_given_rate_is_not_searched() -> None:
     recipe = choose.length_and_rate(RECIPE, REQUEST, lambda recipe: pytest.fail("not asked for"), 0.0, lambda *_: None)
-    assert recipe == RECIPE
+    assert recipe == replace(RECIPE, average=choose.average(RECIPE.steps))
 
 
 @pytest.mark.parametrize("rate", [None, 1e-4])

@@ -67,6 +67,15 @@ def test_schedules_come_from_the_file_before_the_method(network: LoadedModel) ->
             schedules_of(network, replace(REQUEST, budgets=budgets, schedules={}))
 
 
+def test_budgets_remove_tokens_at_the_blocks_that_are_named(network: LoadedModel) -> None:
+    """As `build --blocks` does, so that its bundle has the schedules that were trained."""
+    for blocks in ((1, 2), (2, 3)):
+        found = schedules_of(network, Request(method="evit", budgets=(1.0, 0.6), blocks=blocks))["0.6"]
+        assert found == solve_schedule(network.model, "evit", name=network.name, budget=0.6, blocks=blocks).tokens
+        first = next(number for number, tokens in enumerate(found, 1) if tokens < 37)
+        assert first == blocks[0]
+
+
 def test_schedules_know_the_methods_options(network: LoadedModel) -> None:
     """A faithful form removes tokens where its authors do, which a build with the same options does too."""
     options = {"faithful": True}

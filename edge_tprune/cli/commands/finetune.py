@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @command(
-    "edge-tprune finetune reference --budgets 1.0,0.35,0.25",
+    "edge-tprune finetune reference --budgets 1.0,0.35,0.25 --blocks 1,3,5",
     "edge-tprune finetune deit_tiny_patch16_224 --data photos --time 20m",
     "edge-tprune build deit_tiny_patch16_224 --weights tuned.safetensors",
     kept="run the same command again to continue",
@@ -41,6 +41,10 @@ def finetune(
         typer.Option(help="Shares of the unpruned MACs to train for, with commas; a single one trains for that budget alone."),
     ] = "1.0,0.8,0.65,0.5",
     schedule: Annotated[Path | None, typer.Option(help="A file that `search` wrote: its method, options and budgets.")] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.", show_default=False),
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
     data: Annotated[
         list[str] | None,
@@ -110,6 +114,7 @@ def finetune(
         method=method,
         budgets=tuple(parse_list(budgets, float, "--budgets")),
         schedules={share: entry.tokens for share, entry in found.budgets.items()} if found else {},
+        blocks=tuple(parse_list(blocks, int, "--blocks")) if blocks else (),
         options={**(found.options if found else {}), **options},
         labels=labels,
         train=train,
@@ -141,6 +146,8 @@ def finetune(
         print_table(finetune_table(result))
         given = choice.words_without("weights", "no_ema") + words_of_plugins(plugin)
         how = f"--schedule {schedule}" if schedule is not None else f"--method {method} --budgets {budgets}"
+        how += f" --blocks {blocks}" if blocks else ""
+        how += "".join(f" --option {pair}" for pair in option or [])
         print_note(f"{result.verdict}; build it with: edge-tprune build {model}{given} --weights {file} {how}")
 
 
