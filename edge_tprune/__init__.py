@@ -20,7 +20,9 @@ __all__ = [
     "NegativeAnswer",
     "UserError",
     "__version__",
+    "export_network",
     "macs",
+    "network_error",
     "open",
     "prune",
     "prune_in",
@@ -31,6 +33,7 @@ from edge_tprune.version import __version__
 
 if TYPE_CHECKING:
     from edge_tprune.bundle.predictor import open_predictor as open
+    from edge_tprune.export.network import export_network, network_error
     from edge_tprune.reduction import macs, prune, prune_in
 
 
@@ -39,6 +42,10 @@ def __getattr__(name: str) -> Any:
         from edge_tprune import reduction
 
         return getattr(reduction, name)
+    if name in ("export_network", "network_error"):
+        from edge_tprune.export import network
+
+        return getattr(network, name)
     if name == "open":
         from edge_tprune.bundle.predictor import open_predictor
 

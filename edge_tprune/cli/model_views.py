@@ -15,6 +15,7 @@ from edge_tprune.runtime.tensorrt.record import EngineRecord
 from edge_tprune.statistics import Interval
 
 if TYPE_CHECKING:
+    from edge_tprune.finetune.holdout import Row
     from edge_tprune.finetune.store import Result
     from edge_tprune.search.schedule_file import ScheduleFile
 
@@ -157,7 +158,7 @@ def search_table(file: ScheduleFile) -> Table:
     found = file.found
     if found is None:
         raise ValueError("a schedule file that was written by hand has nothing to show")
-    score, unit = found.score, {"kl": "nats", "top1": "% wrong"}[found.score]
+    score, unit = found.score, {"kl": "nats", "top1": "% wrong", "cosine": f"distance of {found.output}"}[found.score]
     options = " ".join(f"{key}={value}" for key, value in file.options.items())
     metric = next((name for entry in file.budgets.values() for name in entry.predicted or {}), None)
     rows = []
@@ -176,17 +177,21 @@ def search_table(file: ScheduleFile) -> Table:
 
 def finetune_table(result: Result) -> Table:
     """What a fine-tuning did to the held-out photos."""
-    recipe = result.recipe
+    recipe, classes = result.recipe, result.output == "logits"
+    loss, unit = ("KL", "nats") if classes else ("distance", "2 - 2 cos")
+    answers = [
+        Heading("agreed before", "%", right=True),
+        Heading("agrees", "%", right=True),
+        Heading("top-1 change", "points", right=True),
+    ]
     return Table(
         [
             Heading("budget"),
             Heading("MACs", "%", right=True),
-            Heading("KL before", "nats", right=True),
-            Heading("KL after", "nats", right=True),
-            Heading("change", "nats", right=True),
-            Heading("agreed before", "%", right=True),
-            Heading("agrees", "%", right=True),
-            Heading("top-1 change", "points", right=True),
+            Heading(f"{loss} before", unit, right=True),
+            Heading(f"{loss} after", unit, right=True),
+            Heading("change", unit, right=True),
+            *(answers if classes else []),
         ],
         [
             [
@@ -195,15 +200,18 @@ def finetune_table(result: Result) -> Table:
                 f"{row.divergence_before:.4f}",
                 f"{row.divergence:.4f}",
                 _interval(Interval.from_json(row.divergence_change), 4, signed=True),
-                f"{row.agreement_before_percent:.1f}",
-                f"{row.agreement_percent:.1f}",
-                _interval(Interval.from_json(row.top1_change_points), 1, signed=True),
+                *(_agreement(row) if classes else []),
             ]
             for row in result.rows
         ],
         f"{result.held_out} held-out photos, after {recipe.steps} steps of {recipe.batch} on {result.photos} others "
         f"(95 % intervals, paired by photo)",
     )
+
+
+def _agreement(row: Row) -> list[str]:
+    change = _interval(Interval.from_json(row.top1_change_points), 1, signed=True)
+    return [f"{row.agreement_before_percent:.1f}", f"{row.agreement_percent:.1f}", change]
 
 
 def engines_table(engines: Sequence[tuple[str, EngineRecord]]) -> Table:

@@ -144,16 +144,16 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     except Exception as error:
         if not own:
             raise
-        raise UserError(_describe_failure(pruned.method, error)) from error
+        raise UserError(describe_failure(pruned.method, error)) from error
     finally:
         pruned.attention = previous
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _name_output(model, pruned.output)
-    _shape_maps(model)
+    shape_maps(model)
     if pruned.precision.name == DEFAULT:
         fold(model)
-    _name_nodes(model)
+    name_nodes(model)
     try:
         check(model, pruned.schedule, pruned.precision)
     except GraphError as error:
@@ -163,7 +163,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     return model
 
 
-def _describe_failure(method: str, error: Exception) -> str:
+def describe_failure(method: str, error: Exception) -> str:
     """Why a method of one's own cannot be exported: the cause, of which torch's exporter says more than a screen."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -186,13 +186,13 @@ def _name_output(model: onnx.ModelProto, name: str) -> None:
         value.name = names.get(value.name, value.name)
 
 
-def _shape_maps(model: onnx.ModelProto) -> None:
+def shape_maps(model: onnx.ModelProto) -> None:
     """Says the shape of every attention map in a Reshape, which moves nothing.
 
     ONNX Runtime 1.23 (the last for Python 3.10) takes the map of an attention with bias for a scalar, and refuses what reads it.
     """
     maps = [place for place, node in enumerate(model.graph.node) if node.op_type == "Attention" and len(node.output) > 3]
-    values = _infer(model) if maps else {}
+    values = infer_values(model) if maps else {}
     for inserted, place in enumerate(maps):
         node = model.graph.node[place + inserted]
         bare, shaped = node.output[3] + "_bare", node.output[3]
@@ -203,7 +203,7 @@ def _shape_maps(model: onnx.ModelProto) -> None:
         model.graph.node.insert(place + inserted + 1, reshape)
 
 
-def _name_nodes(model: onnx.ModelProto) -> None:
+def name_nodes(model: onnx.ModelProto) -> None:
     """Names every node after the module it came from, so that a profile of the graph reads like the network, and drops the rest.
 
     The exporter's metadata (stack traces, scopes) would be two thirds of the file.
@@ -241,7 +241,7 @@ def check(model: onnx.ModelProto, schedule: tuple[int, ...], precision: Precisio
             count = constants.get(node.input[1])
             if count is None or int(numpy_helper.to_array(count).item()) > MAX_TOPK:
                 raise GraphError(f"{node.name}: TopK needs a constant count of at most {MAX_TOPK}")
-    values = _infer(model)
+    values = infer_values(model)
     realised = _tokens_after_blocks(model, values, len(schedule))
     if realised != tuple(schedule):
         raise GraphError(f"the graph keeps {list(realised)} tokens after its blocks, but the schedule says {list(schedule)}")
@@ -305,7 +305,7 @@ def _check_integers(model: onnx.ModelProto, wanted: bool) -> None:
         raise GraphError(f"the graph has {found} products of integers")
 
 
-def _infer(model: onnx.ModelProto) -> Values:
+def infer_values(model: onnx.ModelProto) -> Values:
     """Element type and shape of every value, by ONNX's own inference."""
     with _without_weights(model):
         bare = onnx.ModelProto()
@@ -335,27 +335,33 @@ def _without_weights(model: onnx.ModelProto) -> Iterator[None]:
 
 
 def _tokens_after_blocks(model: onnx.ModelProto, values: Values, blocks: int) -> tuple[int, ...]:
-    """The token counts that a graph realises: those its MLPs work on.
+    """The token counts that a graph realises.
 
     Raises:
         GraphError: where a shape is not static or a block has no MLP.
     """
-    counts = []
-    for block in range(blocks):
-        shapes = [
-            values[name][1]
-            for node in model.graph.node
-            if node.name.startswith(f"model.blocks.{block}.mlp")
-            for name in node.output
-            if name in values
-        ]
-        seen = {shape[-2] for shape in shapes if len(shape) == 3}
-        if len(seen) != 1 or 0 in seen:
-            raise GraphError(
-                f"the token count after block {block + 1} cannot be read from the graph: its MLP works on {sorted(seen) or 'nothing'}"
-            )
-        counts.append(seen.pop())
-    return tuple(counts)
+    return tuple(tokens_in_mlp(model, values, f"model.blocks.{block}", block) for block in range(blocks))
+
+
+def tokens_in_mlp(model: onnx.ModelProto, values: Values, path: str, block: int) -> int:
+    """How many tokens the MLP of the block at `path`, which is number `block` from 0, works on.
+
+    Raises:
+        GraphError: where a shape is not static or a block has no MLP.
+    """
+    shapes = [
+        values[name][1]
+        for node in model.graph.node
+        if node.name.startswith(f"{path}.mlp")
+        for name in node.output
+        if name in values
+    ]
+    seen = {shape[-2] for shape in shapes if len(shape) == 3}
+    if len(seen) != 1 or 0 in seen:
+        raise GraphError(
+            f"the token count after block {block + 1} cannot be read from the graph: its MLP works on {sorted(seen) or 'nothing'}"
+        )
+    return seen.pop()
 
 
 @dataclass

@@ -126,6 +126,10 @@ class _Run:
         self._photos()
         self.progress("judging the untrained network", 0, 1)
         self.teacher = Teacher(self.loaded.model, self.arithmetic)
+        if self.request.labels and not self.teacher.head:
+            raise UserError(
+                f"--labels: {self.loaded.name} has no classifier head. Leave it out: its embedding is trained without labels"
+            )
         self.hold_out = HoldOut(self.held_out, self.held_out_labels, self.teacher, self.exact)
         if not bool(self.hold_out.answers.isfinite().all()):
             raise UserError(
@@ -342,6 +346,7 @@ class _Run:
             held_out=len(self.held_out),
             seconds=time.monotonic() - self.began,
             images_per_second=self.trained_on / self.training_seconds if self.training_seconds else None,
+            output=self.teacher.form.output,
         )
         if best[1]["step"] < recipe.steps:
             self.say(

@@ -43,6 +43,7 @@ class Result(msgspec.Struct):
     held_out: int
     seconds: float  #: of the process that finished
     images_per_second: float | None  #: in training, over all processes
+    output: str = "logits"  #: what the network was trained to give; of an embedding divergences are 2 - 2 cos
 
 
 class _Logged(msgspec.Struct):

@@ -128,7 +128,8 @@ def check_has_classes(loaded: LoadedModel) -> None:
     """
     if getattr(loaded.model, "num_classes", 1) == 0:
         raise UserError(
-            f"{loaded.name} has no classifier head: choose a classifier, or give --weights of a fine-tuned one (its classes are found in it)"
+            f"{loaded.name} has no classifier head, and this command compares classes: choose a classifier, or give --weights of a fine-tuned one "
+            "(its classes are found in it). `build`, `eval`, `search` and `finetune` take it as it is"
         )
 
 

@@ -12,18 +12,20 @@ from typing import Any
 
 import msgspec
 
+from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, exclusive
 from edge_tprune.models.data import Dataset
+from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.host import check_method, network_shape
+from edge_tprune.reduction.host import check_method, check_output, network_shape
 from edge_tprune.reduction.plugins import method_code_sha256
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import Latency, NetworkRecord
 from edge_tprune.search.cost import Cost, MacsCost, MeasuredCost
 from edge_tprune.search.schedule_file import KIND, FoundSchedule, ScheduleFile, SearchRecord
-from edge_tprune.search.score import DIVERGENCE, ERROR, SCORES, Scorer, read_images
+from edge_tprune.search.score import ERROR, SCORES, Scorer, read_images
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
 from edge_tprune.search.starts import Tables, own_pattern, planned
 from edge_tprune.search.study import Result, open_storage, open_study, search
@@ -92,9 +94,10 @@ def decide(
     limits: Sequence[float] = (),
     trials: int = 60,
     stages: tuple[int, int] | None = None,
-    score: str = DIVERGENCE,
+    score: str | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    output: str | None = None,
 ) -> SearchSettings:
     """Refuses what cannot be before an image is read.
 
@@ -109,20 +112,26 @@ def decide(
         trials: per limit.
         stages: fewest and most blocks that remove tokens. By default up to one more than the method's own number at a budget, any number
             under a latency model, in which every stage has its price.
-        score: "kl" (divergence from the unpruned model, no labels) or "top1" (errors).
+        score: "kl" (divergence from the unpruned model, no labels) or "top1" (errors); of outputs other than logits "cosine" (distance from the
+            unpruned model's vectors). By default what needs no labels.
         seed: of the search.
         options: of the method, fixed; the others that it declares worth searching are searched.
+        output: what the networks give, one of `edge_tprune.models.adapter.OUTPUTS`; the network's own by default.
 
     Raises:
-        UserError: an unknown method or one that the model cannot have, no labels, a limit that no schedule meets or that is none,
-            a latency model of another network.
+        UserError: an output that the network cannot give, an unknown method or one that the model cannot have, no labels, a limit that no
+            schedule meets or that is none, a latency model of another network.
     """
     reducers = [registry.method(name) for name in dict.fromkeys(methods)]
     for reducer in reducers:
         check_method(reducer, loaded.model, loaded.name)
-    shape = network_shape(loaded.model, loaded.name, method=reducers[0], options=options)
-    if score not in SCORES:
-        raise UserError(f"no score {score!r}: choose {' or '.join(SCORES)}")
+    adapter = adapt(loaded.model, loaded.name)
+    output = output or adapter.default_output
+    check_output(adapter, output, False)
+    shape = network_shape(loaded.model, loaded.name, output, reducers[0], options)
+    score = score or SCORES[output][0]
+    if score not in SCORES[output]:
+        raise UserError(f"no score {score!r} for {output}: choose {' or '.join(SCORES[output])}")
     if score == ERROR and not dataset.labelled:
         raise UserError(f"{dataset.name} has no labels: score by kl, or give one sub-directory per class")
     if trials < 1:
@@ -134,7 +143,7 @@ def decide(
     if latency is None:
         if len(reducers) != 1:
             raise UserError("at a budget of MACs one method is searched: name one, or give --latency")
-        cost, wanted = MacsCost(shape, exact=True), _check_budgets(budgets or ())
+        cost, wanted = MacsCost(shape, exact=shape.read_tokens is not None), _check_budgets(budgets or ())
     else:
         latency.check(network_record(loaded, shape))
         model = latency.cost(metric)
@@ -157,6 +166,7 @@ def decide(
         stages=(low, high),
         seed=seed,
         trials=trials,
+        output=output,
         profile=None if latency is None else latency.run_id,
     )
     spaces = tuple(_method_space(reducer, shape, fixed) for reducer in reducers)
@@ -228,9 +238,11 @@ def search_limits(
         for limit in settings.limits:
             if not settings.space(limit).reachable:
                 raise _too_low(settings, limit)
-        scorer = scorer or read_images(loaded, dataset, settings.record.score, report)
+        scorer = scorer or read_images(loaded, dataset, settings.record.score, report, settings.record.output)
         trials_at = open_storage(out, storage)
         identity = {"weights": loaded.weights_sha256, "data": dataset.fingerprint, "score": settings.record.score}
+        if settings.record.output != LOGITS:
+            identity["output"] = settings.record.output
         tables = Tables(out.with_name(TABLES), settings.cost.shape, settings.cost.exact, scorer, identity, settings.fixed)
         found: list[Found] = []
         for number, limit in enumerate(settings.limits):
@@ -294,7 +306,7 @@ def _share(space: SearchSpace) -> float:
 
 
 def _describe(found: Found, settings: SearchSettings, method: str) -> FoundSchedule:
-    best, default, by_kl = found.best, found.default, settings.record.score == DIVERGENCE
+    best, default, score = found.best, found.default, settings.record.score
     interval = mean_interval(best.losses)
     before = None if default is None else mean_interval(default.losses)
     configuration = best.configuration
@@ -309,13 +321,10 @@ def _describe(found: Found, settings: SearchSettings, method: str) -> FoundSched
         share=best.schedule.share,
         blocks=configuration.blocks,
         weights=configuration.weights,
-        kl=interval if by_kl else None,
-        default_kl=before if by_kl else None,
-        top1=None if by_kl else interval,
-        default_top1=None if by_kl else before,
         method=configuration.method if own else None,
         options=dict(configuration.options) if own else None,
         predicted=predicted,
+        **{score: interval, f"default_{score}": before},
     )
 
 

@@ -21,7 +21,8 @@ OptionValue = bool | int | float | str | None
 
 
 class FoundSchedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was found for one budget. Losses are means over the images: `kl` in nats, `top1` in per cent wrong."""
+    """What was found for one budget. Losses are means over the images: `kl` in nats, `top1` in per cent wrong, `cosine`
+    as the distance from the unpruned network's vectors."""
 
     tokens: Annotated[tuple[Count, ...], Meta(min_length=1)]  #: after each block
     share: Share | None = None  #: of the unpruned MACs, on the model of the search
@@ -31,13 +32,16 @@ class FoundSchedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     default_kl: Interval | None = None  #: of the method's defaults, where they meet the budget
     top1: Interval | None = None
     default_top1: Interval | None = None
+    cosine: Interval | None = None
+    default_cosine: Interval | None = None
     method: str | None = None  #: its own, where it is not the file's
     options: dict[str, OptionValue] | None = None  #: of that method
     predicted: dict[str, Interval] | None = None  #: metric -> what the latency model of the search says of it
 
     def losses(self, score: str) -> tuple[Interval | None, Interval | None]:
         """What was found, and the defaults, by a score."""
-        return (self.kl, self.default_kl) if score == "kl" else (self.top1, self.default_top1)
+        known = {"kl": (self.kl, self.default_kl), "top1": (self.top1, self.default_top1)}
+        return known.get(score, (self.cosine, self.default_cosine))
 
 
 class SearchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -52,6 +56,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     stages: tuple[Count, Count]  #: fewest and most
     seed: int
     trials: Count | None = None  #: per budget
+    output: str = "logits"  #: what the networks gave
     profile: str | None = None  #: `run_id` of the profile whose latency model was the cost; None where it was MACs
 
 

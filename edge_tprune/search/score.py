@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from edge_tprune.bundle.outputs import EMBEDDING, FEATURES, LOGITS, TOKENS, cosine_distance
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.host import PrunedViT, network_shape
 
-DIVERGENCE, ERROR = "kl", "top1"
-SCORES = (DIVERGENCE, ERROR)
+DIVERGENCE, ERROR, DISTANCE = "kl", "top1", "cosine"
+SCORES = {LOGITS: (DIVERGENCE, ERROR), **dict.fromkeys((EMBEDDING, FEATURES, TOKENS), (DISTANCE,))}
+"""By output: what a network can be judged by, the default first."""
 BATCH = 20
 
 
@@ -25,27 +26,35 @@ class Scorer:
     Args:
         model: the unpruned network, in eval mode.
         images: batches (B, 3, H, W).
-        labels: batches (B,), for top-1 errors in per cent; without them the loss is KL(unpruned || pruned) in nats.
+        labels: batches (B,), for top-1 errors in per cent; without them the loss is KL(unpruned || pruned) in nats, of outputs other than logits
+            the cosine distance from the unpruned network's vectors.
+        output: what the networks give, one of `edge_tprune.models.adapter.OUTPUTS`.
     """
 
-    def __init__(self, model: VisionTransformer, images: Sequence[Tensor], labels: Sequence[Tensor] | None = None) -> None:
-        self.model, self.images, self.labels = model, images, labels
+    def __init__(
+        self, model: nn.Module, images: Sequence[Tensor], labels: Sequence[Tensor] | None = None, output: str = LOGITS
+    ) -> None:
+        self.model, self.images, self.labels, self.output = model, images, labels, output
+        none, tokens = registry.method("none"), network_shape(model, output=output).full_schedule()
+        unpruned = PrunedViT(model, none, tokens, {}, output=output)
         with torch.inference_mode():
-            self.unpruned = [model(batch).double().log_softmax(-1) for batch in images]
+            answers = [unpruned(batch) for batch in images]
+        self.unpruned = [answer.double().log_softmax(-1) for answer in answers] if output == LOGITS else answers
 
     def __call__(
         self, method: str, tokens: tuple[int, ...], options: Mapping[str, Any], batches: int | None = None
     ) -> Iterator[list[float]]:
         """The losses of each batch, as they are computed; of the first `batches` only where that is given."""
-        pruned = PrunedViT(self.model, registry.method(method), tokens, options)
+        pruned = PrunedViT(self.model, registry.method(method), tokens, options, output=self.output)
         for number, batch in enumerate(self.images[:batches]):
             with torch.inference_mode():
-                logits = pruned(batch)
-                if self.labels is not None:
-                    losses = 100.0 * (logits.argmax(1) != self.labels[number])
+                answer, expected = pruned(batch), self.unpruned[number]
+                if self.output != LOGITS:
+                    losses = torch.from_numpy(cosine_distance(self.output, answer.numpy(), expected.numpy()))
+                elif self.labels is not None:
+                    losses = 100.0 * (answer.argmax(1) != self.labels[number])
                 else:
-                    expected = self.unpruned[number]
-                    losses = (expected.exp() * (expected - logits.double().log_softmax(-1))).sum(1).clamp_min(0)
+                    losses = (expected.exp() * (expected - answer.double().log_softmax(-1))).sum(1).clamp_min(0)
             yield losses.tolist()
 
     def mean(self, method: str, tokens: tuple[int, ...], options: Mapping[str, Any], batches: int | None = None) -> float:
@@ -54,12 +63,14 @@ class Scorer:
         return sum(losses) / len(losses)
 
 
-def read_images(loaded: LoadedModel, dataset: Dataset, score: str, report: Callable[[str, int, int], None]) -> Scorer:
-    """The scorer of a data set. `report` is called as (what, done, of)."""
+def read_images(
+    loaded: LoadedModel, dataset: Dataset, score: str, report: Callable[[str, int, int], None], output: str = LOGITS
+) -> Scorer:
+    """The scorer of a data set and an output. `report` is called as (what, done, of)."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for pixels, truth in batches(dataset, loaded.transform(), BATCH):
         report("reading images", len(images) * BATCH, len(dataset))
         images.append(torch.from_numpy(pixels))
         labels.append(torch.from_numpy(truth))
-    return Scorer(loaded.model, images, labels if score == ERROR else None)
+    return Scorer(loaded.model, images, labels if score == ERROR else None, output)

@@ -101,7 +101,7 @@ def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:
         ({"trials": 0}, "at least one trial, not 0"),
         ({"stages": (0, 2)}, "0 to 2 stages do not fit a model of 12 blocks"),
         ({"stages": (3, 2)}, "3 to 2 stages do not fit"),
-        ({"score": "f1"}, "no score 'f1': choose kl or top1"),
+        ({"score": "f1"}, "no score 'f1' for logits: choose kl or top1"),
         ({"method": "evitt"}, "Did you mean evit"),
         ({"options": {"fusee": True}}, "Did you mean fuse"),
         ({"budgets": [0.6, 0.60]}, "a budget is given twice: 0.6, 0.6"),
@@ -203,3 +203,23 @@ def test_the_patterns_that_the_package_ships_are_schedule_files() -> None:
         assert found.found is not None
         assert found.found.score == "kl"
         assert all(entry.blocks and entry.weights and entry.kl for entry in found.budgets.values())
+
+
+def test_vectors_are_searched_by_their_cosine_distance(loaded: LoadedModel, tmp_path: Path) -> None:
+    images = torch.randn(2, 3, *loaded.preprocessing.input_size[1:], generator=torch.Generator().manual_seed(0))
+    for output in ("embedding", "features"):
+        document = find(loaded, "tome", [0.7], ReferenceTask(6, "train"), tmp_path / f"{output}.json", trials=2, output=output)
+        assert document.found is not None
+        assert (document.found.score, document.found.output) == ("cosine", output)
+        (entry,) = document.budgets.values()
+        assert entry.kl is None
+        assert entry.cosine is not None
+        assert 0 < entry.cosine.value < 1
+        pruned = edge_tprune.prune(loaded.model, method="tome", schedule=entry.tokens, output=output, **document.options)
+        whole = edge_tprune.prune(loaded.model, method="tome", budget=1.0, output=output)
+        with torch.no_grad():
+            cosine = torch.nn.functional.cosine_similarity(pruned(images), whole(images), dim=1).reshape(2, -1).mean(1)
+        (found,) = Scorer(loaded.model, [images], output=output)("tome", entry.tokens, document.options)
+        assert found == pytest.approx((1 - cosine).tolist(), abs=1e-5)
+    with pytest.raises(UserError, match="no score 'kl' for features: choose cosine"):
+        find(loaded, "tome", [0.7], ReferenceTask(6, "train"), tmp_path / "x.json", score="kl", output="features")

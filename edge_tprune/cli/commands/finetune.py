@@ -85,8 +85,9 @@ def finetune(
 ) -> None:
     """Train the pruned network to give the unpruned network's answers, on photos without labels.
 
-    One set of weights serves all budgets. A part of the photos is held out; weights are written only if they are better on
-    those. Run again to continue what was interrupted. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...
+    One set of weights serves all budgets. A network without a classifier head is trained to give its embedding. A
+    part of the photos is held out; weights are written only if they are better on those. Run again to continue what
+    was interrupted. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...
     """
     from edge_tprune.cli.model_views import finetune_table, require_host
 
@@ -125,7 +126,7 @@ def finetune(
         seed=seed,
         device=device,
     )
-    loaded = choice.load(model, names_classes=False)
+    loaded = choice.load(model, names_classes=False, needs_classes=False)
     try:
         photos = _photos(loaded, data, images, choice.class_map if labels else None, labels)
         if labels:

@@ -24,6 +24,7 @@ from edge_tprune.errors import UserError
     "edge-tprune search reference --budgets 0.65 --out ref.json",
     "edge-tprune build reference --schedule ref.json",
     "edge-tprune search deit_tiny_patch16_224 --method bat --data photos",
+    "edge-tprune search vit_small_patch14_dinov2 --img-size 224 --output features --data photos",
     "edge-tprune search reference --latency profiles/PROBES --max-ms 8",
     "edge-tprune search reference --latency profiles/PROBES --methods all --front",
     kept="run the same command again to continue",
@@ -75,7 +76,21 @@ def search(
             help="How many blocks may remove tokens: 3 or 2-4; the method's own number and one more by default, any with --latency."
         ),
     ] = None,
-    score: Annotated[str, typer.Option(help="kl: divergence from the unpruned model, needs no labels; top1: errors.")] = "kl",
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="kl: divergence from the unpruned model, needs no labels (default); top1: errors. Of outputs other than logits "
+            "cosine: distance from the unpruned model's vectors.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="What the networks give: logits, embedding, features or tokens. Default: logits where there is a head, else embedding.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the method to hold fixed, name=value; may be repeated.")
@@ -115,7 +130,7 @@ def search(
     goal = read_goal(latency, budgets, methods, {"p50_ms": max_ms, "p95_ms": max_p95_ms, ENERGY: max_mj}, front)
     names = [method] if goal.latency is None else list(goal.methods)
     options = registry.parse_options(registry.method(names[0]), parse_pairs(option or [], "--option"))
-    loaded = choice.load(model, names_classes=False)
+    loaded = choice.load(model, names_classes=False, needs_classes=False)
     source = data if data is not None else ("reference" if model == "reference" else None)
     if source is None:
         raise UserError("no images to search on: give --data DIRECTORY (labels are not needed)")
@@ -147,6 +162,7 @@ def search(
         score=score,
         seed=seed,
         options=options,
+        output=output,
     )
     try:
         with show_progress("searching", quiet) as advance:
@@ -157,5 +173,5 @@ def search(
         print_json(KIND.document(found))
     else:
         print_table(search_table(found))
-        given = choice.words + words_of_plugins(plugin)
+        given = choice.words + words_of_plugins(plugin) + ("" if output is None else f" --output {output}")
         print_note(f"wrote {file}; build it with: edge-tprune build {shlex.quote(model)}{given} --schedule {file}")

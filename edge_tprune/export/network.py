@@ -1,0 +1,315 @@
+"""A network with a pruned ViT inside (`edge_tprune.prune_in`): as one ONNX graph that is proved to answer as PyTorch does, and how far its answers are
+from those of the network that was not pruned.
+
+    pruned = edge_tprune.prune_in(detector, "backbone.encoder", budget=0.65)
+    edge_tprune.export_network(pruned, images, "detector.onnx")
+    edge_tprune.network_error(detector, pruned, batches)
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edge_tprune.bundle.outputs import scale
+from edge_tprune.errors import InternalError, NegativeAnswer, UserError, did_you_mean
+from edge_tprune.export.exporter import kept_translations, quiet_exporter
+from edge_tprune.export.folds import fold
+from edge_tprune.export.graph import FORBIDDEN, FORMS, INPUT, GraphError, infer_values, name_nodes, shape_maps, tokens_in_mlp
+from edge_tprune.export.parity import TOLERANCE
+from edge_tprune.files import clear_write_errors
+from edge_tprune.reduction.attention import AttentionForm, explicit_attention
+from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.statistics import Interval, mean_interval
+
+Metric = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+"""(outputs of the pruned network, outputs of the network as it was) -> a number per image, (B,)."""
+
+_INTEGERS = (
+    0.001  # share of an output of integers that may be others: where two values tie, rounding decides which is the larger
+)
+_NOISE = 1e-6  # on the input: what rounding may move
+_LARGEST_BYTES = (1 << 31) - (1 << 20)  # of a protocol buffer
+
+
+@dataclass(frozen=True)
+class NetworkExport:
+    """What was written, and how it was proved."""
+
+    file: Path
+    outputs: dict[str, tuple[int, ...]]  #: name -> shape
+    differences: dict[
+        str, float
+    ]  #: name -> largest difference from PyTorch's, in units of the root mean square; of integers the share of others
+    images: int  #: on which it was proved
+    left_out: int  #: images whose answer rounding alone changes, because two tokens' scores tie: they can prove nothing
+    schedules: dict[str, tuple[int, ...]]  #: path of each pruned ViT inside -> tokens after each block
+
+
+@dataclass(frozen=True)
+class NetworkError:
+    """How far a pruned network's answers are from those of the network as it was, on the same images."""
+
+    mean: Interval  #: over the images, paired, with its 95 % interval
+    worst: float  #: of an image
+    images: int
+
+
+def export_network(
+    network: nn.Module,
+    images: Tensor | Sequence[Tensor],
+    file: Path | str,
+    *,
+    runtime: str = "onnxruntime",
+    tolerance: float = TOLERANCE,
+) -> NetworkExport:
+    """Writes a network as one ONNX graph with its weights inside, once ONNX Runtime has answered as PyTorch does.
+
+    The graph's input is called `image`, of the shape of `images`. Its outputs are called `output`, or `output_0`, `output_1`, ... of a sequence, or
+    by the keys of a mapping.
+
+    Args:
+        network: of one input, in eval mode; any ViT inside may be pruned (`edge_tprune.prune_in`).
+        images: a batch (B, 3, H, W), or several of one shape: the graph is proved on all of them.
+        file: to write, ends in .onnx; weights of more than 2 GB go to a second file beside it.
+        runtime: that the graph is for: "onnxruntime" (opset 23), or "tensorrt" or "tensorrt-rtx" (opset 18).
+        tolerance: how far an output may be off, in units of its root mean square.
+
+    Raises:
+        UserError: a network in training mode, or one that has no static graph; another file name; a file that cannot be written.
+        NegativeAnswer: rounding alone changes the answers to all the images.
+        InternalError: the graph does not answer as PyTorch does.
+    """
+    file, batches = Path(file), [images] if isinstance(images, Tensor) else list(images)
+    _check(network, batches, file, runtime)
+    form, flat = FORMS[runtime], _Flat(network)
+    steady = [(batch, answer) for batch in batches if (answer := _steady_answer(flat, batch, tolerance)) is not None]
+    if not steady:
+        raise NegativeAnswer(
+            f"rounding alone changes the answers to all {_count(batches)} images: scores of tokens tie too often to prove a graph right. "
+            "Give more images, or try another method or budget"
+        )
+    model = _to_onnx(flat, batches[0], form.opset, form.attention)
+    schedules = _check_graph(model, network)
+    with clear_write_errors(file), tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        _save(model, Path(folder) / file.name)
+        differences = _prove(Path(folder) / file.name, steady, tolerance)
+        for made in sorted(Path(folder).iterdir(), key=lambda path: path.name == file.name):  # the graph last
+            made.replace(file.parent / made.name)
+    shapes = {name: tuple(value.shape) for name, value in steady[0][1].items()}
+    used = _count([batch for batch, _ in steady])
+    return NetworkExport(file, shapes, differences, used, _count(batches) - used, schedules)
+
+
+@torch.inference_mode()
+def network_error(
+    network: nn.Module, pruned: nn.Module, batches: Iterable[Tensor], metric: Metric | None = None
+) -> NetworkError:
+    """How far a pruned network's answers are from the network's own. No labels needed.
+
+    Args:
+        network: as it was, in eval mode.
+        pruned: from `edge_tprune.prune_in`.
+        batches: of images (B, 3, H, W).
+        metric: of the outputs by name (see `export_network`), a number per image. By default the relative error: per image the sum of |pruned -
+            network| over the sum of |network|, of all outputs' values; an output of integers counts by the share of values that are others.
+
+    Raises:
+        UserError: no images, or a metric that does not give a number per image.
+    """
+    measure, one, other = metric or _relative_error, _Flat(network), _Flat(pruned)
+    found: list[float] = []
+    for batch in batches:
+        values = torch.as_tensor(measure(other.named(batch), one.named(batch)))
+        if values.shape != (len(batch),) or not bool(values.isfinite().all()):
+            raise UserError(f"the metric gave {tuple(values.shape)} for {len(batch)} images: give a finite number per image")
+        found += values.double().tolist()
+    if not found:
+        raise UserError("no images to compare the networks on")
+    return NetworkError(mean_interval(found), max(found), len(found))
+
+
+class _Flat(nn.Module):
+    """A network whose outputs are a tuple of tensors, whatever it returns."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.named(images).values())
+
+    def named(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        found = dict(_named(self.network(images), ""))
+        if not found:
+            raise UserError(f"{type(self.network).__name__} returns no tensor")
+        return found
+
+
+def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name or "output", value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _named(part, f"{name}_{key}" if name else str(key))
+    elif isinstance(value, (tuple, list)):
+        for number, part in enumerate(value):
+            yield from _named(part, f"{name or 'output'}_{number}")
+    elif value is not None:
+        raise UserError(f"a network returns tensors, or sequences or mappings of them, and this one a {type(value).__name__}")
+
+
+def _check(network: nn.Module, batches: Sequence[Tensor], file: Path, runtime: str) -> None:
+    if runtime not in FORMS:
+        raise UserError(f"unknown runtime {runtime!r} (known: {', '.join(FORMS)}).{did_you_mean(runtime, FORMS)}")
+    if file.suffix != ".onnx" or file.is_dir():
+        raise UserError(f"{file}: a graph is a file whose name ends in .onnx")
+    if not file.parent.is_dir():
+        raise UserError(f"{file.parent} is no directory: make it first")
+    if network.training:
+        raise UserError(f"{type(network).__name__} is in training mode: call .eval() first")
+    if not batches or len({batch.shape for batch in batches}) != 1:
+        raise UserError("give a batch of images, or several of one shape")
+
+
+@contextmanager
+def _attention(network: nn.Module, form: AttentionForm) -> Iterator[None]:
+    """Every pruned ViT inside writes its attention in a form."""
+    vits = [(vit, vit.attention) for vit in network.modules() if isinstance(vit, PrunedViT)]
+    for vit, _ in vits:
+        vit.attention = form
+    try:
+        yield
+    finally:
+        for vit, before in vits:
+            vit.attention = before
+
+
+@torch.inference_mode()
+def _steady_answer(flat: _Flat, batch: Tensor, tolerance: float) -> dict[str, np.ndarray] | None:
+    """PyTorch's outputs; None where another way of writing attention, and noise of the size of rounding, change them by more than half the tolerance."""
+    expected = {name: value.cpu().numpy() for name, value in flat.named(batch).items()}
+    noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0)).to(batch)
+    with _attention(flat, explicit_attention):
+        moved = {name: value.cpu().numpy() for name, value in flat.named(batch + _NOISE * noise).items()}
+    return expected if all(_difference(moved[name], expected[name]) <= tolerance / 2 for name in expected) else None
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest, in units of the root mean square; of integers the share of values that are others."""
+    if not np.issubdtype(expected.dtype, np.floating):
+        return float((found != expected).mean())
+    return float(np.abs(found.astype(np.float64) - expected).max() / scale(expected))
+
+
+def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -> onnx.ModelProto:
+    names = list(flat.named(batch))
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations(), _attention(flat, attention):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                flat, (batch,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=names, verbose=False
+            )
+    except Exception as error:  # the exporter raises whatever it meets
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = " ".join(str(cause).split())[:200]
+        raise UserError(
+            f"{type(flat.network).__name__} cannot be exported ({type(cause).__name__}: {text}): no shape and no branch may depend on an image"
+        ) from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    shape_maps(model)
+    fold(model)
+    name_nodes(model)
+    return model
+
+
+def _check_graph(model: onnx.ModelProto, network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Refuses what runtimes do not take; holds every pruned ViT against its schedule. The schedules, by path."""
+    for node in model.graph.node:
+        if node.op_type in FORBIDDEN or node.domain not in ("", "ai.onnx"):
+            raise UserError(
+                f"the network's graph contains {node.op_type} ({node.name}), which is not a plain static operation: leave that part out of the "
+                "network that is exported"
+            )
+    values = infer_values(model)
+    names = [node.name for node in model.graph.node]
+    found = {}
+    for path, vit in network.named_modules():
+        if not isinstance(vit, PrunedViT):
+            continue
+        inside = ".".join(part for part in ("network", path, "model.blocks") if part)
+        for block, tokens in enumerate(vit.schedule):
+            if not any(name.startswith(f"{inside}.{block}.mlp") for name in names):
+                continue  # nothing in the network reads it
+            realised = tokens_in_mlp(model, values, f"{inside}.{block}", block)
+            if realised != tokens:
+                raise GraphError(f"the graph keeps {realised} tokens after block {block + 1}, but the schedule says {tokens}")
+        found[path] = vit.schedule
+    return found
+
+
+def _save(model: onnx.ModelProto, file: Path) -> None:
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST_BYTES
+    onnx.save(model, str(file), save_as_external_data=large, location=f"{file.name}.data" if large else None)
+
+
+def _prove(file: Path, steady: Sequence[tuple[Tensor, dict[str, np.ndarray]]], tolerance: float) -> dict[str, float]:
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exception types share no base
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot run the network's graph: {line}") from error
+    worst = dict.fromkeys(steady[0][1], 0.0)
+    for batch, expected in steady:
+        outputs = dict(zip(expected, session.run(list(expected), {INPUT: batch.cpu().numpy()})))
+        worst = {name: max(value, _difference(outputs[name], expected[name])) for name, value in worst.items()}
+    floating = {name: np.issubdtype(value.dtype, np.floating) for name, value in steady[0][1].items()}
+    bad = [name for name in worst if not worst[name] <= (tolerance if floating[name] else _INTEGERS)]
+    if bad:
+        name = max(bad, key=lambda each: worst[each])
+        raise InternalError(
+            f"the exported graph is not the same network: {name} is off by {worst[name]:.2e}"
+            + (
+                f" of its root mean square (allowed {tolerance:.0e})"
+                if floating[name]
+                else f" of its values (allowed {_INTEGERS:g})"
+            )
+            + ". Nothing was written"
+        )
+    return worst
+
+
+def _relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
+    count = len(next(iter(expected.values())))
+    off, size = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    for name, value in expected.items():
+        if value.ndim == 0 or len(value) != count:
+            raise UserError(f"output {name} {tuple(value.shape)} does not have an entry per image: give a metric")
+        if value.is_floating_point():
+            exact = value.double().reshape(count, -1)
+            off += (found[name].double().reshape(count, -1) - exact).abs().sum(1).cpu()
+            size += exact.abs().sum(1).cpu()
+        else:
+            off += (found[name] != value).double().reshape(count, -1).sum(1).cpu()
+            size += value[0].numel()
+    return off / size.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _count(batches: Sequence[Tensor]) -> int:
+    return sum(len(batch) for batch in batches)

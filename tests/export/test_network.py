@@ -1,0 +1,142 @@
+"""A network with a pruned ViT inside: its one graph, and how far its answers move."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import edge_tprune
+from edge_tprune.errors import InternalError, NegativeAnswer, UserError
+from edge_tprune.export import network as module
+
+PATH = "backbone.encoder"
+
+
+class Depth(nn.Module):
+    """Two heads over maps of a ViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        encoder = timm.create_model("test_vit", img_size=64, num_classes=0)
+        self.backbone = nn.ModuleDict({"encoder": encoder})
+        self.head = nn.Conv2d(2 * encoder.num_features, 1, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        maps: Any = self.backbone["encoder"].forward_intermediates(x, indices=2, intermediates_only=True)  # type: ignore[operator]
+        depth = functional.interpolate(self.head(torch.cat(maps, 1)), scale_factor=4.0, mode="bilinear")
+        pooled = maps[-1].mean((2, 3))
+        return {"depth": depth, "parts": (pooled, pooled.argmax(1)), "nothing": None}
+
+
+@pytest.fixture(scope="module")
+def network() -> Depth:
+    return Depth().eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_one_graph_answers_as_pytorch_does(network: Depth, images: Tensor, tmp_path: Path) -> None:
+    """The one for TensorRT; `examples/depth_network.py`, which is tested too, makes the one for ONNX Runtime."""
+    pruned = edge_tprune.prune_in(network, PATH, method="evit", budget=0.7)
+    file = tmp_path / "depth.onnx"
+    done = edge_tprune.export_network(pruned, torch.split(images, 1), file, runtime="tensorrt")
+    assert [path.name for path in tmp_path.iterdir()] == ["depth.onnx"]
+    assert done.outputs == {"depth": (1, 1, 16, 16), "parts_0": (1, 64), "parts_1": (1,)}
+    assert (done.images, done.left_out) == (3, 0)
+    assert done.schedules == {PATH: pruned.get_submodule(PATH).schedule}
+    session = onnxruntime.InferenceSession(file)
+    for image in torch.split(images, 1):
+        found = dict(zip(done.outputs, session.run(list(done.outputs), {"image": image.numpy()})))
+        with torch.no_grad():
+            expected = pruned(image)
+        np.testing.assert_allclose(found["depth"], expected["depth"].numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(found["parts_1"], expected["parts"][1].numpy())
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        from tests.runtime.tensorrt.rtx import Parsed
+
+        parsed = Parsed.of(onnx.load(file)).network
+        assert [parsed.get_output(number).name for number in range(3)] == list(done.outputs)
+
+
+def test_another_graph_is_not_written(images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, file = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2)).eval(), tmp_path / "head.onnx"
+    write = module._save
+
+    def damaged(model: onnx.ModelProto, path: Path) -> None:
+        next(t for t in model.graph.initializer if t.name.endswith("bias")).raw_data = np.array([9, 9], np.float32).tobytes()
+        write(model, path)
+
+    monkeypatch.setattr(module, "_save", damaged)
+    with pytest.raises(InternalError, match="not the same network: output is off by"):
+        edge_tprune.export_network(head, images[:1], file)
+    monkeypatch.setattr(module, "_difference", lambda found, expected: 1.0)
+    with pytest.raises(NegativeAnswer, match="rounding alone changes the answers to all 3 images"):
+        edge_tprune.export_network(head, images, file)
+    assert not list(tmp_path.iterdir())
+
+
+class Dynamic(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0]
+
+
+class Text(nn.Module):
+    def forward(self, x: Tensor) -> str:
+        return "x"
+
+
+def test_mistakes_are_one_clear_line(network: Depth, images: Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "x.onnx"
+    cases: list[tuple[nn.Module, Any, Any, dict[str, Any], str]] = [
+        (Depth(), images, file, {}, "Depth is in training mode"),
+        (network, images, tmp_path / "x.pt", {}, "ends in .onnx"),
+        (network, images, tmp_path / "no" / "x.onnx", {}, "is no directory"),
+        (network, [], file, {}, "give a batch of images"),
+        (network, [images, images[:1]], file, {}, "several of one shape"),
+        (network, images, file, {"runtime": "tensort"}, "Did you mean tensorrt"),
+        (Dynamic().eval(), images, file, {}, "Dynamic cannot be exported|not a plain static operation"),
+        (Text().eval(), images, file, {}, "and this one a str"),
+    ]
+    for given, batch, where, arguments, says in cases:
+        with pytest.raises(UserError, match=says):
+            edge_tprune.export_network(given, batch, where, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_errors_are_those_of_a_slow_loop(network: Depth, images: Tensor) -> None:
+    pruned = edge_tprune.prune_in(network, PATH, method="tome", budget=0.6)
+    slow = []
+    for image in torch.split(images, 1):
+        off = size = 0.0
+        found, expected = pruned(image), network(image)
+        for one, other in ((found["depth"], expected["depth"]), (found["parts"][0], expected["parts"][0])):
+            off += float((one - other).abs().sum())
+            size += float(other.abs().sum())
+        off += int(found["parts"][1] != expected["parts"][1])
+        slow.append(off / (size + 1))
+    error = edge_tprune.network_error(network, pruned, torch.split(images, 2))
+    assert error.images == 3
+    assert error.mean.value == pytest.approx(sum(slow) / 3, rel=1e-4)
+    assert error.worst == pytest.approx(max(slow), rel=1e-4)
+    assert edge_tprune.network_error(network, network, [images]).worst == 0
+    own = edge_tprune.network_error(network, pruned, [images], lambda a, b: (a["depth"] - b["depth"]).abs().amax((1, 2, 3)))
+    assert own.worst == pytest.approx(float((pruned(images)["depth"] - network(images)["depth"]).abs().max()))
+    with pytest.raises(UserError, match=r"the metric gave \(\) for 3 images"):
+        edge_tprune.network_error(network, pruned, [images], lambda a, b: a["depth"].mean())
+    with pytest.raises(UserError, match="no images to compare"):
+        edge_tprune.network_error(network, pruned, [])
