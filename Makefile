@@ -34,7 +34,7 @@ KEPT       = --methods "zero_tprune bat tome diffrate random" --budgets 0.65,0.5
 PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quantize test lint docs results bench soak eval-methods eval-patterns eval-dense eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference train-segmentation clean
+.PHONY: help setup run quantize test lint docs results bench soak eval-methods eval-patterns eval-faithful eval-ablations eval-dense eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference train-segmentation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -122,6 +122,12 @@ endif
 
 eval-patterns: $(READY)  ## do the patterns that methods ship with carry over? each against equal shares (MODEL WEIGHTS DATA)
 	$(BIN)/python -m tests.benchmarks.patterns --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+eval-faithful: $(READY)  ## compare each method's default with its authors' form: KL and top-1 at the same budgets (MODEL WEIGHTS DATA)
+	$(BIN)/python -m tests.benchmarks.faithful --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+eval-ablations: $(READY)  ## the ablations of the papers of zero_tprune and bat, without training (MODEL WEIGHTS DATA)
+	$(BIN)/python -m tests.benchmarks.ablations --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 eval-methods: $(READY)  ## compare every method at every budget: accuracy, latency, cost over the slice oracle
 	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)

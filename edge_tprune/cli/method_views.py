@@ -21,6 +21,7 @@ def methods_document() -> dict[str, Any]:
     """Every method's facts, from its class, and why some are absent."""
     require_host()
     from edge_tprune.reduction import registry
+    from edge_tprune.reduction.evidence import faithful_evidence
     from edge_tprune.reduction.tuned import evidence, tuned_blocks
 
     def is_proportional(method: type[registry.Reducer]) -> bool:
@@ -46,6 +47,7 @@ def methods_document() -> dict[str, Any]:
                 "limit": method.limit,
                 "options": {key: parameter.default for key, parameter in registry.options(method).items()},
                 "code": method.code or None,
+                "faithful_evidence": faithful_evidence(name),
                 "faithful_options": None if method.faithful is None else dict(method.faithful),
                 "differs": method.differs or None,
                 "paper_blocks_of_12": list(method.paper_blocks or method.default_blocks),
@@ -101,6 +103,7 @@ def print_method(row: Document) -> None:
         ("public code", f"github.com/{row['code']}" if row["code"] else "none"),
         ("faithful=true", _describe_faithful(row)),
         *([("the default", row["differs"])] if row["differs"] else []),
+        *_faithful_facts(row["faithful_evidence"]),
     ]
     print_line(row["name"], "bold")
     width = max(len(name) for name, _ in facts) + 2
@@ -142,6 +145,20 @@ def _evidence_facts(networks: Mapping[str, Mapping[str, Document]]) -> list[tupl
             for budget, row in sorted(budgets.items(), reverse=True)
         ]
         facts.append(("tried on", f"{network}, KL in nats at these blocks (in equal shares): {', '.join(parts)}"))
+    return facts
+
+
+def _faithful_facts(networks: Mapping[str, Mapping[str, Document]]) -> list[tuple[str, str]]:
+    """How the default form did beside the authors', by network, where they are two."""
+    facts = []
+    for network, budgets in networks.items():
+        different = {budget: row for budget, row in budgets.items() if not row["same"]}
+        parts = [
+            f"{budget}: {row['default']['kl']['value']:.4f} ({row['faithful']['kl']['value']:.4f}{_resolution(row['kl_difference'])})"
+            for budget, row in sorted(different.items(), reverse=True)
+        ]
+        if parts:
+            facts.append(("compared on", f"{network}, KL in nats of the default (of faithful=true): {', '.join(parts)}"))
     return facts
 
 

@@ -1,0 +1,149 @@
+"""Each method as it is here by default, beside the form of its authors (`faithful=true`), at the same budgets on the same images.
+
+    make eval-faithful                                                       (the reference model)
+    make eval-faithful MODEL=deit_tiny_patch16_224 WEIGHTS=w.safetensors DATA=imagenet-sample
+
+Both forms spend the same share of MACs, with exact savings. The default form has our options and the shipped pattern, where there is one; the authors' form has
+their options, and removes equal shares at the blocks of their paper. Float32, PyTorch, no training. KL(unpruned || pruned) is in nats; changes of top-1 are
+against the unpruned network; all differences are paired by image, with 95 % intervals. What was found is kept in
+`edge_tprune/reduction/faithful_evidence.json`, by network; `edge-tprune methods NAME` shows it. The tables are in `profiles/faithful/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
+from edge_tprune.files import write_bytes, write_json
+from edge_tprune.models.data import open_dataset
+from edge_tprune.models.loading import LoadedModel, load_model
+from edge_tprune.reduction import registry, solve_schedule
+from edge_tprune.reduction.evidence import FAITHFUL_EVIDENCE
+from edge_tprune.runtime.engine import default_threads
+from tests.benchmarks.judge import Form, Judge, is_resolved, show_interval
+
+Row = dict[str, Any]
+AUTHORS = {registry.FAITHFUL: True}
+HEADINGS = (
+    "budget",
+    "method",
+    "KL, default (nats)",
+    "KL, authors' form",
+    "difference",
+    "top-1, default (points)",
+    "top-1, authors' form",
+    "difference",
+    "better by KL",
+)
+CHECKED = 4  # images whose divergences are kept one by one, for a test to make again
+
+
+def forms_of(loaded: LoadedModel, name: str, budget: float) -> tuple[Form, Form, tuple[float, float]]:
+    """A method's default form and its authors' at a budget, and the shares of MACs that they spend."""
+    ours = solve_schedule(loaded.model, name, budget=budget, name=loaded.name)
+    theirs = solve_schedule(loaded.model, name, budget=budget, name=loaded.name, options=AUTHORS)
+    return Form(name, ours.tokens), Form(name, theirs.tokens, AUTHORS), (ours.share, theirs.share)
+
+
+def row_of(judge: Judge, name: str, budget: float) -> Row:
+    """The row of a method at a budget: both forms, and the default less the authors'."""
+    default, faithful, shares = forms_of(judge.loaded, name, budget)
+    sides = {
+        side: {
+            "tokens": list(form.tokens),
+            "share": share,
+            **judge.describe(form),
+            "first_kl": judge.of(form).kl[:CHECKED].tolist(),
+        }
+        for side, form, share in (("default", default, shares[0]), ("faithful", faithful, shares[1]))
+    }
+    same = default.key == faithful.key
+    return {"method": name, "budget": f"{budget:g}", "same": same, **sides, **judge.compare(default, faithful)}
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table."""
+    default, faithful = row["default"], row["faithful"]
+    if row["same"]:
+        better = "the same form"
+    elif not is_resolved(row["kl_difference"]):
+        better = "not resolved"
+    else:
+        better = "default" if row["kl_difference"]["value"] < 0 else "authors'"
+    return [
+        row["budget"],
+        f"`{row['method']}`",
+        f"{default['kl']['value']:.4f}",
+        f"{faithful['kl']['value']:.4f}",
+        "0" if row["same"] else show_interval(row["kl_difference"], 4),
+        show_interval(default["top1_change_points"], 1),
+        show_interval(faithful["top1_change_points"], 1),
+        "0" if row["same"] else show_interval(row["top1_difference_points"], 1),
+        better,
+    ]
+
+
+def page(found: dict[str, Any], title: str) -> str:
+    """The table as Markdown."""
+    lines = [
+        f"{title}. Differences are the default's less the authors' form's: KL below 0 and top-1 above 0 speak for the default.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|---:|---|" + "---:|" * (len(HEADINGS) - 3) + "---|",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in found["rows"])]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--weights")
+    parser.add_argument("--data", default="reference")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--methods", help="with commas; every method that has an authors' form by default")
+    parser.add_argument("--budgets", default="0.8,0.65,0.5")
+    parser.add_argument("--minutes", type=float, help="stop after so long, with the images that all rows have seen")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
+    parser.add_argument("--out", type=Path, default=FAITHFUL_EVIDENCE, help="other networks' entries in it are kept")
+    parser.add_argument("--table", type=Path, help="profiles/faithful/MODEL.md by default")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    loaded = load_model(options.model, options.weights)
+    dataset = open_dataset(options.data, int(loaded.model.num_classes), options.images)
+    every = [name for name, method in sorted(registry.methods().items()) if method.faithful is not None]
+    names = parse_list(options.methods, str, "--methods") if options.methods else every
+    wanted = [(name, budget) for budget in parse_list(options.budgets, float, "--budgets") for name in names]
+    judge = Judge(loaded, dataset, options.work)
+    with show_progress("judging") as advance:
+        images = judge.judge([form for each in wanted for form in forms_of(loaded, *each)[:2]], options.minutes, advance)
+    ordered = [row_of(judge, *each) for each in wanted]
+    unpruned = float(judge.of().right.mean())
+    found = {
+        "weights_sha256": loaded.weights_sha256,
+        "data": dataset.name,
+        "images": images,
+        "step": judge.parts,
+        "unpruned_top1_percent": unpruned,
+        "rows": ordered,
+    }
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    write_json(options.out, {**kept, loaded.name: found})
+    title = f"{loaded.name}, {images} images of {dataset.name}, unpruned top-1 {unpruned:.1f} %"
+    file = options.table or Path("profiles") / "faithful" / f"{loaded.name}.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, page(found, title).encode())
+    shown = [[cell.strip("`") for cell in cells(row)] for row in ordered]
+    print_table(Table([Heading(name, right=name not in ("method", HEADINGS[-1])) for name in HEADINGS], shown, title))
+    print_note(f"wrote {options.out} and {file}")
+
+
+if __name__ == "__main__":
+    main()
