@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from edge_tprune.errors import InternalError, UserError
-from edge_tprune.export.exporter import kept_translations, quiet_exporter
+from edge_tprune.export.exporter import quick_exporter
 from edge_tprune.export.folds import fold
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
@@ -129,7 +129,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     try:
         # Of what a user's method does wrong, torch prints the whole graph.
         silent = redirect_stderr(io.StringIO()) if own else nullcontext()
-        with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations(), silent:
+        with torch.no_grad(), warnings.catch_warnings(), quick_exporter(), silent:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 pruned,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge_tprune.models.adapter import split_heads
-from edge_tprune.reduction.ops import as_rows, at_least_float32
+from edge_tprune.reduction.ops import as_rows, at_least_float32, identity
 from edge_tprune.reduction.registry import ATTENTION
 
 
@@ -86,7 +86,7 @@ def class_row(q: Tensor, k: Tensor, heads: int, scale: float, bias: Bias) -> Ten
     # In float32 from the product on: a score that half precision rounded would tie with its neighbours. One product over all channels,
     # where each head's query is 0 outside the head: so the keys stay as they are laid out.
     query, key = at_least_float32(q[:, :1]), at_least_float32(k)
-    own = torch.eye(heads, device=k.device, dtype=key.dtype).repeat_interleave(k.shape[2] // heads, 1) * scale
+    own = identity(heads, key).repeat_interleave(k.shape[2] // heads, 1) * scale
     logits = (query * own) @ key.transpose(1, 2)
     if bias.keys is not None:
         logits = logits + as_rows(bias.keys)

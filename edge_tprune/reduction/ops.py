@@ -26,6 +26,15 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return functional.embedding(index, x.reshape(batch * tokens, math.prod(x.shape[2:])))
 
 
+def identity(size: int, like: Tensor) -> Tensor:
+    """The identity (size, size), of the type and on the device of `like`.
+
+    Written as a comparison: ONNX has no operation for `torch.eye`, and the exporter would trace the whole network again to replace it.
+    """
+    place = torch.arange(size, device=like.device)
+    return (place[:, None] == place).to(like.dtype)
+
+
 def prefix_bonus(tokens: int, prefix: int) -> Tensor:
     """What to add to scores (B, tokens) so that the prefix tokens rank first, in their order: (tokens,) float32.
 

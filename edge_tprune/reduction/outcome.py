@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge_tprune.reduction.ops import as_rows, at_least_float32, gather_tokens
+from edge_tprune.reduction.ops import as_rows, at_least_float32, gather_tokens, identity
 
 
 class Outcome(ABC):
@@ -40,7 +40,7 @@ class Outcome(ABC):
 
         A merged token gets what it went into has; a dropped one gets 0.
         """
-        members = self.sums(torch.eye(tokens, device=x.device, dtype=x.dtype).expand(len(x), -1, -1))
+        members = self.sums(identity(tokens, x).expand(len(x), -1, -1))
         return members.transpose(1, 2) @ x
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from edge_tprune.export import exporter
 from edge_tprune.export.graph import (
     FORBIDDEN,
     FORMS,
@@ -23,6 +25,7 @@ from edge_tprune.export.graph import (
     export,
     save,
 )
+from edge_tprune.export.lowering import lower
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
@@ -40,6 +43,17 @@ def loaded() -> LoadedModel:
 
 def test_every_form_is_covered() -> None:
     assert {FORMS[runtime] for runtime in RUNTIMES} == set(FORMS.values())
+
+
+@pytest.fixture(autouse=True)
+def lowered_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of our own methods no operation is unknown to `lower`: else PyTorch's exporter traces the network again, which takes long."""
+
+    def lower_all(program: torch.export.ExportedProgram, translated: Collection[object]) -> bool:
+        assert lower(program, translated)
+        return True
+
+    monkeypatch.setattr(exporter, "lower", lower_all)
 
 
 def exported(
