@@ -7,6 +7,7 @@ them alive at a time, or the idle one's spinners slow the other down.
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def version() -> str:
 
 
 def _import() -> Any:
+    # Its official builds would write a database below the home directory and send events from a thread of their own.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

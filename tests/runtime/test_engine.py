@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import weakref
@@ -25,6 +26,21 @@ def write_graph(file: Path, shape: tuple[int | str, ...] = SHAPE, dtype: int = T
     graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("image", dtype, shape)], out)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
     return file
+
+
+def test_onnxruntime_writes_and_sends_nothing_of_its_own(tmp_path: Path) -> None:
+    """Its telemetry keeps a database below the home directory."""
+    script = "from edge_tprune.runtime import ort; ort.open_engine(__import__('pathlib').Path('graph.onnx'), 1)"
+    write_graph(tmp_path / "graph.onnx")
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {
+        "HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    (tmp_path / "home").mkdir()
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
+    assert {path.name for path in tmp_path.rglob("*")} == {"graph.onnx", "home"}
 
 
 def test_runs_a_graph_and_tells_its_shapes(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ and the answer to it) and README.md; each format adds its own. It appears at its
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
         package.write(form.about, json.dumps(about, indent=1) + "\n")
         form.write(package)
         files = tuple(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()))
-        _move(folder, target)
+        _move(folder, target, request.force)
     return Exported(target, files, difference, about)
 
 
@@ -250,14 +251,19 @@ def _staging(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move(folder: Path, target: Path) -> None:
+def _move(folder: Path, target: Path, replace: bool) -> None:
+    """Renames `folder` to `target`. That is refused where files have come to lie there since `_check_place` looked."""
     old = folder.with_name(f"{folder.name}.old")
-    if target.exists():
-        target.rename(old)
+    if replace:
+        with suppress(FileNotFoundError):
+            target.rename(old)
     try:
         folder.rename(target)
-    except BaseException:
-        if old.exists():
+    except BaseException as error:
+        with suppress(OSError):
             old.rename(target)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UserError(f"{target} was written by another export in the meantime: choose another --out") from error
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

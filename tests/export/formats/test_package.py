@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 import edge_tprune
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import NegativeAnswer, UserError
-from edge_tprune.export.formats import proof
+from edge_tprune.export.formats import package, proof
 from edge_tprune.export.formats.package import FORMATS, export_package
 from edge_tprune.export.formats.request import ExportRequest
 from edge_tprune.models.class_names import ClassNames
@@ -126,6 +126,29 @@ def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
     export_package(named, request(tmp_path / "empty", budget="1.0", force=True))
     assert json.loads((tmp_path / "empty/model.json").read_text())["budget"] == "1.0"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_at_once_neither_is_written_over(
+    named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """The other one ends between the look at the place and the move."""
+    look = package._check_place
+
+    def look_and_be_late(target: Path, about: Path, force: bool) -> None:
+        look(target, about, force)
+        target.mkdir()
+        (target / "model.json").write_text("the other one's")
+
+    monkeypatch.setattr(package, "_check_place", look_and_be_late)
+    if force:  # what it replaces is whatever lies there when it is moved
+        export_package(named, request(tmp_path / "out", force=True))
+        assert json.loads((tmp_path / "out" / "model.json").read_text())["name"]
+    else:
+        with pytest.raises(UserError, match="out was written by another export in the meantime"):
+            export_package(named, request(tmp_path / "out"))
+        assert (tmp_path / "out" / "model.json").read_text() == "the other one's"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_cannot_be_exported_is_said_and_leaves_nothing(
