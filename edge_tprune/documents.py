@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -37,6 +37,8 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]  # usa
 # Below the directory that the document lies in.
 RelativePath = Annotated[str, Meta(pattern=r"^(?!/)(?!(?:.*/)?\.\.(?:/|\Z))[^\\\x00-\x1f]+\Z")]
 Name = Annotated[str, Meta(min_length=1)]
+OptionValue = bool | int | float | str | None  # of a reduction method
+MethodOptions = Mapping[str, OptionValue]  # by name
 
 
 class InvalidDocument(ValueError):

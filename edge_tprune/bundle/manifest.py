@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_tprune.bundle.outputs import OutputKind
-from edge_tprune.documents import Count, Distance, DocumentKind, FileName, Name, Percent, Sha256, Share, Whole
+from edge_tprune.documents import Count, Distance, DocumentKind, FileName, Name, OptionValue, Percent, Sha256, Share, Whole
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.preprocess import Preprocessing
@@ -20,7 +20,6 @@ GOLDEN = "golden.npz"
 ENGINE_FILE = "engine"  #: the form of an artifact that is an engine file, not a graph
 
 Precision = Literal["fp32", "fp16", "mixed", "int8"]
-OptionValue = bool | int | float | str | None
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_tprune.cli.parsing import parse_list
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
 
 
@@ -18,7 +19,7 @@ class Schedules:
     typed: tuple[tuple[int, ...], ...] = ()  #: tokens after each block, as they were typed
     found: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  #: of a file: by requested share
     method: str | None = None  #: of the file
-    options: Mapping[str, Any] = field(default_factory=dict)  #: of the file's method
+    options: MethodOptions = field(default_factory=dict)  #: of the file's method
     own: Mapping[str, tuple[str, Mapping[str, Any]]] = field(
         default_factory=dict
     )  #: share -> method and options, where not the file's

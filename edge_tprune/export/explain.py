@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
 from edge_tprune.models import reference
 from edge_tprune.models.class_names import ClassNames
@@ -96,7 +97,7 @@ class Row:
 
     method: str
     budget: float
-    options: Mapping[str, Any]
+    options: MethodOptions
     schedule: tuple[int, ...]
     share: float  #: of the unpruned MACs
     stages: tuple[Fates, ...]  #: one per block that reduces
@@ -229,9 +230,9 @@ def explain(
         for asked in wanted:
             how = "none" if asked == 1 else method  # the unpruned network needs nothing of any method
             try:
-                options = {} if how == "none" else given
+                own = {} if how == "none" else given
                 if isinstance(asked, tuple):
-                    schedule = solve_schedule(loaded.model, how, schedule=asked, name=loaded.name, options=options)
+                    schedule = solve_schedule(loaded.model, how, schedule=asked, name=loaded.name, options=own)
                 else:
                     schedule = solve_schedule(
                         loaded.model,
@@ -240,7 +241,7 @@ def explain(
                         blocks=blocks,
                         exact_savings=exact_savings,
                         name=loaded.name,
-                        options=options,
+                        options=own,
                     )
                 pruned = PrunedViT(loaded.model, reducer, schedule.tokens, given)
             except UserError as error:
@@ -248,8 +249,7 @@ def explain(
             if (how, asked) not in done:
                 done.add((how, asked))
                 budget = round(schedule.share, 3) if isinstance(asked, tuple) else asked
-                row_options = {} if how == "none" else given
-                rows.append(_row(loaded, pruned, tensor, how, budget, row_options, schedule.share))
+                rows.append(_row(loaded, pruned, tensor, how, budget, own, schedule.share))
     return _explanation(loaded, tensor, name, rows)
 
 
@@ -334,7 +334,7 @@ def fates(members: np.ndarray, prefix: int, block: int) -> Fates:
 
 
 def _row(
-    loaded: LoadedModel, pruned: PrunedViT, tensor: Tensor, method: str, budget: float, options: Mapping[str, Any], share: float
+    loaded: LoadedModel, pruned: PrunedViT, tensor: Tensor, method: str, budget: float, options: MethodOptions, share: float
 ) -> Row:
     """What a pruned network does to one image (1, 3, H, W)."""
     stages = _stages(pruned.trace(tensor), pruned, pruned.shape.prefix_tokens)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from edge_tprune.documents import MethodOptions
 from edge_tprune.export.settings import DEFAULT_RUNTIMES, BudgetRequest, BuildSettings, decide
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.loading import LoadedModel
@@ -22,7 +22,7 @@ def decide_probes(
     loaded: LoadedModel,
     methods: Sequence[str],
     *,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, MethodOptions] | None = None,
     batch: int = 1,
     runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     precisions: Sequence[str] = (DEFAULT,),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.export.graph import FORMS, Form
 from edge_tprune.models.adapter import LOGITS
@@ -33,7 +33,7 @@ class BudgetRequest:
     share: float | None = None  #: of the unpruned MACs
     tokens: Sequence[int] | None = None  #: after each block
     method: str | None = None  #: its own method, where it is not the bundle's
-    options: Mapping[str, Any] | None = None  #: of that method
+    options: MethodOptions | None = None  #: of that method
     name: str | None = None  #: in the bundle; made from the share by default
 
 
@@ -65,7 +65,7 @@ class BuildSettings:
     """Everything that is decided about a build."""
 
     method: str
-    options: Mapping[str, Any]
+    options: MethodOptions
     budgets: tuple[BudgetSettings, ...]
     graphs: tuple[GraphSettings, ...]  #: the first of a runtime is what it is given that is asked for no precision
     batch: int
@@ -117,7 +117,7 @@ def decide(
     budgets: Sequence[float | BudgetRequest],
     blocks: Sequence[int] | None = None,
     multiple_of: int = 1,
-    options: Mapping[str, Any] | None = None,
+    options: MethodOptions | None = None,
     batch: int = 1,
     runtimes: Sequence[str] = DEFAULT_RUNTIMES,
     precisions: Sequence[str] = (DEFAULT,),
@@ -172,7 +172,7 @@ def decide(
     output = output or adapter.default_output
     check_output(adapter, output, normalize)
 
-    def prune(name: str, schedule: Schedule, own_options: Mapping[str, Any]) -> PrunedViT:
+    def prune(name: str, schedule: Schedule, own_options: MethodOptions) -> PrunedViT:
         return PrunedViT(loaded.model, registry.method(name), schedule.tokens, own_options, output=output, normalize=normalize)
 
     for request in requests:
@@ -205,7 +205,7 @@ def decide(
 def _schedule(
     loaded: LoadedModel,
     method: str,
-    options: Mapping[str, Any],
+    options: MethodOptions,
     request: BudgetRequest,
     blocks: Sequence[int] | None,
     multiple_of: int,

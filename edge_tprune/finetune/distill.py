@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
 from edge_tprune.finetune.recipe import LATE, NORM, Recipe
 from edge_tprune.models.adapter import EMBEDDING, LOGITS
@@ -55,7 +56,7 @@ class Students(nn.Module):
         self,
         model: nn.Module,
         method: str,
-        options: Mapping[str, Any],
+        options: MethodOptions,
         schedules: Mapping[str, Sequence[int]],
         train: str,
     ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import torch
 
+from edge_tprune.documents import OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.finetune.recipe import ALL, MOST_EPOCHS, TRAINED
 from edge_tprune.models.data import Dataset
@@ -31,7 +32,7 @@ class Request(msgspec.Struct, frozen=True):
         default_factory=dict
     )  #: budget -> tokens after each block, from a search
     blocks: tuple[int, ...] = ()  #: where budgets remove tokens; empty: where the method does by default
-    options: dict[str, Any] = msgspec.field(default_factory=dict)  #: of the method
+    options: dict[str, OptionValue] = msgspec.field(default_factory=dict)  #: of the method
     labels: bool = False
     train: str = ALL
     epochs: float | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.adapter import FEATURES, TOKENS
 from edge_tprune.models.families import adapt, can_adapt
@@ -56,7 +57,7 @@ def solve_schedule(
     exact_savings: bool = True,
     output: str | None = None,
     name: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: MethodOptions | None = None,
 ) -> Schedule:
     """The schedule that `prune` would realise, and how near it comes to the budget. Arguments as for `prune`."""
     reducer, options = registry.method(method), options or {}

@@ -9,7 +9,6 @@ map, or that sits between map and values, makes its block compute one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
 from edge_tprune.models.adapter import EMBEDDING, FEATURES, LOGITS, OUTPUTS, Adapter, Positions, Projected, split_heads
 from edge_tprune.models.beit import look_up
@@ -94,7 +94,7 @@ class PrunedViT(FeatureInterface):
         model: nn.Module,
         method: type[Reducer],
         schedule: tuple[int, ...],
-        options: Mapping[str, Any],
+        options: MethodOptions,
         precision: Precision = PRECISIONS[DEFAULT],
         output: str | None = None,
         normalize: bool = False,
@@ -383,7 +383,7 @@ def network_shape(
     name: str | None = None,
     output: str | None = None,
     method: type[Reducer] | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: MethodOptions | None = None,
 ) -> NetworkShape:
     """The sizes of a timm ViT that schedules and MACs depend on, for an output, and for the place where a method with some options removes tokens.
 

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from edge_tprune.documents import OptionValue
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.reduction.ops import prefix_bonus
 from edge_tprune.reduction.outcome import Outcome
@@ -265,7 +266,7 @@ def place(cls: type[Reducer], given: Mapping[str, Any]) -> Place:
     return chosen
 
 
-def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, Any]:
+def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, OptionValue]:
     """Options given as text ("fuse=true") as values of their defaults' types.
 
     Raises:

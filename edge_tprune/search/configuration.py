@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, exclusive
 from edge_tprune.models.data import Dataset
@@ -44,11 +45,11 @@ class SearchSettings:
     cost: Cost
     limits: tuple[float, ...]  #: of the cost: shares of MACs, ms or mJ
     methods: tuple[MethodSpace, ...]
-    fixed: Mapping[str, Any]  #: options that are not searched
+    fixed: MethodOptions  #: options that are not searched
     trials: int  #: per limit
     record: SearchRecord
 
-    def space(self, limit: float, chosen: Mapping[str, Any] | None = None) -> SearchSpace:
+    def space(self, limit: float, chosen: MethodOptions | None = None) -> SearchSpace:
         """What may be tried at a limit; options that were chosen before are tried no more."""
         methods = self.methods
         if chosen is not None:
@@ -96,7 +97,7 @@ def decide(
     stages: tuple[int, int] | None = None,
     score: str | None = None,
     seed: int = 0,
-    options: Mapping[str, Any] | None = None,
+    options: MethodOptions | None = None,
     output: str | None = None,
 ) -> SearchSettings:
     """Refuses what cannot be before an image is read.
@@ -256,7 +257,7 @@ def search_limits(
                 so_far = f", best {best.loss:.4f}" if best else ""
                 report(f"{_limit_text(settings, limit)}{so_far}", number * of + done, of * len(settings.limits))
 
-            def score(method: str, tokens: tuple[int, ...], tried: Mapping[str, Any]) -> Any:
+            def score(method: str, tokens: tuple[int, ...], tried: MethodOptions) -> Any:
                 return scorer(method, tokens, {**settings.fixed, **tried})
 
             results = search(study, space, score, trials=settings.trials, seed=settings.record.seed, first=starts, report=show)
@@ -351,7 +352,7 @@ def _measured(reducers: Sequence[type[registry.Reducer]], latency: Latency, metr
     return list(reducers)
 
 
-def _method_space(reducer: type[registry.Reducer], shape: NetworkShape, fixed: Mapping[str, Any]) -> MethodSpace:
+def _method_space(reducer: type[registry.Reducer], shape: NetworkShape, fixed: MethodOptions) -> MethodSpace:
     free = {name: tuple(values) for name, values in reducer.worth_searching.items() if name not in fixed}
     return MethodSpace(reducer.name, lambda tokens: reducer.fewest(tokens, shape.prefix_tokens), reducer.removal, free)
 

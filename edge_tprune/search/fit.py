@@ -12,11 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from edge_tprune.documents import Count, DocumentKind, FileName, Name, RelativePath
+from edge_tprune.documents import Count, DocumentKind, FileName, Name, OptionValue, RelativePath
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import SLICE, CostModel, Latency
 from edge_tprune.search.configuration import Found
-from edge_tprune.search.schedule_file import OptionValue
 from edge_tprune.statistics import Interval
 
 MOST_ROUNDS = 3

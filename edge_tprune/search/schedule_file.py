@@ -12,12 +12,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edge_tprune.documents import Count, DocumentKind, Name, Share
+from edge_tprune.documents import Count, DocumentKind, Name, OptionValue, Share
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
 from edge_tprune.statistics import Interval
-
-OptionValue = bool | int | float | str | None
 
 
 class FoundSchedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from edge_tprune.bundle.outputs import EMBEDDING, FEATURES, LOGITS, TOKENS, cosine_distance
+from edge_tprune.documents import MethodOptions
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
@@ -42,7 +42,7 @@ class Scorer:
         self.unpruned = [answer.double().log_softmax(-1) for answer in answers] if output == LOGITS else answers
 
     def __call__(
-        self, method: str, tokens: tuple[int, ...], options: Mapping[str, Any], batches: int | None = None
+        self, method: str, tokens: tuple[int, ...], options: MethodOptions, batches: int | None = None
     ) -> Iterator[list[float]]:
         """The losses of each batch, as they are computed; of the first `batches` only where that is given."""
         pruned = PrunedViT(self.model, registry.method(method), tokens, options, output=self.output)
@@ -57,7 +57,7 @@ class Scorer:
                     losses = (expected.exp() * (expected - answer.double().log_softmax(-1))).sum(1).clamp_min(0)
             yield losses.tolist()
 
-    def mean(self, method: str, tokens: tuple[int, ...], options: Mapping[str, Any], batches: int | None = None) -> float:
+    def mean(self, method: str, tokens: tuple[int, ...], options: MethodOptions, batches: int | None = None) -> float:
         """The mean loss over the images."""
         losses = [loss for part in self(method, tokens, options, batches) for loss in part]
         return sum(losses) / len(losses)

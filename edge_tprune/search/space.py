@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
 from edge_tprune.schedule.budget import TOLERANCE, Removal, Schedule, from_budget
 from edge_tprune.search.cost import Cost, MacsCost, total
@@ -68,7 +69,7 @@ class SearchSpace:
         """One of the methods."""
         return next(method for method in self.methods if method.name == name)
 
-    def from_weights(self, method: str, weights: Sequence[float], options: Mapping[str, Any]) -> Configuration | None:
+    def from_weights(self, method: str, weights: Sequence[float], options: MethodOptions) -> Configuration | None:
         """The configuration in which block b has weight `weights[b - 1]`; None where too few blocks have any.
 
         Of more than the most stages, the heaviest count.
@@ -132,7 +133,7 @@ class SearchSpace:
             after.append(current)
         return (*after[:-1], shape.read_tokens) if self.cost.exact and shape.read_tokens is not None else tuple(after)
 
-    def from_schedule(self, method: str, tokens: Sequence[int], options: Mapping[str, Any]) -> Configuration | None:
+    def from_schedule(self, method: str, tokens: Sequence[int], options: MethodOptions) -> Configuration | None:
         """The configuration whose schedule this is, but for rounding; None where it has no stage."""
         prefix = self.cost.shape.prefix_tokens
         before = (self.cost.shape.tokens, *tokens[:-1])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.files import sha256_json
 from edge_tprune.reduction import pattern, registry
@@ -23,7 +24,7 @@ _STEPS = 1000  # of cost, up to the limit
 Progress = Callable[[str, int, int], None]
 
 
-def default_options(space: MethodSpace) -> dict[str, Any]:
+def default_options(space: MethodSpace) -> dict[str, OptionValue]:
     """The defaults of the options that are searched; the first value worth trying where the default is not among them."""
     known = registry.options(registry.method(space.name))
     return {name: known[name].default if known[name].default in values else values[0] for name, values in space.options.items()}
@@ -70,7 +71,7 @@ class Tables:
         exact: bool,
         scorer: Scorer,
         identity: Mapping[str, Any],
-        fixed: Mapping[str, Any],
+        fixed: MethodOptions,
     ) -> None:
         self._file, self._shape, self._exact, self._scorer = file, shape, exact, scorer
         self._identity, self._fixed = dict(identity), dict(fixed)

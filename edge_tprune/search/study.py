@@ -25,6 +25,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from edge_tprune.documents import OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
@@ -225,8 +226,10 @@ def _configuration(space: SearchSpace, parameters: Mapping[str, Any]) -> Configu
     return space.from_weights(name, weights, options)
 
 
-def _parameters(space: SearchSpace, configuration: Configuration) -> dict[str, Any]:
-    found: dict[str, Any] = {f"block {block}": weight for block, weight in enumerate(space.weights_of(configuration), 1)}
+def _parameters(space: SearchSpace, configuration: Configuration) -> dict[str, OptionValue]:
+    found: dict[str, OptionValue] = {
+        f"block {block}": weight for block, weight in enumerate(space.weights_of(configuration), 1)
+    }
     if len(space.methods) > 1:
         found["method"] = configuration.method
     for method in space.methods:
