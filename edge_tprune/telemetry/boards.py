@@ -6,19 +6,38 @@ board usually is (`INPUT_RAILS`), it is offered as the total and marked as a gue
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from edge_tprune.telemetry import sysfs
 
 #: Rails that measure the whole input on the boards of the table, the one that holds most first.
 INPUT_RAILS = ("VIN", "VDD_IN", "POM_5V_IN")
 UNKNOWN = "unknown"  #: key of a machine that is not in the table
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A board of the table, as `Board` describes it."""
+
+    key: str
+    name: str
+    modules: tuple[str, ...]  #: how the part numbers of its modules begin
+    kits: tuple[str, ...]  #: the same of developer kits (carrier boards)
+    compute_capability: str
+    rails: dict[str, tuple[str, ...]]  #: rail -> what else its label may say
+    total: tuple[str, ...]
+    remark: str | None
+    source: str
+
+
+class _Table(msgspec.Struct, frozen=True):
+    boards: tuple[_Entry, ...]
+    jetpack: dict[str, str]  #: by how an L4T release begins
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ def board(key: str) -> Board:
     Raises:
         KeyError: there is none.
     """
-    entry = next((entry for entry in _table()["boards"] if entry["key"] == key), None)
+    entry = next((entry for entry in _table().boards if entry.key == key), None)
     if entry is None:
         raise KeyError(key)
     return _board(entry, None, None, None)
@@ -87,24 +106,24 @@ def board(key: str) -> Board:
 
 def table() -> tuple[Board, ...]:
     """Every board of the table, in its order: for documentation."""
-    return tuple(_board(entry, None, None, None) for entry in _table()["boards"])
+    return tuple(_board(entry, None, None, None) for entry in _table().boards)
 
 
-def _board(entry: dict[str, Any] | None, module: str | None, model: str | None, release: str | None) -> Board:
-    rails: dict[str, list[str]] = entry["rails"] if entry else {}
+def _board(entry: _Entry | None, module: str | None, model: str | None, release: str | None) -> Board:
+    rails = entry.rails if entry else {}
     return Board(
-        key=entry["key"] if entry else UNKNOWN,
-        name=entry["name"] if entry else model or "unknown machine",
+        key=entry.key if entry else UNKNOWN,
+        name=entry.name if entry else model or "unknown machine",
         module=module,
         rails=tuple(rails),
-        total=tuple(entry["total"]) if entry else (),
-        remark=entry["remark"] if entry else None,
-        source=entry["source"] if entry else None,
-        compute_capability=entry["compute_capability"] if entry else None,
+        total=entry.total if entry else (),
+        remark=entry.remark if entry else None,
+        source=entry.source if entry else None,
+        compute_capability=entry.compute_capability if entry else None,
         model=model,
         l4t_release=release,
         jetpack=jetpack(release) if release else None,
-        spellings={rail: tuple(others) for rail, others in rails.items() if others},
+        spellings={rail: others for rail, others in rails.items() if others},
     )
 
 
@@ -122,29 +141,25 @@ def jetpack(release: str) -> str | None:
     """The JetPack that belongs to an L4T release: the longest entry of the table that begins it. None where none does."""
     parts = release.split(".")
     for count in range(len(parts), 0, -1):
-        if found := _table()["jetpack"].get(".".join(parts[:count])):
-            return str(found)
+        if found := _table().jetpack.get(".".join(parts[:count])):
+            return found
     return None
 
 
-def _find_entry(compatible: list[str]) -> tuple[dict[str, Any] | None, str | None]:
+def _find_entry(compatible: list[str]) -> tuple[_Entry | None, str | None]:
     """The board's entry and its module's part number, from the device tree's list ('nvidia,p3768-0000+p3767-0005').
 
     The longest match decides. Where no module is named, the developer kit (the carrier board) is looked for.
     """
     parts = [part for name in compatible for part in re.split(r"[,+]", name) if re.match(r"p\d{4}(-\d{4}|$)", part)]
-    entries = _table()["boards"]
+    entries = _table().boards
     modules = [
-        (len(module), entry, part)
-        for entry in entries
-        for module in entry["modules"]
-        for part in parts
-        if part.startswith(module)
+        (len(module), entry, part) for entry in entries for module in entry.modules for part in parts if part.startswith(module)
     ]
     if modules:
         _, entry, part = max(modules, key=lambda match: match[0])
         return entry, part
-    kits = [entry for entry in entries for kit in entry["kits"] for part in parts if part.startswith(kit)]
+    kits = [entry for entry in entries for kit in entry.kits for part in parts if part.startswith(kit)]
     return (kits[0], None) if kits else (None, None)
 
 
@@ -153,6 +168,5 @@ def _normalise(label: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads(Path(__file__).with_name("boards.json").read_text())
-    return table
+def _table() -> _Table:
+    return msgspec.json.decode(Path(__file__).with_name("boards.json").read_bytes(), type=_Table)
