@@ -94,7 +94,11 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
 
     The temporary file lies in the same directory, so the final rename cannot cross file systems; file and directory are
     synced, so the rename survives a power cut.
+
+    Raises:
+        UserError: it cannot be written, or a device, pipe, socket or directory is there, which the rename would replace.
     """
+    _refuse_special(path)
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -110,6 +114,14 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
                 Path(name).unlink()
             raise
         sync_directory(path.parent)
+
+
+def _refuse_special(path: Path) -> None:
+    with suppress(OSError):  # nothing is there, or a link to nothing
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) or path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, maybe to a file
+            what = next((name for is_one, name in _SPECIAL if is_one(mode)), "device")
+            raise UserError(f"cannot write {path}: it is a {what}, not a file. Choose another --out")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

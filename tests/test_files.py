@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
+from edge_tprune import files
 from edge_tprune.errors import UserError
 from edge_tprune.files import atomic_writer, clear_write_errors, write_json, write_text
 
@@ -37,6 +39,35 @@ def test_json_refuses_what_is_not_a_number(tmp_path: Path) -> None:
 def test_refusals_become_one_clear_line(tmp_path: Path, number: int, says: str) -> None:
     with pytest.raises(UserError, match=says), clear_write_errors(tmp_path):
         raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("what", ["named pipe", "directory", "device", "socket"])
+def test_a_file_takes_the_place_of_files_alone(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "out"
+    if what == "device":
+        path.symlink_to("/dev/null")
+    elif what == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        os.mkfifo(path) if what == "named pipe" else path.mkdir()
+    before = path.lstat()
+    with pytest.raises(UserError, match=r"cannot write .*, not a file\. Choose another --out"):
+        write_text(path, "x")
+    assert path.lstat().st_ino == before.st_ino
+    with pytest.raises(
+        UserError, match="not a file"
+    ):  # a link, maybe to a file, which root could replace for the whole machine
+        files._refuse_special(Path("/dev/stdout"))
+
+
+def test_links_are_replaced_not_followed(tmp_path: Path) -> None:
+    """A hostile bundle or profile may hold links to other files of its reader."""
+    (tmp_path / "precious").write_text("old")
+    for name, target in {"link": "precious", "dangling": "nothing", "loop": "loop"}.items():
+        (tmp_path / name).symlink_to(target)
+        write_text(tmp_path / name, "new")
+        assert (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "precious").read_text() == "old"
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:

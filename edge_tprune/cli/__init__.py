@@ -101,6 +101,8 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
         return _fail("out of memory: close what else uses it, or give smaller numbers", 2)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 2)
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, before Python 3.13
+        return _fail(str(error), 2)
     if isinstance(error, ImportError) and not (error.name or "").startswith("edge_tprune"):
         return _fail(f"the package {error.name or 'that this needs'} cannot be loaded: {error}", 2)
     from edge_tprune.cli.faults import describe_fault

@@ -71,6 +71,14 @@ def test_a_fault_asks_for_a_report_with_a_file(
     assert Path(match[1]).stat().st_mode & 0o077 == 0, "a command line may name what is private"
 
 
+@pytest.mark.parametrize("words", [["compare"], ["eval"], ["export", "--budget", "1.0", "--out", "e"], ["doctor", "--sysroot"]])
+def test_a_loop_of_links_is_one_line(command: Command, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    outcome = command(*words, tmp_path / "loop" if words[-1] != "e" else tmp_path / "loop" / "x")
+    assert outcome.code == 2, outcome.err
+    assert outcome.err.count("\n") == 1
+
+
 def test_debug_shows_the_traceback_and_writes_nothing(command: Command, failing: Callable[..., None], tmp_path: Path) -> None:
     failing(KeyError("x"))
     outcome = command("--debug", "doctor")
