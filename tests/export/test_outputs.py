@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import edge_tprune
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.builder import build
+from edge_tprune.export.formats.package import export_package
+from edge_tprune.export.formats.request import ExportRequest
 from edge_tprune.export.parity import prove_equal
 from edge_tprune.export.settings import decide
 from edge_tprune.models.data import open_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.runtime.engine import open_engine
+from tests.export.formats.alone import run_alone
 from tests.small import small_model
 
 
@@ -59,6 +63,8 @@ def test_a_bundle_of_vectors(
             np.testing.assert_allclose(np.linalg.norm(golden.outputs[budget.name], axis=-1), 1, rtol=1e-5)
             with open_engine(opened.path / budget.artifacts[0].file, "onnxruntime", threads=1) as engine:
                 assert engine.output_shape == shape
+    if output == "embedding":
+        _check_the_python_package(opened, pictures, tmp_path)
     stored, records = evaluate(opened, open_images(pictures), threads=1)
     assert records["1.0"].cosine_distance is not None
     assert records["1.0"].cosine_distance.value == pytest.approx(0, abs=1e-6)
@@ -68,6 +74,25 @@ def test_a_bundle_of_vectors(
     assert pruned.cosine_distance.value > 0
     assert (pruned.agreement_percent is not None) == (output == "embedding")
     assert pruned.kl_nats is None
+
+
+def _check_the_python_package(bundle: Bundle, pictures: Path, folder: Path) -> None:
+    """Its program prints what the bundle answers."""
+    package = export_package(bundle, ExportRequest(budget="0.8", format="python", out=folder / "python")).path
+    readme = (package / "README.md").read_text()
+    assert "venv/bin/python infer.py golden.png" in readme
+    assert "from infer import Model" in readme
+    program, picture = package / "infer.py", pictures / "0.png"
+    done = run_alone(
+        program, str(picture), str(package / "no.jpg"), requirements=package / "requirements.txt", folder=folder / "alone"
+    )
+    with edge_tprune.open(bundle, budget=0.8, threads=1) as model:
+        first = model(picture)[:5]
+    name, values = done.stdout.splitlines()[1].split(": ")
+    assert name.strip() == "embedding (96,)"
+    assert [float(value) for value in values.split(", ")[:5]] == pytest.approx(first.tolist(), abs=1e-4)
+    assert f"{package / 'no.jpg'} cannot be read as an image" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_graph_of_another_network_is_found_out(loaded: LoadedModel, tmp_path: Path) -> None:

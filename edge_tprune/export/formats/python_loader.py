@@ -10,6 +10,7 @@ from edge_tprune.export.formats.readme import describe_input, describe_outputs, 
 from edge_tprune.export.formats.request import ExportRequest, Format, Package
 
 _LOADERS = {"onnxruntime": "classify_onnxruntime.py", "tensorrt": "classify_tensorrt.py"}  #: by runtime: its template
+_CLASSIFY, _INFER = "classify.py", "infer.py"  #: what the program is called that prints classes, or something else
 _ON_GPU = (
     "",
     "The first run builds `model.plan` for the GPU that is here, which can take minutes; another GPU or TensorRT needs it built again. On a Jetson "
@@ -23,15 +24,11 @@ class PythonLoader(Format):
     """The graph and a loader for Python."""
 
     def check(self, request: ExportRequest, bundle: Bundle, artifact: Artifact, name: str) -> None:
-        """The loader prints classes.
+        """There is a loader for ONNX Runtime and one for TensorRT.
 
         Raises:
-            UserError: the graph gives none, or its runtime has no loader.
+            UserError: for another runtime.
         """
-        if bundle.manifest.model.output.name != LOGITS:
-            raise UserError(
-                f"format python prints classes, and this graph gives {bundle.manifest.model.output.name}: use --format onnx"
-            )
         if request.runtime not in _LOADERS:
             raise UserError(
                 f"format python has no loader for {request.runtime}: use --runtime {' or '.join(_LOADERS)}, or --format onnx"
@@ -39,20 +36,52 @@ class PythonLoader(Format):
 
     def write(self, package: Package) -> None:
         """The loader, what it needs, and the README."""
+        classes = package.bundle.manifest.model.output.name == LOGITS
+        program = _CLASSIFY if classes else _INFER
         package.copy_template("images.py", "images.py")
-        package.copy_template(_LOADERS[package.request.runtime], "classify.py")
+        package.copy_template(_LOADERS[package.request.runtime], program, {_CLASSIFY: program})
         on_gpu = package.request.runtime == "tensorrt"
         runtime = "tensorrt>=8.5\ncuda-python>=12\n" if on_gpu else f"onnxruntime>={package.about['onnxruntime']}\n"
         package.write("requirements.txt", f"numpy>=1.23\npillow>=10\n{runtime}")
+        environment = "python3 -m venv --system-site-packages venv" if on_gpu else "python3 -m venv venv"
         lines = [
+            f"Needs Python {'3.8' if on_gpu or package.about['opset'] <= 18 else '3.10'} or newer and the packages in `requirements.txt`; "
+            "edge-tprune is not needed. In this directory:",
+            "",
             "```sh",
-            "pip install -r requirements.txt",
-            "python classify.py golden.png",
+            environment,
+            "venv/bin/pip install -r requirements.txt",
+            f"venv/bin/python {program} golden.png  # or your own files: photo.jpg other.png",
             "```",
             "",
-            "prints the best five classes of each image. In a program: `from classify import Model`, then `Model()(image)`.",
+            *_program(program, classes),
             describe_input(package),
             describe_outputs(package),
             *(_ON_GPU if on_gpu else ()),
         ]
         write_readme(package, lines)
+
+
+def _program(program: str, classes: bool) -> list[str]:
+    """What the program prints, and how it is used from another."""
+    if classes:
+        shows, imported, use = (
+            "the best five classes of each image with their probabilities",
+            "best, open_image",
+            "best(scores)",
+        )
+    else:
+        shows, imported, use = "the shape and the first values of the output for each image", "open_image", "scores[0].shape"
+    return [
+        f"prints {shows}. In a program of your own beside these files:",
+        "",
+        "```python",
+        f"from {program.partition('.')[0]} import Model",
+        f"from images import {imported}",
+        "",
+        "model = Model()",
+        'scores = model(open_image("golden.png"))  # a list of arrays, one per output; any image of Pillow will do',
+        f"print({use})",
+        "```",
+        "",
+    ]

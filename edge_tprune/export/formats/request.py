@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,12 @@ class Package:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
 
-    def copy_template(self, template: str, name: str) -> None:
-        """A file that every package of a format has alike."""
-        self.write(name, (Path(__file__).parent / "templates" / template).read_text(encoding="utf-8"))
+    def copy_template(self, template: str, name: str, words: Mapping[str, str] | None = None) -> None:
+        """A file that every package of a format has alike, but for `words` that are replaced."""
+        text = (Path(__file__).parent / "templates" / template).read_text(encoding="utf-8")
+        for word, other in (words or {}).items():
+            text = text.replace(word, other)
+        self.write(name, text)
 
 
 class Format(ABC):

@@ -1,4 +1,4 @@
-"""Prints the best classes of images: python classify.py golden.png cat.jpg. Needs numpy, pillow and onnxruntime, and nothing of edge-tprune."""
+"""Prints what the network says of images: python classify.py golden.png cat.jpg. Needs numpy, pillow and onnxruntime, and nothing of edge-tprune."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from images import FOLDER, best, prepare, read_description
+from images import FOLDER, describe, open_image, prepare, read_description
 from PIL import Image
 
 
@@ -35,5 +35,5 @@ if __name__ == "__main__":
     model = Model()
     for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
         print(file)
-        for label, probability in best(model(Image.open(file))):
-            print(f"  {probability:6.1%}  {label}")
+        for line in describe(model(open_image(file)), model.description):
+            print(f"  {line}")

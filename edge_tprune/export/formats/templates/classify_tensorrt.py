@@ -1,4 +1,4 @@
-"""Prints the best classes of images: python classify.py golden.png cat.jpg. Needs numpy, pillow, tensorrt and cuda-python, and nothing of edge-tprune.
+"""Prints what the network says of images: python classify.py golden.png cat.jpg. Needs numpy, pillow, tensorrt and cuda-python, and nothing of edge-tprune.
 
 The first run builds model.plan for the GPU that is here, which can take minutes.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorrt as trt
-from images import FOLDER, best, prepare, read_description
+from images import FOLDER, describe, open_image, prepare, read_description
 from PIL import Image
 
 try:
@@ -96,5 +96,5 @@ if __name__ == "__main__":
     model = Model()
     for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
         print(file)
-        for label, probability in best(model(Image.open(file))):
-            print(f"  {probability:6.1%}  {label}")
+        for line in describe(model(open_image(file)), model.description):
+            print(f"  {line}")

@@ -19,6 +19,16 @@ def read_description(folder: Path = FOLDER) -> dict[str, Any]:
     return description
 
 
+def open_image(file: str) -> Image.Image:
+    """The image in a file."""
+    try:
+        image = Image.open(file)
+        image.load()
+    except OSError as error:
+        raise SystemExit(f"{file} cannot be read as an image: {error}") from error
+    return image
+
+
 def prepare(image: Image.Image, description: dict[str, Any]) -> np.ndarray:
     """One image as the graph takes it: uint8 (H, W, 3) where the graph prepares frames itself, else float32 (C, H, W)."""
     given = description["preprocessing"]
@@ -56,6 +66,15 @@ def _resized(size: tuple[int, int], given: dict[str, Any]) -> tuple[int, int]:
 
 def _offset(size: int, goal: int) -> int:
     return round((size - goal) / 2.0) if size >= goal else -((goal - size) // 2)
+
+
+def describe(outputs: list[np.ndarray], description: dict[str, Any]) -> list[str]:
+    """The best classes of one image with their probabilities; of another output its shape and first values."""
+    name = description["outputs"][0]["name"]
+    if name in ("logits", "probabilities"):
+        return [f"{probability:6.1%}  {label}" for label, probability in best(outputs)]
+    first = ", ".join(f"{value:.5f}" for value in outputs[0].ravel()[:5])
+    return [f"{name} {outputs[0].shape}: {first}, ..."]
 
 
 def best(outputs: list[np.ndarray], count: int = 5, folder: Path = FOLDER) -> list[tuple[str, float]]:
