@@ -72,11 +72,15 @@ def take_turn(
 
     Returns:
         What was timed since the last part.
+
+    Raises:
+        UserError: the engine cannot be loaded, or the bundle was rebuilt since it was opened.
     """
     begin_ns = clock_ns()
     name, precision = split_label(planned.budget, settings.precision)
     with load_predictor(bundle, name, file, settings.runtime, precision, settings.threads) as model:
         load_ms = (clock_ns() - begin_ns) / 1e6
+        bundle.check_unchanged()
         with _garbage_collection_off():  # already while warming up: collecting empties the caches
             warmup = warm_up(model.run, images, settings.warmup_seconds, settings.fps)
             model.stages_ns()  # drops those of the warm-up

@@ -134,6 +134,15 @@ class Bundle:
         fixed = {name: entry.sha256 for name, entry in manifest.files.items() if name == GOLDEN or name.endswith(".bin")}
         return sha256_json([manifest.fingerprint, {**graphs, **fixed}])
 
+    def check_unchanged(self) -> None:
+        """Makes sure that what was just read at `path` is of this bundle: a build may have put another in its place.
+
+        Raises:
+            UserError: it has, or the bundle is gone.
+        """
+        if Bundle.open(self.path, verify=False).identity != self.identity:
+            raise UserError(f"bundle {self.path} was rebuilt in the meantime. Run the command again")
+
     def golden(self) -> Golden:
         """The golden images and outputs.
 

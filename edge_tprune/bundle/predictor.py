@@ -314,6 +314,7 @@ def open_predictor(
         chosen = opened.budget(name).artifact(runtime, precision).precision
         model = Predictor(opened, engines, name, chosen, channel_order)
         model.fallbacks = fallbacks
+        opened.check_unchanged()
     except BaseException:
         for engine in engines.values():
             engine.close()

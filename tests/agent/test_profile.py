@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_tprune.agent import turns
+from edge_tprune.agent import session, turns
 from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import profile
 from edge_tprune.agent.progress import Progress
@@ -275,6 +275,26 @@ def test_an_interrupted_run_keeps_what_it_measured(bundle_path: Path, tmp_path: 
     assert any("was interrupted" in warning for warning in run.warnings)
     assert len(run.turns) >= 3
     assert sorted(file.name for file in path.iterdir()) == ["run.json", "samples.jsonl", "sensors.jsonl", "summary.json"]
+
+
+def test_a_bundle_that_is_rebuilt_meanwhile_ends_the_run(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later rounds would time the graphs of another network."""
+    copy = Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
+    take, taken = session.take_turn, []
+
+    def take_and_rebuild(*arguments: Any) -> Any:
+        taken.append(take(*arguments))
+        document = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(document | {"fingerprint": "b" * 64}))
+        return taken[-1]
+
+    monkeypatch.setattr(session, "take_turn", take_and_rebuild)
+    with pytest.raises(UserError, match="was rebuilt in the meantime"):
+        profile(Bundle.open(copy), tmp_path / "out", QUICK, budgets=["small"])
+    run = read_run(next((tmp_path / "out").glob("[0-9]*")))
+    assert (len(taken), len(run.turns), run.end) == (1, 1, "failed")
 
 
 FULL = """

@@ -130,6 +130,15 @@ def test_a_bundle_that_is_moved_into_place_meanwhile_is_waited_for(bundle: Bundl
     timer.join()
 
 
+def test_another_bundle_in_its_place_is_noticed(bundle: Bundle) -> None:
+    bundle.check_unchanged()
+    edit(bundle, lambda m: m.update(created_utc="later"))  # as an evaluation writes: still the same graphs
+    bundle.check_unchanged()
+    edit(bundle, lambda m: m.update(fingerprint="b" * 64))
+    with pytest.raises(UserError, match=r"was rebuilt in the meantime\. Run the command again"):
+        bundle.check_unchanged()
+
+
 @pytest.mark.parametrize("special", ["fifo", "directory"])
 def test_special_files_are_refused_at_once(bundle: Bundle, special: str) -> None:
     file = bundle.path / "onnx" / "weights.bin"

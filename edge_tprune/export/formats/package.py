@@ -92,6 +92,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
     _check_place(target, target / form.about, request.force)
     with proof.open_reference(bundle, budget.name, artifact) as reference, _staging(target) as folder:
         model = read_graph(bundle, artifact)
+        bundle.check_unchanged()
         check_free_space(folder, model.ByteSize())
         if request.frame is not None:
             fold_preprocessing(model, bundle.manifest.preprocessing, request.frame, request.channel_order)
