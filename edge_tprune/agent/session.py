@@ -17,7 +17,7 @@ from edge_tprune.agent.accuracy import judge_here
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.probe import check_budget, failed_check
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.turns import PlannedTurn, missing_turns, take_turn
+from edge_tprune.agent.turns import PlannedTurn, earlier_objects_kept, missing_turns, take_turn
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.bundle.manifest import split_label
@@ -91,7 +91,7 @@ def run_session(session: Session, trace: bool) -> Path:
         Interrupted: by a signal.
     """
     path = session.recorder.path
-    with end_signals():
+    with end_signals(), earlier_objects_kept():
         try:
             failures = _measure(session)
         except KeyboardInterrupt:

@@ -110,14 +110,23 @@ def _timed_fields(timed: Timed, model: Predictor, fps: float | None) -> dict[str
 
 
 @contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    enabled = gc.isenabled()
+def earlier_objects_kept() -> Iterator[None]:
+    """Around a session: the collection before each turn looks at what the session made only, not at all that is loaded."""
     gc.collect()
     gc.freeze()
-    gc.disable()
     try:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def _garbage_collection_off() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
         if enabled:
             gc.enable()

@@ -106,7 +106,7 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     from edge_tprune.cli.fitting import Fit, FitRequest
 
     monkeypatch.setattr("edge_tprune.search.fit.MOST_ROUNDS", 1)  # how many there are depends on how busy the machine is
-    loaded, images = small_model(channels=48), ReferenceTask(8, "train")
+    loaded, images = small_model(channels=48, depth=3), ReferenceTask(8, "train")
     run = RunRequest(rounds=3, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0, threads=1)
     seen: list[str] = []
 
