@@ -30,6 +30,8 @@ class OrtEngine(Engine):
         ort = _import()
         if not file.is_file():
             raise UserError(f"{file} does not exist")
+        if not _is_utf_8(file):
+            raise UserError(f"ONNX Runtime opens no file whose path is not UTF-8 text: rename {file}")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -114,6 +116,13 @@ def _tensor(file: Path, role: str, tensors: list[Any]) -> tuple[str, tuple[int, 
     if tensor.type != "tensor(float)" or not all(isinstance(size, int) for size in tensor.shape):
         raise UserError(f"{file}: {role} {tensor.name!r} is {tensor.type} {tensor.shape}; it must be float32 of static shape")
     return tensor.name, tuple(tensor.shape)
+
+
+def _is_utf_8(file: Path) -> bool:
+    try:
+        return bool(str(file).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _first_line(error: Exception) -> str:

@@ -22,11 +22,12 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from edge_tprune.documents import OptionValue
 from edge_tprune.errors import UserError
+from edge_tprune.files import clear_write_errors, cut_last_line, open_regular
 from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
 
@@ -56,11 +57,15 @@ class Result:
 def open_storage(out: Path, url: str | None) -> BaseStorage:
     """Where trials are kept: a journal beside the search's file, or a database.
 
+    Args:
+        out: the search's file. With a journal, the caller keeps other processes away from it.
+        url: of the database.
+
     Raises:
-        UserError: the database cannot be reached.
+        UserError: the database cannot be reached, or the journal is damaged.
     """
     if url is None:
-        return JournalStorage(JournalFileBackend(str(out.with_name(f"{out.name}.journal"))))
+        return _open_journal(out.with_name(f"{out.name}.journal"))
     try:
         with _quiet():
             return RDBStorage(url)
@@ -68,6 +73,36 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
         raise UserError(
             f"--storage: the database cannot be used ({type(error).__name__}): {str(error).splitlines()[0]}"
         ) from error
+
+
+class _NoLock(JournalFileOpenLock):
+    """Who opens a journal holds the lock of its search, which ends with the process. Optuna's own outlives one that is killed."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+class _Journal(JournalFileBackend):
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with clear_write_errors(Path(self._file_path)):
+            super().append_logs(logs)
+
+
+def _open_journal(file: Path) -> BaseStorage:
+    try:
+        if file.exists():
+            open_regular(file).close()
+        with clear_write_errors(file), file.open("a+b") as stream:
+            cut_last_line(stream.fileno())  # of a process that was killed, or found the disk full
+        with _quiet():
+            return JournalStorage(_Journal(str(file), _NoLock(str(file))))
+    except UserError:
+        raise
+    except Exception as error:  # whatever Optuna makes of damaged lines
+        raise UserError(f"{file} cannot be read ({error}): move it away to start again") from error
 
 
 def open_study(storage: BaseStorage, name: str, header: Mapping[str, Any], *, check: bool = True) -> optuna.Study:

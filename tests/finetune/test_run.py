@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.files import exclusive
 from edge_tprune.finetune import trainer
 from edge_tprune.finetune.run import RESTARTS, Interrupted, finetune
 from edge_tprune.finetune.store import Result, Store
@@ -54,6 +55,13 @@ def test_the_result_is_better_and_an_ordinary_checkpoint(tuned: tuple[Path, Resu
     assert made["method"] == "evit"
     assert made["from_weights_sha256"] == network.weights_sha256
     assert sorted(file.name for file in Store.beside(out).path.iterdir()) == ["log.jsonl", "run.json"]
+
+
+def test_two_with_one_output_do_not_mix(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.safetensors"
+    with exclusive(out, "fine-tuning"), pytest.raises(UserError, match="another fine-tuning is at work on it"):
+        finetune(network, dataset, out, REQUEST)
+    assert not Store.beside(out).path.exists()
 
 
 def test_asked_again_it_answers_without_training(

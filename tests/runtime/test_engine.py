@@ -43,6 +43,13 @@ def test_onnxruntime_writes_and_sends_nothing_of_its_own(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.rglob("*")} == {"graph.onnx", "home"}
 
 
+def test_a_path_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    with pytest.raises(UserError, match="whose path is not UTF-8 text: rename "):
+        open_engine(write_graph(tmp_path / "graph.onnx").rename(folder / "graph.onnx"), "onnxruntime", threads=1)
+
+
 def test_runs_a_graph_and_tells_its_shapes(tmp_path: Path) -> None:
     image = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
     with open_engine(write_graph(tmp_path / "g.onnx"), "onnxruntime", threads=1) as engine:

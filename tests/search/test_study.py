@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,30 @@ def test_a_killed_worker_loses_one_trial(tmp_path: Path) -> None:
     rest = Landscape()
     run(tmp_path / "found", 10, rest)
     assert len(rest.scored) == 6
+
+
+def test_what_a_full_disk_or_a_killed_process_left_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a line, after which Optuna would read nothing more; and its lock, for which it would wait for ever."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    out = Path("deep/found")
+    before = run(out, 3, Landscape())
+    with (tmp_path / "deep/found.journal").open("a") as stream:
+        stream.write('{"op_code":5,"wor')
+    (tmp_path / "deep/found.journal.lock").symlink_to("deep/found.journal")
+    after = run(out, 6, Landscape())
+    assert {result.configuration for result in before} <= {result.configuration for result in after}
+    assert run(out, 6, Landscape()) == after
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda f: f.write_bytes(b"\xff\n{}\n"), lambda f: f.write_text("[]\n"), os.mkfifo, lambda f: f.mkdir()]
+)
+def test_a_damaged_journal_is_one_line(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    damage(tmp_path / "found.journal")
+    with pytest.raises(UserError, match=r"found\.journal cannot be read .*: move it away to start again") as caught:
+        run(tmp_path / "found", 1, Landscape())
+    assert "\n" not in str(caught.value)
 
 
 def test_two_workers_share_a_database(tmp_path: Path) -> None:
