@@ -20,6 +20,8 @@ from edge_tprune.statistics import Interval, paired_difference
 
 _BATCH = 25
 GATE_POINTS = 0.5  #: the unpruned network may be expected to lose at most so many points of top-1 on the hold-out
+FEW_PHOTOS = 100
+_FEW_CLASSES = 0.1  # of the network's: photos that look like fewer are remarked on
 Floats = NDArray[np.float64]
 
 
@@ -145,6 +147,33 @@ def rows(shares: Mapping[str, float], before: Mapping[str, Scores], after: Mappi
 def _change(now: Floats, before: Floats | None) -> dict[str, float | None]:
     assert before is not None
     return paired_difference(now, before).to_json()
+
+
+def remarks(photos: int, answers: Tensor, head: bool) -> list[str]:
+    """What to know before training: that photos are few, or look like few of the network's classes.
+
+    The number of classes that photos look like is the exponential of the entropy of the network's mean probabilities.
+
+    Args:
+        photos: how many there are, with the held-out ones.
+        answers: of the unpruned network to the held-out ones: (N, classes), or embeddings.
+        head: whether answers are logits.
+    """
+    found = []
+    if photos < FEW_PHOTOS:
+        found.append(
+            f"note: {photos} photos are few: expect a part of the gain that a thousand bring, and an answer of the {len(answers)} "
+            "held-out ones that may stay open"
+        )
+    if head:
+        mean, classes = answers.double().softmax(1).mean(0), answers.shape[1]
+        alike = float((-(mean * mean.clamp_min(1e-12).log()).sum()).exp())
+        if alike < _FEW_CLASSES * classes:
+            found.append(
+                f"note: to the network the photos look like about {alike:.0f} of its {classes} classes: the gain is for such photos; "
+                "on others it is smaller"
+            )
+    return found
 
 
 def gate(after: Mapping[str, Scores], before: Mapping[str, Scores], unpruned: Sequence[str] = ("1", "1.0")) -> str:

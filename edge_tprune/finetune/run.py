@@ -29,8 +29,6 @@ from edge_tprune.reduction import network_shape
 from edge_tprune.reduction.host import code_sha256
 
 RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
-FEW_PHOTOS = 100
-_FEW_CLASSES = 0.1  # of the network's: photos that look like fewer are remarked on
 
 Progress = Callable[[str, int, int], None]
 Say = Callable[[str], None]
@@ -137,7 +135,8 @@ class _Run:
             )
         students = self._students()
         self.before = self.hold_out.judge(students)
-        self._remarks()
+        for remark in holdout.remarks(len(self.dataset), self.hold_out.answers, self.teacher.head):
+            self.say(remark)
         if self.decisions.recipe is None:
             self.decisions.recipe = self._recipe(students)
             self._decide()
@@ -172,22 +171,6 @@ class _Run:
         request = self.request
         students = Students(self.loaded.model, request.method, request.options, self.schedules, request.train)
         return students.to(self.arithmetic.device)
-
-    def _remarks(self) -> None:
-        if len(self.dataset) < FEW_PHOTOS:
-            self.say(
-                f"note: {len(self.dataset)} photos are few: expect a part of the gain that a thousand bring, and an answer of the "
-                f"{len(self.held_out)} held-out ones that may stay open"
-            )
-        classes = self.hold_out.answers.shape[1]
-        if self.teacher.head:
-            mean = self.hold_out.answers.double().softmax(1).mean(0)
-            alike = float((-(mean * mean.clamp_min(1e-12).log()).sum()).exp())
-            if alike < _FEW_CLASSES * classes:
-                self.say(
-                    f"note: to the network the photos look like about {alike:.0f} of its {classes} classes: the gain is for such photos; "
-                    "on others it is smaller"
-                )
 
     # how it is trained
 

@@ -19,7 +19,7 @@ from tests.small import small_model
 
 PLAIN = Arithmetic(torch.device("cpu"), bfloat16=False)
 SCHEDULES = {"1.0": (37, 37, 37, 37), "0.6": (37, 24, 14, 14)}
-REQUEST = Request(method="evit", budgets=(1.0,), schedules={"0.6": SCHEDULES["0.6"]}, batch=8, epochs=4, rate=1e-4)
+REQUEST = Request(method="evit", budgets=(1.0,), schedules={"0.6": SCHEDULES["0.6"]}, batch=8, epochs=4, rate=5e-5)
 RECIPE = Recipe(
     rate=1e-3,
     steps=12,

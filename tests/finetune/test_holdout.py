@@ -57,6 +57,20 @@ def test_improvement_is_paired_and_of_the_pruned_budgets() -> None:
     assert alone.value == pytest.approx(-0.1), "a unpruned network alone is judged by itself"
 
 
+def test_photos_that_are_few_or_of_few_classes_are_remarked_on() -> None:
+    def logits(classes: int) -> torch.Tensor:
+        """60 sure answers, spread evenly over the first of 200 classes."""
+        return 50.0 * torch.eye(200)[torch.arange(60) % classes]
+
+    assert holdout.remarks(500, logits(30), True) == []
+    (few,) = holdout.remarks(99, logits(30), True)
+    assert "99 photos are few" in few
+    assert "the 60 held-out ones" in few
+    (alike,) = holdout.remarks(500, logits(12), True)
+    assert "look like about 12 of its 200 classes" in alike
+    assert holdout.remarks(500, logits(12), False) == [], "an embedding has no classes"
+
+
 def test_gate_without_labels_counts_what_changed_answers_are_expected_to_cost() -> None:
     before = {"1.0": scores([0.0] * 10)}
     assert holdout.gate({"1.0": scores([0.1] * 10, expected=-0.4)}, before) == ""

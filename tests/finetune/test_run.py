@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_no_improvement_is_said_and_not_written(network: LoadedModel, dataset: I
         assert not out.exists()
 
 
+def test_held_out_photos_that_are_answered_worse_are_said(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
+    """Sixteen photos at sixty times the rate: the last weights are not the best, and the unpruned network is spoiled."""
+    said: list[str] = []
+    out = tmp_path / "tuned.safetensors"
+    with pytest.raises(
+        NegativeAnswer, match=r"the unpruned network's changed answers are expected to cost .*nothing was written"
+    ):
+        finetune(network, dataset.first(16), out, replace(REQUEST, rate=3e-3, epochs=12), say=said.append)
+    assert not out.exists()
+    logged = Store.beside(out).logged()
+    best = min(logged, key=lambda line: line["loss"])
+    assert best["step"] < logged[-1]["step"] == 12
+    assert any(f"after step {best['step']} of 12 the held-out photos were answered worse" in text for text in said)
+    assert any("16 photos are few" in text for text in said)
+
+
 def test_a_loss_that_is_not_finite_goes_back_and_slows_down(
     network: LoadedModel, dataset: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,16 +159,19 @@ def test_a_loss_that_is_not_finite_goes_back_and_slows_down(
     real, broken = trainer.loss_of, []
 
     def breaks(recipe: Any, *answers: Any) -> torch.Tensor:
-        if recipe.rate == 1e-4 and len(broken) < 8:
+        if recipe.rate == REQUEST.rate and len(broken) < 8:
             broken.append(recipe.rate)
-        return real(recipe, *answers) * (float("nan") if len(broken) == 8 and recipe.rate == 1e-4 else 1)
+        return real(recipe, *answers) * (float("nan") if len(broken) == 8 and recipe.rate == REQUEST.rate else 1)
 
     monkeypatch.setattr(trainer, "loss_of", breaks)
     said: list[str] = []
-    result = finetune(network, dataset, tmp_path / "tuned.safetensors", REQUEST, say=said.append)
-    assert result.recipe.rate == 5e-5
+    with suppress(NegativeAnswer):  # whether half the rate is enough is not asked here
+        finetune(network, dataset, tmp_path / "tuned.safetensors", REQUEST, say=said.append)
+    result = Store.beside(tmp_path / "tuned.safetensors").open_result()
+    assert result is not None
+    assert result.recipe.rate == REQUEST.rate / 2
     assert any("the loss of step 8 is nan: going back" in text for text in said)
-    assert [line["rate"] < 5.1e-5 for line in Store.beside(tmp_path / "tuned.safetensors").logged()][-1]
+    assert [line["rate"] < 0.51 * REQUEST.rate for line in Store.beside(tmp_path / "tuned.safetensors").logged()][-1]
 
 
 def test_a_loss_that_is_never_finite_gives_up(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from edge_tprune.finetune.photos import Photos
+from edge_tprune.finetune.distill import Students, Teacher
+from edge_tprune.finetune.holdout import HoldOut
+from edge_tprune.finetune.photos import Photos, split
+from edge_tprune.finetune.store import Store
 from edge_tprune.models.data import ImageFolder
 from edge_tprune.models.loading import LoadedModel
-from tests.finetune.conftest import RECIPE
+from tests.finetune.conftest import PLAIN, RECIPE, REQUEST, SCHEDULES
 from tests.finetune.test_trainer import trainer
 
 ONE_BUDGET = replace(RECIPE, draws={"0.6": 1.0}, class_tokens=0.0)
@@ -26,6 +29,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 torch.set_num_threads(1)
+from edge_tprune.errors import NegativeAnswer
 from edge_tprune.finetune.photos import Photos
 from edge_tprune.finetune.run import finetune, join_processes
 from edge_tprune.models.data import open_images
@@ -42,7 +46,10 @@ with join_processes(REQUEST):
     list(one.run(1))
     if dist.get_rank() == 0:
         save_file(one.state()[0], folder / "step.safetensors")
-    finetune(network, dataset, folder / "tuned.safetensors", REQUEST)
+    try:
+        finetune(network, dataset, folder / "tuned.safetensors", REQUEST)
+    except NegativeAnswer:
+        pass  # gradients that are added up in another order may leave eight held-out photos undecided
 """
 
 
@@ -72,5 +79,15 @@ def test_two_processes_take_the_step_that_one_takes(
         assert torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-4 * float(expected[name].abs().max()) + 1e-9), (
             name
         )
-    assert load_file(tmp_path / "tuned.safetensors").keys() == network.model.state_dict().keys()
+    result = Store.beside(tmp_path / "tuned.safetensors").open_result()
+    assert result is not None
+    assert result.written == (tmp_path / "tuned.safetensors").exists()
+    students = Students(network.model, "evit", {}, SCHEDULES, "all")
+    held_out = Photos(dataset, split(40, 8, REQUEST.seed)[1], network.preprocessing, 0, workers=1)
+    before = HoldOut(held_out.whole(network.transform())[0], None, Teacher(network.model, PLAIN), PLAIN).judge(students)
+    for row in result.rows:
+        assert row.divergence_before == pytest.approx(float(before[row.budget].divergence.mean()), rel=1e-3, abs=1e-6), (
+            "each process judges a part of the held-out photos"
+        )
+    assert result.rows[1].divergence < result.rows[1].divergence_before
     assert [file.name for file in tmp_path.glob("*.run/*.safetensors")] == []
