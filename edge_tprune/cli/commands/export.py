@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import to_builtins
 
 from edge_tprune.cli.options import BundleArgument, Json, Limits, Minimize, with_limits
 from edge_tprune.cli.parsing import parse_pairs
@@ -116,7 +117,7 @@ def export(
     )
     exported = export_package(opened, request)
     if json:
-        print_json({**exported.about, "path": str(exported.path), "files": list(exported.files)})
+        print_json({**to_builtins(exported.about), "path": str(exported.path), "files": list(exported.files)})
     else:
         print_text(str(exported.path))
     print_note(

@@ -54,7 +54,7 @@ class CppLoader(Format):
         package.copy_template(f"CMakeLists_{runtime}.txt", "CMakeLists.txt")
         with Image.open(package.folder / GOLDEN_IMAGE) as image:
             image.save(package.folder / _FRAME)
-        needs = f"Needs ONNX Runtime {package.about['onnxruntime']} or newer: headers and library."
+        needs = f"Needs ONNX Runtime {package.about.onnxruntime} or newer: headers and library."
         on_gpu = runtime == "tensorrt"
         lines = [
             "```sh",

@@ -81,8 +81,8 @@ class IsaacRos(Format):
         text = _LAUNCH.format(
             name=package.name,
             file=_FILE,
-            inputs=json.dumps([package.input["name"]]),
-            outputs=json.dumps([output["name"] for output in package.outputs]),
+            inputs=json.dumps([package.about.input.name]),
+            outputs=json.dumps([output.name for output in package.about.outputs]),
             half=package.artifact.precision != "fp32",
         )
         package.write(_FILE, text)

@@ -19,6 +19,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+from msgspec.json import encode as encode_json
+from msgspec.json import format as format_json
+from msgspec.structs import replace
 from onnx import helper
 from PIL import Image
 
@@ -41,10 +44,11 @@ from edge_tprune.export.formats.request import (
     GOLDEN_IMAGE,
     LABELS,
     ONNXRUNTIME,
-    VERSION,
+    Description,
     ExportRequest,
     Format,
     Package,
+    TensorDescription,
 )
 from edge_tprune.export.formats.triton import Triton
 from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, read_regular, sha256_file
@@ -67,7 +71,7 @@ class Exported:
     path: Path
     files: tuple[str, ...]  #: relative to it
     difference: float  #: of the outputs for the golden image from those of the bundle's graph
-    about: dict[str, Any]  #: model.json
+    about: Description
 
 
 def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
@@ -101,8 +105,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
         form.change_graph(model, bundle)
         (folder / form.graph).parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, str(folder / form.graph))
-        about = _describe(bundle, budget, artifact, request, model, name)
-        about["graph_sha256"] = sha256_file(folder / form.graph)
+        about = _describe(bundle, budget, artifact, request, model, name, sha256_file(folder / form.graph))
         package = Package(
             folder=folder,
             request=request,
@@ -113,10 +116,11 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
             about=about,
             labels=tuple(" ".join(label.split()) for label in reference.labels),  # one a line
         )
-        about["golden_difference"] = difference = _write_golden(package, form, reference)
+        difference = _write_golden(package, form, reference)
+        about = replace(about, golden_difference=difference)
         if package.labels:
             package.write(LABELS, "".join(f"{label}\n" for label in package.labels))
-        package.write(form.about, json.dumps(about, indent=1) + "\n")
+        package.write(form.about, format_json(encode_json(about), indent=1).decode() + "\n")
         form.write(package)
         files = tuple(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()))
         _move(folder, target, request.force)
@@ -155,46 +159,44 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _describe(
-    bundle: Bundle, budget: Budget, artifact: Artifact, request: ExportRequest, model: onnx.ModelProto, name: str
-) -> dict[str, Any]:
-    """model.json, but for what depends on the files."""
+    bundle: Bundle, budget: Budget, artifact: Artifact, request: ExportRequest, model: onnx.ModelProto, name: str, sha256: str
+) -> Description:
     (image,) = model.graph.input
     method = budget.method or bundle.manifest.method
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "tool_version": __version__,
-        "name": name,
-        "model": bundle.manifest.model.name,
-        "method": method.name,
-        "budget": budget.name,
-        "macs_share": budget.macs_share,
-        "tokens_after_blocks": list(budget.schedule),
-        "precision": artifact.precision,
-        "bundle_fingerprint": bundle.manifest.fingerprint,
-        "input": _tensor(image),
-        "outputs": [_tensor(output) for output in model.graph.output],
-        "opset": opset(model),
-        "onnxruntime": ONNXRUNTIME[opset(model)],
-        "preprocessing": None if request.frame else msgspec.to_builtins(bundle.manifest.preprocessing),
-        "channel_order": request.channel_order,
-        "classes": bundle.manifest.model.classes,
-    }
+    return Description(
+        tool_version=__version__,
+        name=name,
+        model=bundle.manifest.model.name,
+        method=method.name,
+        budget=budget.name,
+        macs_share=budget.macs_share,
+        tokens_after_blocks=tuple(budget.schedule),
+        precision=artifact.precision,
+        bundle_fingerprint=bundle.manifest.fingerprint,
+        input=_tensor(image),
+        outputs=tuple(_tensor(output) for output in model.graph.output),
+        opset=opset(model),
+        onnxruntime=ONNXRUNTIME[opset(model)],
+        preprocessing=None if request.frame else bundle.manifest.preprocessing,
+        channel_order=request.channel_order,
+        classes=bundle.manifest.model.classes,
+        graph_sha256=sha256,
+    )
 
 
-def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
+def _tensor(value: onnx.ValueInfoProto) -> TensorDescription:
     kind = value.type.tensor_type
-    shape = [dim.dim_value for dim in kind.shape.dim]
-    return {"name": value.name, "dtype": np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, "shape": shape}
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+    return TensorDescription(value.name, dtype, tuple(dim.dim_value for dim in kind.shape.dim))
 
 
 def _write_golden(package: Package, form: Format, reference: Predictor) -> float:
     """Writes the golden image and the answer to it, and proves the exported graph on it; returns the difference."""
-    request, shape = package.request, package.input["shape"]
+    request, shape = package.request, package.about.input.shape
     picture = proof.choose_golden_image(reference, request.frame or proof.FRAME)
     picture.save(package.folder / GOLDEN_IMAGE)
     expected = reference(picture)
-    batch = np.zeros(shape, package.input["dtype"])
+    batch = np.zeros(shape, package.about.input.dtype)
     batch[0] = _prepare(package, form, picture)
     outputs = {name: output[0] for name, output in proof.run_graph(package.folder / form.graph, batch).items()}
     kind = package.bundle.manifest.model.output.name

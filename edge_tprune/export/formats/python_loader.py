@@ -41,11 +41,11 @@ class PythonLoader(Format):
         package.copy_template("images.py", "images.py")
         package.copy_template(_LOADERS[package.request.runtime], program, {_CLASSIFY: program})
         on_gpu = package.request.runtime == "tensorrt"
-        runtime = "tensorrt>=8.5\ncuda-python>=12\n" if on_gpu else f"onnxruntime>={package.about['onnxruntime']}\n"
+        runtime = "tensorrt>=8.5\ncuda-python>=12\n" if on_gpu else f"onnxruntime>={package.about.onnxruntime}\n"
         package.write("requirements.txt", f"numpy>=1.23\npillow>=10\n{runtime}")
         environment = "python3 -m venv --system-site-packages venv" if on_gpu else "python3 -m venv venv"
         lines = [
-            f"Needs Python {'3.8' if on_gpu or package.about['opset'] <= 18 else '3.10'} or newer and the packages in `requirements.txt`; "
+            f"Needs Python {'3.8' if on_gpu or package.about.opset <= 18 else '3.10'} or newer and the packages in `requirements.txt`; "
             "edge-tprune is not needed. In this directory:",
             "",
             "```sh",

@@ -14,8 +14,8 @@ def write_readme(package: Package, lines: Sequence[str]) -> None:
     head = [
         f"# {package.name}",
         "",
-        f"{about['model']}, {about['method']} at budget {about['budget']} ({about['macs_share']:.0%} of the unpruned network's MACs), "
-        f"{about['precision']}, opset {about['opset']}. Written by edge-tprune {about['tool_version']}.",
+        f"{about.model}, {about.method} at budget {about.budget} ({about.macs_share:.0%} of the unpruned network's MACs), "
+        f"{about.precision}, opset {about.opset}. Written by edge-tprune {about.tool_version}.",
         "",
     ]
     answer = json.loads((package.folder / GOLDEN_ANSWER).read_text(encoding="utf-8"))
@@ -28,20 +28,20 @@ def write_readme(package: Package, lines: Sequence[str]) -> None:
 
 def describe_input(package: Package) -> str:
     """What the graph takes, in words."""
-    given, name = package.about["preprocessing"], package.input["name"]
-    shape = " x ".join(map(str, package.input["shape"]))
+    given, name = package.about.preprocessing, package.about.input.name
+    shape = " x ".join(map(str, package.about.input.shape))
     if given is None:
-        order = package.about["channel_order"].upper()
+        order = package.about.channel_order.upper()
         return f"Input `{name}`: uint8, {shape} (images, height, width, {order}); resizing, cropping and normalisation are in the graph."
     return (
-        f"Input `{name}`: {package.input['dtype']}, {shape}, RGB. Resize ({given['interpolation']}, crop_pct {given['crop_pct']:g}, "
-        f"{given['crop_mode']}), scale to 0..1, subtract mean {_listed(given['mean'])}, divide by std {_listed(given['std'])}."
+        f"Input `{name}`: {package.about.input.dtype}, {shape}, RGB. Resize ({given.interpolation}, crop_pct {given.crop_pct:g}, "
+        f"{given.crop_mode}), scale to 0..1, subtract mean {_listed(given.mean)}, divide by std {_listed(given.std)}."
     )
 
 
 def describe_outputs(package: Package) -> str:
     """What the graph gives, in words."""
-    listed = ", ".join(f"`{o['name']}` ({o['dtype']}, {' x '.join(map(str, o['shape']))})" for o in package.outputs)
+    listed = ", ".join(f"`{o.name}` ({o.dtype}, {' x '.join(map(str, o.shape))})" for o in package.about.outputs)
     names = "Names of the classes: `labels.txt`, one a line." if package.labels else ""
     return f"Output: {listed}. {names}".strip()
 

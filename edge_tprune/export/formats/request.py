@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from PIL import Image
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Artifact, Budget
+from edge_tprune.models.preprocess import Preprocessing
 
 FORMAT, VERSION = "edge-tprune-export", 1
 GRAPH, LABELS, ABOUT, GOLDEN_IMAGE, GOLDEN_ANSWER = "model.onnx", "labels.txt", "model.json", "golden.png", "golden.json"
@@ -40,6 +41,41 @@ class ExportRequest:
     force: bool = False  #: replace an older export
 
 
+class TensorDescription(msgspec.Struct, frozen=True):
+    """An input or output of the graph."""
+
+    name: str
+    dtype: str  #: NumPy's name
+    shape: tuple[int, ...]
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """model.json: what the package is, for programs."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    tool_version: str
+    name: str
+    model: str
+    method: str
+    budget: str
+    macs_share: float
+    tokens_after_blocks: tuple[int, ...]
+    precision: str
+    bundle_fingerprint: str
+    input: TensorDescription
+    outputs: tuple[TensorDescription, ...]
+    opset: int
+    onnxruntime: str  #: the first version that runs it
+    preprocessing: Preprocessing | None  #: None where it is in the graph
+    channel_order: str
+    classes: int
+    graph_sha256: str
+    golden_difference: float | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  #: of the outputs for the golden image from those of the bundle's graph
+
+
 @dataclass(frozen=True, kw_only=True)
 class Package:
     """A package that is being written: its graph and its common files are in `folder` already."""
@@ -50,20 +86,8 @@ class Package:
     budget: Budget
     artifact: Artifact
     name: str
-    about: dict[str, Any]  #: model.json
+    about: Description
     labels: tuple[str, ...]
-
-    @property
-    def input(self) -> dict[str, Any]:
-        """name, dtype and shape of the graph's input."""
-        found: dict[str, Any] = self.about["input"]
-        return found
-
-    @property
-    def outputs(self) -> list[dict[str, Any]]:
-        """The same of its outputs."""
-        found: list[dict[str, Any]] = self.about["outputs"]
-        return found
 
     def write(self, name: str, text: str) -> None:
         """A text file of the package."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Artifact
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import UserError
 from edge_tprune.export.formats.readme import describe_input, describe_outputs, write_readme
-from edge_tprune.export.formats.request import LABELS, ExportRequest, Format, Package
+from edge_tprune.export.formats.request import LABELS, ExportRequest, Format, Package, TensorDescription
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
@@ -80,8 +79,8 @@ def _config(package: Package, plans: dict[str, str]) -> str:
         f'name: "{package.name}"',
         f'platform: "{"tensorrt_plan" if plans else "onnxruntime_onnx"}"',
         "max_batch_size: 0",
-        f"input [ {_tensor(package.input)} ]",
-        *(f"output [ {_tensor(output, LABELS if labelled else None)} ]" for output in package.outputs),
+        f"input [ {_tensor(package.about.input)} ]",
+        *(f"output [ {_tensor(output, LABELS if labelled else None)} ]" for output in package.about.outputs),
         f'default_model_filename: "{next(iter(plans.values())) if plans else "model.onnx"}"',
         *(f'cc_model_filenames {{ key: "{capability}" value: "{file}" }}' for capability, file in plans.items()),
         f"instance_group [ {{ count: 1 kind: {'KIND_GPU' if plans else 'KIND_AUTO'} }} ]",
@@ -89,6 +88,6 @@ def _config(package: Package, plans: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensor(tensor: dict[str, Any], labels: str | None = None) -> str:
+def _tensor(tensor: TensorDescription, labels: str | None = None) -> str:
     named = f' label_filename: "{labels}"' if labels else ""
-    return f'{{ name: "{tensor["name"]}" data_type: {_TYPES[tensor["dtype"]]} dims: {tensor["shape"]}{named} }}'
+    return f'{{ name: "{tensor.name}" data_type: {_TYPES[tensor.dtype]} dims: {list(tensor.shape)}{named} }}'

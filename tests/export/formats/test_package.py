@@ -184,7 +184,7 @@ def test_a_bundle_that_fails_its_golden_check_is_not_exported(bundle: Bundle, tm
 def test_an_older_onnxruntime_gets_a_graph_that_it_can_run(named: Bundle, tmp_path: Path) -> None:
     old = export_package(named, request(tmp_path / "old", onnxruntime_version="1.18"))
     new = export_package(named, request(tmp_path / "new", onnxruntime_version="1.23"))
-    assert [(e.about["opset"], e.about["onnxruntime"]) for e in (old, new)] == [(18, "1.14"), (23, "1.23")]
+    assert [(e.about.opset, e.about.onnxruntime) for e in (old, new)] == [(18, "1.14"), (23, "1.23")]
 
 
 def test_every_format_says_what_it_is() -> None:
