@@ -34,7 +34,7 @@ KEPT       = --methods "zero_tprune bat tome diffrate random" --budgets 0.65,0.5
 PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run quantize test lint docs results bench soak eval-methods eval-patterns eval-faithful eval-ablations eval-dense eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference train-segmentation clean
+.PHONY: help setup run quantize test lint docs results bench soak eval-methods eval-patterns eval-faithful eval-ablations eval-savings eval-dense eval-published engines build eval profile compare select report deploy finetune fit test-gpu board test-board train-reference train-segmentation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -128,6 +128,9 @@ eval-faithful: $(READY)  ## compare each method's default with its authors' form
 
 eval-ablations: $(READY)  ## the ablations of the papers of zero_tprune and bat, without training (MODEL WEIGHTS DATA)
 	$(BIN)/python -m tests.benchmarks.ablations --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+eval-savings: $(READY)  ## what exact savings buy in accuracy: each method with and without them at the same MACs (MODEL WEIGHTS DATA)
+	$(BIN)/python -m tests.benchmarks.savings --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 eval-methods: $(READY)  ## compare every method at every budget: accuracy, latency, cost over the slice oracle
 	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)

@@ -20,6 +20,7 @@ from tests.benchmarks.reduction import chosen
 PROFILES = Path(__file__).parents[1] / "profiles"
 TABLES = sorted([*PROFILES.glob("methods-*/methods.json"), *PROFILES.glob("dense-*/dense.json")])
 TUNED = sorted(PROFILES.glob("finetune-*/finetune.json"))
+SAVINGS = sorted(PROFILES.glob("savings/*.json"))
 RUNS = sorted(path.parent for path in PROFILES.glob("*/run.json"))
 
 
@@ -53,6 +54,28 @@ def test_a_table_of_fine_tuning_is_of_todays_schedules(table: Path) -> None:
     for row in document["rows"]:
         today = solve_schedule(model, row["method"], budget=float(row["budget"]))
         assert today.share == pytest.approx(row["macs_share"], abs=1e-6), f"{row['method']} at {row['budget']}: train again"
+
+
+@pytest.mark.parametrize("table", SAVINGS, ids=lambda path: path.stem)
+def test_a_table_of_exact_savings_is_of_todays_schedules_and_in_the_documentation(table: Path) -> None:
+    document = json.loads(table.read_text(encoding="utf-8"))
+    model = network(document["model"])
+    for row in document["rows"]:
+        for side, exact in (("with", True), ("without", False)):
+            today = solve_schedule(model, row["method"], budget=float(row["budget"]), exact_savings=exact)
+            assert list(today.tokens) == row[side]["tokens"], f"{row['method']} at {row['budget']}: make eval-savings again"
+    text = (PROFILES.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    section = text[text.index("## What exact savings buy") :].partition("\n## ")[0]
+    assert all(line in section for line in short_table(document))
+
+
+def short_table(document: dict[str, Any]) -> list[str]:
+    """The rows of the documentation."""
+    return [
+        f"| {document['model']} | {row['budget']} | `{row['method']}` | {row['with']['kl']['value']:.4f} | {row['without']['kl']['value']:.4f} | "
+        f"{row['with']['top1_change_points']['value']:+.1f} | {row['without']['top1_change_points']['value']:+.1f} |"
+        for row in document["rows"]
+    ]
 
 
 def test_the_table_of_stages_is_of_todays_schedules() -> None:

@@ -1,0 +1,122 @@
+"""What exact savings buy in accuracy: each method at the same share of MACs, with them and without them, on the same images.
+
+    make eval-savings                                                        (the reference model)
+    make eval-savings MODEL=deit_tiny_patch16_224 WEIGHTS=w.safetensors DATA=imagenet-sample
+
+Exact savings (the last block computes what the head reads) spend about 7 % fewer MACs and change no value; at the same share of MACs the network keeps more
+tokens for them. Float32, PyTorch, no training. KL(unpruned || pruned) is in nats; changes of top-1 are against the unpruned network; differences
+are paired by image, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
+from edge_tprune.files import write_bytes, write_json
+from edge_tprune.models.data import open_dataset
+from edge_tprune.models.loading import load_model
+from edge_tprune.reduction import solve_schedule
+from edge_tprune.runtime.engine import default_threads
+from tests.benchmarks.judge import Form, Judge, show_interval
+
+SIDES = {"with": True, "without": False}
+HEADINGS = (
+    "budget",
+    "method",
+    "KL, with (nats)",
+    "KL, without",
+    "difference",
+    "top-1, with (points)",
+    "top-1, without",
+    "difference",
+)
+
+
+def row_of(judge: Judge, name: str, budget: float, forms: dict[str, Form], shares: dict[str, float]) -> dict[str, Any]:
+    """The row of a method at a budget: both sides, and `with` less `without`."""
+    sides = {side: {"tokens": list(form.tokens), "share": shares[side], **judge.describe(form)} for side, form in forms.items()}
+    return {"method": name, "budget": f"{budget:g}", **sides, **judge.compare(forms["with"], forms["without"])}
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    with_them, without = row["with"], row["without"]
+    return [
+        row["budget"],
+        f"`{row['method']}`",
+        f"{with_them['kl']['value']:.4f}",
+        f"{without['kl']['value']:.4f}",
+        show_interval(row["kl_difference"], 4),
+        show_interval(with_them["top1_change_points"], 1),
+        show_interval(without["top1_change_points"], 1),
+        show_interval(row["top1_difference_points"], 1),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--weights")
+    parser.add_argument("--data", default="reference")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--methods", default="zero_tprune,bat,tome")
+    parser.add_argument("--budgets", default="0.65,0.5")
+    parser.add_argument("--minutes", type=float, help="stop after so long, with the images that all rows have seen")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
+    parser.add_argument("--out", type=Path, default=Path("profiles/savings"), help="MODEL.json and MODEL.md are written there")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    loaded = load_model(options.model, options.weights)
+    dataset = open_dataset(options.data, int(loaded.model.num_classes), options.images)
+    judge = Judge(loaded, dataset, options.work)
+    wanted = [
+        (name, budget)
+        for budget in parse_list(options.budgets, float, "--budgets")
+        for name in parse_list(options.methods, str, "--methods")
+    ]
+    schedules = {
+        (name, budget, side): solve_schedule(loaded.model, name, budget=budget, name=loaded.name, exact_savings=exact)
+        for name, budget in wanted
+        for side, exact in SIDES.items()
+    }
+    forms = {key: Form(key[0], schedule.tokens) for key, schedule in schedules.items()}
+    with show_progress("judging") as advance:
+        images = judge.judge(list(forms.values()), options.minutes, advance)
+    rows = [
+        row_of(
+            judge,
+            name,
+            budget,
+            {side: forms[name, budget, side] for side in SIDES},
+            {side: schedules[name, budget, side].share for side in SIDES},
+        )
+        for name, budget in wanted
+    ]
+    unpruned = float(judge.of().right.mean())
+    title = f"{loaded.name}, {images} images of {dataset.name}, unpruned top-1 {unpruned:.1f} %"
+    options.out.mkdir(parents=True, exist_ok=True)
+    header = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "data": dataset.name, "images": images}
+    write_json(options.out / f"{loaded.name}.json", {**header, "unpruned_top1_percent": unpruned, "rows": rows})
+    lines = [
+        f"{title}. Differences are those with exact savings less those without, at the same share of MACs.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|---:|---|" + "---:|" * (len(HEADINGS) - 2),
+        *("| " + " | ".join(cells(row)) + " |" for row in rows),
+    ]
+    write_bytes(options.out / f"{loaded.name}.md", ("\n".join(lines) + "\n").encode())
+    shown = [[cell.strip("`") for cell in cells(row)] for row in rows]
+    print_table(Table([Heading(name, right=name != "method") for name in HEADINGS], shown, title))
+    print_note(f"wrote {options.out}/{loaded.name}.json and .md")
+
+
+if __name__ == "__main__":
+    main()
