@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import msgspec
 from packaging.requirements import Requirement
 
 from edge_tprune.bundle.bundle import Bundle
@@ -38,6 +39,24 @@ class Options:
     anyway: bool = False  #: profile although the doctor found a blocker
     collect: Path | None = None  #: where the board's profiles are collected
     ssh_config: Path | None = None
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What `remote.check` says of a board."""
+
+    system: str  #: "linux"
+    machine: str  #: "aarch64"
+    glibc: str | None  #: "2.35"
+    python: tuple[int, int, int]
+    executable: str  #: of Python
+    venv: bool  #: Python has its module venv
+    root: bool  #: logged in as root
+    home: str  #: where the agent is installed
+    writable: bool
+    packages: dict[str, str]  #: Python packages of the system: name -> version
+    tensorrt: bool
+    cuda: str | None
+    stamp: dict[str, Any] | None  #: of the agent that is installed
 
 
 @dataclass
@@ -80,7 +99,7 @@ def deploy(bundle: Bundle, target: Target, options: Options, watcher: Watcher) -
 def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher, deployment: Deployment) -> None:
     watcher.step(f"logging in to {target}")
     with Connection(target, ssh_config=options.ssh_config) as connection:
-        facts = connection.call("check")
+        facts = _facts(connection)
         _check(target, facts)
         deployment.steps.append(
             "agent installed" if _install(connection, facts, bundle, options, watcher) else "agent up to date"
@@ -101,20 +120,28 @@ def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher,
         _collect(connection, options, watcher, deployment)
 
 
-def _check(target: Target, facts: dict[str, Any]) -> None:
+def _facts(connection: Connection) -> Facts:
+    answer = connection.call("check")
+    try:
+        return msgspec.convert(answer, Facts)
+    except msgspec.ValidationError as error:
+        raise InternalError(f"{connection.target}: what the board says of itself is not understood: {error}") from error
+
+
+def _check(target: Target, facts: Facts) -> None:
     """Refuses a board that the agent cannot run on, before anything is changed there."""
-    if facts["system"] != "linux":
-        raise UserError(f"{target} runs {facts['system']}; the agent needs Linux")
-    if facts["root"]:
+    if facts.system != "linux":
+        raise UserError(f"{target} runs {facts.system}; the agent needs Linux")
+    if facts.root:
         raise UserError(f"{target}: this would install as root. Log in as a user; nothing here needs root")
-    if not facts["venv"]:
-        version = ".".join(map(str, facts["python"][:2]))
+    if not facts.venv:
+        version = ".".join(map(str, facts.python[:2]))
         raise UserError(f"{target} has Python without its module venv. Run there: sudo apt-get install python{version}-venv")
-    if not facts["writable"]:
-        raise UserError(f"{target}: {facts['home']} cannot be written by this user")
+    if not facts.writable:
+        raise UserError(f"{target}: {facts.home} cannot be written by this user")
 
 
-def _install(connection: Connection, facts: dict[str, Any], bundle: Bundle, options: Options, watcher: Watcher) -> bool:
+def _install(connection: Connection, facts: Facts, bundle: Bundle, options: Options, watcher: Watcher) -> bool:
     """Brings the agent on the board up to date. Returns whether anything had to be done."""
     _, data = wheels.agent_wheel()
     extras = sorted({*options.extras, *_needed_extras(facts, bundle)})
@@ -123,18 +150,18 @@ def _install(connection: Connection, facts: dict[str, Any], bundle: Bundle, opti
         "agent": hashlib.sha256(data).hexdigest(),
         "extras": extras,
         "beyond": beyond,
-        "python": [facts["executable"], *facts["python"][:2]],
+        "python": [facts.executable, *facts.python[:2]],
     }
-    if facts["stamp"] == stamp:
+    if facts.stamp == stamp:
         return False
     watcher.step("gathering wheels")
     cache = wheels.cache_directory()
     agent = wheels.write_wheel(cache)
-    kind = wheels.Kind((facts["python"][0], facts["python"][1]), facts["machine"], facts["glibc"])
+    kind = wheels.Kind(facts.python[:2], facts.machine, facts.glibc)
     (pip,) = [file for file in wheels.download(["pip"], kind, cache) if file.name.startswith("pip-")]
     carried = [agent, pip]
     if options.offline:
-        carried += wheels.download([*_missing_requirements(facts["packages"], extras), *beyond], kind, cache)
+        carried += wheels.download([*_missing_requirements(facts.packages, extras), *beyond], kind, cache)
     files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in dict.fromkeys(carried)}
     size = sum(file.stat().st_size for file in carried)
     watcher.step(f"copying the agent ({size / 1e6:.1f} MB)")
@@ -153,18 +180,18 @@ def _install(connection: Connection, facts: dict[str, Any], bundle: Bundle, opti
     return True
 
 
-def _needed_extras(facts: dict[str, Any], bundle: Bundle) -> set[str]:
+def _needed_extras(facts: Facts, bundle: Bundle) -> set[str]:
     """ONNX Runtime, where the board has neither it nor TensorRT with a graph for it in the bundle."""
     runtimes = {artifact.runtime for budget in bundle.budgets for artifact in budget.artifacts}
-    has_ort = any(name.startswith("onnxruntime") for name in facts["packages"])
-    return set() if has_ort or (facts["tensorrt"] and "tensorrt" in runtimes) else {"ort"}
+    has_ort = any(name.startswith("onnxruntime") for name in facts.packages)
+    return set() if has_ort or (facts.tensorrt and "tensorrt" in runtimes) else {"ort"}
 
 
-def _cuda_binding(facts: dict[str, Any]) -> list[str]:
+def _cuda_binding(facts: Facts) -> list[str]:
     """NVIDIA's Python binding of the board's CUDA, where it has TensorRT and no binding: JetPack has none."""
-    present = {"cuda-python", "cuda-bindings", "pycuda"} & set(facts["packages"])
-    major = (facts["cuda"] or "").partition(".")[0]
-    return [f"cuda-python=={major}.*"] if facts["tensorrt"] and not present and major.isdigit() else []
+    present = {"cuda-python", "cuda-bindings", "pycuda"} & set(facts.packages)
+    major = (facts.cuda or "").partition(".")[0]
+    return [f"cuda-python=={major}.*"] if facts.tensorrt and not present and major.isdigit() else []
 
 
 def _missing_requirements(present: dict[str, str], extras: Sequence[str]) -> list[str]:

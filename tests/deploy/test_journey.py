@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_tprune.bundle.bundle import Bundle
@@ -22,12 +23,14 @@ FACTS: dict[str, Any] = {
     "packages": {"numpy": "1.21.5"},
     "tensorrt": False,
     "cuda": None,
+    "glibc": "2.35",
+    "stamp": None,
     "root": False,
 }
 
 
-def facts(**changes: Any) -> dict[str, Any]:
-    return {**FACTS, **changes}
+def facts(**changes: Any) -> journey.Facts:
+    return msgspec.convert({**FACTS, **changes}, journey.Facts)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_a_binding_of_the_boards_own_cuda_comes_with_tensorrt() -> None:
 
 
 def test_only_what_the_system_lacks_is_carried() -> None:
-    missing = journey._missing_requirements(facts()["packages"], [])
+    missing = journey._missing_requirements(facts().packages, [])
     assert any(text.startswith("numpy") for text in missing)  # 1.21 is too old
     assert any(text.startswith("psutil") for text in missing)
     assert not any(text.startswith(("onnxruntime", "torch", "pytest")) for text in missing)
