@@ -14,8 +14,12 @@ from edge_tprune.agent.thermal_ramp import BudgetCost, profile_governor
 
 kept = Path(__file__).parents[1] / "profiles" / "int8-deit_tiny-2-core-server"
 profile = sys.argv[1] if len(sys.argv) > 1 else str(kept)
-output = subprocess.check_output([sys.executable, "-m", "edge_tprune", "compare", profile, "--json"], text=True)
-rows = [row for group in json.loads(output)["groups"] for row in group["rows"] if row["budget"].endswith("@int8")]
+compared = subprocess.run([sys.executable, "-m", "edge_tprune", "compare", profile, "--json"], stdout=subprocess.PIPE)
+if compared.returncode:
+    sys.exit(compared.returncode)
+rows = [row for group in json.loads(compared.stdout)["groups"] for row in group["rows"] if row["budget"].endswith("@int8")]
+if not rows:
+    sys.exit(f"{profile} has no budgets in int8 beside those in fp32: measure with --precision fp32,int8")
 costs = [
     BudgetCost(budget=row["budget"], latency_ms=row["metrics"]["p50_ms"], accuracy_percent=row["metrics"]["top1_percent"])
     for row in rows

@@ -188,7 +188,7 @@ def read_class_map(file: Path) -> ClassMap:
 
 def _numbered(rows: Sequence[str], first: int) -> Mapping[str, int]:
     """Of lines "cat 0" or "0 cat" that number as many classes from `first` on, in any order; empty where they do not."""
-    for pattern in (r"(?P<name>.*\S)[\s,]+(?P<class>\d+)", r"(?P<class>\d+)[\s,:]+(?P<name>\S.*)"):
+    for pattern in (r"(?P<name>.*[^\s,])[\s,]+(?P<class>\d+)", r"(?P<class>\d+)[\s,:]+(?P<name>\S.*)"):
         matches = [re.fullmatch(pattern, row, re.ASCII) for row in rows]
         index = {match["name"]: int(match["class"]) for match in matches if match}
         if len(index) == len(rows) and sorted(index.values()) == list(range(first, first + len(rows))):

@@ -417,6 +417,19 @@ def test_a_class_map_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
         read_class_map(tmp_path / "zero")
 
 
+@pytest.mark.timeout(20)  # it took hours
+@pytest.mark.parametrize("part", [",", " ", ", ", ",1", "1,", "1 ", ":"])
+def test_a_line_of_separators_ends(tmp_path: Path, part: str) -> None:
+    for text in (f"a{part * 500_000}b\n", f"{part * 500_000}\n0"):
+        (tmp_path / "m.txt").write_text(text)
+        assert len(read_class_map(tmp_path / "m.txt").rows) <= 2
+
+
+def test_a_comma_and_a_blank_divide_a_name_from_its_class(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text("cat, 0\nthe dog ,1\n")
+    assert dict(read_class_map(tmp_path / "m.txt").index) == {"cat": 0, "the dog": 1}
+
+
 def test_only_line_ends_divide_a_class_map(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_bytes("cat\x0cx\r\ndog\u2028y\rbird\n".encode())
     assert [text for _, text in read_class_map(tmp_path / "m.txt").rows] == ["cat\x0cx", "dog\u2028y", "bird"]
