@@ -36,6 +36,11 @@ def to_ascii(text: str) -> str:
     return text.translate(_ASCII)
 
 
+def count_of(count: int, noun: str) -> str:
+    """'1 image', '2 images'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def describe_seconds(seconds: float) -> str:
     """'40 s', '12 min', '3 h 5 min'."""
     if seconds < 90:

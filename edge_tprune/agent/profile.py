@@ -37,6 +37,7 @@ from edge_tprune.record.writer import Recorder, directory_name
 from edge_tprune.runtime.engine import default_threads, runtime_version
 from edge_tprune.runtime.tensorrt.builder import BuildError
 from edge_tprune.telemetry.environment import Environment, read_environment
+from edge_tprune.text import count_of
 from edge_tprune.version import __version__
 
 _ISOLATION = (
@@ -250,7 +251,7 @@ def _open_inputs(bundle: Bundle, images: Path | None) -> tuple[list[np.ndarray],
     prepared = batches(folder, bundle.manifest.preprocessing, bundle.batch)
     inputs = [batch for batch, _ in prepared if len(batch) == bundle.batch]
     if not inputs:
-        raise UserError(f"image folder {images} holds {len(folder)} images, fewer than one batch of {bundle.batch}")
+        raise UserError(f"image folder {images} holds {count_of(len(folder), 'image')}, fewer than one batch of {bundle.batch}")
     described = RunInput(kind="images", images=len(inputs) * bundle.batch, name=folder.name, sha256=folder.fingerprint)
     return inputs, described
 

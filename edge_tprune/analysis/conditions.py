@@ -11,7 +11,7 @@ from edge_tprune.record.settings import RunSettings
 from edge_tprune.record.summary import MeterSummary, Summary
 from edge_tprune.telemetry.environment import ClockLocks
 from edge_tprune.telemetry.state import Clocks, ClockState, MachineState, PowerMode
-from edge_tprune.text import printable
+from edge_tprune.text import count_of, printable
 
 UNKNOWN = "unknown"
 NOT_EVALUATED = "not evaluated"
@@ -80,7 +80,7 @@ def _describe_data(accuracy: Accuracy | None) -> dict[str, str] | None:
     if accuracy is None:
         return None
     data = accuracy.data
-    return {"eval data": printable(f"{data.name}, {data.images} images"), "eval data hash": data.sha256[:12]}
+    return {"eval data": printable(f"{data.name}, {count_of(data.images, 'image')}"), "eval data hash": data.sha256[:12]}
 
 
 def _describe_load(settings: RunSettings) -> str:

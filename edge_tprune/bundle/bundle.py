@@ -26,6 +26,7 @@ from edge_tprune.bundle.manifest import GOLDEN, KIND, MANIFEST, Budget, FileEntr
 from edge_tprune.bundle.outputs import LOGITS, RANKS
 from edge_tprune.errors import UserError
 from edge_tprune.files import open_regular, read_regular, sha256_file, sha256_json
+from edge_tprune.text import count_of
 
 _LARGEST_GRAPH = 1 << 28  # bytes; weights lie outside
 _ATTEMPTS, _ATTEMPT_SECONDS = 10, 0.1  # to open a bundle that a build is just moving into place
@@ -191,7 +192,7 @@ def _contradiction(manifest: Manifest) -> str | None:
     if (model.output.name == LOGITS) != (model.classes > 0):
         return f"graphs give {model.output.name} and there are {model.classes} classes"
     if len(model.output.shape) != RANKS[model.output.name] or model.output.shape[0] != manifest.batch:
-        return f"graphs take {manifest.batch} images and give {model.output.name} of shape {model.output.shape}"
+        return f"graphs take {count_of(manifest.batch, 'image')} and give {model.output.name} of shape {model.output.shape}"
     if model.output.name == LOGITS and model.output.shape[1] != model.classes:
         return f"graphs give logits of shape {model.output.shape} and there are {model.classes} classes"
     if manifest.class_names is not None and len(manifest.class_names.names) != model.classes:

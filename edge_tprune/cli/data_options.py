@@ -12,6 +12,7 @@ import typer
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import print_note
 from edge_tprune.errors import UserError
+from edge_tprune.text import count_of
 
 if TYPE_CHECKING:
     from edge_tprune.bundle.bundle import Bundle
@@ -80,7 +81,7 @@ def open_data(
         dataset = check_readable(
             dataset, skip=skip_unreadable, workers=workers, progress=lambda done, of: advance("checking images", done, of)
         )
-    print_note(f"{dataset.name}: {len(dataset)} images; {dataset.label_rule}")
+    print_note(f"{dataset.name}: {count_of(len(dataset), 'image')}; {dataset.label_rule}")
     if dataset.left_out:
         print_note(f"{dataset.name}: left out {describe_left_out(dataset.left_out)}")
     return dataset

@@ -13,6 +13,7 @@ from edge_tprune.cli.terminal import Heading, Table
 from edge_tprune.errors import missing_package
 from edge_tprune.runtime.tensorrt.record import EngineRecord
 from edge_tprune.statistics import Interval
+from edge_tprune.text import count_of
 
 if TYPE_CHECKING:
     from edge_tprune.finetune.holdout import Row
@@ -144,9 +145,7 @@ def _distance_table(bundle: Bundle, records: Mapping[str, Accuracy], kind: str) 
 
 
 def _judged_on(bundle: Bundle, record: Accuracy) -> str:
-    return (
-        f"{bundle.name} in {record.precision} on {record.images} images of {record.data.name} (95 % intervals, paired by image)"
-    )
+    return f"{bundle.name} in {record.precision} on {count_of(record.images, 'image')} of {record.data.name} (95 % intervals, paired by image)"
 
 
 def _value(interval: Interval | None, digits: int) -> str:
@@ -171,7 +170,7 @@ def search_table(file: ScheduleFile) -> Table:
     return Table(
         [Heading("budget"), Heading("tokens after blocks", fold=True), *scores],
         rows,
-        f"{found.model}, {file.method} {options}: {found.images} images of {found.data}",
+        f"{found.model}, {file.method} {options}: {count_of(found.images, 'image')} of {found.data}",
     )
 
 

@@ -381,6 +381,6 @@ def _verdict(improved: bool, refused: str, change: float, out: Path) -> str:
     if not improved:
         return (
             f"training changed the loss on the held-out photos by {change:+.4f}, which is no clear improvement: nothing was "
-            "written. Try more photos, or longer (--epochs)"
+            "written. Try more photos, or train longer"
         )
     return f"wrote {out}"

@@ -80,9 +80,9 @@ def test_paths_that_leave_the_bundle_are_refused(bundle: Bundle, path: str) -> N
         (lambda m: m["budgets"][1]["parity"].clear(), "budget 0.8 has a graph for onnxruntime, and no parity of it"),
         (lambda m: m["preprocessing"].update(input_size=[3, 32, 32]), "graphs take (1, 3, 48, 48), and images"),
         (lambda m: m.update(batch=4), "graphs take (1, 3, 48, 48), and images are prepared as (4, 3, 48, 48)"),
-        (lambda m: m["model"]["output"].update(shape=[2, 6]), "graphs take 1 images and give logits of shape (2, 6)"),
-        (lambda m: m["model"]["output"].update(shape=[]), "graphs take 1 images and give logits of shape ()"),
-        (lambda m: m["model"]["output"].update(shape=[1, 6, 1]), "graphs take 1 images and give logits of shape (1, 6, 1)"),
+        (lambda m: m["model"]["output"].update(shape=[2, 6]), "graphs take 1 image and give logits of shape (2, 6)"),
+        (lambda m: m["model"]["output"].update(shape=[]), "graphs take 1 image and give logits of shape ()"),
+        (lambda m: m["model"]["output"].update(shape=[1, 6, 1]), "graphs take 1 image and give logits of shape (1, 6, 1)"),
         (
             lambda m: m["model"]["output"].update(shape=[1, 10**12]),
             "graphs give logits of shape (1, 1000000000000) and there are 6",
