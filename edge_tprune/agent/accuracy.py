@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,20 @@ def judge_here(
     threads: int,
     budgets: Sequence[str],
     directory: Path,
+    files: Mapping[str, Path],
     progress: Callable[[int, int], None],
     warn: Callable[[str], None],
 ) -> dict[str, Accuracy]:
     """Runs `budgets` and the unpruned one over `dataset`, writes `accuracy.npz` into `directory`, and returns their records.
+
+    `files` says by label what an engine is opened from where it fell back to a higher precision.
 
     The arrays are those of a bundle's `eval-<hash>.npz`, so bootstrap intervals can be computed where scipy is; the
     records' own are Student's.
 
     Raises:
         UserError: no unpruned budget, an unreadable image.
+        NegativeAnswer: an engine fails its golden check, or gives numbers that are not finite.
     """
     first, *others = (precision or "").split(",")
     arrays: dict[str, np.ndarray] = {}
@@ -51,6 +55,7 @@ def judge_here(
             threads=threads,
             budgets=list(dict.fromkeys(split_label(name, None)[0] for name in budgets)),
             interval=student_interval,
+            files=files,
             progress=progress,
             warn=warn if number == 0 else None,
         )

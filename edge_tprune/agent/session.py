@@ -179,28 +179,31 @@ def _check_line(check: Check) -> CheckLine:
 
 
 def _record_accuracy(session: Session, dataset: Dataset, failures: Mapping[str, str]) -> None:
-    """Accuracy on this device, into the record, where all budgets run as they were built."""
+    """Accuracy on this device, into the record: of the engines that are timed, also where one runs in a higher precision than asked for."""
     names = [name for name in session.engines if name not in failures]
-    if session.fallen_back:  # the unpruned budget, with which the others are compared, may be one of them
-        session.note(
-            f"accuracy is not judged here, because budgets run in another precision: {', '.join(sorted(session.fallen_back))}"
-        )
-        return
+    files = {name: Path(session.engines[name]) for name in session.fallen_back}
+    if files:
+        session.note(f"accuracy is that of what runs instead, for: {', '.join(sorted(files))}")
 
     def step(done: int, total: int) -> None:
         session.progress.step(done, total, "judging accuracy, images")
 
-    found = judge_here(
-        session.bundle,
-        dataset,
-        runtime=session.settings.runtime,
-        precision=session.settings.precision,
-        threads=session.settings.threads,
-        budgets=names,
-        directory=session.recorder.path,
-        progress=step,
-        warn=session.note,
-    )
+    try:
+        found = judge_here(
+            session.bundle,
+            dataset,
+            runtime=session.settings.runtime,
+            precision=session.settings.precision,
+            threads=session.settings.threads,
+            budgets=names,
+            directory=session.recorder.path,
+            files=files,
+            progress=step,
+            warn=session.note,
+        )
+    except NegativeAnswer as error:  # the unpruned budget, with which all are compared, may have failed its check
+        session.note(f"accuracy could not be judged here: {error}")
+        return
     for name, accuracy in found.items():
         session.recorder.append(AccuracyLine(t_ns=clock_ns(), budget=name, accuracy=msgspec.to_builtins(accuracy)))
 

@@ -7,7 +7,7 @@ carries a bootstrap interval, because a few hundred images do not resolve differ
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -130,6 +130,7 @@ def judge(
     threads: int = 2,
     budgets: Sequence[str] | None = None,
     interval: MeanInterval = mean_interval,
+    files: Mapping[str, Path] | None = None,
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -144,6 +145,7 @@ def judge(
         threads: as for `evaluate`.
         budgets: as for `evaluate`.
         interval: of a mean over images.
+        files: by label, what an engine is opened from instead of what `prepare` gives: one that fell back to a higher precision.
         progress: as for `evaluate`.
         warn: as for `evaluate`.
 
@@ -159,7 +161,8 @@ def judge(
         for label, variant in variants.items():
             # Images are the unit of parallel work: one thread per engine keeps every core busy and none waiting for another.
             each = 1 if variant.runtime == _ORT else threads
-            engine = open_engine(_file(bundle, variant), variant.runtime, threads=each)
+            file = (files or {}).get(label) or _file(bundle, variant)
+            engine = open_engine(file, variant.runtime, threads=each)
             engines[label] = stack.enter_context(engine)
             _check(bundle, variant, engine, golden)
         one_at_a_time = Lock()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from edge_tprune.agent.profile import profile
 from edge_tprune.agent.session import CheckFailed
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.evaluate import judge
+from edge_tprune.models.data import open_images
 from edge_tprune.record.document import KIND
 from edge_tprune.record.reader import read_run
 from edge_tprune.record.settings import RunRequest
@@ -24,8 +28,23 @@ def test_what_runs_instead_is_in_the_profile(halved: Bundle, tmp_path: Path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = half_bundle(halved.path, tmp_path / "bundle")
     bundle, log = damage(path, "0.6", "fp16", double(3)), Log()
-    out = profile(bundle, tmp_path / "out", QUICK, budgets=["0.6"], progress=log)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+        Image.fromarray(pixels).resize((60, 60)).save(pictures / f"{number}.png")
+    photos = open_images(pictures)
+    out = profile(bundle, tmp_path / "out", QUICK, budgets=["0.6"], data=photos, progress=log)
     run = read_run(out)
+    right = judge(halved, photos, precision="fp16", runtime="onnxruntime", budgets=["0.6"], threads=1).records["0.6"]
+    judged = run.document.budgets[0].accuracy
+    assert judged is not None
+    assert judged.kl_nats is not None
+    assert right.kl_nats is not None
+    assert judged.kl_nats.value == pytest.approx(right.kl_nats.value, rel=0.05), (
+        "of the graph that runs, not of the damaged one"
+    )
+    assert any("accuracy is that of what runs instead, for: 0.6" in note for note in run.notes)
     assert {turn.budget for turn in run.turns} == {"0.6"}
     (recorded,) = KIND.read(out).budgets
     assert recorded.fallback is not None
