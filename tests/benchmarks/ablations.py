@@ -26,7 +26,7 @@ from edge_tprune.models.data import open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.runtime.engine import default_threads
-from tests.benchmarks.judge import Form, Judge, is_resolved, show_interval
+from tests.benchmarks.judge import Form, Judge, compare, describe, is_resolved, show_interval
 
 PAPER, RANDOM = "the paper's form", "random tokens dropped"
 BETTER, WORSE = "better", "worse"
@@ -76,13 +76,14 @@ ROWS = [
     Ablation("bat", "k = 10", {"neighbours": 10}),
     Ablation("bat", "attention proportional to size", {"proportional": True}),
 ]
-HEADINGS = ("budget", "row", "KL (nats)", "top-1 (points)", "compared with", "change of KL", "here", "in the paper")
+HEADINGS = ("budget", "row", "images", "KL (nats)", "top-1 (points)", "compared with", "change of KL", "here", "in the paper")
 
 
 def row_of(judge: Judge, ablation: Ablation, forms: Mapping[tuple[str, str], Form]) -> dict[str, Any]:
     """What was found for one row. `forms`: by method and label."""
     form, other = forms[ablation.method, ablation.label], forms[ablation.method, ablation.against]
-    compared = judge.compare(form, other)
+    judged, reference, unpruned = judge.together(form, other)
+    compared = compare(judged, reference)
     difference = compared["kl_difference"]
     here = "not resolved"
     if is_resolved(difference):
@@ -92,8 +93,9 @@ def row_of(judge: Judge, ablation: Ablation, forms: Mapping[tuple[str, str], For
         "label": ablation.label,
         "options": dict(ablation.options),
         "tokens": list(form.tokens),
+        "images": len(judged.kl),
         "against": None if form is other else ablation.against,
-        **judge.describe(form),
+        **describe(judged, unpruned),
         **compared,
         "here": "" if form is other else here,
         "paper": ablation.paper,
@@ -107,6 +109,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["budget"],
         f"`{row['method']}`: {row['label']}",
+        str(row["images"]),
         show_interval(row["kl"], 4, ""),
         show_interval(row["top1_change_points"], 1),
         row["against"] or "",
@@ -133,7 +136,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--methods", default="zero_tprune,bat")
     parser.add_argument("--budgets", default="0.65,0.5")
-    parser.add_argument("--minutes", type=float, help="stop after so long, with the images that all rows have seen")
+    parser.add_argument("--minutes", type=float, help="stop after so long, with the images seen so far")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
     parser.add_argument(
@@ -150,7 +153,7 @@ def main() -> None:
     judge = Judge(loaded, dataset, options.work)
     with show_progress("judging") as advance:
         every = [form for each in forms.values() for form in each.values()]
-        images = judge.judge(every, options.minutes, advance)
+        judge.judge(every, options.minutes, advance)
     rows = [
         {"budget": f"{budget:g}", **row_of(judge, ablation, forms[budget])}
         for name in names
@@ -158,14 +161,14 @@ def main() -> None:
         for ablation in chosen
         if ablation.method == name
     ]
-    title = f"{loaded.name}, {images} images of {dataset.name}, unpruned top-1 {judge.of().right.mean():.1f} %"
+    title = f"{loaded.name}, images of {dataset.name}"
     options.out.mkdir(parents=True, exist_ok=True)
-    header = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "data": dataset.name, "images": images}
+    header = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "data": dataset.name}
     write_json(options.out / f"{loaded.name}.json", {**header, "rows": rows})
-    lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---:|---|---:|---:|---|---:|---|---|"]
+    lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---:|---|---:|---:|---:|---|---:|---|---|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     write_bytes(options.out / f"{loaded.name}.md", ("\n".join(lines) + "\n").encode())
-    right = ("budget", "KL (nats)", "top-1 (points)", "change of KL")
+    right = ("budget", "images", "KL (nats)", "top-1 (points)", "change of KL")
     shown = [[cell.replace("`", "") for cell in cells(row)] for row in rows]
     print_table(Table([Heading(name, right=name in right) for name in HEADINGS], shown, title))
     print_note(f"wrote {options.out}/{loaded.name}.json and .md")

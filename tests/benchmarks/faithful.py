@@ -27,13 +27,14 @@ from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.evidence import FAITHFUL_EVIDENCE
 from edge_tprune.runtime.engine import default_threads
-from tests.benchmarks.judge import Form, Judge, is_resolved, show_interval
+from tests.benchmarks.judge import Form, Judge, compare, describe, is_resolved, show_interval
 
 Row = dict[str, Any]
 AUTHORS = {registry.FAITHFUL: True}
 HEADINGS = (
     "budget",
     "method",
+    "images",
     "KL, default (nats)",
     "KL, authors' form",
     "difference",
@@ -55,17 +56,24 @@ def forms_of(loaded: LoadedModel, name: str, budget: float) -> tuple[Form, Form,
 def row_of(judge: Judge, name: str, budget: float) -> Row:
     """The row of a method at a budget: both forms, and the default less the authors'."""
     default, faithful, shares = forms_of(judge.loaded, name, budget)
+    ours, theirs, unpruned = judge.together(default, faithful)
     sides = {
         side: {
             "tokens": list(form.tokens),
             "share": share,
-            **judge.describe(form),
-            "first_kl": judge.of(form).kl[:CHECKED].tolist(),
+            **describe(judged, unpruned),
+            "first_kl": judged.kl[:CHECKED].tolist(),
         }
-        for side, form, share in (("default", default, shares[0]), ("faithful", faithful, shares[1]))
+        for side, form, share, judged in (("default", default, shares[0], ours), ("faithful", faithful, shares[1], theirs))
     }
-    same = default.key == faithful.key
-    return {"method": name, "budget": f"{budget:g}", "same": same, **sides, **judge.compare(default, faithful)}
+    return {
+        "method": name,
+        "budget": f"{budget:g}",
+        "images": len(ours.kl),
+        "same": default.key == faithful.key,
+        **sides,
+        **compare(ours, theirs),
+    }
 
 
 def cells(row: Row) -> list[str]:
@@ -80,6 +88,7 @@ def cells(row: Row) -> list[str]:
     return [
         row["budget"],
         f"`{row['method']}`",
+        str(row["images"]),
         f"{default['kl']['value']:.4f}",
         f"{faithful['kl']['value']:.4f}",
         "0" if row["same"] else show_interval(row["kl_difference"], 4),
@@ -109,7 +118,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--methods", help="with commas; every method that has an authors' form by default")
     parser.add_argument("--budgets", default="0.8,0.65,0.5")
-    parser.add_argument("--minutes", type=float, help="stop after so long, with the images that all rows have seen")
+    parser.add_argument("--minutes", type=float, help="stop after so long, with the images seen so far")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
     parser.add_argument("--out", type=Path, default=FAITHFUL_EVIDENCE, help="other networks' entries in it are kept")
@@ -123,20 +132,17 @@ def main() -> None:
     wanted = [(name, budget) for budget in parse_list(options.budgets, float, "--budgets") for name in names]
     judge = Judge(loaded, dataset, options.work)
     with show_progress("judging") as advance:
-        images = judge.judge([form for each in wanted for form in forms_of(loaded, *each)[:2]], options.minutes, advance)
+        judge.judge([form for each in wanted for form in forms_of(loaded, *each)[:2]], options.minutes, advance)
     ordered = [row_of(judge, *each) for each in wanted]
-    unpruned = float(judge.of().right.mean())
     found = {
         "weights_sha256": loaded.weights_sha256,
         "data": dataset.name,
-        "images": images,
         "step": judge.parts,
-        "unpruned_top1_percent": unpruned,
         "rows": ordered,
     }
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     write_json(options.out, {**kept, loaded.name: found})
-    title = f"{loaded.name}, {images} images of {dataset.name}, unpruned top-1 {unpruned:.1f} %"
+    title = f"{loaded.name}, images of {dataset.name}"
     file = options.table or Path("profiles") / "faithful" / f"{loaded.name}.md"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, page(found, title).encode())

@@ -1,7 +1,8 @@
 """Pruned networks judged on the same images: KL from the unpruned network and top-1, image by image, in PyTorch.
 
 For tables with many rows. Images are taken in parts, spread evenly over the data set, and all rows see a part before the next one begins: when time is
-up, every row has been judged on the same images. What was judged is kept, row by row, so a run that was interrupted goes on where it stopped.
+up, all rows have been judged on about the same images, and each row says on how many. What was judged is kept, row by row, so a run that was interrupted
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edge_tprune.models.data import Dataset
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import host, network_shape, registry
 from edge_tprune.reduction.host import PrunedViT, Stream
-from edge_tprune.statistics import Interval, mean_interval, paired_difference
+from edge_tprune.statistics import mean_interval, paired_difference
 
 BATCH = 20
 PART = 50  # images
@@ -85,33 +86,36 @@ class Judge:
         self.known: dict[str, dict[str, list[list[float]]]] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.parts = -(-len(dataset) // PART)
 
-    def judge(self, forms: Sequence[Form], minutes: float | None, advance: Advance) -> int:
-        """Judges all forms on as many parts as time allows; at least one. Returns the number of images that all of them have seen."""
+    def judge(self, forms: Sequence[Form], minutes: float | None, advance: Advance) -> None:
+        """Judges all forms on as many parts as time allows; at least one."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         keys = {form.key: form for form in forms}
         start = time.monotonic()
         for part in range(self.parts):
             missing = {key: form for key, form in keys.items() if str(part) not in self.known.get(key, {})}
-            if not missing and str(part) in self.known.get("", {}):
+            if not missing:
                 continue
             if part and minutes is not None and time.monotonic() - start > 60 * minutes:
                 break
             self._judge_part(part, missing, len(keys), advance)
-        complete = [part for part in range(self.parts) if all(str(part) in self.known.get(key, {}) for key in ["", *keys])]
-        self._seen = [str(part) for part in complete]
-        return sum(len(self.known[""][part][0]) for part in self._seen)
 
-    def of(self, form: Form | None = None) -> Judgement:
-        """What a form gave on the images that all have seen; of the unpruned network by default."""
-        parts = self.known["" if form is None else form.key]
-        kl, right = (np.concatenate([np.array(parts[part][index]) for part in self._seen]) for index in (0, 1))
-        return Judgement(kl, 100.0 * right)
+    def together(self, *forms: Form) -> list[Judgement]:
+        """What forms, and at last the unpruned network, gave on the images that all of them have seen."""
+        found = [self.known[key] for key in (*(form.key for form in forms), "")]
+        parts = [str(part) for part in range(self.parts) if all(str(part) in each for each in found)]
+        return [
+            Judgement(
+                np.concatenate([each[part][0] for part in parts]), 100.0 * np.concatenate([each[part][1] for part in parts])
+            )
+            for each in found
+        ]
 
     @torch.inference_mode()
     def _judge_part(self, part: int, missing: Mapping[str, Form], of: int, advance: Advance) -> None:
         transform, chosen = self.loaded.transform(), range(part, len(self.dataset), self.parts)
         pairs = [self.dataset[index] for index in chosen]
-        images = torch.stack([torch.from_numpy(np.asarray(transform(image))) for image, _ in pairs]).split(BATCH)
+        pixels = torch.stack([torch.from_numpy(np.asarray(transform(image))) for image, _ in pairs])
+        images = torch.split(pixels, BATCH)
         labels = np.array([label for _, label in pairs])
         unpruned = PrunedViT(self.loaded.model, registry.method("none"), network_shape(self.loaded.model).full_schedule(), {})
         streams = [self._run(unpruned, [unpruned._embed(batch)]) for batch in images]
@@ -147,19 +151,19 @@ class Judge:
     def _log_shares(network: PrunedViT, streams: list[Stream]) -> torch.Tensor:
         return network._head(streams[-1]).double().log_softmax(-1)
 
-    def describe(self, form: Form) -> dict[str, Any]:
-        """The numbers of one row: mean KL, and the change of top-1 against the unpruned network, paired by image, with 95 % intervals."""
-        judged = self.of(form)
-        change: Interval = paired_difference(judged.right, self.of().right)
-        return {"kl": mean_interval(judged.kl).to_json(), "top1_change_points": change.to_json()}
 
-    def compare(self, form: Form, other: Form) -> dict[str, Any]:
-        """Differences of two rows, paired by image: `form` less `other`."""
-        judged, reference = self.of(form), self.of(other)
-        return {
-            "kl_difference": paired_difference(judged.kl, reference.kl).to_json(),
-            "top1_difference_points": paired_difference(judged.right, reference.right).to_json(),
-        }
+def describe(judged: Judgement, unpruned: Judgement) -> dict[str, Any]:
+    """The numbers of one form: mean KL, and the change of top-1 against the unpruned network, paired by image, with 95 % intervals."""
+    change = paired_difference(judged.right, unpruned.right)
+    return {"kl": mean_interval(judged.kl).to_json(), "top1_change_points": change.to_json()}
+
+
+def compare(judged: Judgement, other: Judgement) -> dict[str, Any]:
+    """Differences of two forms, paired by image: `judged` less `other`."""
+    return {
+        "kl_difference": paired_difference(judged.kl, other.kl).to_json(),
+        "top1_difference_points": paired_difference(judged.right, other.right).to_json(),
+    }
 
 
 def is_resolved(interval: Mapping[str, Any]) -> bool:
