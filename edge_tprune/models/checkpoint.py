@@ -8,7 +8,6 @@ import json
 import pathlib
 import pickle
 import re
-import tarfile
 import types
 import warnings
 import zipfile
@@ -220,9 +219,8 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]
 def _read_torch(path: Path, start: bytes) -> Mapping[str, Any]:
     shown = format_path(path)
     _refuse_programs(path)
-    if not start.startswith((b"PK\x03\x04", b"\x80")) and not tarfile.is_tarfile(
-        path
-    ):  # an archive, or as torch wrote before 1.6
+    # An archive, or as torch wrote before 1.6, or before 0.1.10.
+    if not start.startswith((b"PK\x03\x04", b"\x80")) and start[257:262] != b"ustar":
         begin = "".join(c if c.isprintable() else "?" for c in start[:40].decode("latin-1"))
         raise UserError(
             f"weights file {shown} cannot be read as a PyTorch checkpoint: it begins with {begin!r}. Download it again if that is a message of a "

@@ -155,6 +155,15 @@ def test_a_pointer_among_the_parts_is_named(tmp_path: Path, state: State) -> Non
         read_weights(tmp_path)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.npz"])
+def test_a_huge_file_of_zeros_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as stream:
+        stream.truncate(100 * 2**30)  # sparse: it takes no space
+    with pytest.raises(UserError, match="cannot be read"):
+        read_weights(tmp_path / name)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_files_that_are_not_whole(tmp_path: Path, state: State, share: float) -> None:
     save_file(state, tmp_path / "w.safetensors")
