@@ -53,7 +53,7 @@ def test_the_average_forgets_the_untrained_weights(steps: int) -> None:
 def test_digits_are_not_mirrored() -> None:
     """A mirrored digit is another one: the reference network says so itself."""
     loaded = load_model("reference")
-    photos = Photos(ReferenceTask(40, "train"), range(40), loaded.preprocessing, seed=0, workers=1)
+    photos = Photos(ReferenceTask(20, "train"), range(20), loaded.preprocessing, seed=0, workers=1)
     photos.read()
     _, flip, why = choose.crops_understood(Teacher(loaded.model, PLAIN), photos)
     assert not flip
