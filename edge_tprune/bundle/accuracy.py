@@ -151,8 +151,8 @@ def summarise(
             top1_change_points=_change(right, base, interval),
             top5_percent=_mean(right5),
             top5_change_points=_change(right5, base5, interval),
-            agreement_percent=interval(100.0 * same),
-            kl_nats=interval(all_images.kl_nats[label]),
+            agreement_percent=interval(100.0 * same).within(0, 100),
+            kl_nats=interval(all_images.kl_nats[label]).within(0),
             per_image=ImageBits(agrees=_bits(same), top1_right=None if right is None else _bits(right > 0)),
             per_class=None if right is None or base is None else count_by_class(all_images.truth, right > 0, base > 0),
             against_fp32=_against_fp32(all_images, variant, interval),
@@ -175,7 +175,7 @@ def _summarise_vectors(
         own = right.get(label)
         rounding = None
         if variant.fp32 is not None:
-            rounding = Fp32Comparison(cosine_distance=interval(all_images.fp32_cosine_distance[label]))
+            rounding = Fp32Comparison(cosine_distance=interval(all_images.fp32_cosine_distance[label]).within(0))
         records[label] = Accuracy(
             data=data,
             images=len(all_images.truth),
@@ -186,8 +186,8 @@ def _summarise_vectors(
             top1_change_points=_change(own, right.get(baseline), interval),
             top5_percent=None,
             top5_change_points=None,
-            agreement_percent=None if same is None else interval(100.0 * same),
-            cosine_distance=interval(all_images.cosine_distance[label]),
+            agreement_percent=None if same is None else interval(100.0 * same).within(0, 100),
+            cosine_distance=interval(all_images.cosine_distance[label]).within(0),
             per_image=None
             if same is None
             else ImageBits(agrees=_bits(same), top1_right=None if own is None else _bits(own > 0)),
@@ -255,8 +255,8 @@ def _against_fp32(answers: BatchAnswers, variant: Variant, interval: MeanInterva
         return None
     same = answers.top5[variant.label][:, 0] == answers.top5[variant.fp32][:, 0]
     return Fp32Comparison(
-        agreement_percent=interval(100.0 * same),
-        kl_nats=interval(answers.fp32_kl_nats[variant.label]),
+        agreement_percent=interval(100.0 * same).within(0, 100),
+        kl_nats=interval(answers.fp32_kl_nats[variant.label]).within(0),
         max_abs_logit_difference=answers.fp32_difference[variant.label],
     )
 

@@ -44,6 +44,11 @@ class Interval:
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
         return Interval(self.value * factor, low, high, self.confidence)
 
+    def within(self, least: float, most: float = math.inf) -> Interval:
+        """The same with no end beyond what the value can be: a share has 0 and 100 %."""
+        low, high = (None if end is None else min(max(end, least), most) for end in (self.low, self.high))
+        return Interval(self.value, low, high, self.confidence)
+
     def at(self, value: float) -> Interval:
         """The same reach around another value."""
         low, high = (None if end is None else value + end - self.value for end in (self.low, self.high))

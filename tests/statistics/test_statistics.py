@@ -421,3 +421,9 @@ def test_a_student_interval_is_scipys(values: list[float]) -> None:
 
 def test_one_value_has_no_student_interval() -> None:
     assert student_interval(np.array([5.0])) == Interval(5.0, None, None)
+
+
+def test_an_interval_ends_where_values_do() -> None:
+    assert Interval(66.7, 18.8, 114.6).within(0, 100) == Interval(66.7, 18.8, 100)
+    assert Interval(0.03, -0.01, 0.07).within(0) == Interval(0.03, 0, 0.07)
+    assert Interval(1.0, None, None).within(0) == Interval(1.0, None, None)
