@@ -152,7 +152,7 @@ class Predictor:
                 return frame
             frame = _to_image(frame, self._channel_order, self.input_shape[1:])
         elif isinstance(frame, (str, os.PathLike)):
-            frame = read_image(Path(frame))
+            frame = read_image(Path(frame), "Give another file")
         elif not hasattr(frame, "resize"):
             raise UserError(f"an image is an array, a file's name or an image of Pillow, not {type(frame).__name__}")
         return self.bundle.manifest.preprocessing(frame.convert("RGB"))

@@ -23,7 +23,9 @@ from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.finetune.request import Request, schedules_of
 from edge_tprune.finetune.store import Decisions, Result, Store, need_space, write_tensors
 from edge_tprune.finetune.trainer import NotFinite, Trainer, processes
+from edge_tprune.models.adapter import LOGITS
 from edge_tprune.models.data import Dataset
+from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import network_shape
 from edge_tprune.reduction.host import code_sha256
@@ -76,6 +78,10 @@ def finetune(
     out = out.absolute()
     schedules = schedules_of(loaded, request)
     request.check(dataset, out)
+    if request.labels and adapt(loaded.model, loaded.name).default_output != LOGITS:
+        raise UserError(
+            f"--labels: {loaded.name} has no classifier head. Leave it out: its embedding is trained without labels"
+        )
     if first:
         need_space(out.parent, 7 * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
     with exclusive(out, "fine-tuning") if first else nullcontext():
@@ -124,10 +130,6 @@ class _Run:
         self._photos()
         self.progress("judging the untrained network", 0, 1)
         self.teacher = Teacher(self.loaded.model, self.arithmetic)
-        if self.request.labels and not self.teacher.head:
-            raise UserError(
-                f"--labels: {self.loaded.name} has no classifier head. Leave it out: its embedding is trained without labels"
-            )
         self.hold_out = HoldOut(self.held_out, self.held_out_labels, self.teacher, self.exact)
         if not bool(self.hold_out.answers.isfinite().all()):
             raise UserError(

@@ -97,8 +97,8 @@ def format_path(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def read_image(file: Path) -> Image.Image:
-    """The RGB image in a file; of several, the first.
+def read_image(file: Path, way: str = "Remove or replace it, or give --skip-unreadable") -> Image.Image:
+    """The RGB image in a file; of several, the first. `way` is what to do where it cannot be read.
 
     Raises:
         UserError: it cannot be read.
@@ -106,9 +106,7 @@ def read_image(file: Path) -> Image.Image:
     try:
         return _decode(file)
     except Exception as error:
-        raise UserError(
-            f"image {format_path(file)} cannot be read ({_cause(error, file)}). Remove or replace it, or give --skip-unreadable"
-        ) from error
+        raise UserError(f"image {format_path(file)} cannot be read ({_cause(error, file)}). {way}") from error
 
 
 def find_unreadable(

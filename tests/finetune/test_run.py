@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 import signal
@@ -22,7 +23,7 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive
 from edge_tprune.finetune import trainer
 from edge_tprune.finetune.run import RESTARTS, Interrupted, finetune
-from edge_tprune.finetune.store import Result, Store
+from edge_tprune.finetune.store import KIND, Result, Store
 from edge_tprune.models.data import ImageFolder, open_dataset, open_images
 from edge_tprune.models.loading import LoadedModel
 from tests.finetune.conftest import REQUEST
@@ -210,3 +211,20 @@ def test_labels_are_learned(network: LoadedModel, tmp_path: Path) -> None:
     assert result.change["value"] is not None
     assert result.change["value"] < -0.3, "nats"
     assert all(row.top1_change_points is not None for row in result.rows)
+
+
+def test_a_network_without_a_head_is_trained_to_give_its_embedding(
+    network: LoadedModel, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    model: Any = copy.deepcopy(network.model)
+    model.reset_classifier(0)
+    headless, out = dataclasses.replace(network, model=model), tmp_path / "tuned.safetensors"
+    labelled = ImageFolder(dataset.root, dataset.files, tuple(range(len(dataset))))
+    with pytest.raises(UserError, match=r"--labels: .* has no classifier head"):
+        finetune(headless, labelled, out, replace(REQUEST, labels=True))
+    with suppress(NegativeAnswer):  # half an epoch need not be enough
+        finetune(headless, dataset, out, replace(REQUEST, epochs=0.5, rate=1e-4))
+    result = KIND.read(Store.beside(out).path).result
+    assert result is not None
+    assert result.output == "embedding"
+    assert all(0 <= row.divergence_before <= 4 for row in result.rows)
