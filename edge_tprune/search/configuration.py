@@ -148,6 +148,11 @@ def decide(
     else:
         latency.check(network_record(loaded, shape))
         model = latency.cost(metric)
+        if model.exact and shape.read_tokens is None:
+            raise UserError(
+                f"the latency model is of graphs whose last block computes only what the head reads, and {output} needs all tokens: build the probes "
+                f"with --output {output}"
+            )
         reducers = _measured(reducers, latency, metric)
         cost, wanted = MeasuredCost(shape, model), tuple(limits)
         for limit in wanted:

@@ -123,6 +123,7 @@ def test_what_dynamic_programming_finds_spends_the_limit(small: LoadedModel, lat
         ({"limits": [0.1]}, "p50_ms 0.1 cannot be met: the least that the model knows is"),
         ({"limits": [-1.0]}, "-1 is no limit of p50_ms"),
         ({"methods": ["evit", "tome"], "options": {"fuse": True}}, "options are of one method"),
+        ({"output": "features"}, "features needs all tokens: build the probes with --output features"),
     ],
 )
 def test_what_cannot_be_is_said_first(
