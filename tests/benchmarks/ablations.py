@@ -5,7 +5,8 @@
 
 All rows of a method remove the same tokens at the paper's blocks, in equal shares. KL(unpruned || pruned) is in nats. `change of KL` is a row's KL less that
 of the row it is compared with, paired by image, with its 95 % interval. The last column says in which direction the paper goes, where it has such a row;
-Zero-TPrune's numbers are top-1 of DeiT-S at 3.1 GMACs, 0.68 of the unpruned network. BAT's paper trains with each row, so only directions can be compared.
+Zero-TPrune's numbers are top-1 of DeiT-S at 3.1 GMACs, 0.68 of the unpruned network. BAT's paper trains with each
+row; of it only the claim that both parts help is used.
 """
 
 from __future__ import annotations

@@ -95,3 +95,29 @@ def test_the_table_in_the_documentation_is_what_was_kept() -> None:
             resolved = difference["low"] > 0 or difference["high"] < 0
             ours, theirs = (f"{row[side]['kl']['value']:.3f}" for side in SIDES)
             assert cell == f"{ours} ({theirs}{'' if resolved else ', not resolved'})", (name, network, budget)
+
+
+PARTS = {
+    "page rank (WPR) instead of random tokens": ("zero_tprune", "WPR", False),
+    "emphasis on informative regions (EIR)": ("zero_tprune", "WPR, EIR", False),
+    "head filter (VHF), without S": ("zero_tprune", "WPR, EIR, VHF: I alone", False),
+    "S before I": ("zero_tprune", "I alone, against I'-S-I", True),
+    "uniform start": ("zero_tprune", "uniform start", False),
+    "BAT without matching": ("bat", "without matching", False),
+    "BAT without clustering": ("bat", "without clustering", False),
+}
+"""Of the table of ablations in the documentation: the row that is meant, and whether it is that row's opposite."""
+
+
+def test_the_ablations_in_the_documentation_are_what_was_kept() -> None:
+    section = RESULTS.read_text().partition("### The ablations of two papers")[2].partition("\n## ")[0]
+    cells = {row[0]: row[1:] for row in re.findall(r"^\| (.+) \| (.+) \| (.+) \| (.+) \|$", section, re.MULTILINE)}
+    opposite = {"better": "worse", "worse": "better", "not resolved": "not resolved"}
+    for part, (method, label, turned) in PARTS.items():
+        found = []
+        for network in ("deit_tiny_patch16_224", "reference"):
+            rows = json.loads((ABLATIONS / f"{network}.json").read_text())["rows"]
+            (row,) = [r for r in rows if (r["method"], r["label"], r["budget"]) == (method, label, "0.5")]
+            found.append(row["here"])
+        wanted = (row["paper"], *found)
+        assert cells[part] == (tuple(opposite[each] for each in wanted) if turned else wanted), part
