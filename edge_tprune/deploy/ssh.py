@@ -22,6 +22,7 @@ from typing import IO, Any
 from edge_tprune.deploy import remote
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.errors import ConnectionLost, InternalError, UserError
+from edge_tprune.files import open_regular
 
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8", "ClearAllForwardings=yes")
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
@@ -58,9 +59,17 @@ class Connection:
     Args:
         target: which board.
         ssh_config: instead of the user's own SSH configuration.
+
+    Raises:
+        UserError: `ssh_config` cannot be read.
     """
 
     def __init__(self, target: Target, *, ssh_config: Path | None = None) -> None:
+        if ssh_config is not None:
+            try:
+                open_regular(ssh_config).close()  # ssh would wait for a named pipe
+            except OSError as error:
+                raise UserError(f"--ssh-config {ssh_config} cannot be read: {error.strerror}") from error
         self.target = target
         self._directory = Path(tempfile.mkdtemp(prefix="etp-"))  # short: a socket's path has 108 bytes at most
         self._ssh = ["ssh", *(word for option in _OPTIONS for word in ("-o", option)), "-S", str(self._directory / "s")]

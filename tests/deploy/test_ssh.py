@@ -63,6 +63,12 @@ def test_one_login_for_everything_and_no_prompt(log: Path) -> None:
 
 
 def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--ssh-config .*config cannot be read: No such file"):
+        Connection(Target("orin"), ssh_config=tmp_path / "config")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"--ssh-config .*pipe cannot be read: it is a named pipe"):
+        Connection(Target("orin"), ssh_config=tmp_path / "pipe")
+    (tmp_path / "config").touch()
     with Connection(Target("orin"), ssh_config=tmp_path / "config"):
         pass
     assert all(words[words.index("-F") + 1] == str(tmp_path / "config") for words in calls(log))
