@@ -65,6 +65,15 @@ def test_a_bundle_of_vectors(
                 assert engine.output_shape == shape
     if output == "embedding":
         _check_the_python_package(opened, pictures, tmp_path)
+    if output == "tokens":
+        request = ExportRequest(
+            budget="0.8", format="deepstream", out=tmp_path / "deepstream", runtime="tensorrt", precision="fp32"
+        )
+        package = export_package(opened, request)
+        config = (package.path / "config_infer.txt").read_text().splitlines()
+        assert {"network-type=100", "output-blob-names=tokens", "output-tensor-meta=1"} <= set(config)
+        assert not any(line.startswith(("labelfile", "classifier")) for line in config)
+        assert package.difference < 1e-4
     stored, records = evaluate(opened, open_images(pictures), threads=1)
     assert records["1.0"].cosine_distance is not None
     assert records["1.0"].cosine_distance.value == pytest.approx(0, abs=1e-6)

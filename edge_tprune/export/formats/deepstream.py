@@ -1,7 +1,8 @@
 """Format `deepstream`: a configuration of DeepStream's `nvinfer` element, with a graph that takes what it gives.
 
 nvinfer scales the whole frame bilinearly to the network's size and hands over scale * (x - offset) of the pixels, with one offset per channel
-but one scale: the std of each channel goes into the patch embedding's weights, which is exact. Its classifier reads probabilities.
+but one scale: the std of each channel goes into the patch embedding's weights, which is exact. Its classifier reads probabilities; other outputs are
+handed on to the elements that follow.
 """
 
 from __future__ import annotations
@@ -33,14 +34,12 @@ class DeepStream(Format):
         """What nvinfer can hold.
 
         Raises:
-            UserError: mixed precision, no logits, grey images, preprocessing or top-k in the graph, or a graph of opset 23.
+            UserError: mixed precision, grey images, preprocessing or top-k in the graph, or a graph of opset 23.
         """
         if artifact.precision not in _MODES:
             raise UserError(
                 f"nvinfer has no setting for {artifact.precision} precision, and would choose that of each layer itself: use --precision fp32 or fp16"
             )
-        if bundle.manifest.model.output.name != LOGITS:
-            raise UserError(f"format deepstream is for classifiers, and this graph gives {bundle.manifest.model.output.name}")
         if request.frame is not None or request.top_k is not None:
             option = "--top-k" if request.frame is None else "--fold-preprocessing"
             raise UserError(f"nvinfer prepares frames and ranks classes itself: leave {option} out for format deepstream")
@@ -52,11 +51,12 @@ class DeepStream(Format):
             )
 
     def change_graph(self, model: onnx.ModelProto, bundle: Bundle) -> None:
-        """Takes what nvinfer gives, gives probabilities."""
+        """Takes what nvinfer gives; gives probabilities instead of logits."""
         preprocessing = bundle.manifest.preprocessing
         fold_scale(model, 1 / (_scale(preprocessing) * 255 * np.array(preprocessing.std)), np.zeros(3))
-        model.graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], "classifier/Softmax", axis=-1))
-        model.graph.output[0].name = PROBABILITIES
+        if bundle.manifest.model.output.name == LOGITS:
+            model.graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], "classifier/Softmax", axis=-1))
+            model.graph.output[0].name = PROBABILITIES
 
     def prepare(self, image: Image.Image, bundle: Bundle) -> np.ndarray:
         """What nvinfer would hand over, had it resized as Pillow does."""
@@ -67,7 +67,8 @@ class DeepStream(Format):
 
     def write(self, package: Package) -> None:
         """The configuration, labels in one line, and the README."""
-        package.write("labels_deepstream.txt", ";".join(label.replace(";", ",") for label in package.labels) + "\n")
+        if package.labels:
+            package.write("labels_deepstream.txt", ";".join(label.replace(";", ",") for label in package.labels) + "\n")
         package.write("config_infer.txt", _config(package))
         height, width = package.bundle.manifest.preprocessing.size
         lines = [
@@ -80,6 +81,10 @@ class DeepStream(Format):
             "resized and cropped. Compare accuracy on your own images before you rely on it.",
             describe_outputs(package),
         ]
+        if not package.labels:
+            lines.append(
+                "nvinfer attaches the output to each frame as NvDsInferTensorMeta (`output-tensor-meta`), for a probe or an element of yours."
+            )
         if package.artifact.precision == "fp16":
             lines.append(
                 "network-mode 2 lets TensorRT run any layer in half precision, norms included, which overflows on some boards: hold the answer for "
@@ -98,11 +103,12 @@ def _config(package: Package) -> str:
     preprocessing, (mode, suffix) = package.bundle.manifest.preprocessing, _MODES[package.artifact.precision]
     channels, height, width = preprocessing.input_size
     batch = package.bundle.batch
+    classifier = {"labelfile-path": "labels_deepstream.txt", "classifier-threshold": 0.0, "classifier-async-mode": 0}
     values = {
         "gpu-id": 0,
         "gie-unique-id": 1,
         "process-mode": 1,
-        "network-type": 1,
+        "network-type": 1 if package.labels else 100,  # a classifier, or a network whose output nvinfer does not interpret
         "network-mode": mode,
         "batch-size": batch,
         "onnx-file": "model.onnx",
@@ -112,10 +118,8 @@ def _config(package: Package) -> str:
         "net-scale-factor": f"{_scale(preprocessing):.10g}",
         "offsets": ";".join(f"{255 * value:.10g}" for value in preprocessing.mean),
         "maintain-aspect-ratio": 0,
-        "labelfile-path": "labels_deepstream.txt",
-        "output-blob-names": PROBABILITIES,
+        "output-blob-names": package.about.outputs[0].name,
         "output-tensor-meta": 1,
-        "classifier-threshold": 0.0,
-        "classifier-async-mode": 0,
+        **(classifier if package.labels else {}),
     }
     return "[property]\n" + "".join(f"{key}={value}\n" for key, value in values.items())
