@@ -50,7 +50,7 @@ class PiToMe(Reducer):
     paper = "Tran et al., NeurIPS 2024, arXiv 2405.16148"
     code = "hchautran/PiToMe"
     faithful: ClassVar = {"proportional": False}
-    differs = "attention is proportional to size, which comes nearer to the unpruned DeiT-Tiny"
+    differs = "attention is proportional to size, as in ToMe"
     needs = frozenset({KEYS})
     merges = True
     drops = False
