@@ -267,7 +267,8 @@ class _Run:
             return
         best = self.store.load("best")
         keep = {"step": trainer.done, "loss": value, "improved": change.high is not None and change.high < 0}
-        if best is None or value < best[1]["loss"]:
+        # Weights that the gate refuses are of no use, however well they answer with fewer tokens.
+        if best is None or (bool(entry["refused"]), value) < (bool(best[1]["refused"]), best[1]["loss"]):
             self.store.save("best", trainer.averaged(), {**keep, "refused": entry["refused"]})
         if trainer.done > max((line["step"] for line in self.store.logged()), default=0):
             self.store.log(entry)
@@ -335,7 +336,8 @@ class _Run:
         )
         if best[1]["step"] < recipe.steps:
             self.say(
-                f"note: after step {best[1]['step']} of {recipe.steps} the held-out photos were answered worse: its weights are kept"
+                f"note: after step {best[1]['step']} of {recipe.steps} the held-out photos were answered worse, or the unpruned network lost too much: its "
+                "weights are kept"
             )
         if self.first:
             if result.written:
