@@ -24,7 +24,7 @@ from edge_tprune.models.data import open_dataset
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import solve_schedule
 from edge_tprune.runtime.engine import default_threads
-from tests.benchmarks.judge import Form, Judge, show_interval
+from tests.benchmarks.judge import Form, Judge, compare, describe, show_interval
 
 SIDES = {"with": True, "without": False}
 HEADINGS = (
@@ -41,8 +41,12 @@ HEADINGS = (
 
 def row_of(judge: Judge, name: str, budget: float, forms: dict[str, Form], shares: dict[str, float]) -> dict[str, Any]:
     """The row of a method at a budget: both sides, and `with` less `without`."""
-    sides = {side: {"tokens": list(form.tokens), "share": shares[side], **judge.describe(form)} for side, form in forms.items()}
-    return {"method": name, "budget": f"{budget:g}", **sides, **judge.compare(forms["with"], forms["without"])}
+    *judged, unpruned = judge.together(*forms.values())
+    sides = {
+        side: {"tokens": list(form.tokens), "share": shares[side], **describe(found, unpruned)}
+        for (side, form), found in zip(forms.items(), judged)
+    }
+    return {"method": name, "budget": f"{budget:g}", "images": len(unpruned.kl), **sides, **compare(*judged)}
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -89,7 +93,7 @@ def main() -> None:
     }
     forms = {key: Form(key[0], schedule.tokens) for key, schedule in schedules.items()}
     with show_progress("judging") as advance:
-        images = judge.judge(list(forms.values()), options.minutes, advance)
+        judge.judge(list(forms.values()), options.minutes, advance)
     rows = [
         row_of(
             judge,
@@ -100,7 +104,8 @@ def main() -> None:
         )
         for name, budget in wanted
     ]
-    unpruned = float(judge.of().right.mean())
+    *_, unpruned_judged = judge.together(*forms.values())
+    images, unpruned = len(unpruned_judged.right), float(unpruned_judged.right.mean())
     title = f"{loaded.name}, {images} images of {dataset.name}, unpruned top-1 {unpruned:.1f} %"
     options.out.mkdir(parents=True, exist_ok=True)
     header = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "data": dataset.name, "images": images}
