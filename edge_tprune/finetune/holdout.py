@@ -126,6 +126,15 @@ def improvement(before: Mapping[str, Scores], after: Mapping[str, Scores]) -> In
     return paired_difference(mean_loss(after), mean_loss(before))
 
 
+NEGLIGIBLE = 1e-3
+"""Of the loss before: a smaller change may be resolved, as rounding has a sign too, and is nothing to write weights for."""
+
+
+def is_improvement(change: Interval, before: Mapping[str, Scores]) -> bool:
+    """Whether a change of the mean loss is an improvement: resolved, and not negligible."""
+    return change.high is not None and change.high < 0 and change.value <= -NEGLIGIBLE * float(mean_loss(before).mean())
+
+
 def rows(shares: Mapping[str, float], before: Mapping[str, Scores], after: Mapping[str, Scores]) -> list[Row]:
     """The table of a hold-out, a row per budget."""
     return [

@@ -266,7 +266,7 @@ class _Run:
         if not self.first:
             return
         best = self.store.load("best")
-        keep = {"step": trainer.done, "loss": value, "improved": change.high is not None and change.high < 0}
+        keep = {"step": trainer.done, "loss": value, "improved": holdout.is_improvement(change, self.before)}
         # Weights that the gate refuses are of no use, however well they answer with fewer tokens.
         if best is None or (bool(entry["refused"]), value) < (bool(best[1]["refused"]), best[1]["loss"]):
             self.store.save("best", trainer.averaged(), {**keep, "refused": entry["refused"]})
@@ -318,7 +318,7 @@ class _Run:
         after = self.hold_out.judge(students)
         change = holdout.improvement(self.before, after)
         refused = holdout.gate(after, self.before)
-        improved = change.high is not None and change.high < 0
+        improved = holdout.is_improvement(change, self.before)
         verdict = _verdict(improved, refused, change.value, self.out)
         shape = network_shape(self.loaded.model)
         result = Result(

@@ -1,6 +1,8 @@
 """Where each method removes tokens by default: its tuned pattern where the package ships one, its paper's blocks where not.
 
 `tuned/<method>.json` are files that `edge-tprune search` wrote for DeiT-Tiny, on unlabelled images that no accuracy table here uses; each says how.
+Their entries at 0.35 are equal shares at blocks that `python -m tests.benchmarks.joint` found on DeiT-Tiny and the reference model together: a low budget
+that is spent at a method's own blocks (4, 7 and 10 of 12) leaves too few tokens behind them.
 A pattern ships only where it is no worse than equal shares, beyond noise, on every network that it was tried on. `pattern_evidence.json` says by how much;
 `python -m tests.benchmarks.patterns` makes it.
 """

@@ -20,7 +20,8 @@ import torch
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_table
+from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
+from edge_tprune.errors import UserError
 from edge_tprune.files import write_json
 from edge_tprune.models.data import open_dataset
 from edge_tprune.models.loading import load_model
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--data", default="reference")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--methods", help="with commas; every method that ships a pattern by default")
-    parser.add_argument("--budgets", default="0.8,0.65,0.5")
+    parser.add_argument("--budgets", default="0.8,0.65,0.5,0.4,0.35")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--out", type=Path, default=EVIDENCE, help="other networks' entries in it are kept")
     options = parser.parse_args()
@@ -60,10 +61,14 @@ def main() -> None:
             for budget in budgets:
                 advance(f"{name} at {budget:g}", len(rows), len(names) * len(budgets))
                 blocks = equal_blocks(registry.method(name), len(loaded.model.blocks))
-                schedules = [
-                    solve_schedule(loaded.model, name, budget=budget, name=loaded.name),
-                    solve_schedule(loaded.model, name, budget=budget, name=loaded.name, blocks=blocks),
-                ]
+                try:
+                    schedules = [
+                        solve_schedule(loaded.model, name, budget=budget, name=loaded.name),
+                        solve_schedule(loaded.model, name, budget=budget, name=loaded.name, blocks=blocks),
+                    ]
+                except UserError as error:  # a method that removes half of its tokens at most
+                    print_note(f"{name} is left out at {budget:g}: {error}")
+                    continue
                 losses = [[loss for part in scorer(name, each.tokens, {}) for loss in part] for each in schedules]
                 change = paired_difference(losses[0], losses[1])
                 rows.append(

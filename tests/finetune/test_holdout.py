@@ -57,6 +57,15 @@ def test_improvement_is_paired_and_of_the_pruned_budgets() -> None:
     assert alone.value == pytest.approx(-0.1), "a unpruned network alone is judged by itself"
 
 
+def test_an_improvement_is_resolved_and_not_negligible() -> None:
+    before = {"0.5": scores([1.0, 2.0, 3.0, 4.0])}
+    for factor, better in [(0.5, True), (0.998, True), (0.9999, False), (1.0, False), (1.1, False)]:
+        after = {"0.5": scores([factor * value for value in (1.0, 2.0, 3.0, 4.0)])}
+        assert holdout.is_improvement(holdout.improvement(before, after), before) == better
+    mixed = {"0.5": scores([0.1, 2.5, 3.5, 3.5])}
+    assert not holdout.is_improvement(holdout.improvement(before, mixed), before)
+
+
 def test_photos_that_are_few_or_of_few_classes_are_remarked_on() -> None:
     def logits(classes: int) -> torch.Tensor:
         """60 sure answers, spread evenly over the first of 200 classes."""

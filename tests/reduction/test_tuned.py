@@ -72,9 +72,9 @@ def test_no_pattern_is_worse_than_equal_shares_beyond_noise(network: str) -> Non
     found = json.loads(EVIDENCE.read_text())[network]
     model = load_model(network).model if network == "reference" else timm.create_model(network)
     methods = {json.loads(file.read_text())["method"] for file in TUNED}
-    assert {(row["method"], row["budget"]) for row in found["rows"]} == {
-        (m, b) for m in methods for b in ("0.8", "0.65", "0.5")
-    }
+    budgets = ("0.8", "0.65", "0.5", "0.4", "0.35")  # at 0.4 the pattern for 0.35 is the nearest
+    beyond = {("ppt", "0.4"), ("ppt", "0.35")}  # it removes half of the tokens at most: equal shares do not get there
+    assert {(row["method"], row["budget"]) for row in found["rows"]} == {(m, b) for m in methods for b in budgets} - beyond
     for row in found["rows"]:
         name, budget = row["method"], float(row["budget"])
         assert row["carries"]
