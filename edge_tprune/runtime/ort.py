@@ -20,7 +20,7 @@ from edge_tprune.errors import UserError, missing_package
 from edge_tprune.runtime.engine import Engine, EngineInfo
 
 _PROVIDERS = ["CPUExecutionProvider"]
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors are raised as well; its own log would bring names of a foreign graph to the terminal as they are
 
 
 class OrtEngine(Engine):
@@ -39,7 +39,7 @@ class OrtEngine(Engine):
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = _ERRORS_ONLY
+        options.log_severity_level = _FATAL_ONLY
         if shared:
             _share_arena(ort)
             options.add_session_config_entry("session.use_env_allocators", "1")
@@ -105,7 +105,7 @@ def _import() -> Any:
                 raise KeyboardInterrupt from error
             cause = cause.__cause__ or cause.__context__
         raise UserError(f"onnxruntime is installed but cannot be imported ({error}). Install it again") from error
-    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     return onnxruntime
 
 

@@ -96,6 +96,26 @@ def test_close_frees_the_session_and_may_be_called_twice(tmp_path: Path) -> None
         engine.run(np.zeros(SHAPE, np.float32))
 
 
+def test_onnx_runtime_writes_no_names_of_a_foreign_graph_to_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shape = [1, 3, 4, 4]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 48])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Flatten", ["index"], ["indices"]),
+        helper.make_node("GatherElements", ["flat", "indices"], ["logits"], name="\x1b[31mgather", axis=1),
+    ]
+    graph = helper.make_graph(nodes, "g", [image], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "g.onnx")
+    engine = open_engine(tmp_path / "g.onnx", "onnxruntime", threads=1)
+    with pytest.raises(Exception, match="GatherElements"):
+        engine.run(np.full(shape, 1000, np.float32))
+    assert "\x1b" not in "".join(capfd.readouterr())
+
+
 def test_a_file_that_is_no_graph_is_named(tmp_path: Path) -> None:
     file = tmp_path / "broken.onnx"
     file.write_bytes(b"not a graph")
