@@ -10,6 +10,7 @@ A pattern ships only where it is no worse than equal shares, beyond noise, on ev
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,23 @@ def evidence(method: str) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-def is_tried(method: str, network: str) -> bool:
-    """Whether the pattern of a method was tried on a network; also where it has none, as equal shares need no trial."""
-    return _document(method) is None or network in evidence(method)
+def is_tried(method: type[Reducer], network: str, budgets: Sequence[float]) -> bool:
+    """Whether the patterns of a method for these budgets were tried on a network; also where it has none, as equal shares need no trial."""
+    if network in evidence(method.name):
+        return True
+    own = pattern(method, 12, 1.0, patterns=False)
+    return all(pattern(method, 12, budget) == own for budget in budgets)
 
 
 def pattern(
-    method: type[Reducer], depth: int, budget: float, faithful: bool = False
+    method: type[Reducer], depth: int, budget: float, faithful: bool = False, *, patterns: bool = True
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Blocks of a network `depth` blocks deep (counted from 1) and how much each removes relative to the others, for a share of MACs.
 
-    Of the budgets a pattern was tuned for the nearest counts. The `faithful` form of a method has its paper's blocks.
+    Of the budgets a pattern was tuned for the nearest counts. The `faithful` form of a method has its paper's blocks. Without `patterns`, what it
+    would be if nothing had been tuned.
     """
-    found = None if faithful else _document(method.name)
+    found = None if faithful or not patterns else _document(method.name)
     blocks = list((faithful and method.paper_blocks) or method.default_blocks)
     if found is None and _is_range(blocks):
         places = _range(blocks, depth)

@@ -87,6 +87,10 @@ def test_no_pattern_is_worse_than_equal_shares_beyond_noise(network: str) -> Non
 def test_where_a_pattern_was_tried() -> None:
     assert set(evidence("bat")) == {"reference", "deit_tiny_patch16_224"}
     assert evidence("tome") == {}
-    assert is_tried("bat", "reference")
-    assert not is_tried("bat", "vit_small_patch16_224")
-    assert is_tried("tome", "vit_small_patch16_224"), "it has no pattern"
+    bat, tome, evit = map(registry.method, ("bat", "tome", "evit"))
+    assert is_tried(bat, "reference", [0.65])
+    assert not is_tried(bat, "vit_small_patch16_224", [0.65])
+    assert is_tried(bat, "vit_small_patch16_224", [])
+    assert is_tried(tome, "vit_small_patch16_224", [0.65, 0.35]), "it has no pattern"
+    assert is_tried(evit, "vit_small_patch16_224", [0.8, 0.5]), "equal shares at its own blocks"
+    assert not is_tried(evit, "vit_small_patch16_224", [0.8, 0.35])

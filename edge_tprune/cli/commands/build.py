@@ -177,11 +177,8 @@ def build(
             exact_savings=exact_savings,
             **shared,
         )
-        if (
-            not blocks
-            and not is_tried(method, loaded.name)
-            and any(each.tokens is None and each.share != 1 for each in requests)
-        ):
+        solved = [each.share for each in requests if each.tokens is None and each.share is not None and each.share != 1]
+        if not blocks and not is_tried(registry.method(method), loaded.name, solved):
             print_note(
                 f"note: where {method} removes tokens was tuned on {' and '.join(evidence(method))}; for another network, "
                 "`edge-tprune search` may find better blocks"
