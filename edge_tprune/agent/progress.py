@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from edge_tprune.text import describe_seconds
+from edge_tprune.text import describe_seconds, printable
 
 _INTERVAL_S = 30.0  # between two lines where there is no terminal
 
@@ -58,4 +58,4 @@ class TerminalProgress(Progress):
 
     def warn(self, text: str) -> None:
         """Prints one line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

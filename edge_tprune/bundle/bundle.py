@@ -189,6 +189,8 @@ def _contradiction(manifest: Manifest) -> str | None:
     model = manifest.model
     if model.input.shape != (manifest.batch, *manifest.preprocessing.input_size):
         return f"graphs take {model.input.shape}, and images are prepared as {(manifest.batch, *manifest.preprocessing.input_size)}"
+    if model.prefix_tokens >= model.tokens:
+        return f"{model.prefix_tokens} of its {model.tokens} tokens are prefix tokens"
     if (model.output.name == LOGITS) != (model.classes > 0):
         return f"graphs give {model.output.name} and there are {model.classes} classes"
     if len(model.output.shape) != RANKS[model.output.name] or model.output.shape[0] != manifest.batch:

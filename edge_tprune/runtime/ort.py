@@ -53,6 +53,7 @@ class OrtEngine(Engine):
             raise UserError(f"ONNX Runtime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
         if shared:
             _return_freed_memory()
+        self._file = file
         self._input, self.input_shape = _tensor(file, "input", self._session.get_inputs())
         self._output, self.output_shape = _tensor(file, "output", self._session.get_outputs())
         self.info = EngineInfo(
@@ -63,12 +64,21 @@ class OrtEngine(Engine):
         )
 
     def run(self, image: np.ndarray) -> np.ndarray:
-        """Logits (B, classes) of `image` (B, 3, H, W), float32 both."""
+        """Logits (B, classes) of `image` (B, 3, H, W), float32 both.
+
+        Raises:
+            UserError: ONNX Runtime loaded the graph, but cannot compute it.
+        """
         self.check_input(image)
         session = self._session  # kept alive until it has answered, whatever another thread closes meanwhile
         if session is None:
             raise ValueError("the engine is closed")
-        logits: np.ndarray = session.run([self._output], {self._input: image})[0]
+        try:
+            logits: np.ndarray = session.run([self._output], {self._input: image})[0]
+        except MemoryError:
+            raise
+        except Exception as error:  # its exception types share no base, and none of them is public
+            raise UserError(f"ONNX Runtime {self.info.version} cannot run {self._file}: {_first_line(error)}") from error
         return logits
 
     def close(self) -> None:

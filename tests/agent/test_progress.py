@@ -14,8 +14,8 @@ def test_nothing_but_warnings_where_nobody_watches() -> None:
     text = io.StringIO()
     with TerminalProgress(Console(file=text)) as progress:
         progress.step(1, 4, "round 1")
-        progress.warn("budget [0.5] failed")
-    assert text.getvalue() == "budget [0.5] failed\n"
+        progress.warn("budget [0.5] failed: \x1b[31mnode")
+    assert text.getvalue() == "budget [0.5] failed: \N{REPLACEMENT CHARACTER}[31mnode\n"
 
 
 def test_a_bar_with_time_left_on_a_terminal_and_no_thread_that_draws_while_timing() -> None:

@@ -80,6 +80,7 @@ def test_paths_that_leave_the_bundle_are_refused(bundle: Bundle, path: str) -> N
         (lambda m: m["budgets"][1]["parity"].clear(), "budget 0.8 has a graph for onnxruntime, and no parity of it"),
         (lambda m: m["preprocessing"].update(input_size=[3, 32, 32]), "graphs take (1, 3, 48, 48), and images"),
         (lambda m: m.update(batch=4), "graphs take (1, 3, 48, 48), and images are prepared as (4, 3, 48, 48)"),
+        (lambda m: m["model"].update(prefix_tokens=500), "500 of its 37 tokens are prefix tokens"),
         (lambda m: m["model"]["output"].update(shape=[2, 6]), "graphs take 1 image and give logits of shape (2, 6)"),
         (lambda m: m["model"]["output"].update(shape=[]), "graphs take 1 image and give logits of shape ()"),
         (lambda m: m["model"]["output"].update(shape=[1, 6, 1]), "graphs take 1 image and give logits of shape (1, 6, 1)"),
