@@ -29,6 +29,7 @@ _LARGEST = 2**53  # beyond it a double no longer holds every whole number, and J
 Whole = Annotated[int, Meta(ge=0, le=_LARGEST)]
 Integer = Annotated[int, Meta(ge=-_LARGEST, le=_LARGEST)]
 Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
+Batch = Annotated[int, Meta(ge=1, le=65_536)]  # images per inference
 Share = Annotated[float, Meta(gt=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Distance = Annotated[float, Meta(ge=0)]

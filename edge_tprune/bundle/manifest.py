@@ -9,7 +9,19 @@ import msgspec
 from msgspec import Meta
 
 from edge_tprune.bundle.outputs import OutputKind
-from edge_tprune.documents import Count, Distance, DocumentKind, FileName, Name, OptionValue, Percent, Sha256, Share, Whole
+from edge_tprune.documents import (
+    Batch,
+    Count,
+    Distance,
+    DocumentKind,
+    FileName,
+    Name,
+    OptionValue,
+    Percent,
+    Sha256,
+    Share,
+    Whole,
+)
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.preprocess import Preprocessing
@@ -337,7 +349,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tool_version: str
     created_utc: str
     fingerprint: Sha256  #: hash of everything that the build depends on; an equal one makes a rebuild a no-op
-    batch: Count  #: images per inference, fixed in the graphs
+    batch: Batch  #: images per inference, fixed in the graphs
     model: Model
     preprocessing: Preprocessing
     method: Method

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.bundle.manifest import Accuracy, Method, Model
-from edge_tprune.documents import Count, DocumentKind, Name, Share
+from edge_tprune.documents import Batch, Count, DocumentKind, Name, Share
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.record.settings import RunSettings
 from edge_tprune.telemetry.environment import Environment
@@ -23,7 +23,7 @@ class BundleRecord(msgspec.Struct, kw_only=True, frozen=True):
 
     name: Name
     fingerprint: str
-    batch: Count
+    batch: Batch
     model: Model
     method: Method
     class_names: ClassNames | None = None

@@ -25,7 +25,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edge_tprune.documents import Count, Distance, DocumentKind, Name
+from edge_tprune.documents import Batch, Count, Distance, DocumentKind, Name
 from edge_tprune.errors import UserError
 from edge_tprune.schedule.macs import NetworkShape
 from edge_tprune.statistics import Interval
@@ -145,7 +145,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkRecord
     runtime: Name
     precision: str | None
-    batch: Count
+    batch: Batch
     threads: Count
     power_mode: str | None
     machine: str
