@@ -11,23 +11,18 @@ row; of it only the claim that both parts help is used.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
 from edge_tprune.files import write_bytes, write_json
-from edge_tprune.models.data import open_dataset
-from edge_tprune.models.loading import LoadedModel, load_model
+from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
-from edge_tprune.runtime.engine import default_threads
-from tests.benchmarks.judge import Form, Judge, compare, describe, is_resolved, show_interval
+from tests.benchmarks.judge import Form, Judge, arguments, compare, describe, is_resolved, open_judge, show_interval
 
 PAPER, RANDOM = "the paper's form", "random tokens dropped"
 BETTER, WORSE = "better", "worse"
@@ -130,28 +125,18 @@ def forms_at(loaded: LoadedModel, budget: float, rows: list[Ablation]) -> dict[t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="reference")
-    parser.add_argument("--weights")
-    parser.add_argument("--data", default="reference")
-    parser.add_argument("--images", type=int, default=1000)
+    parser = arguments(__doc__, "0.65,0.5")
     parser.add_argument("--methods", default="zero_tprune,bat")
-    parser.add_argument("--budgets", default="0.65,0.5")
-    parser.add_argument("--minutes", type=float, help="stop after so long, with the images seen so far")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
     parser.add_argument(
         "--out", type=Path, default=Path("profiles/ablations"), help="MODEL.json and MODEL.md are written there"
     )
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    loaded = load_model(options.model, options.weights)
-    dataset = open_dataset(options.data, int(loaded.model.num_classes), options.images)
+    judge = open_judge(options)
+    loaded, dataset = judge.loaded, judge.dataset
     names = parse_list(options.methods, str, "--methods")
     chosen = [row for row in ROWS if row.method in names]
     budgets = parse_list(options.budgets, float, "--budgets")
     forms = {budget: forms_at(loaded, budget, chosen) for budget in budgets}
-    judge = Judge(loaded, dataset, options.work)
     with show_progress("judging") as advance:
         every = [form for each in forms.values() for form in each.values()]
         judge.judge(every, options.minutes, advance)

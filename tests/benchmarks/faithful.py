@@ -11,23 +11,18 @@ against the unpruned network; all differences are paired by image, with 95 % int
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
 from edge_tprune.files import write_bytes, write_json
-from edge_tprune.models.data import open_dataset
-from edge_tprune.models.loading import LoadedModel, load_model
+from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.evidence import FAITHFUL_EVIDENCE
-from edge_tprune.runtime.engine import default_threads
-from tests.benchmarks.judge import Form, Judge, compare, describe, is_resolved, show_interval
+from tests.benchmarks.judge import Form, Judge, arguments, compare, describe, is_resolved, open_judge, show_interval
 
 Row = dict[str, Any]
 AUTHORS = {registry.FAITHFUL: True}
@@ -111,26 +106,16 @@ def page(found: dict[str, Any], title: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="reference")
-    parser.add_argument("--weights")
-    parser.add_argument("--data", default="reference")
-    parser.add_argument("--images", type=int, default=1000)
+    parser = arguments(__doc__, "0.8,0.65,0.5")
     parser.add_argument("--methods", help="with commas; every method that has an authors' form by default")
-    parser.add_argument("--budgets", default="0.8,0.65,0.5")
-    parser.add_argument("--minutes", type=float, help="stop after so long, with the images seen so far")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
     parser.add_argument("--out", type=Path, default=FAITHFUL_EVIDENCE, help="other networks' entries in it are kept")
     parser.add_argument("--table", type=Path, help="profiles/faithful/MODEL.md by default")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    loaded = load_model(options.model, options.weights)
-    dataset = open_dataset(options.data, int(loaded.model.num_classes), options.images)
+    judge = open_judge(options)
+    loaded, dataset = judge.loaded, judge.dataset
     every = [name for name, method in sorted(registry.methods().items()) if method.faithful is not None]
     names = parse_list(options.methods, str, "--methods") if options.methods else every
     wanted = [(name, budget) for budget in parse_list(options.budgets, float, "--budgets") for name in names]
-    judge = Judge(loaded, dataset, options.work)
     with show_progress("judging") as advance:
         judge.judge([form for each in wanted for form in forms_of(loaded, *each)[:2]], options.minutes, advance)
     ordered = [row_of(judge, *each) for each in wanted]

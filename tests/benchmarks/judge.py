@@ -7,6 +7,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import time
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 
 from edge_tprune.cli.progress import Advance
 from edge_tprune.files import write_json
-from edge_tprune.models.data import Dataset
-from edge_tprune.models.loading import LoadedModel
+from edge_tprune.models.data import Dataset, open_dataset
+from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import host, network_shape, registry
 from edge_tprune.reduction.host import PrunedViT, Stream
+from edge_tprune.runtime.engine import default_threads
 from edge_tprune.statistics import mean_interval, paired_difference
 
 BATCH = 20
@@ -164,6 +166,27 @@ def compare(judged: Judgement, other: Judgement) -> dict[str, Any]:
         "kl_difference": paired_difference(judged.kl, other.kl).to_json(),
         "top1_difference_points": paired_difference(judged.right, other.right).to_json(),
     }
+
+
+def arguments(doc: str | None, budgets: str) -> argparse.ArgumentParser:
+    """What every command that judges is asked: network, images, budgets, time, where what was judged is kept."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--weights")
+    parser.add_argument("--data", default="reference")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--budgets", default=budgets)
+    parser.add_argument("--minutes", type=float, help="stop after so long, with the images seen so far")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
+    return parser
+
+
+def open_judge(options: argparse.Namespace) -> Judge:
+    """The judge that `arguments` ask for."""
+    torch.set_num_threads(options.threads)
+    loaded = load_model(options.model, options.weights)
+    return Judge(loaded, open_dataset(options.data, int(loaded.model.num_classes), options.images), options.work)
 
 
 def is_resolved(interval: Mapping[str, Any]) -> bool:

@@ -10,21 +10,15 @@ are paired by image, with 95 % intervals.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
 from edge_tprune.files import write_bytes, write_json
-from edge_tprune.models.data import open_dataset
-from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import solve_schedule
-from edge_tprune.runtime.engine import default_threads
-from tests.benchmarks.judge import Form, Judge, compare, describe, show_interval
+from tests.benchmarks.judge import Form, Judge, arguments, compare, describe, open_judge, show_interval
 
 SIDES = {"with": True, "without": False}
 HEADINGS = (
@@ -65,22 +59,12 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="reference")
-    parser.add_argument("--weights")
-    parser.add_argument("--data", default="reference")
-    parser.add_argument("--images", type=int, default=1000)
+    parser = arguments(__doc__, "0.65,0.5")
     parser.add_argument("--methods", default="zero_tprune,bat,tome")
-    parser.add_argument("--budgets", default="0.65,0.5")
-    parser.add_argument("--minutes", type=float, help="stop after so long, with the images that all rows have seen")
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--work", type=Path, default=Path("out/judged"), help="what was judged; a run goes on with it")
     parser.add_argument("--out", type=Path, default=Path("profiles/savings"), help="MODEL.json and MODEL.md are written there")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    loaded = load_model(options.model, options.weights)
-    dataset = open_dataset(options.data, int(loaded.model.num_classes), options.images)
-    judge = Judge(loaded, dataset, options.work)
+    judge = open_judge(options)
+    loaded, dataset = judge.loaded, judge.dataset
     wanted = [
         (name, budget)
         for budget in parse_list(options.budgets, float, "--budgets")
