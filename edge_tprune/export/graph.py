@@ -163,14 +163,18 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     return model
 
 
+def describe_cause(error: BaseException) -> str:
+    """The first cause of what PyTorch's exporter raised, in a line: "TypeError: ..."."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())[:200]
+    return f"{type(error).__name__}: {text}"
+
+
 def describe_failure(method: str, error: Exception) -> str:
     """Why a method of one's own cannot be exported: the cause, of which torch's exporter says more than a screen."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = " ".join("".join(c if c.isprintable() else " " for c in str(cause)).split())[:200]
     return (
-        f"method {method} cannot be exported ({type(cause).__name__}: {text}): no shape and no branch may depend on an image. "
+        f"method {method} cannot be exported ({describe_cause(error)}): no shape and no branch may depend on an image. "
         "Use operations on tensors alone"
     )
 

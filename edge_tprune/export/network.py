@@ -25,7 +25,17 @@ from edge_tprune.bundle.outputs import scale
 from edge_tprune.errors import InternalError, NegativeAnswer, UserError, did_you_mean
 from edge_tprune.export.exporter import kept_translations, quiet_exporter
 from edge_tprune.export.folds import fold
-from edge_tprune.export.graph import FORBIDDEN, FORMS, INPUT, GraphError, infer_values, name_nodes, shape_maps, tokens_in_mlp
+from edge_tprune.export.graph import (
+    FORBIDDEN,
+    FORMS,
+    INPUT,
+    GraphError,
+    describe_cause,
+    infer_values,
+    name_nodes,
+    shape_maps,
+    tokens_in_mlp,
+)
 from edge_tprune.export.parity import TOLERANCE
 from edge_tprune.files import clear_write_errors
 from edge_tprune.reduction.attention import AttentionForm, explicit_attention
@@ -222,12 +232,8 @@ def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -
                 flat, (batch,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=names, verbose=False
             )
     except Exception as error:  # the exporter raises whatever it meets
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        text = " ".join(str(cause).split())[:200]
         raise UserError(
-            f"{type(flat.network).__name__} cannot be exported ({type(cause).__name__}: {text}): no shape and no branch may depend on an image"
+            f"{type(flat.network).__name__} cannot be exported ({describe_cause(error)}): no shape and no branch may depend on an image"
         ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
