@@ -71,7 +71,7 @@ profile: $(READY)  ## measure the bundle's budgets on this machine: latency, pow
 fit: $(READY)  ## find the most accurate network within limits on this machine (ARGS='--max-p95-ms 8')
 	$(ET) fit '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --methods '$(METHOD)' $(if $(DATA),--data '$(DATA)') --out '$(OUT)/fits/$(MODEL)' $(ARGS)
 
-quantize: $(READY)  ## INT8 beside float32: build, eval, time in turn, compare, picture (WEIGHTS METHOD DATA; CALIBRATION=photos)
+quantize: $(READY)  ## compare INT8 with float32: build, eval, profile, compare, plot (WEIGHTS METHOD DATA; CALIBRATION=photos)
 	$(ET) build $(BUILD_ARGS) --precision fp32,int8 $(if $(CALIBRATION),--calibration '$(CALIBRATION)') $(ARGS)
 	$(ET) eval $(EVAL_ARGS) --precision int8
 	@profile=$$($(ET) profile '$(BUNDLE)' --precision fp32,int8 --out '$(OUT)/int8' --rounds $(ROUNDS)) || exit $$?; \
@@ -103,13 +103,13 @@ lint: $(READY)  ## run ruff and mypy, and check the imports between rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(READY)  ## build the documentation as a site in out/site; a dead link fails it
+docs: $(READY)  ## build the documentation as a site in out/site; fails on a dead link
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	rm -rf out/docs-source out/site && mkdir -p out/docs-source
 	cp -r --parents $(PAGES) out/docs-source
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-results: $(READY)  ## remake the results kept in profiles/: the reference model's, and with WEIGHTS and DATA those of DeiT-Tiny
+results: $(READY)  ## make the results in profiles/ again: the reference model's, and with WEIGHTS and DATA those of DeiT-Tiny
 	$(BIN)/python -m tests.benchmarks.methods --methods "zero_tprune bat tome" --budgets 0.65,0.5 --rounds 0 --out out/results/methods-reference $(ARGS)
 	cp $(addprefix out/results/methods-reference/,methods.json methods.md) profiles/methods-reference
 	$(BIN)/python -m tests.benchmarks.dense --out out/results/dense-reference
@@ -120,28 +120,28 @@ ifneq ($(and $(WEIGHTS),$(DATA)),)
 	cp $(addprefix out/results/methods-deit_tiny/,$(TABLE)) profiles/methods-deit_tiny-2-core-server
 endif
 
-eval-patterns: $(READY)  ## do the patterns that methods ship with carry over? each against equal shares (MODEL WEIGHTS DATA)
+eval-patterns: $(READY)  ## compare the patterns that methods ship with, with equal shares (MODEL WEIGHTS DATA)
 	$(BIN)/python -m tests.benchmarks.patterns --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-eval-faithful: $(READY)  ## compare each method's default with its authors' form: KL and top-1 at the same budgets (MODEL WEIGHTS DATA)
+eval-faithful: $(READY)  ## compare each method's default with the authors' form: KL and top-1 at the same budgets (MODEL WEIGHTS DATA)
 	$(BIN)/python -m tests.benchmarks.faithful --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-eval-ablations: $(READY)  ## the ablations of the papers of zero_tprune and bat, without training (MODEL WEIGHTS DATA)
+eval-ablations: $(READY)  ## run the ablations of the papers of zero_tprune and bat, without training (MODEL WEIGHTS DATA)
 	$(BIN)/python -m tests.benchmarks.ablations --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-eval-savings: $(READY)  ## what exact savings buy in accuracy: each method with and without them at the same MACs (MODEL WEIGHTS DATA)
+eval-savings: $(READY)  ## compare each method with and without exact savings, at the same MACs (MODEL WEIGHTS DATA)
 	$(BIN)/python -m tests.benchmarks.savings --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') $(ARGS)
 
-eval-methods: $(READY)  ## compare every method at every budget: accuracy, latency, cost over the slice oracle
+eval-methods: $(READY)  ## compare every method at every budget: accuracy, latency, time relative to the slice oracle
 	$(BIN)/python -m tests.benchmarks.methods --model '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(DATA),--data '$(DATA)') --out '$(OUT)/methods-$(MODEL)' $(ARGS)
 
-eval-dense: $(READY)  ## segmentation on pruned features of the reference model: mIoU and speed-up per method and budget
+eval-dense: $(READY)  ## measure segmentation on pruned features of the reference model: mIoU and speed-up per method and budget
 	$(BIN)/python -m tests.benchmarks.dense --out '$(OUT)/dense-reference' $(ARGS)
 
 eval-published: $(READY)  ## compare our methods with their authors' code (WEIGHTS of DeiT-Tiny, DATA with labels)
 	$(BIN)/python -m tests.benchmarks.published --weights '$(WEIGHTS)' --data '$(DATA)' $(ARGS)
 
-bench: $(READY)  ## time reductions against the slice oracle, sampling, and reading 10 million samples
+bench: $(READY)  ## time reductions against the slice oracle, the sampler, the latency model, and reading 10 million samples
 	$(BIN)/python -m tests.benchmarks.observer
 	$(BIN)/python -m tests.benchmarks.reduction $(ARGS)
 	$(BIN)/python -m tests.benchmarks.latency
@@ -165,6 +165,6 @@ board: $(READY)  ## build the emulated board: Debian for arm64 under qemu, with 
 test-board: $(READY)  ## test deploying to the emulated board over real SSH, with failures on the way
 	$(BIN)/python -m pytest -m board $(ARGS) || [ $$? -eq 5 ]
 
-clean:  ## remove what building and running left behind, but keep .venv
+clean:  ## remove the outputs of builds and runs, but keep .venv
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

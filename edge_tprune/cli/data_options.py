@@ -27,7 +27,7 @@ ClassMapFile = Annotated[
     typer.Option(
         "--class-map",
         metavar="FILE",
-        help="Labels: one class name a line (line 1 is class 0), or JSON that maps names to classes; or one 'image class' a line.",
+        help="Labels: one class name per line (line 1 is class 0), JSON that maps names to classes, or one 'image class' pair per line.",
         show_default=False,
     ),
 ]

@@ -31,7 +31,7 @@ _OPTIONS: dict[str, Any] = {
     "weights": Annotated[
         str | None,
         _option(
-            help="A .safetensors file, a PyTorch checkpoint or a hub's directory; 'random' for speed tests. Default: timm's pretrained weights."
+            help="A .safetensors file, a PyTorch checkpoint or the directory of a Hub repository; 'random' for speed tests. Default: timm's pretrained weights."
         ),
     ],
     "no_ema": Annotated[
@@ -42,26 +42,28 @@ _OPTIONS: dict[str, Any] = {
     ],
     "img_size": Annotated[
         str | None,
-        _option(metavar="PIXELS", help="224, or 224,320 for height and width; inferred from the checkpoint by default."),
+        _option(
+            metavar="PIXELS", help="Image size: 224, or 224,320 for height and width; inferred from the checkpoint by default."
+        ),
     ],
     "global_pool": Annotated[
-        str | None, _option(help="token, avg, map or another of timm's; inferred from the checkpoint by default.")
+        str | None, _option(help="Pooling: token, avg, map or another of timm's; inferred from the checkpoint by default.")
     ],
     "model_kwargs": Annotated[
         list[str] | None, _option(metavar="NAME=VALUE", help="An extra argument for timm's model; may be repeated.")
     ],
     "mean": Annotated[
-        str | None, _option(help="Mean of the pixels, on a scale from 0 to 1: one value, or one per channel with commas.")
+        str | None, _option(help="Mean of the pixels, on a scale from 0 to 1: one value, or one per channel, comma-separated.")
     ],
     "std": Annotated[str | None, _option(help="Standard deviation of the pixels, in the form of --mean.")],
-    "interpolation": Annotated[str | None, _option(help="bicubic, bilinear, nearest, lanczos, box or hamming.")],
+    "interpolation": Annotated[str | None, _option(help="Resizing: bicubic, bilinear, nearest, lanczos, box or hamming.")],
     "crop_pct": Annotated[float | None, _option(help="Share of the resized image that the crop keeps, such as 0.875.")],
-    "crop_mode": Annotated[str | None, _option(help="center, squash or border.")],
+    "crop_mode": Annotated[str | None, _option(help="How the resized image is cropped: center, squash or border.")],
     "class_map": Annotated[
         Path | None,
         _option(
             metavar="FILE",
-            help="Class names: one per line (line 1 is class 0) or JSON; where labels are read, also one 'image class' pair per line.",
+            help="Class names: one per line (line 1 is class 0) or JSON; for labelled images, also one 'image class' pair per line.",
         ),
     ],
 }

@@ -19,38 +19,43 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="CPU threads per engine; one per physical core by default.", show_default=False),
 ]
-BudgetNames = Annotated[str | None, typer.Option("--budgets", help="Only these budgets of the bundle, by name, with commas.")]
+BudgetNames = Annotated[
+    str | None, typer.Option("--budgets", help="Only these budgets of the bundle, by name, comma-separated.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 EqualWithin = Annotated[
     str | None,
     typer.Option(
         metavar="2%",
-        help="Differences below this count as equal: in per cent of amounts, in points of percentages, or both: 2%,0.5points. "
-        "That is the default; where OLD and NEW are compared it is 3%,0.5points.",
+        help="Differences below this count as equal: in per cent for amounts, in points for percentages, or both: 2%,0.5points. "
+        "That is the default; to compare OLD and NEW it is 3%,0.5points.",
         show_default=False,
     ),
 ]
 
 #: name as in `analysis.limits.LIMITS` -> its option
 _LIMITS: dict[str, Any] = {
-    "max_p50_ms": typer.Option(help="Median latency, ms."),
-    "max_p95_ms": typer.Option(help="95th percentile of latency, ms."),
-    "max_mean_power_w": typer.Option(help="Mean power while it runs, W."),
-    "max_energy_mj": typer.Option(help="Energy per image, idle included, mJ."),
-    "max_top1_drop": typer.Option(help="Points of top-1 it may lose against the unpruned model."),
-    "min_agreement": typer.Option(help="Per cent of images on which it agrees with the unpruned model."),
+    "max_p50_ms": typer.Option(help="Highest median latency, ms."),
+    "max_p95_ms": typer.Option(help="Highest 95th percentile of latency, ms."),
+    "max_mean_power_w": typer.Option(help="Highest mean power while it runs, W."),
+    "max_energy_mj": typer.Option(help="Highest energy per image, idle included, mJ."),
+    "max_top1_drop": typer.Option(help="Largest loss of top-1 against the unpruned model, percentage points."),
+    "min_agreement": typer.Option(help="Lowest agreement with the unpruned model, per cent of images."),
     "max_cosine_distance": typer.Option(
-        help="Distance (1 - cosine) of its embeddings, features or tokens from the unpruned model's, mean over the images."
+        help="Largest mean distance (1 - cosine) of embeddings, features or tokens from the unpruned model's."
     ),
-    "min_fps": typer.Option(help="Images per second."),
-    "max_peak_memory_mb": typer.Option(help="Peak memory, MB (10^6 bytes)."),
-    "max_missed_percent": typer.Option(help="Missed deadlines at a fixed rate, per cent of the frames that were due."),
+    "min_fps": typer.Option(help="Lowest rate, images per second."),
+    "max_peak_memory_mb": typer.Option(help="Highest peak memory, MB (10^6 bytes)."),
+    "max_missed_percent": typer.Option(help="Most missed deadlines at a fixed rate, per cent of the frames."),
 }
 Limits = dict[str, float | None]
 Minimize = Annotated[
     str | None,
     typer.Option(
-        "--optimize", "--minimize", "--maximize", help="latency, p95, energy, power, throughput, accuracy, memory or macs."
+        "--optimize",
+        "--minimize",
+        "--maximize",
+        help="What to optimise: latency, p95, energy, power, throughput, accuracy, memory or macs.",
     ),
 ]
 

@@ -23,7 +23,9 @@ def parse_list(text: str, kind: Callable[[str], T], what: str) -> list[T]:
         try:
             values.append(kind(part))
         except ValueError as error:
-            raise UserError(f"{what}: {part!r} is not a number. Give them with commas, such as {what} 1.0,0.8,0.65") from error
+            raise UserError(
+                f"{what}: {part!r} is not a number. Give numbers separated by commas, such as {what} 1.0,0.8,0.65"
+            ) from error
     if not values:
         raise UserError(f"{what} is empty: give at least one")
     return values

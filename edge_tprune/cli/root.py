@@ -30,7 +30,7 @@ _EXAMPLES = (
 
 app = typer.Typer(
     name="edge-tprune",
-    help="Fit a vision transformer to an edge board: remove tokens, build one checked graph per budget, measure, choose.",
+    help="Fit a vision transformer to an edge board: remove tokens, build one checked graph per budget, measure, and choose.",
     epilog=format_examples(_EXAMPLES),
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -43,7 +43,7 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
     precision: Annotated[
         str | None,
         _option(
-            "Precision of the graphs: fp32, fp16, mixed or int8; or several with commas, timed in turn within one run.",
+            "Precision of the graphs: fp32, fp16, mixed or int8; or several, comma-separated, timed alternately in one run.",
             "the first that the bundle was built for",
         ),
     ] = None
@@ -51,21 +51,19 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
     seconds_per_round: Annotated[
         Seconds | None,
         _option(
-            "How long a turn is timed, with at least ten inferences.",
+            "How long each budget is timed per round, s; at least ten inferences.",
             "1, or ten new values of the power sensor",
             "--seconds",
         ),
     ] = None
     warmup_seconds: Annotated[
         Seconds | None,
-        _option(
-            "Least length of the warm-up before each turn.", "0.5, or until the power sensor shows this load alone", "--warmup"
-        ),
+        _option("Minimum warm-up before that, s.", "0.5, or until the power sensor shows this load alone", "--warmup"),
     ] = None
     baseline_seconds: Annotated[
         Seconds | None,
         _option(
-            "How long to leave the machine alone before and after all rounds, for its idle power; 0 for none.",
+            "How long to measure idle power before and after all rounds, s; 0 for not at all.",
             "1, or twenty new values of the power sensor",
             "--baseline",
         ),
@@ -78,7 +76,7 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
     golden_tolerance: Annotated[
         Distance | None,
         _option(
-            "How far outputs of a float32 graph may be from the golden ones; a budget beyond that is not timed.",
+            "Largest difference of a float32 graph's outputs from the golden ones; beyond it, a budget is not timed.",
             f"{TOLERANCE:g}",
             "--tolerance",
         ),

@@ -22,6 +22,7 @@ from edge_tprune.errors import UserError
     "edge-tprune build reference --out bundles/ref",
     "edge-tprune build deit_small_patch16_224 --weights w.safetensors",
     "edge-tprune build deit_small_patch16_224 --method bat --budgets 1.0,0.8,0.5",
+    "edge-tprune build reference --runtime onnxruntime,tensorrt --precision fp16",
     "edge-tprune build deit_tiny_patch16_224 --method evit --option fuse=true",
     "edge-tprune build vit_small_patch14_dinov2 --output features",
     "edge-tprune build deit_tiny_patch16_224 --precision fp32,int8 --calibration photos",
@@ -30,7 +31,12 @@ from edge_tprune.errors import UserError
 )
 @with_model_options
 def build(
-    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="'reference', a timm model name, or 'local-dir:DIRECTORY' (a downloaded Hugging Face Hub repository)."
+        ),
+    ],
     choice: ModelChoice,
     method: Annotated[
         str | None,
@@ -39,14 +45,14 @@ def build(
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the unpruned MACs, with commas; '' for none. Default: 1.0,0.9,0.8,0.65,0.5, or 1.0 with a schedule file.",
+            help="Shares of the unpruned MACs, comma-separated; '' for none. Default: 1.0,0.9,0.8,0.65,0.5, or 1.0 with a schedule file.",
             show_default=False,
         ),
     ] = None,
     schedule: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tokens after each block, with commas (may be repeated), or a file that `search` wrote. In addition to --budgets."
+            help="Tokens after each block, comma-separated (may be repeated), or a file that `search` wrote. In addition to --budgets."
         ),
     ] = None,
     blocks: Annotated[
@@ -56,12 +62,12 @@ def build(
     option: Annotated[list[str] | None, typer.Option(help="An option of the method, name=value; may be repeated.")] = None,
     batch: Annotated[int, typer.Option(help="Images per inference, fixed in the graphs.")] = 1,
     runtime: Annotated[
-        str, typer.Option(help="Runtimes to write graphs for, with commas: onnxruntime, tensorrt, tensorrt-rtx.")
+        str, typer.Option(help="Runtimes to write graphs for, comma-separated: onnxruntime, tensorrt, tensorrt-rtx.")
     ] = "onnxruntime",
     precision: Annotated[
         str,
         typer.Option(
-            help="Precision of the graphs, with commas: fp32; fp16 or mixed (TensorRT); int8. Images, logits, norms, softmax "
+            help="Precisions of the graphs, comma-separated: fp32; fp16 or mixed (TensorRT); int8. Images, logits, norms, softmax "
             "and scores stay float32."
         ),
     ] = "fp32",
@@ -69,7 +75,7 @@ def build(
         str | None,
         typer.Option(
             metavar="PHOTOS",
-            help="A directory of photos for int8, with or without sub-directories: 32 or more, 200 are better. Default for the reference "
+            help="A directory of photos for int8, with or without sub-directories: at least 32, better 200. Default for the reference "
             "model: its training canvases.",
             show_default=False,
         ),
@@ -77,13 +83,15 @@ def build(
     float_layers: Annotated[
         str | None,
         typer.Option(
-            help="Layers that stay float32 in int8, with commas: blocks.11.mlp.fc2. Build adds up to four.",
+            help="Layers to keep in float32 in int8, comma-separated: blocks.11.mlp.fc2. Up to four are added automatically.",
             show_default=False,
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="Build TensorRT-RTX engines for these GPUs now, with commas: sm75, sm80, sm86, sm89, sm120, sm121."),
+        typer.Option(
+            help="Build TensorRT-RTX engines for these GPUs now, comma-separated: sm75, sm80, sm86, sm89, sm120, sm121."
+        ),
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option("--out", help="The bundle's directory; bundles/MODEL-METHOD by default.")
@@ -93,24 +101,24 @@ def build(
         typer.Option(
             "--exact-savings/--no-exact-savings",
             help="Let the last block compute only what the head reads: the same output for fewer MACs. "
-            "With budget 1.0, the network that saves only this is built as budget 'exact'.",
+            "With budget 1.0, the unpruned network with only this saving is built as budget 'exact'.",
         ),
     ] = True,
     output: Annotated[
         str | None,
         typer.Option(
-            help="What the graphs give: logits, embedding (the head's input), features (a map with a vector for every patch) or tokens; "
-            "logits by default, an embedding where the model has no classifier head.",
+            help="Output of the graphs: logits, embedding (the head's input), features (a vector for every patch) or tokens; "
+            "logits by default, embedding if the model has no classifier head.",
             show_default=False,
         ),
     ] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Bring embeddings to unit length.")] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Normalise embeddings to unit length.")] = False,
     probe: Annotated[
         bool,
         typer.Option(
             "--probe",
             help="Instead of budgets, build at most 15 graphs from which `edge-tprune latency` models the cost of any schedule of --method, "
-            "which may be several with commas.",
+            "which may be several, comma-separated.",
         ),
     ] = False,
     plugin: Plugins = None,

@@ -34,19 +34,17 @@ def compare(
     against: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Older profiles: say what became slower, less efficient or less accurate since, beyond the noise.",
+            help="Older profiles: show what became slower, less efficient or less accurate since then, beyond the noise.",
             metavar="OLD",
         ),
     ] = None,
     fail_on_regression: Annotated[
         bool,
-        typer.Option(
-            "--fail-on-regression", help="Exit code 1 where something became worse, 3 where the measurement cannot tell."
-        ),
+        typer.Option("--fail-on-regression", help="Exit code 1 if something became worse, 3 if the measurement cannot tell."),
     ] = False,
     equal_within: EqualWithin = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Compare although the machine or the load differ; the output names what differs.")
+        bool, typer.Option("--force", help="Compare even if the machine or the load differ; the output names the differences.")
     ] = False,
     export: Annotated[
         Path | None, typer.Option(help="Also write all rows to a .csv, .json or .parquet file.", metavar="FILE")
@@ -54,9 +52,9 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, for a README.")] = False,
     json: Json = False,
 ) -> None:
-    """Show one row per budget: tokens, MACs, accuracy, latency, power, energy, memory, speed-up with its uncertainty.
+    """Show one row per budget: tokens, MACs, accuracy, latency, power, energy, memory, speed-up and its uncertainty.
 
-    Profiles that may not be compared have tables of their own. For two profiles, OLD and NEW, the changes are shown too.
+    Profiles that cannot be compared are shown in separate tables. For two profiles, OLD and NEW, the changes are shown too.
     """
     from edge_tprune.analysis.contrast import BETWEEN_RUNS, WITHIN_RUN, EqualityMargin
     from edge_tprune.analysis.documents import changes_document, comparison_document

@@ -31,27 +31,29 @@ def deploy(
     bundle: BundleArgument,
     target: Annotated[str | None, typer.Argument(metavar="USER@HOST[:PORT]", help="The board.", show_default=False)] = None,
     hosts: Annotated[
-        Path | None, typer.Option(help="Instead: a file with one board a line; all at once.", show_default=False)
+        Path | None, typer.Option(help="Instead of one board: a file with one board per line.", show_default=False)
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Then run `profile` there, with these options in quotes ('' for none).", show_default=False),
+        typer.Option(help="Then run `profile` on the board, with these options in quotes ('' for none).", show_default=False),
     ] = None,
     collect: Annotated[
-        Path | None, typer.Option(help="Bring the board's profiles into this directory.", show_default=False)
+        Path | None, typer.Option(help="Copy the board's profiles into this directory.", show_default=False)
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Carry every package there: for boards without internet.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Copy every package to the board, which needs no internet then.")
+    ] = False,
     extras: Annotated[
-        str, typer.Option("--with", help="Optional parts to install there: ort, jetson (jtop), cuda, with commas.")
+        str, typer.Option("--with", help="Extras to install on the board, comma-separated: ort, jetson (jtop), cuda.")
     ] = "",
-    anyway: Annotated[bool, typer.Option("--anyway", help="Profile although the doctor found a blocker.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Profile even if the doctor found a blocker.")] = False,
     ssh_config: Annotated[
         Path | None, typer.Option(help="SSH configuration to use instead of your own.", show_default=False)
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Install the agent on a board over SSH, copy the bundle, run the doctor; profile and collect if asked."""
+    """Install the agent on a board over SSH, copy the bundle, and run the doctor; then profile and collect, if asked to."""
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.cli.board_views import deployments_table, print_deployment
     from edge_tprune.cli.progress import BoardLines, BoardProgress

@@ -23,7 +23,7 @@ def doctor(
     ] = Path("/"),
     json: Json = False,
 ) -> None:
-    """Check the board, runtimes, sensors, clocks, memory and throttling; say how to fix what is wrong. Changes nothing."""
+    """Check the board, runtimes, sensors, clocks, memory and throttling, and say how to fix problems. Changes nothing."""
     from edge_tprune.agent.doctor import examine
     from edge_tprune.cli.board_views import print_findings
 

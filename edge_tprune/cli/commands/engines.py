@@ -25,19 +25,17 @@ def engines(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Build for these GPUs, which need not be in this machine, into the bundle (tensorrt-rtx only): sm86,sm89."
+            help="Build for these GPUs, comma-separated, and store the engines in the bundle (tensorrt-rtx only; needs no GPU): sm86,sm89."
         ),
     ] = None,
     budgets: BudgetNames = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or mixed; by default the first that the bundle was built for.", show_default=False),
+        typer.Option(help="fp32, fp16, mixed or int8; by default the first that the bundle was built for.", show_default=False),
     ] = None,
     workspace_mb: Annotated[
         int | None,
-        typer.Option(
-            help="Most scratch memory that a layer may use, MB (10^6 bytes); no limit by default.", show_default=False
-        ),
+        typer.Option(help="Largest scratch memory of a layer, MB (10^6 bytes); no limit by default.", show_default=False),
     ] = None,
     optimization_level: Annotated[
         int | None, typer.Option(help="0 (builds fast) to 5 (searches longest); TensorRT's own by default.", show_default=False)
@@ -47,9 +45,9 @@ def engines(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Build every budget's TensorRT engine for this GPU (`profile` uses them), and report how TensorRT runs each graph.
+    """Build the TensorRT engine of each budget for this GPU, and report how TensorRT runs each graph.
 
-    `profile` builds missing engines itself. This command builds them ahead of time, with limits, and reports precision, fused attention and slow layers.
+    `profile` builds missing engines itself. This command builds them ahead of time, and reports precision, fused attention and slow layers.
     """
     import msgspec
 

@@ -32,19 +32,19 @@ def evaluate(
     ] = None,
     class_map: ClassMapFile = None,
     skip_unreadable: SkipUnreadable = False,
-    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread over the classes.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most this many images, spread evenly over the classes.")] = None,
     runtime: Annotated[
-        str, typer.Option(help="What runs the graphs: onnxruntime runs any of them, tensorrt needs its GPU.")
+        str, typer.Option(help="The runtime: onnxruntime runs graphs of every precision on the CPU; tensorrt needs a GPU.")
     ] = "onnxruntime",
     precision: Annotated[
-        str, typer.Option(help="Evaluate the graphs in this precision: fp32, fp16, mixed or int8; compared with those in fp32.")
+        str, typer.Option(help="Precision of the graphs: fp32, fp16, mixed or int8; compared with those in fp32.")
     ] = "fp32",
     budgets: BudgetNames = None,
     threads: Threads = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Measure accuracy per budget through the built graphs and store it in the bundle."""
+    """Measure the accuracy of each budget with the exported graphs, and store it in the bundle."""
     from edge_tprune.cli.model_views import accuracy_table, require_host
 
     require_host()

@@ -33,33 +33,39 @@ def explain(
     ],
     choice: ModelChoice,
     model: Annotated[
-        str, typer.Option(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")
+        str,
+        typer.Option(
+            help="'reference', a timm model name, or 'local-dir:DIRECTORY' (a downloaded Hugging Face Hub repository)."
+        ),
     ] = "reference",
     method: Annotated[
         str | None,
         typer.Option(
             "--method",
             "--methods",
-            help="One, or several with commas to compare; zero_tprune, or the schedule file's, by default.",
+            help="Methods to draw, comma-separated; zero_tprune, or the schedule file's, by default.",
             show_default=False,
         ),
     ] = None,
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the unpruned MACs, with commas; 0.8,0.65,0.5 by default, with --schedule none.", show_default=False
+            help="Shares of the unpruned MACs, comma-separated; 0.8,0.65,0.5 by default, none with --schedule.",
+            show_default=False,
         ),
     ] = None,
     schedule: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tokens after each block, with commas (may be repeated), or a file that `search` wrote. In addition to --budgets."
+            help="Tokens after each block, comma-separated (may be repeated), or a file that `search` wrote. In addition to --budgets."
         ),
     ] = None,
     blocks: Annotated[
         str | None, typer.Option(help="Blocks that remove tokens, counted from 1; the method's own by default.")
     ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="name=value, for the methods that have it; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the methods that have it, name=value; may be repeated.")
+    ] = None,
     plugin: Plugins = None,
     bundle: Annotated[
         Path | None,

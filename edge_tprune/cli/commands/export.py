@@ -32,21 +32,23 @@ def export(
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     budget: Annotated[
-        str | None, typer.Option(help="Name of the budget; may be left out where the bundle has one.", show_default=False)
+        str | None, typer.Option(help="Name of the budget; optional if the bundle has only one.", show_default=False)
     ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --budget: take what `select` chooses from this profile under the limits below, in its precision."
+            help="Instead of --budget: export the budget and precision that `select` chooses from this profile, under the limits below."
         ),
     ] = None,
     limits: Limits,
     objective: Minimize = None,
     format: Annotated[str, typer.Option(help="onnx, python, cpp, triton, deepstream or isaac-ros.")] = "onnx",
-    runtime: Annotated[str, typer.Option(help="Whose graph: onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
+    runtime: Annotated[
+        str, typer.Option(help="Runtime that will run the graph: onnxruntime, tensorrt or tensorrt-rtx.")
+    ] = "onnxruntime",
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or mixed; by default the first that the bundle was built for.", show_default=False),
+        typer.Option(help="fp32, fp16, mixed or int8; by default the first that the bundle was built for.", show_default=False),
     ] = None,
     fold_preprocessing: Annotated[
         bool,
@@ -60,13 +62,18 @@ def export(
     ] = None,
     bgr: Annotated[bool, typer.Option("--bgr", help="These frames are BGR, as OpenCV gives them.")] = False,
     top_k: Annotated[
-        int | None, typer.Option(help="The graph gives this many best classes and their probabilities.", show_default=False)
+        int | None,
+        typer.Option(
+            help="The graph returns this many best classes and their probabilities, instead of logits.", show_default=False
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.", show_default=False)] = None,
     onnxruntime_version: Annotated[
         str | None,
         typer.Option(
-            metavar="1.18", help="Of the target, where it is older: takes a graph that it can run.", show_default=False
+            metavar="1.18",
+            help="Version of the target, if older than 1.23: exports a graph that it can run.",
+            show_default=False,
         ),
     ] = None,
     plan: Annotated[
@@ -78,9 +85,9 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an older export.")] = False,
     json: Json = False,
 ) -> None:
-    """Write one budget as files that another program takes: graph with weights, class names, preprocessing, an image and its answer.
+    """Write one budget as files for another program: graph with weights, class names, preprocessing, a test image and its output.
 
-    The exported graph is run on that image, and has to answer as the bundle's does, before anything is written.
+    Before anything is written, the exported graph runs on that image and must give the same output as the bundle's.
     """
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.predictor import find_budget

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 )
 @with_model_options
 def finetune(
-    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="'reference', a timm model name, or 'local-dir:DIRECTORY' (a downloaded Hugging Face Hub repository)."
+        ),
+    ],
     choice: ModelChoice,
     method: Annotated[
         str | None,
@@ -38,7 +43,7 @@ def finetune(
     ] = None,
     budgets: Annotated[
         str,
-        typer.Option(help="Shares of the unpruned MACs to train for, with commas; a single one trains for that budget alone."),
+        typer.Option(help="Shares of the unpruned MACs to train for, comma-separated."),
     ] = "1.0,0.8,0.65,0.5",
     schedule: Annotated[Path | None, typer.Option(help="A file that `search` wrote: its method, options and budgets.")] = None,
     blocks: Annotated[
@@ -64,11 +69,11 @@ def finetune(
         "tuned.safetensors"
     ),
     train: Annotated[
-        str, typer.Option(help="Which parameters: all, norm (layer norms), late (after the first removal).")
+        str, typer.Option(help="Which parameters to train: all, norm (layer norms) or late (after the first removal).")
     ] = "all",
     time: Annotated[str | None, typer.Option(help="Total time, such as 20m; the number of epochs is chosen to fit.")] = None,
     epochs: Annotated[
-        float | None, typer.Option(help="How often each photo is shown; chosen automatically by default.", show_default=False)
+        float | None, typer.Option(help="Passes over the photos; chosen automatically by default.", show_default=False)
     ] = None,
     rate: Annotated[
         float | None, typer.Option(help="Highest learning rate; chosen automatically by default.", show_default=False)
@@ -83,11 +88,11 @@ def finetune(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train the pruned network to give the unpruned network's answers, on photos without labels.
+    """Train the pruned network to reproduce the unpruned network's outputs, on photos without labels.
 
-    One set of weights serves all budgets. A network without a classifier head is trained to give its embedding. A
-    part of the photos is held out; weights are written only if they are better on those. Run again to continue what
-    was interrupted. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...
+    One set of weights serves all budgets. A network without a classifier head is trained on its embedding. A part of
+    the photos is held out; weights are written only if they are better on those. Run the command again to continue
+    after an interruption. Several GPUs: torchrun --nproc-per-node 2 -m edge_tprune finetune ...
     """
     from edge_tprune.cli.model_views import finetune_table, require_host
 

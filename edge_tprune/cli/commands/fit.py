@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 )
 @with_model_options
 def fit(
-    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="'reference', a timm model name, or 'local-dir:DIRECTORY' (a downloaded Hugging Face Hub repository)."
+        ),
+    ],
     choice: ModelChoice,
     data: Annotated[
         str | None,
@@ -47,14 +52,15 @@ def fit(
     max_p95_ms: Annotated[float | None, typer.Option(help="Highest 95th percentile of latency, ms.")] = None,
     max_energy_mj: Annotated[float | None, typer.Option(help="Highest energy per image, idle included, mJ.")] = None,
     min_fps: Annotated[float | None, typer.Option(help="Lowest rate, images per second.")] = None,
-    methods: Annotated[str, typer.Option(help="Methods to compare, with commas; at most six.")] = "zero_tprune",
+    methods: Annotated[str, typer.Option(help="Methods to compare, comma-separated; at most six.")] = "zero_tprune",
     images: Annotated[int, typer.Option(help="Use at most this many images.")] = 200,
     trials: Annotated[int, typer.Option(help="Configurations to try per search.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     batch: Annotated[int, typer.Option(help="Images per inference.")] = 1,
-    runtime: Annotated[str, typer.Option(help="onnxruntime or tensorrt.")] = "onnxruntime",
+    runtime: Annotated[str, typer.Option(help="onnxruntime (CPU) or tensorrt (GPU).")] = "onnxruntime",
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16, mixed or int8; or fp32 and others with commas, to choose among precisions too.")
+        str,
+        typer.Option(help="fp32, fp16, mixed or int8; or fp32 and others, comma-separated, to choose among precisions too."),
     ] = "fp32",
     calibration: Annotated[
         str | None,
@@ -70,7 +76,7 @@ def fit(
         typer.Option(metavar="USER@HOST[:PORT]", help="Measure on this board, over SSH, instead of here.", show_default=False),
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="With --host: carry every package there, for a board without internet.")
+        bool, typer.Option("--offline", help="With --host: copy every package to the board, which needs no internet then.")
     ] = False,
     ssh_config: Annotated[
         Path | None, typer.Option(help="With --host: SSH configuration to use instead of your own.", show_default=False)
@@ -79,11 +85,11 @@ def fit(
         bool,
         typer.Option(
             "--finetune",
-            help="Fine-tune the chosen network, without labels, on those images of --data that accuracy is not measured on.",
+            help="Fine-tune the chosen network, without labels, on the images of --data that accuracy is not measured on.",
         ),
     ] = False,
     finetune_time: Annotated[
-        str | None, typer.Option(help="With --finetune: how long at most, such as 20m.", show_default=False)
+        str | None, typer.Option(help="With --finetune: time limit, such as 20m.", show_default=False)
     ] = None,
     skip_unreadable: SkipUnreadable = False,
     plugin: Plugins = None,
@@ -91,14 +97,14 @@ def fit(
         Path | None,
         typer.Option("--out", help="Directory in which everything is kept; fits/MODEL by default.", show_default=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Continue although other programs disturbed a run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Continue even if other programs disturbed a run.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Find the most accurate network within a limit on latency, energy or rate, measured on this machine.
+    """Find the most accurate network within a limit on latency, energy or rate, measured here or on a board.
 
-    Probe, search, build, measure, choose. Run the command again to continue after an interruption, or with another limit to
-    reuse the measurements.
+    The steps: probe, search, build, measure, choose. Run the command again to continue after an interruption, or with
+    another limit to reuse the measurements.
     """
     from edge_tprune.cli.model_views import require_host
 

@@ -19,10 +19,10 @@ from edge_tprune.cli.terminal import print_json, print_note, print_table
 )
 def latency(
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="Profile of a bundle that `build --probe` wrote.")],
-    force: Annotated[bool, typer.Option("--force", help="Make a model even if the run was disturbed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fit a model even if the run was disturbed.")] = False,
     json: Json = False,
 ) -> None:
-    """Model the cost of any schedule on the board that was profiled, and write it to latency.json in the profile.
+    """Fit a model of the cost of any schedule on the profiled board, and write it to latency.json in the profile.
 
     The table shows, for every graph, the measured cost beside the prediction of a model fitted to the other graphs.
     """

@@ -18,7 +18,7 @@ def methods(
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """List the reduction methods, or show one: its paper, the evidence it reads, where it removes tokens, its options."""
+    """List the reduction methods, or show one: its paper, what it reads, where it removes tokens, its options."""
     from edge_tprune.cli.method_views import find_method, methods_document, print_method, print_methods
     from edge_tprune.cli.model_views import require_host
 

@@ -28,13 +28,13 @@ def models(
     update: Annotated[
         Path | None,
         typer.Option(
-            help="Write the tables into this Markdown file, between its marker lines or at its end.", show_default=False
+            help="Write the tables into this Markdown file, between their marker comments or at the end.", show_default=False
         ),
     ] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """List timm's pretrained plain ViTs: supported, or refused and why. Downloads nothing."""
+    """List timm's pretrained plain ViTs: which are supported, and why others are refused. Downloads nothing."""
     from edge_tprune.cli.model_views import require_host
 
     require_host()

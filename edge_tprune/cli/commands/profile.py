@@ -39,7 +39,9 @@ def profile(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Measure accuracy on this device first, on a directory with one sub-directory of images per class."),
+        typer.Option(
+            help="First measure accuracy on this device, on a directory with one sub-directory of images per class, or of unlabelled images."
+        ),
     ] = None,
     class_map: ClassMapFile = None,
     skip_unreadable: SkipUnreadable = False,
@@ -47,13 +49,11 @@ def profile(
         "/"
     ),
     trace: Annotated[bool, typer.Option("--trace", help="Also write trace.json, for ui.perfetto.dev.")] = False,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue this interrupted profile with the turns that are missing.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this interrupted profile: measure the missing turns.")] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Run every budget's engine in randomised rounds and record raw latencies, power, memory and all other sensors."""
+    """Time every budget in randomised rounds, and record raw latencies, power, memory and all other sensors."""
     from edge_tprune.agent.profile import profile as start_run
     from edge_tprune.agent.profile import resume as resume_run
     from edge_tprune.agent.progress import TerminalProgress

@@ -28,7 +28,7 @@ def report(
         typer.Option(
             "--picture",
             metavar="[NAME=]FILE",
-            help="Also draw an .svg or .png for a paper; may be repeated. NAME: accuracy (against latency, the default), p50, p95, "
+            help="Also draw an .svg or .png file; may be repeated. NAME: accuracy (against latency, the default), p50, p95, "
             "energy or memory (accuracy against each), latency, tokens or timeline.",
         ),
     ] = None,
@@ -43,7 +43,7 @@ def report(
     equal_within: EqualWithin = None,
     json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page: the answer, the table, the plots, the environment, how to reproduce."""
+    """Write one self-contained HTML page: the chosen budget, tables, plots, the environment, and how to reproduce it."""
     from edge_tprune.analysis.contrast import WITHIN_RUN, EqualityMargin
     from edge_tprune.errors import UserError
     from edge_tprune.report.report import Request, write_report

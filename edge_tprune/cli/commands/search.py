@@ -31,26 +31,32 @@ from edge_tprune.errors import UserError
 )
 @with_model_options
 def search(
-    model: Annotated[str, typer.Argument(help="'reference', a timm name of a ViT, or 'local-dir:DIRECTORY' of a hub.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="'reference', a timm model name, or 'local-dir:DIRECTORY' (a downloaded Hugging Face Hub repository)."
+        ),
+    ],
     choice: ModelChoice,
     method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
     budgets: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the unpruned MACs, with commas; the method's options are searched at the first. 0.65 by default.",
+            help="Shares of the unpruned MACs, comma-separated; the method's options are searched at the first. 0.65 by default.",
             show_default=False,
         ),
     ] = None,
     latency: Annotated[
         Path | None,
         typer.Option(
-            metavar="PROFILE", help="Instead of MACs: the profile of a probe bundle on the board (`edge-tprune latency`)."
+            metavar="PROFILE",
+            help="Limit latency or energy instead of MACs, by the model that `edge-tprune latency` wrote into this profile.",
         ),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="With --latency: the methods to compare, with commas, or 'all' (every method that was measured). Default: all."
+            help="With --latency: the methods to compare, comma-separated, or 'all' (every method that was measured). Default: all."
         ),
     ] = None,
     max_ms: Annotated[float | None, typer.Option(help="With --latency: highest median latency, ms.")] = None,
@@ -65,7 +71,7 @@ def search(
     data: Annotated[
         str | None,
         typer.Option(
-            help="A directory of images, labelled or not, other than those that accuracy is measured on; the reference model has its own."
+            help="A directory of images, labelled or not; not those that accuracy is measured on. The reference model has its own."
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="Use at most this many images.")] = 200,
@@ -79,7 +85,7 @@ def search(
     score: Annotated[
         str | None,
         typer.Option(
-            help="kl: divergence from the unpruned model, needs no labels (default); top1: errors. Of outputs other than logits "
+            help="kl: divergence from the unpruned model, needs no labels (default); top1: errors. For outputs other than logits, "
             "cosine: distance from the unpruned model's vectors.",
             show_default=False,
         ),
@@ -87,13 +93,13 @@ def search(
     output: Annotated[
         str | None,
         typer.Option(
-            help="What the networks give: logits, embedding, features or tokens. Default: logits where there is a head, else embedding.",
+            help="Output of the networks: logits, embedding, features or tokens. Default: logits if there is a head, else embedding.",
             show_default=False,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
     option: Annotated[
-        list[str] | None, typer.Option(help="An option of the method to hold fixed, name=value; may be repeated.")
+        list[str] | None, typer.Option(help="A method option that is not searched, name=value; may be repeated.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
     skip_unreadable: SkipUnreadable = False,
@@ -113,7 +119,7 @@ def search(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Search for the blocks where a method removes tokens, how many, and its options, within a MACs budget or a board's latency.
+    """Search where a method removes how many tokens, and its options, within a MACs budget or a board's latency.
 
     Run the command again to continue an interrupted search; run it with more --trials to extend a finished one.
     """

@@ -25,14 +25,13 @@ def select(
     objective: Minimize = None,
     equal_within: EqualWithin = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Rank rows that should not be compared; the output names what differs.")
+        bool, typer.Option("--force", help="Rank rows that should not be compared; the output names the differences.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Choose a budget under constraints, with the reason, the room it leaves and the runner-up. Exit code 1: nothing fits.
+    """Choose a budget under limits, with the reason, the margins and the runner-up. Exit code 1: no budget meets the limits.
 
-    Profiles of several boards or methods may be named: every environment offers its best budget, and the output says what keeps
-    them from being ranked.
+    With profiles of several boards or power modes, the best budget of each is shown, and why they are not ranked.
     """
     from edge_tprune.analysis.candidates import Candidates, choose_everywhere
     from edge_tprune.analysis.choice import Choice
