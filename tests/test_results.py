@@ -105,7 +105,7 @@ Columns = tuple[tuple[str, float] | None, ...]
 IN_DOCS: list[tuple[str, str, str, Columns]] = [
     (
         "README.md",
-        "## What it costs",
+        "## Accuracy and speed",
         "methods-deit_tiny-2-core-server",
         (("top1", 0.65), ("top1", 0.5), ("kl", 0.65), ("speedup", 0.65)),
     ),

@@ -171,16 +171,16 @@ def remarks(photos: int, answers: Tensor, head: bool) -> list[str]:
     found = []
     if photos < FEW_PHOTOS:
         found.append(
-            f"note: {photos} photos are few: expect a part of the gain that a thousand bring, and an answer of the {len(answers)} "
-            "held-out ones that may stay open"
+            f"note: {photos} photos are few: expect only a part of the gain that 1000 photos bring. With {len(answers)} held-out photos "
+            "the improvement may not be resolved"
         )
     if head:
         mean, classes = answers.double().softmax(1).mean(0), answers.shape[1]
         alike = float((-(mean * mean.clamp_min(1e-12).log()).sum()).exp())
         if alike < _FEW_CLASSES * classes:
             found.append(
-                f"note: to the network the photos look like about {alike:.0f} of its {classes} classes: the gain is for such photos; "
-                "on others it is smaller"
+                f"note: to the network, the photos look like about {alike:.0f} of its {classes} classes: the gain is for such photos, and "
+                "smaller for others"
             )
     return found
 
