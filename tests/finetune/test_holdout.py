@@ -74,7 +74,7 @@ def test_photos_that_are_few_or_of_few_classes_are_remarked_on() -> None:
     assert holdout.remarks(500, logits(30), True) == []
     (few,) = holdout.remarks(99, logits(30), True)
     assert "99 photos are few" in few
-    assert "the 60 held-out ones" in few
+    assert "With 60 held-out photos" in few
     (alike,) = holdout.remarks(500, logits(12), True)
     assert "look like about 12 of its 200 classes" in alike
     assert holdout.remarks(500, logits(12), False) == [], "an embedding has no classes"
