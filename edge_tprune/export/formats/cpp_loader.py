@@ -19,8 +19,7 @@ _BUILD_PLAN = (
 _NEEDS_GPU = "Needs TensorRT 8.5 or newer and CUDA: headers and libraries. An engine file runs only on the GPU and TensorRT that built it."
 _CHECKED_GPU = (
     "",
-    "Checked: the program was read by a compiler's front end against headers made from what the Python bindings of TensorRT and CUDA show. It was neither "
-    "linked nor run.",
+    "Tested: a compiler's front end accepted the program, with headers made from the Python bindings of TensorRT and CUDA. It was neither linked nor run.",
 )
 
 

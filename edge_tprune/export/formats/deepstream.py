@@ -83,12 +83,12 @@ class DeepStream(Format):
         ]
         if not package.labels:
             lines.append(
-                "nvinfer attaches the output to each frame as NvDsInferTensorMeta (`output-tensor-meta`), for a probe or an element of yours."
+                "nvinfer attaches the output to each frame as NvDsInferTensorMeta (`output-tensor-meta`), for your own probe or element."
             )
         if package.artifact.precision == "fp16":
             lines.append(
-                "network-mode 2 lets TensorRT run any layer in half precision, norms included, which overflows on some boards: hold the answer for "
-                "`golden.png` against `golden.json`."
+                "network-mode 2 lets TensorRT run any layer in half precision, norms included, which overflows on some boards: compare the output for "
+                "`golden.png` with `golden.json`."
             )
         write_readme(package, lines)
 

@@ -13,9 +13,9 @@ _LOADERS = {"onnxruntime": "classify_onnxruntime.py", "tensorrt": "classify_tens
 _CLASSIFY, _INFER = "classify.py", "infer.py"  #: what the program is called that prints classes, or something else
 _ON_GPU = (
     "",
-    "The first run builds `model.plan` for the GPU that is here, which can take minutes; another GPU or TensorRT needs it built again. On a Jetson "
+    "The first run builds `model.plan` for this GPU, which can take minutes; another GPU or TensorRT version needs a new one. On a Jetson, "
     "TensorRT comes with JetPack: `sudo apt install python3-libnvinfer`, not pip.",
-    "Checked: the engine is built by TensorRT-RTX's parser and builder; what runs it was checked against the names in NVIDIA's Python bindings and "
+    "Tested: the engine was built by TensorRT-RTX's parser and builder; the code that runs it was checked against the names in NVIDIA's Python bindings and "
     "run with GPU calls emulated on a CPU. It has not run on a GPU.",
 )
 
@@ -80,7 +80,7 @@ def _program(program: str, classes: bool) -> list[str]:
         f"from images import {imported}",
         "",
         "model = Model()",
-        'scores = model(open_image("golden.png"))  # a list of arrays, one per output; any image of Pillow will do',
+        'scores = model(open_image("golden.png"))  # a list of arrays, one per output; any Pillow image',
         f"print({use})",
         "```",
         "",

@@ -19,7 +19,7 @@ def write_readme(package: Package, lines: Sequence[str]) -> None:
         "",
     ]
     answer = json.loads((package.folder / GOLDEN_ANSWER).read_text(encoding="utf-8"))
-    tail = ["", "`golden.png` is an image to try, `golden.json` the answer to it."]
+    tail = ["", "`golden.png` is a test image, `golden.json` the model's output for it."]
     if answer.get("top"):
         first = answer["top"][0]
         tail[-1] += f" The best class is {first['label']!r}, probability {first['probability']:.3f}."
@@ -42,7 +42,7 @@ def describe_input(package: Package) -> str:
 def describe_outputs(package: Package) -> str:
     """What the graph gives, in words."""
     listed = ", ".join(f"`{o.name}` ({o.dtype}, {' x '.join(map(str, o.shape))})" for o in package.about.outputs)
-    names = "Names of the classes: `labels.txt`, one a line." if package.labels else ""
+    names = "Names of the classes: `labels.txt`, one per line." if package.labels else ""
     return f"Output: {listed}. {names}".strip()
 
 

@@ -1,6 +1,6 @@
 """Prints what the network says of images: python classify.py golden.png cat.jpg. Needs numpy, pillow, tensorrt and cuda-python, and nothing of edge-tprune.
 
-The first run builds model.plan for the GPU that is here, which can take minutes.
+The first run builds model.plan for this GPU, which can take minutes.
 """
 
 from __future__ import annotations
