@@ -20,6 +20,8 @@ from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.checkpoint import one_line
 from edge_tprune.models.hub import no_retries
 
+Arguments = Mapping[str, Any]
+"""Keyword arguments of timm's models, by name: which there are, and of which type, each model decides."""
 Filter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 _FACTORY = threading.Lock()
@@ -30,7 +32,7 @@ class Created:
     """A model that timm created."""
 
     model: nn.Module
-    arguments: Mapping[str, Any]  #: keyword arguments with which timm creates it again
+    arguments: Arguments  #: keyword arguments with which timm creates it again
     filter: Filter | None  #: what timm applies to checkpoints of this very model
 
 
@@ -49,7 +51,7 @@ def check_name(name: str) -> None:
         )
 
 
-def create(name: str, arguments: Mapping[str, Any], *, random: bool = False, shape_only: bool = False) -> Created:
+def create(name: str, arguments: Arguments, *, random: bool = False, shape_only: bool = False) -> Created:
     """A model without pretrained weights, of a fixed image size.
 
     Args:
@@ -75,7 +77,7 @@ def create(name: str, arguments: Mapping[str, Any], *, random: bool = False, sha
     return Created(model, dict(arguments), kept[-1] if kept else None)
 
 
-def create_pretrained(name: str, arguments: Mapping[str, Any]) -> Created:
+def create_pretrained(name: str, arguments: Arguments) -> Created:
     """A model of a fixed image size with the weights that timm fetches for it.
 
     Raises:
@@ -93,7 +95,7 @@ def create_pretrained(name: str, arguments: Mapping[str, Any]) -> Created:
     return Created(model, shape.arguments, None)
 
 
-def _describe(name: str, arguments: Mapping[str, Any], error: Exception) -> str:
+def _describe(name: str, arguments: Arguments, error: Exception) -> str:
     text = one_line(error)
     with_ = ", ".join(f"{key}={value}" for key, value in arguments.items())
     if isinstance(error, TypeError) and "unexpected keyword argument" in text:

@@ -46,9 +46,9 @@ class WeightsFile:
     """What a file, or a directory of a hub, holds."""
 
     path: Path  #: the file, or the directory that was given
-    content: Mapping[str, Any]  #: a state dict, or whatever wraps one
-    config: Mapping[str, Any] = field(default_factory=dict)  #: of `config.json` beside it, in a hub's directory
-    preprocessor: Mapping[str, Any] = field(default_factory=dict)  #: of `preprocessor_config.json`
+    content: Mapping[str, object]  #: a state dict, or whatever wraps one
+    config: Mapping[str, object] = field(default_factory=dict)  #: of `config.json` beside it, in a hub's directory
+    preprocessor: Mapping[str, object] = field(default_factory=dict)  #: of `preprocessor_config.json`
     metadata: Mapping[str, str] = field(default_factory=dict)  #: of a .safetensors file
     numpy: Path | None = None  #: a JAX archive, which a model of timm reads by itself
 
@@ -109,11 +109,11 @@ def _read_directory(path: Path) -> WeightsFile:
     return WeightsFile(path, read.content, *_read_configs(path), read.metadata, read.numpy)
 
 
-def _read_configs(directory: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _read_configs(directory: Path) -> tuple[Mapping[str, object], Mapping[str, object]]:
     return _read_config(directory / "config.json"), _read_config(directory / "preprocessor_config.json")
 
 
-def _read_config(file: Path) -> Mapping[str, Any]:
+def _read_config(file: Path) -> Mapping[str, object]:
     if not file.is_file():
         return {}
     try:
@@ -125,12 +125,12 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     return document
 
 
-def _read_parts(index: Path) -> Mapping[str, Any]:
+def _read_parts(index: Path) -> Mapping[str, object]:
     """A checkpoint in several files, by the index that says which tensor is in which."""
     places = _read_config(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
         raise UserError(f"{format_path(index)} is no index of weights: it has no weight_map from tensors to files")
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, object] = {}
     for name in sorted(set(places.values())):
         if Path(name).name != name:
             raise UserError(f"{format_path(index)} names {name!r}, which lies outside its directory: it is not read")
@@ -145,7 +145,7 @@ def _read_parts(index: Path) -> Mapping[str, Any]:
     return tensors
 
 
-def _read_numpy(path: Path) -> Mapping[str, Any]:
+def _read_numpy(path: Path) -> Mapping[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
@@ -155,7 +155,7 @@ def _read_numpy(path: Path) -> Mapping[str, Any]:
         ) from error
 
 
-def _read_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+def _read_file(path: Path) -> tuple[Mapping[str, object], Mapping[str, str]]:
     """The content of one .safetensors file or PyTorch checkpoint, whatever its name ends with, and its metadata."""
     shown = format_path(path)
     if not path.is_file():
@@ -202,7 +202,7 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
             raise UserError(f"weights file {shown} is {kind}, not weights. Give a .safetensors file or a PyTorch state dict")
 
 
-def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
@@ -216,7 +216,7 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]
         ) from error
 
 
-def _read_torch(path: Path, start: bytes) -> Mapping[str, Any]:
+def _read_torch(path: Path, start: bytes) -> Mapping[str, object]:
     shown = format_path(path)
     _refuse_programs(path)
     # An archive, or as torch wrote before 1.6, or before 0.1.10.

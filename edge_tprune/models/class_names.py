@@ -48,15 +48,6 @@ class ClassNames:
         synset = SYNSET.match(name)
         return found if found is not None or synset is None else self._table.find(synset[0])
 
-    def to_json(self) -> dict[str, Any]:
-        """As a bundle keeps it."""
-        return {"names": list(self.names), "source": self.source, "descriptions": list(self.descriptions)}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> ClassNames:
-        """From `to_json`."""
-        return cls(tuple(record["names"]), str(record["source"]), tuple(record.get("descriptions", ())))
-
 
 class NameTable:
     """Finds a class by its name: as it is written, else without what copying changes, where only one class has it."""
@@ -237,9 +228,9 @@ def _of_configuration(document: Any, shown: str) -> Any:
     return next(iter(found.values()))
 
 
-def _unique(pairs: list[tuple[str, Any]], shown: str) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]], shown: str) -> dict[str, object]:
     """A JSON object; two different values of one key are refused, of which `json` takes the last without a word."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, value in pairs:
         if key in found and found[key] != value:
             raise UserError(f"class map {shown} gives {key!r} twice: {found[key]!r} and {value!r}. Leave one out")
@@ -247,7 +238,7 @@ def _unique(pairs: list[tuple[str, Any]], shown: str) -> dict[str, Any]:
     return found
 
 
-def _by_class(file: Path, document: Mapping[str, Any]) -> ClassMap:
+def _by_class(file: Path, document: Mapping[str, object]) -> ClassMap:
     """Of {"0": "cat"}, or of {"0": ["n01440764", "tench"]}."""
     index: list[tuple[str, int]] = []
     descriptions: dict[int, str] = {}

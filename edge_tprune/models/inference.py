@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.architecture import create
+from edge_tprune.models.architecture import Arguments, create
+
+Inferred = tuple[dict[str, object], list[str]]  # keyword arguments, and what to say of them
 
 POOLS = ("avg", "token", "map")
 _POOL_MODULES = ("norm", "fc_norm", "attn_pool")  # which of them a model has depends on how it pools
@@ -20,10 +21,10 @@ def infer_arguments(
     name: str,
     tensors: Mapping[str, Tensor],
     shape: nn.Module,
-    given: Mapping[str, Any],
-    saved: Mapping[str, Any],
+    given: Arguments,
+    saved: Arguments,
     file: str,
-) -> tuple[dict[str, Any], list[str]]:
+) -> Inferred:
     """Keyword arguments that a checkpoint shows and the user did not give, and what to say of them.
 
     Args:
@@ -37,7 +38,7 @@ def infer_arguments(
     Raises:
         UserError: the checkpoint is of another patch size, or of channels that no image has, or contradicts what was given.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     remarks: list[str] = []
     for infer in (_classes, _channels, _image_size):
         more, remark = infer(name, tensors, shape, given, file)
@@ -48,9 +49,6 @@ def infer_arguments(
         return found, remarks
     pool = _pool(name, tensors, shape, {**saved, **given, **found}, file)
     return found | pool[0], remarks + pool[1]
-
-
-Inferred = tuple[dict[str, Any], list[str]]
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -69,7 +67,7 @@ def first_convolution(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[
     return tensors[key], own
 
 
-def _classes(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: Mapping[str, Any], file: str) -> Inferred:
+def _classes(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: Arguments, file: str) -> Inferred:
     heads = [tensors[f"{layer}.weight"] for layer in classifiers(shape) if f"{layer}.weight" in tensors]
     heads = [head for head in heads if head.ndim == 2]
     if not heads:
@@ -85,7 +83,7 @@ def _classes(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: 
     return {"num_classes": classes}, [f"{file}: {classes} {'class' if classes == 1 else 'classes'}, as its head has"]
 
 
-def _channels(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: Mapping[str, Any], file: str) -> Inferred:
+def _channels(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: Arguments, file: str) -> Inferred:
     pair = first_convolution(tensors, shape)
     if pair is None:
         return {}, []
@@ -114,7 +112,7 @@ def _channels(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given:
     return {"in_chans": channels}, remarks
 
 
-def _image_size(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: Mapping[str, Any], file: str) -> Inferred:
+def _image_size(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, given: Arguments, file: str) -> Inferred:
     embed = getattr(shape, "patch_embed", None)
     grid, patch = getattr(embed, "grid_size", None), getattr(embed, "patch_size", None)
     if grid is None or patch is None:
@@ -159,7 +157,7 @@ def _patches(tensors: Mapping[str, Tensor], shape: nn.Module, own: int) -> int |
     return None
 
 
-def _pool(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, arguments: Mapping[str, Any], file: str) -> Inferred:
+def _pool(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, arguments: Arguments, file: str) -> Inferred:
     wrong = _pool_misfit(tensors, shape)
     if not wrong:
         return {}, []

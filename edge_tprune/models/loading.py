@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edge_tprune.errors import UserError
 from edge_tprune.models import reference
-from edge_tprune.models.architecture import Created, check_name, create, create_pretrained
+from edge_tprune.models.architecture import Arguments, Created, check_name, create, create_pretrained
 from edge_tprune.models.checkpoint import WeightsFile, one_line, read_weights
 from edge_tprune.models.class_names import ClassNames, contradicted, read_class_map, to_index
 from edge_tprune.models.fitting import fit
@@ -46,9 +46,8 @@ class LoadedModel:
     weights: str  #: a file's name, "pretrained", "reference" or "random"
     weights_sha256: str  #: over all tensors, names and shapes: equal for equal weights whatever file they came from
     preprocessing: Preprocessing
-    arguments: Mapping[str, Any] = field(
-        default_factory=dict
-    )  #: beside its name, what timm was asked for: num_classes, img_size, ...
+    #: Beside its name, what timm was asked for: num_classes, img_size, ...
+    arguments: Arguments = field(default_factory=dict)
     class_names: ClassNames | None = None
     remarks: tuple[str, ...] = ()  #: what was decided from the checkpoint, for the output
 
@@ -65,13 +64,13 @@ class ModelOptions:
     classes: int | None = None  #: 0: without a classifier head
     img_size: tuple[int, int] | None = None  #: (H, W), pixels
     global_pool: str | None = None
-    model_kwargs: Mapping[str, Any] = field(default_factory=dict)  #: other keyword arguments for timm
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)  #: mean, std, interpolation, crop_pct, crop_mode
+    model_kwargs: Arguments = field(default_factory=dict)  #: other keyword arguments for timm
+    preprocessing: Mapping[str, object] = field(default_factory=dict)  #: mean, std, interpolation, crop_pct, crop_mode
     use_ema: bool = True  #: prefer a moving average of the weights where a checkpoint has one, as timm does
     class_map: Path | None = None  #: a file with the names of the classes (`read_class_map`)
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, object]:
         """Keyword arguments for timm."""
         named = {"num_classes": self.classes, "global_pool": self.global_pool}
         if self.img_size is not None:
@@ -191,9 +190,9 @@ def _load_file(name: str, file: WeightsFile, options: ModelOptions) -> LoadedMod
     return _finish(name, created, file.shown, options, file, [*remarks, *more, *most])
 
 
-def _load_numpy(name: str, file: WeightsFile, arguments: dict[str, Any], options: ModelOptions) -> LoadedModel:
+def _load_numpy(name: str, file: WeightsFile, arguments: Arguments, options: ModelOptions) -> LoadedModel:
     """From a JAX archive, by the model's own reader. It passes over what does not fit, so every weight is marked before."""
-    heads = [value for key, value in file.content.items() if key.endswith("head/bias")]
+    heads = [value for key, value in file.content.items() if key.endswith("head/bias") and isinstance(value, Tensor)]
     remarks = []
     if heads and "num_classes" not in arguments:
         arguments = {**arguments, "num_classes": int(heads[0].shape[-1])}
@@ -253,7 +252,7 @@ def _describe_other_name(name: str, file: WeightsFile) -> list[str]:
     return [f"{file.shown} says that it is of {said}, and is loaded as {name}: the two may normalise images differently"]
 
 
-def _image_size(model: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+def _image_size(model: nn.Module, arguments: Arguments) -> tuple[int, int] | None:
     size = arguments.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is None:
         return None

@@ -100,7 +100,7 @@ def _is_generic(record: Mapping[Any, Any] | Sequence[Any]) -> bool:
     return all(name.startswith("LABEL_") for name in to_index(record))
 
 
-def imagenet_names(model: nn.Module | dict[str, Any]) -> ClassNames | None:
+def imagenet_names(model: nn.Module | dict[str, int]) -> ClassNames | None:
     """The names of ImageNet's classes, in timm's order, for a model (or its `num_classes`) with as many outputs as one of its subsets has."""
     subset = infer_imagenet_subset(model)
     return None if subset is None else _subset_names(subset)
@@ -114,7 +114,7 @@ def _subset_names(subset: str) -> ClassNames:
     return ClassNames(tuple(names), source, tuple(info.index_to_description(i) for i in range(len(names))))
 
 
-def find_preprocessing(file: WeightsFile) -> tuple[dict[str, Any], list[str]]:
+def find_preprocessing(file: WeightsFile) -> tuple[dict[str, object], list[str]]:
     """The preprocessing that a checkpoint or what lies beside it records, by timm's names, and what to say of it."""
     for source, found in (
         (f"preprocessor_config.json of {file.shown}", _of_preprocessor(file)),
@@ -127,13 +127,13 @@ def find_preprocessing(file: WeightsFile) -> tuple[dict[str, Any], list[str]]:
     return {}, []
 
 
-def _of_timm(record: Any) -> dict[str, Any]:
+def _of_timm(record: object) -> dict[str, object]:
     if not isinstance(record, Mapping):
         return {}
     return {key: record[key] for key in _PREPROCESSING if record.get(key)}
 
 
-def _of_preprocessor(file: WeightsFile) -> dict[str, Any]:
+def _of_preprocessor(file: WeightsFile) -> dict[str, object]:
     try:
         return _of_transformers(file.preprocessor)
     except (TypeError, ZeroDivisionError) as error:
@@ -143,8 +143,8 @@ def _of_preprocessor(file: WeightsFile) -> dict[str, Any]:
         ) from error
 
 
-def _of_transformers(record: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _of_transformers(record: Mapping[str, Any]) -> dict[str, object]:
+    found: dict[str, object] = {}
     if record.get("do_normalize", True):
         found |= {key: record[f"image_{key}"] for key in ("mean", "std") if record.get(f"image_{key}")}
     elif record:
@@ -161,7 +161,7 @@ def _of_transformers(record: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def model_arguments(file: WeightsFile) -> dict[str, Any]:
+def model_arguments(file: WeightsFile) -> dict[str, object]:
     """Keyword arguments for timm's model that a hub's configuration records."""
     arguments = plain(file.config.get("model_args"))
     found = dict(arguments) if isinstance(arguments, Mapping) else {}
@@ -172,7 +172,7 @@ def model_arguments(file: WeightsFile) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
-def _timm_config(file: WeightsFile) -> Mapping[str, Any]:
+def _timm_config(file: WeightsFile) -> Mapping[str, object]:
     """timm's `pretrained_cfg`; older files have its entries at the top."""
     if "architecture" not in file.config:
         return {}

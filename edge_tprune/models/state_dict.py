@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +102,7 @@ def find_network(file: WeightsFile, wanted: Mapping[str, Tensor], use_ema: bool,
     return found, remarks
 
 
-def _by_timms_rule(file: WeightsFile, use_ema: bool) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
+def _by_timms_rule(file: WeightsFile, use_ema: bool) -> tuple[list[tuple[str, Mapping[str, object]]], list[str]]:
     """The state dicts to look at, by where they are, and what to say. Where a file has timm's names, those that timm would take."""
     content = file.content
     averaged = [key for key in EMA_KEYS if content.get(key) is not None]
@@ -127,7 +126,7 @@ def _by_timms_rule(file: WeightsFile, use_ema: bool) -> tuple[list[tuple[str, Ma
     return list(_states("", content)), []
 
 
-def _states(where: str, value: object, depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _states(where: str, value: object, depth: int = 0) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Every mapping that holds tensors by name, from the outside in."""
     if not isinstance(value, Mapping) or depth > _DEPTH or not all(isinstance(key, str) for key in value):
         return
@@ -138,7 +137,7 @@ def _states(where: str, value: object, depth: int = 0) -> Iterator[tuple[str, Ma
             yield from _states(f"{where}.{key}" if where else key, item, depth + 1)
 
 
-def _unwrapped(state: Mapping[str, Any], wanted: Collection[str]) -> Tensors:
+def _unwrapped(state: Mapping[str, object], wanted: Collection[str]) -> Tensors:
     """The tensors of a state dict without what wrappers put into names (timm's `clean_state_dict`, in any nesting and at any place)."""
     own = {part for name in wanted for part in name.split(".")}
     wrappers = set(_WRAPPERS) - own
@@ -157,7 +156,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _fits(where: str, state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> Iterator[Found]:
+def _fits(where: str, state: Mapping[str, object], wanted: Mapping[str, Tensor]) -> Iterator[Found]:
     """The networks in one state dict: one for each prefix under which many of the model's names are."""
     tensors = _unwrapped(state, wanted)
     counts: Counter[str] = Counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from edge_tprune.models.preprocess import CROP_MODES, INTERPOLATIONS, Preprocess
 
 
 def resolve_preprocessing(
-    model: nn.Module, size: tuple[int, int] | None, channels: int, recorded: Mapping[str, Any], given: Mapping[str, Any]
+    model: nn.Module, size: tuple[int, int] | None, channels: int, recorded: Mapping[str, object], given: Mapping[str, object]
 ) -> Preprocessing:
     """The preprocessing of a model.
 
@@ -32,22 +32,18 @@ def resolve_preprocessing(
     own = resolve_model_data_config(model)
     chosen = {**own, **recorded, **{key: value for key, value in given.items() if value is not None}}
     height, width = size or own["input_size"][-2:]
-    result = {
-        "input_size": [channels, int(height), int(width)],
-        "mean": _per_channel(chosen["mean"], channels, "mean"),
-        "std": _per_channel(chosen["std"], channels, "std"),
-        "interpolation": str(chosen["interpolation"]),
-        "crop_pct": _number(chosen["crop_pct"], "crop-pct"),
-        "crop_mode": str(chosen["crop_mode"]),
-    }
-    _check(result)
+    mean, std = (_per_channel(chosen[name], channels, name) for name in ("mean", "std"))
+    crop_pct = _number(chosen["crop_pct"], "crop-pct")
+    words = {name: str(chosen[name]) for name in ("interpolation", "crop_mode")}
+    _check(mean, std, crop_pct, words)
+    result = {"input_size": [channels, int(height), int(width)], "mean": mean, "std": std, "crop_pct": crop_pct}
     try:
-        return msgspec.convert(result, Preprocessing)
+        return msgspec.convert(result | words, Preprocessing)
     except msgspec.ValidationError as error:
         raise UserError(f"images cannot be prepared as this model takes them: {error}") from error
 
 
-def _per_channel(values: Any, channels: int, name: str) -> list[float]:
+def _per_channel(values: object, channels: int, name: str) -> list[float]:
     """As timm: one value stands for every channel; the three of colours, for grey, for their mean."""
     listed = [_number(v, name) for v in (values if isinstance(values, (list, tuple)) else [values])]
     if len(listed) == 1:
@@ -68,23 +64,23 @@ def _number(value: Any, name: str) -> float:
         ) from error
 
 
-def _check(record: Mapping[str, Any]) -> None:
-    for name in ("mean", "std"):
-        if any(not -1 <= v <= 1 for v in record[name]):
-            listed = ",".join(f"{v:g}" for v in record[name])
+def _check(mean: Sequence[float], std: Sequence[float], crop_pct: float, words: Mapping[str, str]) -> None:
+    for name, values in (("mean", mean), ("std", std)):
+        if any(not -1 <= v <= 1 for v in values):
+            listed = ",".join(f"{v:g}" for v in values)
             raise UserError(
                 f"--{name} {listed} is out of range: timm's are for pixels from 0 to 1. Divide those for 0 to 255 by 255"
             )
-    if any(v <= 0 for v in record["std"]):
-        raise UserError(f"--std {','.join(f'{v:g}' for v in record['std'])} is out of range: give numbers above 0")
-    if not 0 < record["crop_pct"] <= 1:
+    if any(v <= 0 for v in std):
+        raise UserError(f"--std {','.join(f'{v:g}' for v in std)} is out of range: give numbers above 0")
+    if not 0 < crop_pct <= 1:
         raise UserError(
-            f"--crop-pct {record['crop_pct']:g} is out of range: it is the share of the resized image that the crop keeps, such as 0.875"
+            f"--crop-pct {crop_pct:g} is out of range: it is the share of the resized image that the crop keeps, such as 0.875"
         )
     for option, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-        if record[option] not in known:
+        if (word := words[option]) not in known:
             raise UserError(
-                f"--{option.replace('_', '-')} {record[option]!r} is unknown.{did_you_mean(record[option], known)} Known: {', '.join(known)}"
+                f"--{option.replace('_', '-')} {word!r} is unknown.{did_you_mean(word, known)} Known: {', '.join(known)}"
             )
 
 
