@@ -65,7 +65,7 @@ class DocumentKind(Generic[T]):
     remedy: str  #: what to do about a damaged one: "Copy the bundle again, or rebuild it"
     schema: type[T]  #: a msgspec Struct
     file: str | None = None  #: its name in the directory that people name; None where they name the document itself
-    convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    convert: Callable[[dict[str, object]], dict[str, object]] | None = None
     """Turns a document of an older version, its `version` included, into today's fields."""
     most_bytes: int = LARGEST_BYTES
 
@@ -111,7 +111,7 @@ class DocumentKind(Generic[T]):
             )
         return header.version
 
-    def document(self, value: T) -> dict[str, Any]:
+    def document(self, value: T) -> dict[str, object]:
         """The document as plain values: what other programs find in the file."""
         fields = escape_undecodable(msgspec.to_builtins(value, str_keys=True))
         return {"format": self.format, "version": self.version, **fields}

@@ -31,6 +31,16 @@ def printable(value: Any) -> str:
     return "".join(letter if letter.isprintable() else REPLACEMENT for letter in str(value))
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, as one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says: what follows in those of ONNX Runtime is of no use to its users."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def to_ascii(text: str) -> str:
     """`text` with our own symbols in ASCII. Letters of other languages in names stay what they are."""
     return text.translate(_ASCII)

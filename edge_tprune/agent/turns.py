@@ -7,14 +7,15 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from edge_tprune.agent.loads import Timed, time_load, warm_up
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import split_label
-from edge_tprune.bundle.predictor import Predictor, load_predictor
+from edge_tprune.bundle.predictor import load_predictor
 from edge_tprune.record.lines import PartLine, TurnLine
 from edge_tprune.record.log import clock_ns
 from edge_tprune.record.settings import RunSettings
@@ -84,29 +85,28 @@ def take_turn(
         with _garbage_collection_off():  # already while warming up: collecting empties the caches
             warmup = warm_up(model.run, images, settings.warmup_seconds, settings.fps)
             model.stages_ns()  # drops those of the warm-up
-            common: dict[str, Any] = {
-                **planned._asdict(),
-                "load_ms": load_ms,
-                "warmup_begin_ns": warmup.begin_ns,
-                "warmup_inferences": warmup.inferences,
-                "warmup_steady": warmup.steady,
-            }
 
-            def write_part(t_ns: int, timed: Timed) -> None:
-                write(PartLine(t_ns=t_ns, **common, **_timed_fields(timed, model, settings.fps)))
+            def part(t_ns: int, timed: Timed) -> PartLine:
+                return PartLine(
+                    t_ns=t_ns,
+                    round=planned.round,
+                    position=planned.position,
+                    budget=planned.budget,
+                    load_ms=load_ms,
+                    warmup_begin_ns=warmup.begin_ns,
+                    warmup_inferences=warmup.inferences,
+                    warmup_steady=warmup.steady,
+                    start_ns=timed.start_ns,
+                    latency_ns=timed.latency_ns,
+                    stages_ns=model.stages_ns(),
+                    due_ns=None if settings.fps is None else timed.due_ns,
+                    missed=None if settings.fps is None else timed.missed,
+                )
 
-            t_ns, end_ns, rest = time_load(model.run, images, settings.seconds_per_round, settings.fps, write_part)
-        return TurnLine(t_ns=t_ns, end_ns=end_ns, **common, **_timed_fields(rest, model, settings.fps))
-
-
-def _timed_fields(timed: Timed, model: Predictor, fps: float | None) -> dict[str, Any]:
-    """What was timed, as fields of a line."""
-    fields: dict[str, Any] = {
-        "start_ns": timed.start_ns,
-        "latency_ns": timed.latency_ns,
-        "stages_ns": model.stages_ns(),
-    }
-    return fields if fps is None else {**fields, "due_ns": timed.due_ns, "missed": timed.missed}
+            t_ns, end_ns, rest = time_load(
+                model.run, images, settings.seconds_per_round, settings.fps, lambda t_ns, timed: write(part(t_ns, timed))
+            )
+        return TurnLine(**msgspec.structs.asdict(part(t_ns, rest)), end_ns=end_ns)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ FIXED = (
 
 
 def run_conditions(
-    document: RunDocument, state: MachineState | None, engine: Mapping[str, Any], summary: Summary | None
+    document: RunDocument, state: MachineState | None, engine: Mapping[str, object], summary: Summary | None
 ) -> dict[str, str]:
     """What all rows of a run must share with the rows they are compared with: label -> value.
 

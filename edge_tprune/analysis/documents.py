@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,7 @@ from edge_tprune.analysis.contrast import Contrast
 from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.table import Profile, Row, Rows, find_differences
 
-JsonObject = dict[str, Any]
+JsonObject = dict[str, object]
 
 _COMPARISON = {"format": "edge-tprune-comparison", "version": 1}
 _CHOICE = {"format": "edge-tprune-choice", "version": 3}

@@ -14,7 +14,7 @@ from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import write_bytes
 
-Record = dict[str, Any]
+Record = dict[str, object]
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _KINDS = {"unpruned": bool, "inferences": int, "rounds": int}  #: columns that are neither measures nor text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Row
@@ -71,7 +71,7 @@ class Headroom:
         end = self.interval.high if LIMITS[self.limit.name][1] == "max" else self.interval.low
         return None if end is None else self.limit.room(end) >= 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The headroom as JSON."""
         return {
             "constraint": self.limit.name,

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -202,8 +201,10 @@ class Guard:
     ) -> tuple[Path, str] | None:
         """The bundle's own graph in a precision; where it has none, the edited one, if the edit leads there."""
         if any(a.precision == precision for a in self.bundle.budget(self.budget).graphs(self.runtime)):
-            options: dict[str, Any] = {"cache": self.cache, "progress": self.progress, "warn": self.warn}
-            return prepare(self.bundle, self.budget, self.runtime, precision, **options), precision
+            file = prepare(
+                self.bundle, self.budget, self.runtime, precision, cache=self.cache, progress=self.progress, warn=self.warn
+            )
+            return file, precision
         if places is None:
             raise UserError(f"the bundle has no graph in {precision} for {self.runtime}: build with --precision {precision}")
         return self._raise(graph, places, before)

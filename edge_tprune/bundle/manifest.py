@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +24,7 @@ from edge_tprune.documents import (
     Whole,
 )
 from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.files import sha256_file
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.statistics import Interval
@@ -39,6 +41,11 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     sha256: Sha256
     bytes: Whole
+
+    @classmethod
+    def of(cls, file: Path) -> FileEntry:
+        """What a file is now."""
+        return cls(sha256=sha256_file(file), bytes=file.stat().st_size)
 
 
 class TensorType(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +82,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     macs: Count  #: per image
     input: TensorType
     output: OutputType
-    arguments: dict[str, Any] = {}  #: beside its name, what timm was asked for: num_classes, img_size, ...
+    arguments: dict[str, object] = {}  #: beside its name, what timm was asked for: num_classes, img_size, ...
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
@@ -382,7 +389,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         raise UserError(f"no budget {name!r} (there are: {', '.join(names)}).{did_you_mean(name, names)}")
 
 
-def _from_version_1(document: dict[str, Any]) -> dict[str, Any]:
+def _from_version_1(document: dict[str, object]) -> dict[str, object]:
     """Version 1 called engine files plans."""
     budgets = document.get("budgets")
     for budget in budgets if isinstance(budgets, list) else []:

@@ -34,7 +34,7 @@ from edge_tprune.bundle.manifest import KIND
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import NegativeAnswer, UserError, missing_package
 from edge_tprune.models.images import read_image
-from edge_tprune.runtime.engine import Engine, EngineInfo, default_threads, open_engine
+from edge_tprune.runtime.engine import Engine, EngineInfo, Stages, default_threads, open_engine
 from edge_tprune.runtime.tensorrt.builder import Progress
 from edge_tprune.runtime.tensorrt.cache import Warn
 
@@ -222,7 +222,7 @@ class Predictor:
         """
         return self._engine.buffer
 
-    def stages_ns(self) -> dict[str, list[int]] | None:
+    def stages_ns(self) -> Stages | None:
         """What the device's own clock saw, as `Engine.stages_ns`."""
         return self._engine.stages_ns()
 

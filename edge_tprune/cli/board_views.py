@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from edge_tprune.cli.terminal import Heading, Table, open_stdout, print_note, print_parts, print_text
 
 if TYPE_CHECKING:
+    from edge_tprune.agent.doctor.finding import Diagnosis
     from edge_tprune.deploy.journey import Deployment
 
 _SIGNS = {
@@ -19,17 +20,17 @@ _SIGNS = {
 }
 
 
-def print_findings(document: Mapping[str, Any]) -> None:
+def print_findings(found: Diagnosis) -> None:
     """The doctor's findings on one screen, each with the command that helps below it."""
     console, topic = open_stdout(), ""
-    width = max(len(finding["topic"]) for finding in document["findings"])
-    for finding in document["findings"]:
-        sign, style = _SIGNS[finding["level"]]
-        name = finding["topic"] if finding["topic"] != topic else ""
-        topic = finding["topic"]
-        print_parts([(f"{sign:<5}", style), (f"{name:<{width}}  {finding['text']}", "")], console)
-        if finding["fix"]:
-            print_parts([(f"{'':<{width + 7}}→ {finding['fix']}", "dim")], console)
+    width = max(len(finding.topic) for finding in found.findings)
+    for finding in found.findings:
+        sign, style = _SIGNS[finding.level]
+        name = finding.topic if finding.topic != topic else ""
+        topic = finding.topic
+        print_parts([(f"{sign:<5}", style), (f"{name:<{width}}  {finding.text}", "")], console)
+        if finding.fix:
+            print_parts([(f"{'':<{width + 7}}→ {finding.fix}", "dim")], console)
 
 
 def print_deployment(deployment: Deployment) -> None:
@@ -46,7 +47,7 @@ def deployments_table(deployments: Sequence[Deployment]) -> Table:
     """Several boards, a row each."""
     rows = []
     for each in deployments:
-        levels = [finding["level"] for finding in each.doctor["findings"]] if each.doctor else []
+        levels = [finding.level for finding in each.doctor.findings] if each.doctor else []
         rows.append(
             [
                 str(each.target),

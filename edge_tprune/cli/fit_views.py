@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.analysis.choice import Answer
 from edge_tprune.analysis.documents import answer_document as choice_document
@@ -47,7 +46,7 @@ def round_table(of: Round, rows: Sequence[Row], images: str) -> Table:
     return Table([*names, *numbers], cells, f"aimed at {aims}; accuracy on {images}")
 
 
-def answer_document(out: Path, of: Round, answer: Answer, rows: Sequence[Row]) -> dict[str, Any]:
+def answer_document(out: Path, of: Round, answer: Answer, rows: Sequence[Row]) -> dict[str, object]:
     """The answer as JSON: the choice as `select --json` gives it, and where it lies."""
     predicted = {c.name: None if c.predicted is None else c.predicted.to_json() for c in of.candidates}
     return {

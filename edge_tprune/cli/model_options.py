@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from edge_tprune.cli.parameters import expand_parameter
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.terminal import print_note
 from edge_tprune.errors import UserError
@@ -25,48 +24,6 @@ _PANEL = "Model and preprocessing"
 
 def _option(*names: str, help: str, **more: Any) -> Any:  # as typer calls it
     return typer.Option(*names, help=help, rich_help_panel=_PANEL, show_default=False, **more)
-
-
-_OPTIONS: dict[str, Any] = {
-    "weights": Annotated[
-        str | None,
-        _option(
-            help="A .safetensors file, a PyTorch checkpoint or the directory of a Hub repository; 'random' for speed tests. Default: timm's pretrained weights."
-        ),
-    ],
-    "no_ema": Annotated[
-        bool, _option("--no-ema", help="Use the plain weights of a checkpoint that also holds their moving average (EMA).")
-    ],
-    "classes": Annotated[
-        int | None, _option(help="Number of classes of the head, 0 for none; inferred from the checkpoint by default.")
-    ],
-    "img_size": Annotated[
-        str | None,
-        _option(
-            metavar="PIXELS", help="Image size: 224, or 224,320 for height and width; inferred from the checkpoint by default."
-        ),
-    ],
-    "global_pool": Annotated[
-        str | None, _option(help="Pooling: token, avg, map or another of timm's; inferred from the checkpoint by default.")
-    ],
-    "model_kwargs": Annotated[
-        list[str] | None, _option(metavar="NAME=VALUE", help="An extra argument for timm's model; may be repeated.")
-    ],
-    "mean": Annotated[
-        str | None, _option(help="Mean of the pixels, on a scale from 0 to 1: one value, or one per channel, comma-separated.")
-    ],
-    "std": Annotated[str | None, _option(help="Standard deviation of the pixels, in the form of --mean.")],
-    "interpolation": Annotated[str | None, _option(help="Resizing: bicubic, bilinear, nearest, lanczos, box or hamming.")],
-    "crop_pct": Annotated[float | None, _option(help="Share of the resized image that the crop keeps, such as 0.875.")],
-    "crop_mode": Annotated[str | None, _option(help="How the resized image is cropped: center, squash or border.")],
-    "class_map": Annotated[
-        Path | None,
-        _option(
-            metavar="FILE",
-            help="Class names: one per line (line 1 is class 0) or JSON; for labelled images, also one 'image class' pair per line.",
-        ),
-    ],
-}
 
 
 Plugins = Annotated[
@@ -99,19 +56,56 @@ def words_of_plugins(files: list[Path] | None) -> str:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What the user said of the model beside its name."""
+    """What the user said of the model beside its name: an option for each field. None, False or empty: not given."""
 
-    given: Mapping[str, Any]  #: by name of the parameter; None, False or empty where not given
-
-    @property
-    def class_map(self) -> Path | None:
-        """The file with the names of classes or the classes of images."""
-        path: Path | None = self.given["class_map"]
-        return path
+    weights: Annotated[
+        str | None,
+        _option(
+            help="A .safetensors file, a PyTorch checkpoint or the directory of a Hub repository; 'random' for speed tests. Default: timm's pretrained weights."
+        ),
+    ] = None
+    no_ema: Annotated[
+        bool, _option("--no-ema", help="Use the plain weights of a checkpoint that also holds their moving average (EMA).")
+    ] = False
+    classes: Annotated[
+        int | None, _option(help="Number of classes of the head, 0 for none; inferred from the checkpoint by default.")
+    ] = None
+    img_size: Annotated[
+        str | None,
+        _option(
+            metavar="PIXELS", help="Image size: 224, or 224,320 for height and width; inferred from the checkpoint by default."
+        ),
+    ] = None
+    global_pool: Annotated[
+        str | None, _option(help="Pooling: token, avg, map or another of timm's; inferred from the checkpoint by default.")
+    ] = None
+    model_kwargs: Annotated[
+        list[str] | None, _option(metavar="NAME=VALUE", help="An extra argument for timm's model; may be repeated.")
+    ] = None
+    mean: Annotated[
+        str | None, _option(help="Mean of the pixels, on a scale from 0 to 1: one value, or one per channel, comma-separated.")
+    ] = None
+    std: Annotated[str | None, _option(help="Standard deviation of the pixels, in the form of --mean.")] = None
+    interpolation: Annotated[str | None, _option(help="Resizing: bicubic, bilinear, nearest, lanczos, box or hamming.")] = None
+    crop_pct: Annotated[float | None, _option(help="Share of the resized image that the crop keeps, such as 0.875.")] = None
+    crop_mode: Annotated[str | None, _option(help="How the resized image is cropped: center, squash or border.")] = None
+    class_map: Annotated[
+        Path | None,
+        _option(
+            metavar="FILE",
+            help="Class names: one per line (line 1 is class 0) or JSON; for labelled images, also one 'image class' pair per line.",
+        ),
+    ] = None
 
     def with_weights(self, file: Path) -> ModelChoice:
         """The same with the weights of another file."""
-        return ModelChoice({**self.given, "weights": str(file), "no_ema": False})
+        return replace(self, weights=str(file), no_ema=False)
+
+    @property
+    def given(self) -> dict[str, object]:
+        """What was given, by name of the field."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value is not False and value != []}
 
     @property
     def words(self) -> str:
@@ -129,7 +123,7 @@ class ModelChoice:
                 words.append(option)
             elif isinstance(value, list):
                 words += [word for item in value for word in (option, item)]
-            elif value is not None and value is not False:
+            else:
                 words += [option, str(value)]
         return "".join(f" {shlex.quote(word)}" for word in words)
 
@@ -141,20 +135,20 @@ class ModelChoice:
         """
         from edge_tprune.models.loading import ModelOptions
 
-        given = self.given
-        numbers = {key: tuple(parse_list(given[key], float, f"--{key}")) for key in ("mean", "std") if given[key]}
-        words = {key: given[key] for key in ("interpolation", "crop_pct", "crop_mode") if given[key] is not None}
+        numbers = {"mean": self.mean, "std": self.std}
+        words = {"interpolation": self.interpolation, "crop_pct": self.crop_pct, "crop_mode": self.crop_mode}
         return ModelOptions(
-            weights=given["weights"],
-            classes=given["classes"],
-            img_size=_parse_size(given["img_size"]),
-            global_pool=given["global_pool"],
-            model_kwargs={
-                key: _literal(text) for key, text in parse_pairs(given["model_kwargs"] or [], "--model-kwargs").items()
+            weights=self.weights,
+            classes=self.classes,
+            img_size=_parse_size(self.img_size),
+            global_pool=self.global_pool,
+            model_kwargs={key: _literal(text) for key, text in parse_pairs(self.model_kwargs or [], "--model-kwargs").items()},
+            preprocessing={
+                **{key: tuple(parse_list(text, float, f"--{key}")) for key, text in numbers.items() if text},
+                **{key: value for key, value in words.items() if value is not None},
             },
-            preprocessing={**numbers, **words},
-            use_ema=not given["no_ema"],
-            class_map=given["class_map"],
+            use_ema=not self.no_ema,
+            class_map=self.class_map,
         )
 
     def load(self, name: str, *, names_classes: bool = True, needs_classes: bool = True) -> LoadedModel:
@@ -168,8 +162,6 @@ class ModelChoice:
         Raises:
             UserError: as `load_model`; or a model without a classifier head.
         """
-        from dataclasses import replace
-
         from edge_tprune.models.loading import check_has_classes, load_model
 
         options = self.options()
@@ -183,23 +175,7 @@ class ModelChoice:
 
 def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
     """The parameter `choice` of a command becomes one option for each thing that can be said of a model."""
-    signature = inspect.signature(command, eval_str=True)
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        if parameter.name == "choice":
-            for name, kind in _OPTIONS.items():
-                default = False if name == "no_ema" else None
-                parameters.append(parameter.replace(name=name, annotation=kind, default=default))
-        else:
-            parameters.append(parameter)
-
-    @wraps(command)
-    def with_options(**given: Any) -> None:
-        command(choice=ModelChoice({name: given.pop(name) for name in _OPTIONS}), **given)
-
-    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_options
+    return expand_parameter(command, "choice", get_type_hints(ModelChoice, include_extras=True), ModelChoice)
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Accuracy
@@ -16,11 +16,10 @@ from edge_tprune.statistics import Interval
 from edge_tprune.text import count_of
 
 if TYPE_CHECKING:
+    from edge_tprune.export.explain import Explanation
     from edge_tprune.finetune.holdout import Row
     from edge_tprune.finetune.store import Result
     from edge_tprune.search.schedule_file import ScheduleFile
-
-Document = Mapping[str, Any]
 
 _HOST_PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "sklearn", "scipy")
 
@@ -66,22 +65,20 @@ def bundle_table(bundle: Bundle) -> Table:
     )
 
 
-def explanation_table(document: Document) -> Table:
+def explanation_table(explanation: Explanation) -> Table:
     """What became of an image's patches, in numbers."""
-    unpruned = document["unpruned"]
     rows = []
-    for row in document["rows"]:
-        last = row["stages"][-1] if row["stages"] else {"kept": document["patches"], "merged": 0, "dropped": 0}
-        found = f"{row['prediction']['name']} {row['prediction']['probability']:.2f}"
-        counts = [str(last[fate]) for fate in ("kept", "merged", "dropped")]
-        rows.append([row["method"], f"{row['budget']:g}", schedule_text(row["schedule"]), found, *counts])
+    for row in explanation.rows:
+        last = row.stages[-1] if row.stages else None
+        counts = (explanation.patches, 0, 0) if last is None else (last.kept, last.merged, last.dropped)
+        rows.append([row.method, f"{row.budget:g}", schedule_text(row.schedule), str(row.prediction), *map(str, counts)])
     return Table(
         [
             *(Heading(label, fold=True) for label in ("method", "budget", "tokens after blocks", "predicts")),
             *(Heading(label, right=True) for label in ("kept", "merged", "dropped")),
         ],
         rows,
-        f"{document['image']}, {document['model']}, unpruned: {unpruned['name']} {unpruned['probability']:.2f}",
+        f"{explanation.image}, {explanation.model}, unpruned: {explanation.unpruned}",
     )
 
 
@@ -198,7 +195,7 @@ def finetune_table(result: Result) -> Table:
                 f"{100 * row.macs_share:.1f}",
                 f"{row.divergence_before:.4f}",
                 f"{row.divergence:.4f}",
-                _interval(Interval.from_json(row.divergence_change), 4, signed=True),
+                _interval(row.divergence_change, 4, signed=True),
                 *(_agreement(row) if classes else []),
             ]
             for row in result.rows
@@ -209,7 +206,7 @@ def finetune_table(result: Result) -> Table:
 
 
 def _agreement(row: Row) -> list[str]:
-    change = _interval(Interval.from_json(row.top1_change_points), 1, signed=True)
+    change = _interval(row.top1_change_points, 1, signed=True)
     return [f"{row.agreement_before_percent:.1f}", f"{row.agreement_percent:.1f}", change]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from edge_tprune.cli.parameters import expand_parameter
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `build` wrote.")]
@@ -34,7 +34,7 @@ EqualWithin = Annotated[
 ]
 
 #: name as in `analysis.limits.LIMITS` -> its option
-_LIMITS: dict[str, Any] = {
+_LIMITS: dict[str, object] = {
     "max_p50_ms": typer.Option(help="Highest median latency, ms."),
     "max_p95_ms": typer.Option(help="Highest 95th percentile of latency, ms."),
     "max_mean_power_w": typer.Option(help="Highest mean power while it runs, W."),
@@ -62,19 +62,5 @@ Minimize = Annotated[
 
 def with_limits(command: Callable[..., None]) -> Callable[..., None]:
     """One parameter `limits` (name -> bound, None where not given) of a command becomes an option per limit."""
-    signature = inspect.signature(command, eval_str=True)
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        if parameter.name == "limits":
-            kinds = {name: Annotated[float | None, option] for name, option in _LIMITS.items()}
-            parameters += [parameter.replace(name=name, annotation=kind, default=None) for name, kind in kinds.items()]
-        else:
-            parameters.append(parameter)
-
-    @wraps(command)
-    def with_options(**given: Any) -> None:
-        command(limits={name: given.pop(name) for name in _LIMITS}, **given)
-
-    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_options
+    options = {name: Annotated[float | None, option] for name, option in _LIMITS.items()}
+    return expand_parameter(command, "limits", options, dict)

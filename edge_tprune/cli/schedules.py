@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.documents import MethodOptions
@@ -20,9 +19,8 @@ class Schedules:
     found: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  #: of a file: by requested share
     method: str | None = None  #: of the file
     options: MethodOptions = field(default_factory=dict)  #: of the file's method
-    own: Mapping[str, tuple[str, Mapping[str, Any]]] = field(
-        default_factory=dict
-    )  #: share -> method and options, where not the file's
+    #: Share -> method and options, where not the file's.
+    own: Mapping[str, tuple[str, MethodOptions]] = field(default_factory=dict)
 
     def choose_method(self, given: str | None, default: str) -> str:
         """The file's method, or else the given one.

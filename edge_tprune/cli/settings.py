@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import wraps
 from typing import Annotated, Any, get_args
 
 import typer
 
+from edge_tprune.cli.parameters import expand_parameter
 from edge_tprune.record.settings import RunRequest, option_flag, request_hints, setting_meta
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:
     """One parameter `request` (a `RunRequest`) of a command becomes an option per setting."""
-    signature = inspect.signature(command, eval_str=True)
-    options = _options()
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        if parameter.name == "request":
-            parameters += [parameter.replace(name=name, annotation=kind, default=None) for name, kind in options.items()]
-        else:
-            parameters.append(parameter)
-
-    @wraps(command)
-    def with_options(**given: Any) -> None:
-        command(request=RunRequest(**{name: given.pop(name) for name in options}), **given)
-
-    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_options
+    return expand_parameter(command, "request", _options(), RunRequest)
 
 
-def _options() -> dict[str, Any]:
+def _options() -> dict[str, object]:
     """Name of each setting -> what typer needs to know of it."""
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     for name, hint in request_hints().items():
         meta = setting_meta(name)
         extra = meta.extra or {}

@@ -74,7 +74,7 @@ class Receiver:
     def __init__(self, out: Path, wanted: dict[str, int], who: str) -> None:
         self._out, self._wanted, self._who = out, dict(wanted), who
 
-    def __call__(self, frame: dict[str, Any], stream: IO[bytes]) -> None:
+    def __call__(self, frame: remote.Json, stream: IO[bytes]) -> None:
         """Takes one file from `stream`.
 
         Raises:

@@ -14,8 +14,9 @@ from typing import IO, Any, Protocol
 import msgspec
 from packaging.requirements import Requirement
 
+from edge_tprune.agent.doctor.finding import Diagnosis
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.bundle.manifest import MANIFEST
+from edge_tprune.bundle.manifest import MANIFEST, FileEntry
 from edge_tprune.deploy import remote, wheels
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
@@ -56,7 +57,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     packages: dict[str, str]  #: Python packages of the system: name -> version
     tensorrt: bool
     cuda: str | None
-    stamp: dict[str, Any] | None  #: of the agent that is installed
+    stamp: dict[str, object] | None  #: of the agent that is installed
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Deployment:
 
     target: Target
     steps: list[str] = field(default_factory=list)  #: what was done, in words
-    doctor: dict[str, Any] | None = None  #: the doctor's document
+    doctor: Diagnosis | None = None  #: by the agent on the board
     collected: list[Path] = field(default_factory=list)
     error: EdgeTPruneError | None = None
 
@@ -162,7 +163,7 @@ def _install(connection: Connection, facts: Facts, bundle: Bundle, options: Opti
     carried = [agent, pip]
     if options.offline:
         carried += wheels.download([*_missing_requirements(facts.packages, extras), *beyond], kind, cache)
-    files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in dict.fromkeys(carried)}
+    files = {file.name: msgspec.to_builtins(FileEntry.of(file)) for file in dict.fromkeys(carried)}
     size = sum(file.stat().st_size for file in carried)
     watcher.step(f"copying the agent ({size / 1e6:.1f} MB)")
     _copy(connection, {sha256_file(file): file for file in carried}, watcher, extra_bytes=_INSTALLED_OVER_WHEEL * size)
@@ -211,14 +212,11 @@ def _copy_bundle(connection: Connection, bundle: Bundle, watcher: Watcher) -> tu
     """Copies what the board lacks of the bundle, and puts it into place. Returns (its name there, bytes that were sent)."""
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", bundle.path.resolve().name).strip("-.")[:100] or "bundle"
     manifest = bundle.path / MANIFEST
-    files: dict[str, dict[str, Any]] = {
-        path: {"sha256": entry.sha256, "bytes": entry.bytes} for path, entry in bundle.files.items()
-    }
-    files[MANIFEST] = {"sha256": sha256_file(manifest), "bytes": manifest.stat().st_size}
+    files = {**bundle.files, MANIFEST: FileEntry.of(manifest)}
     watcher.step(f"copying the bundle {name}")
-    sources = {entry["sha256"]: bundle.path / path for path, entry in files.items()}
+    sources = {entry.sha256: bundle.path / path for path, entry in files.items()}
     copied = _copy(connection, sources, watcher, reuse=name)
-    connection.call("bundle", name=name, files=files)
+    connection.call("bundle", name=name, files=msgspec.to_builtins(files))
     return name, copied
 
 
@@ -246,21 +244,20 @@ def _copy(connection: Connection, sources: dict[str, Path], watcher: Watcher, **
     return int(plan["bytes"])
 
 
-def _doctor(connection: Connection) -> dict[str, Any]:
-    """The doctor's document from the board."""
+def _doctor(connection: Connection) -> Diagnosis:
+    """What the doctor on the board says."""
     answer = connection.call("run", arguments=["doctor", "--json"])
     try:
-        document: dict[str, Any] = json.loads(answer["stdout"])
+        return msgspec.json.decode(answer["stdout"], type=Diagnosis)
     except ValueError as error:
         raise InternalError(
             f"{connection.target}: the doctor on the board gave no answer (exit code {answer['code']})"
         ) from error
-    return document
 
 
-def _profile(connection: Connection, name: str, doctor: dict[str, Any], options: Options, watcher: Watcher) -> None:
+def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Options, watcher: Watcher) -> None:
     """Runs `profile` on the board and passes on what it shows."""
-    blockers = [finding["text"] for finding in doctor["findings"] if finding["level"] == "blocker"]
+    blockers = [finding.text for finding in doctor.findings if finding.level == "blocker"]
     if blockers and not options.anyway:
         raise NegativeAnswer(f"{connection.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
     watcher.step("profiling")

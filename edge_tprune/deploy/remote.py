@@ -1,7 +1,8 @@
-"""The program that `deploy` runs on the board, before anything is installed there: one file, the standard library alone.
+"""The program that `deploy` runs on the board, before anything is installed there.
 
-It is sent through the SSH connection's stdin and executed from there. A request is one JSON line; files follow as frames (a JSON
-line, then that many bytes). Answers come after a line that no login script prints, as JSON lines and frames.
+It is sent as text through the SSH connection's stdin and executed from there: so it must be one file, and may use the standard
+library alone. A request is one JSON line; files follow as frames (a JSON line, then that many bytes). Answers come after a line
+that no login script prints, as JSON lines and frames.
 
 Everything it writes lies in one directory that only the user can read (`~/.edge-tprune`):
 
@@ -35,7 +36,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-Json = dict[str, Any]
+Json = dict[str, Any]  # a request, an answer or a frame: what is in it, each command says
 
 MARK = b"@edge-tprune-board 1\n"
 MARGIN_BYTES = 20_000_000  #: left free on the disk

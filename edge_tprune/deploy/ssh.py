@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from edge_tprune.deploy import remote
 from edge_tprune.deploy.hosts import Target
+from edge_tprune.deploy.remote import Json
 from edge_tprune.errors import ConnectionLost, InternalError, UserError
 from edge_tprune.files import open_regular
 
@@ -145,9 +146,9 @@ class Connection:
         do: str,
         payload: Callable[[IO[bytes]], None] | None = None,
         on_stderr: Callable[[str], None] | None = None,
-        on_frame: Callable[[dict[str, Any], IO[bytes]], None] | None = None,
+        on_frame: Callable[[Json, IO[bytes]], None] | None = None,
         **request: Any,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Does one request on the board (see `remote.py`) and returns its answer.
 
         Args:
@@ -205,15 +206,15 @@ class Connection:
 def _read_answer(
     stream: IO[bytes],
     on_stderr: Callable[[str], None] | None,
-    on_frame: Callable[[dict[str, Any], IO[bytes]], None] | None,
-) -> dict[str, Any] | None:
+    on_frame: Callable[[Json, IO[bytes]], None] | None,
+) -> Json | None:
     """The last line of an answer; None where the stream ended before it. What a login script prints comes before the mark."""
     for line in stream:
         if line == remote.MARK:
             break
     for line in stream:
         try:
-            value: dict[str, Any] = json.loads(line)
+            value: Json = json.loads(line)
         except ValueError:
             return None  # cut off in the middle
         if "stderr" in value:

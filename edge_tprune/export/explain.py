@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +85,7 @@ class Prediction:
     def __str__(self) -> str:
         return f"{self.name} {self.probability:.2f}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """For `--json`."""
         return {"class": self.index, "name": self.name, "probability": self.probability}
 
@@ -116,7 +115,7 @@ class Row:
         """The method and its budget."""
         return f"{self.method}, budget {self.budget:g}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """For `--json`."""
         return {
             "method": self.method,
@@ -141,12 +140,17 @@ class Explanation:
     unpruned: Prediction
     rows: tuple[Row, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def patches(self) -> int:
+        """How many patches the image has."""
+        return self.grid[0] * self.grid[1]
+
+    def to_json(self) -> dict[str, object]:
         """For `--json`."""
         return {
             "image": self.image,
             "model": self.model,
-            "patches": self.grid[0] * self.grid[1],
+            "patches": self.patches,
             "unpruned": self.unpruned.to_json(),
             "rows": [row.to_json() for row in self.rows],
         }

@@ -41,6 +41,7 @@ from edge_tprune.files import clear_write_errors
 from edge_tprune.reduction.attention import AttentionForm, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval, mean_interval
+from edge_tprune.text import first_line
 
 Metric = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(outputs of the pruned network, outputs of the network as it was) -> a number per image, (B,)."""
@@ -279,8 +280,9 @@ def _prove(file: Path, steady: Sequence[tuple[Tensor, dict[str, np.ndarray]]], t
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # its exception types share no base
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot run the network's graph: {line}") from error
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run the network's graph: {first_line(error)}"
+        ) from error
     worst = dict.fromkeys(steady[0][1], 0.0)
     for batch, expected in steady:
         outputs = dict(zip(expected, session.run(list(expected), {INPUT: batch.cpu().numpy()})))

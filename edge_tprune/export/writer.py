@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,7 +35,6 @@ from edge_tprune.export.outliers import OutlierProof, make_outliers
 from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
 from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images, choosing_modules
-from edge_tprune.files import sha256_file
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS, precision
@@ -76,7 +74,7 @@ class _Writer:
             if name not in proved:
                 proved[name] = self._write_graph(budget, graph, modules, expected)
             parity[artifact_key(graph.runtime, graph.precision)] = proved[name]
-            entry = file_entry(self.folder / _GRAPHS / name)
+            entry = FileEntry.of(self.folder / _GRAPHS / name)
             artifacts.append(
                 Artifact(
                     runtime=graph.runtime,
@@ -160,7 +158,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
     proof = choose_images(loaded, settings, lambda tried, what: progress(what, tried, steps))
     (folder / _GRAPHS).mkdir()
     weights_file = folder / _GRAPHS / _WEIGHTS
-    golden: dict[str, Any] = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}
+    golden = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}
     budgets = []
     with weights_file.open("wb") as stream:
         outliers = OutlierProof(make_outliers(loaded, proof.batches[0, 0], settings.batch))
@@ -171,7 +169,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
             golden[f"{settings.output}/{budget.name}"] = outputs[:GOLDEN_BATCHES]
     golden |= outlier_arrays(outliers.result(settings.output), settings.output) | allowed_arrays(writer.allowed)
     buffer = io.BytesIO()
-    np.savez(buffer, **golden)
+    np.savez(buffer, **golden)  # type: ignore[arg-type]  # no array is called as its other parameter
     (folder / GOLDEN).write_bytes(buffer.getvalue())
     manifest = Manifest(
         name=f"{loaded.name}-{settings.label or settings.method}",
@@ -183,7 +181,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
         preprocessing=loaded.preprocessing,
         method=Method(name=settings.method, options=dict(settings.options), blocks=settings.blocks),
         budgets=tuple(budgets),
-        files={f"{_GRAPHS}/{_WEIGHTS}": file_entry(weights_file), GOLDEN: file_entry(folder / GOLDEN)},
+        files={f"{_GRAPHS}/{_WEIGHTS}": FileEntry.of(weights_file), GOLDEN: FileEntry.of(folder / GOLDEN)},
         class_names=loaded.class_names if settings.output == LOGITS else None,
         quantization=None if judge is None else judge.calibration.record,
     )
@@ -234,8 +232,3 @@ def _describe_model(loaded: LoadedModel, settings: BuildSettings, output: tuple[
             normalized=settings.normalize,
         ),
     )
-
-
-def file_entry(file: Path) -> FileEntry:
-    """What a file is now."""
-    return FileEntry(sha256=sha256_file(file), bytes=file.stat().st_size)

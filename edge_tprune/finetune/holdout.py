@@ -44,11 +44,11 @@ class Row(msgspec.Struct, frozen=True):
     macs_share: float
     divergence: float
     divergence_before: float
-    divergence_change: dict[str, float | None]
+    divergence_change: Interval
     agreement_percent: float
     agreement_before_percent: float
     expected_top1_change_points: float  #: from the unpruned network, by its own probabilities
-    top1_change_points: dict[str, float | None] | None  #: from the same budget before training; None without labels
+    top1_change_points: Interval | None  #: from the same budget before training; None without labels
 
 
 class HoldOut:
@@ -143,7 +143,7 @@ def rows(shares: Mapping[str, float], before: Mapping[str, Scores], after: Mappi
             macs_share=shares[name],
             divergence=float(now.divergence.mean()),
             divergence_before=float(before[name].divergence.mean()),
-            divergence_change=paired_difference(now.divergence, before[name].divergence).to_json(),
+            divergence_change=paired_difference(now.divergence, before[name].divergence),
             agreement_percent=float(now.agrees.mean()),
             agreement_before_percent=float(before[name].agrees.mean()),
             expected_top1_change_points=float(now.expected.mean()),
@@ -153,9 +153,9 @@ def rows(shares: Mapping[str, float], before: Mapping[str, Scores], after: Mappi
     ]
 
 
-def _change(now: Floats, before: Floats | None) -> dict[str, float | None]:
+def _change(now: Floats, before: Floats | None) -> Interval:
     assert before is not None
-    return paired_difference(now, before).to_json()
+    return paired_difference(now, before)
 
 
 def remarks(photos: int, answers: Tensor, head: bool) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -82,9 +81,9 @@ class Request(msgspec.Struct, frozen=True):
         epochs = self.epochs or min(EPOCHS[1], max(EPOCHS[0], CROPS / photos))
         return max(1, round(epochs * photos / self.batch))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What identifies a request: the schedules, which stand for budgets and blocks, are added by who resolved them."""
-        fields: dict[str, Any] = msgspec.to_builtins(self)
+        fields: dict[str, object] = msgspec.to_builtins(self)
         return {key: value for key, value in fields.items() if key not in ("schedules", "budgets", "blocks")}
 
 
@@ -106,12 +105,15 @@ def schedules_of(loaded: LoadedModel, request: Request) -> dict[str, tuple[int, 
     for budget in sorted({*request.budgets, *map(float, request.schedules)}, reverse=True):
         name = budget_name(budget)
         given = request.schedules.get(name) or request.schedules.get(f"{budget:g}")
-        if given is not None:
-            how: dict[str, Any] = {"schedule": given}
-        else:
-            how = {"budget": budget, "blocks": request.blocks}
-        options = request.options if budget != 1 else {}  # which may not fit a network that removes nothing
-        found[name] = solve_schedule(loaded.model, request.method, name=loaded.name, options=options, **how).tokens
+        found[name] = solve_schedule(
+            loaded.model,
+            request.method,
+            budget=budget if given is None else None,
+            schedule=given,
+            blocks=request.blocks,
+            name=loaded.name,
+            options=request.options if budget != 1 else {},  # which may not fit a network that removes nothing
+        ).tokens
     if all(float(name) == 1 for name in found):
         raise UserError("--budgets names none that removes tokens: give some below 1, such as 1.0,0.8,0.65,0.5")
     return found

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +20,8 @@ from edge_tprune.finetune.holdout import HoldOut
 from edge_tprune.finetune.photos import Photos, split
 from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.finetune.request import Request, schedules_of
-from edge_tprune.finetune.store import Decisions, Result, Store, need_space, write_tensors
-from edge_tprune.finetune.trainer import NotFinite, Trainer, processes
+from edge_tprune.finetune.store import ArithmeticChoice, Best, Decisions, Look, Result, Store, need_space, write_tensors
+from edge_tprune.finetune.trainer import NotFinite, Trainer, TrainerState, processes
 from edge_tprune.models.adapter import LOGITS
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
@@ -156,9 +155,9 @@ class _Run:
         device = torch.device(self.request.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.decisions.arithmetic is None:
             gains = choose.bfloat16_gains(device)
-            self.decisions.arithmetic = {"bfloat16": gains, "device": device.type, "threads": torch.get_num_threads()}
-        torch.set_num_threads(self.decisions.arithmetic["threads"])
-        self.arithmetic = Arithmetic(device, self.decisions.arithmetic["bfloat16"])
+            self.decisions.arithmetic = ArithmeticChoice(gains, device.type, torch.get_num_threads())
+        torch.set_num_threads(self.decisions.arithmetic.threads)
+        self.arithmetic = Arithmetic(device, self.decisions.arithmetic.bfloat16)
         self.exact = Arithmetic(device, False)
 
     def _photos(self) -> None:
@@ -220,7 +219,7 @@ class _Run:
         return Trainer(students, self.teacher, self.photos, recipe, self.arithmetic)
 
     def _resumed(self, trainer: Trainer) -> Trainer:
-        state = self.store.load("state")
+        state = self.store.load("state", TrainerState)
         if state is not None:
             trainer.load(*state)
             self.say(f"continuing after step {trainer.done} of {trainer.recipe.steps}")
@@ -237,8 +236,8 @@ class _Run:
         recipe = trainer.recipe
         every = -(-recipe.steps // choose.EVALUATIONS)
         start, until = trainer.done, min(recipe.steps, (trainer.done // every + 1) * every)
-        best = self.store.load("best")
-        so_far = "" if best is None else f", held-out loss {best[1]['loss']:.4f}"
+        best = self.store.load("best", Best)
+        so_far = "" if best is None else f", held-out loss {best[1].loss:.4f}"
         began = time.monotonic()
         try:
             for _ in trainer.run(until):
@@ -253,25 +252,23 @@ class _Run:
     def _look(self, trainer: Trainer) -> None:
         scores = self.hold_out.judge(self._averaged(trainer), self.arithmetic)
         change = holdout.improvement(self.before, scores)
-        value = float(holdout.mean_loss(scores).mean())
-        entry = {
-            "step": trainer.done,
-            "rate": float(trainer.optimiser.param_groups[0]["lr"]),
-            "training_loss": trainer.loss,
-            "loss": value,
-            "divergence": {name: float(s.divergence.mean()) for name, s in scores.items()},
-            "change": change.to_json(),
-            "refused": holdout.gate(scores, self.before),
-        }
+        look = Look(
+            step=trainer.done,
+            rate=float(trainer.optimiser.param_groups[0]["lr"]),
+            training_loss=trainer.loss,
+            loss=float(holdout.mean_loss(scores).mean()),
+            divergence={name: float(s.divergence.mean()) for name, s in scores.items()},
+            change=change,
+            refused=holdout.gate(scores, self.before),
+        )
         if not self.first:
             return
-        best = self.store.load("best")
-        keep = {"step": trainer.done, "loss": value, "improved": holdout.is_improvement(change, self.before)}
-        # Weights that the gate refuses are of no use, however well they answer with fewer tokens.
-        if best is None or (bool(entry["refused"]), value) < (bool(best[1]["refused"]), best[1]["loss"]):
-            self.store.save("best", trainer.averaged(), {**keep, "refused": entry["refused"]})
-        if trainer.done > max((line["step"] for line in self.store.logged()), default=0):
-            self.store.log(entry)
+        best = self.store.load("best", Best)
+        now = Best(look.step, look.loss, holdout.is_improvement(change, self.before), look.refused)
+        if best is None or now.rank < best[1].rank:
+            self.store.save("best", trainer.averaged(), now)
+        if trainer.done > max((line.step for line in self.store.logged()), default=0):
+            self.store.log(look)
         self.store.save("state", *trainer.state())
 
     def _restart(self, error: NotFinite) -> Trainer:
@@ -288,7 +285,7 @@ class _Run:
         self.decisions.recipe = recipe.halved()
         self._decide()
         trainer = self._trainer(self._students())
-        state = self.store.load("state")
+        state = self.store.load("state", TrainerState)
         if state is not None:
             trainer.load(*state)
         return trainer
@@ -301,14 +298,14 @@ class _Run:
 
     def _keep_best(self) -> bool:
         """After Ctrl-C: the best weights so far at the output, if the held-out photos say that they are better."""
-        best = self.store.load("best")
-        if best is None or not self.first or not best[1]["improved"] or best[1]["refused"]:
+        best = self.store.load("best", Best)
+        if best is None or not self.first or not best[1].improved or best[1].refused:
             return False
-        write_tensors(self.out, best[0], self._texts(best[1]["step"]))
+        write_tensors(self.out, best[0], self._texts(best[1].step))
         return True
 
     def _conclude(self) -> Result:
-        best = self.store.load("best")
+        best = self.store.load("best", Best)
         recipe = self.decisions.recipe
         assert best is not None
         assert recipe is not None
@@ -326,17 +323,17 @@ class _Run:
             verdict=verdict,
             recipe=recipe,
             rows=holdout.rows({name: shape.share(tokens) for name, tokens in self.schedules.items()}, self.before, after),
-            change=change.to_json(),
-            best_step=int(best[1]["step"]),
+            change=change,
+            best_step=best[1].step,
             photos=len(self.photos),
             held_out=len(self.held_out),
             seconds=time.monotonic() - self.began,
             images_per_second=self.trained_on / self.training_seconds if self.training_seconds else None,
             output=self.teacher.form.output,
         )
-        if best[1]["step"] < recipe.steps:
+        if best[1].step < recipe.steps:
             self.say(
-                f"note: after step {best[1]['step']} of {recipe.steps} the held-out photos were answered worse, or the unpruned network lost too much: its "
+                f"note: after step {best[1].step} of {recipe.steps} the held-out photos were answered worse, or the unpruned network lost too much: its "
                 "weights are kept"
             )
         if self.first:
@@ -351,7 +348,7 @@ class _Run:
         """The header of the checkpoint: where it comes from."""
         recipe = self.decisions.recipe
         assert recipe is not None
-        made: dict[str, Any] = {
+        made: dict[str, object] = {
             "model": self.loaded.name,
             "from_weights_sha256": self.loaded.weights_sha256,
             "method": self.request.method,

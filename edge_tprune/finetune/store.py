@@ -13,21 +13,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from edge_tprune.documents import LARGEST_BYTES, DocumentKind, InvalidDocument, Whole, decode
+from edge_tprune.documents import LARGEST_BYTES, DocumentKind, InvalidDocument, Whole, convert, decode
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, cut_last_line, open_regular, read_regular, write_bytes
 from edge_tprune.finetune.holdout import Row
 from edge_tprune.finetune.recipe import Recipe
+from edge_tprune.statistics import Interval
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Result(msgspec.Struct):
@@ -37,7 +39,7 @@ class Result(msgspec.Struct):
     verdict: str  #: in words
     recipe: Recipe
     rows: list[Row]  #: the held-out photos, budget by budget
-    change: dict[str, float | None]  #: of the held-out photos' mean loss over the budgets below 1, with its 95 % interval
+    change: Interval  #: of the held-out photos' mean loss over the budgets below 1
     best_step: int  #: whose weights these are
     photos: int  #: trained on
     held_out: int
@@ -46,15 +48,45 @@ class Result(msgspec.Struct):
     output: str = "logits"  #: what the network was trained to give; of an embedding divergences are 2 - 2 cos
 
 
-class _Logged(msgspec.Struct):
+class Look(msgspec.Struct, frozen=True):
+    """A line of the log: what the held-out photos said after a step."""
+
     step: Whole
+    rate: float  #: of learning
+    training_loss: float
+    loss: float  #: mean over the budgets below 1
+    divergence: dict[str, float]  #: by budget
+    change: Interval  #: of `loss`, from before training
+    refused: str  #: why the unpruned network is not good enough any more; "" where it is
+
+
+class Best(msgspec.Struct, frozen=True):
+    """The best weights so far."""
+
+    step: Whole
+    loss: float
+    improved: bool  #: whether they answer better than before training, beyond noise
+    refused: str  #: as in `Look`
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Lower is better. Weights that are refused are of no use, however well they answer with fewer tokens."""
+        return bool(self.refused), self.loss
+
+
+class ArithmeticChoice(msgspec.Struct, frozen=True):
+    """How the network is computed."""
+
+    bfloat16: bool
+    device: str
+    threads: int
 
 
 class Decisions(msgspec.Struct):
     """What was asked for, and what was decided on the way. None: not yet."""
 
-    asked: dict[str, Any]
-    arithmetic: dict[str, Any] | None = None  #: bfloat16, threads
+    asked: dict[str, object]
+    arithmetic: ArithmeticChoice | None = None
     recipe: Recipe | None = None
     restarts: int = 0  #: after a loss that was not finite
     result: Result | None = None
@@ -82,7 +114,7 @@ class Store:
         """The directory that belongs to an output."""
         return cls(out.with_name(out.name + ".run"))
 
-    def open(self, asked: dict[str, Any]) -> Decisions:
+    def open(self, asked: dict[str, object]) -> Decisions:
         """The decisions so far of a run with the same questions, or new ones.
 
         Raises:
@@ -108,19 +140,19 @@ class Store:
         """Keeps the decisions."""
         KIND.write(self.path, decisions)
 
-    def log(self, entry: Mapping[str, Any]) -> None:
+    def log(self, entry: Look) -> None:
         """Appends one line."""
         file = self.path / "log.jsonl"
         with clear_write_errors(file):
             handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 cut_last_line(handle)
-                os.write(handle, json.dumps(entry, allow_nan=False).encode() + b"\n")
+                os.write(handle, json.dumps(msgspec.to_builtins(entry), allow_nan=False).encode() + b"\n")
                 os.fsync(handle)
             finally:
                 os.close(handle)
 
-    def logged(self) -> list[dict[str, Any]]:
+    def logged(self) -> list[Look]:
         """The lines so far; what a dying process left half-written is left out.
 
         Raises:
@@ -131,18 +163,16 @@ class Store:
             return []
         try:
             *whole, _ = read_regular(file, LARGEST_BYTES).split(b"\n")
-            for line in whole:
-                decode(line, _Logged)
-            return [json.loads(line) for line in whole]
+            return [decode(line, Look) for line in whole]
         except (OSError, InvalidDocument) as error:
             raise UserError(f"{file} cannot be read ({error}). {KIND.remedy}") from error
 
-    def save(self, name: str, tensors: dict[str, Tensor], values: Mapping[str, Any]) -> None:
+    def save(self, name: str, tensors: dict[str, Tensor], values: msgspec.Struct) -> None:
         """Keeps tensors, and values as JSON, under a name."""
-        write_tensors(self.path / f"{name}.safetensors", tensors, {"values": json.dumps(values)})
+        write_tensors(self.path / f"{name}.safetensors", tensors, {"values": json.dumps(msgspec.to_builtins(values))})
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What was kept under a name, or None.
+    def load(self, name: str, kind: type[T]) -> tuple[dict[str, Tensor], T] | None:
+        """What was kept under a name, its values as a `kind`; or None.
 
         Raises:
             UserError: it is there and cannot be read.
@@ -153,7 +183,8 @@ class Store:
         try:
             open_regular(file).close()  # safetensors would wait for a named pipe
             with safe_open(file, "pt") as opened:
-                return {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["values"])  # noqa: SIM118
+                values = convert(json.loads(opened.metadata()["values"]), kind)
+                return {key: opened.get_tensor(key) for key in opened.keys()}, values  # noqa: SIM118
         except Exception as error:
             raise UserError(f"{file} cannot be read ({error}). {KIND.remedy}") from error
 

@@ -6,8 +6,8 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -47,6 +47,16 @@ def agreed(value: float) -> float:
     if dist.is_initialized():
         dist.broadcast_object_list(values)
     return values[0]
+
+
+class TrainerState(msgspec.Struct, frozen=True):
+    """What of a trainer's state is no tensor."""
+
+    done: int  #: steps
+    loss: float  #: of the newest one
+    rate: float  #: of learning, at its peak
+    groups: list[dict[str, object]]  #: of the optimiser, and
+    schedule: dict[str, object]  #: of the rate, as PyTorch has them
 
 
 class Trainer:
@@ -144,7 +154,7 @@ class Trainer:
         """The averaged weights by timm's names, on the CPU."""
         return {name: value.detach().cpu().contiguous() for name, value in self.average.module.state_dict().items()}
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], TrainerState]:
         """Everything that `load` needs: tensors, and what goes into JSON."""
         tensors = {f"model.{name}": value for name, value in self.students.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.module.state_dict().items()}
@@ -152,12 +162,13 @@ class Trainer:
         optimiser = self.optimiser.state_dict()
         for number, entry in optimiser["state"].items():
             tensors |= {f"optimiser.{number}.{key}": value for key, value in entry.items()}
-        counts = {key: value for key, value in self.schedule.state_dict().items() if isinstance(value, int | float | list)}
-        values: dict[str, Any] = {"done": self.done, "loss": self.loss, "rate": self.recipe.rate}
-        values |= {"groups": optimiser["param_groups"], "schedule": counts}
+        counts: dict[str, object] = {
+            key: value for key, value in self.schedule.state_dict().items() if isinstance(value, int | float | list)
+        }
+        values = TrainerState(self.done, self.loss, self.recipe.rate, optimiser["param_groups"], counts)
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, values
 
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], values: TrainerState) -> None:
         """Back to a state that `state` gave; at this recipe's rate, if the state was trained at another."""
         self.students.model.load_state_dict(_under(tensors, "model."))
         self.average.module.load_state_dict(_under(tensors, "average."))
@@ -166,13 +177,13 @@ class Trainer:
         for name, value in _under(tensors, "optimiser.").items():
             number, _, key = name.partition(".")
             entries.setdefault(int(number), {})[key] = value.clone()
-        self.optimiser.load_state_dict({"state": entries, "param_groups": values["groups"]})
-        self.schedule.load_state_dict(values["schedule"])
-        if values["rate"] != self.recipe.rate:
+        self.optimiser.load_state_dict({"state": entries, "param_groups": values.groups})
+        self.schedule.load_state_dict(values.schedule)
+        if values.rate != self.recipe.rate:
             for group in self.optimiser.param_groups:
                 for key in ("lr", "initial_lr", "max_lr", "min_lr"):
-                    group[key] *= self.recipe.rate / values["rate"]
-        self.done, self.loss = int(values["done"]), float(values["loss"])
+                    group[key] *= self.recipe.rate / values.rate
+        self.done, self.loss = values.done, values.loss
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

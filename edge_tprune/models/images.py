@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_tprune.errors import UserError, missing_package
+from edge_tprune.text import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -189,7 +190,7 @@ def _cause(error: Exception, file: Path) -> str:
         return "the file is empty" if empty else "it is not an image of a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -5,7 +5,7 @@ Lines are checked against their type when they are written and when they are rea
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -59,7 +59,7 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
     load_ms: Distance | None
     peak_memory_bytes: Integer | None
     error: str | None = None  #: why the budget could not be run at all
-    engine: dict[str, Any] | None = None  #: `Engine.info`
+    engine: dict[str, object] | None = None  #: `Engine.info`
     outliers: dict[str, Distance | None] | None = (
         None  #: by outlier image, as `golden_max_abs_diff`; None where the bundle has none
     )
@@ -91,7 +91,7 @@ class AccuracyLine(LogLine, tag="accuracy", kw_only=True, frozen=True):
     """The accuracy of a budget on this device, in the form of the bundle's."""
 
     budget: Name
-    accuracy: dict[str, Any]  #: `edge_tprune.bundle.manifest.Accuracy`, which the sampler need not load
+    accuracy: dict[str, object]  #: `edge_tprune.bundle.manifest.Accuracy`, which the sampler need not load
 
 
 class BaselineLine(LogLine, tag="baseline", kw_only=True, frozen=True):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.files import atomic_writer
 from edge_tprune.record.reader import Run
@@ -31,7 +30,7 @@ def write_trace(run: Run) -> Path:
     return path
 
 
-def _events(run: Run) -> Iterator[dict[str, Any]]:
+def _events(run: Run) -> Iterator[dict[str, object]]:
     threads = {name: number for number, name in enumerate(run.budgets, _IDLE_THREAD + 1)}
     yield _name("process_name", _MEASUREMENT, 0, run.document.bundle.name)
     yield _name("process_name", _SENSORS, 0, "sensors")
@@ -55,7 +54,7 @@ def _events(run: Run) -> Iterator[dict[str, Any]]:
                 yield {"ph": "C", "pid": _SENSORS, "name": metric, "ts": reading.t_ns / 1e3, "args": {units[metric]: value}}
 
 
-def _slice(name: str, thread: int, begin_ns: int, end_ns: int, about: dict[str, Any] | None = None) -> dict[str, Any]:
+def _slice(name: str, thread: int, begin_ns: int, end_ns: int, about: Mapping[str, object] | None = None) -> dict[str, object]:
     event = {
         "ph": "X",
         "pid": _MEASUREMENT,
@@ -67,5 +66,5 @@ def _slice(name: str, thread: int, begin_ns: int, end_ns: int, about: dict[str, 
     return event | ({"args": about} if about else {})
 
 
-def _name(kind: str, process: int, thread: int, name: str) -> dict[str, Any]:
+def _name(kind: str, process: int, thread: int, name: str) -> dict[str, object]:
     return {"ph": "M", "pid": process, "tid": thread, "name": kind, "args": {"name": name}}

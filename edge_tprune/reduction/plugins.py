@@ -22,6 +22,7 @@ from edge_tprune.reduction import registry
 from edge_tprune.reduction.decision import describe_own_error, is_own
 from edge_tprune.reduction.host import code_sha256
 from edge_tprune.reduction.registry import Reducer
+from edge_tprune.text import one_line
 
 GROUP = "edge_tprune.methods"
 
@@ -70,7 +71,7 @@ def load_announced() -> dict[str, str]:
         except Exception as error:  # one broken package must not keep all others from working
             package = point.dist.name if point.dist is not None else point.value
             wrong[point.name] = (
-                f"the package {package} announces it, and it cannot be loaded ({type(error).__name__}: {_one_line(error)})"
+                f"the package {package} announces it, and it cannot be loaded ({type(error).__name__}: {one_line(error)})"
             )
     return wrong
 
@@ -106,7 +107,3 @@ def _where(error: BaseException, file: Path) -> str:
     if isinstance(error, SystemExit):
         return "it ends the program (sys.exit). Put that under: if __name__ == '__main__'"
     return describe_own_error(error, str(file))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

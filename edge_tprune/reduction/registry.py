@@ -19,11 +19,11 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
 
-from edge_tprune.documents import OptionValue
+from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.reduction.ops import prefix_bonus
 from edge_tprune.reduction.outcome import Outcome
@@ -127,7 +127,7 @@ class Reducer(nn.Module, ABC):
     place: Place = "mlp"
     #: What the option `faithful` stands for: options that give the method as its authors' public code has it, or its paper where there is no code. Empty
     #: where the default is that form; None where there is no such form, for the reason in `differs`.
-    faithful: ClassVar[Mapping[str, Any] | None] = None
+    faithful: ClassVar[MethodOptions | None] = None
     code: ClassVar[str] = ""  #: the authors' public code, as owner/name on GitHub; "" where there is none
     differs: ClassVar[str] = (
         ""  #: what the default form does in its own way, and what the faithful form leaves out; "" for nothing
@@ -140,7 +140,9 @@ class Reducer(nn.Module, ABC):
     paper_blocks: ClassVar[tuple[int, ...]] = ()  #: those of the `faithful` form, where they are others
     removal: ClassVar[Removal] = "share"  #: a budget takes the same share, or the same count, at each block
     limit: ClassVar[str] = "any number of tokens"
-    worth_searching: ClassVar[Mapping[str, Sequence[Any]]] = {}  #: options that `edge-tprune search` varies -> values to try
+    worth_searching: ClassVar[
+        Mapping[str, Sequence[OptionValue]]
+    ] = {}  #: options that `edge-tprune search` varies -> values to try
 
     bonus: Tensor  #: (tokens_in,): what to add to scores so that the prefix tokens rank first (`prefix_bonus`)
 
@@ -250,15 +252,15 @@ def options(cls: type[Reducer]) -> dict[str, inspect.Parameter]:
     return {FAITHFUL: inspect.Parameter(FAITHFUL, inspect.Parameter.KEYWORD_ONLY, default=False), **own}
 
 
-def expanded(cls: type[Reducer], given: Mapping[str, Any]) -> dict[str, Any]:
+def expanded(cls: type[Reducer], given: MethodOptions) -> dict[str, OptionValue]:
     """Options as the constructor takes them: `faithful` replaced by what it stands for, which other options that are given overrule."""
     rest = {name: value for name, value in given.items() if name != FAITHFUL}
     return {**(cls.faithful or {}), **rest} if given.get(FAITHFUL) else rest
 
 
-def place(cls: type[Reducer], given: Mapping[str, Any]) -> Place:
+def place(cls: type[Reducer], given: MethodOptions) -> Place:
     """Where in a block a method with these options removes tokens."""
-    chosen: Place = expanded(cls, given).get("place", cls.place)
+    chosen = cast(Place, expanded(cls, given).get("place", cls.place))
     if chosen not in PLACES:
         raise UserError(f"method {cls.name}: place is {chosen!r}; it is one of {', '.join(PLACES)}")
     if later := cls.needs & LATER[chosen]:
@@ -313,7 +315,7 @@ def check_options(cls: type[Reducer], given: Iterable[str]) -> None:
             raise UserError(_no_option(cls, key))
 
 
-def make(cls: type[Reducer], stage: Stage, given: Mapping[str, Any]) -> Reducer:
+def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:
     """One reducer for one stage.
 
     Raises:

@@ -9,50 +9,45 @@ A pattern ships only where it is no worse than equal shares, beyond noise, on ev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+import msgspec
+
+from edge_tprune.reduction.evidence import pattern_evidence
 from edge_tprune.reduction.registry import Reducer
 from edge_tprune.schedule import default_blocks
 
 FOLDER = Path(__file__).parent / "tuned"
-EVIDENCE = Path(__file__).parent / "pattern_evidence.json"
+
+
+class _Tuned(msgspec.Struct, frozen=True):
+    blocks: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+class _Patterns(msgspec.Struct, frozen=True):
+    """What is read here of a schedule file."""
+
+    budgets: dict[str, _Tuned]
 
 
 @lru_cache
-def _document(method: str) -> dict[str, Any] | None:
+def _patterns(method: str) -> dict[str, _Tuned]:
+    """By budget; empty where a method was not tuned."""
     file = FOLDER / f"{method}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return msgspec.json.decode(file.read_bytes(), type=_Patterns).budgets if file.is_file() else {}
 
 
 def tuned_blocks(method: str) -> dict[str, list[int]]:
     """Per budget that a method was tuned for, the blocks (of 12, counted from 1) that remove tokens; empty where none was."""
-    found = _document(method)
-    return {} if found is None else {name: list(entry["blocks"]) for name, entry in found["budgets"].items()}
-
-
-@lru_cache
-def _evidence() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(EVIDENCE.read_text(encoding="utf-8"))
-    return found
-
-
-def evidence(method: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """How a method's patterns did: network -> budget -> `kl` of the pattern, `equal_kl` of equal shares, and their paired difference `change`, each with its
-    interval, in nats."""
-    return {
-        network: {row["budget"]: row for row in found["rows"] if row["method"] == method}
-        for network, found in _evidence().items()
-        if any(row["method"] == method for row in found["rows"])
-    }
+    return {name: list(tuned.blocks) for name, tuned in _patterns(method).items()}
 
 
 def is_tried(method: type[Reducer], network: str, budgets: Sequence[float]) -> bool:
     """Whether the patterns of a method for these budgets were tried on a network; also where it has none, as equal shares need no trial."""
-    if network in evidence(method.name):
+    if network in pattern_evidence(method.name):
         return True
     own = pattern(method, 12, 1.0, patterns=False)
     return all(pattern(method, 12, budget) == own for budget in budgets)
@@ -66,15 +61,15 @@ def pattern(
     Of the budgets a pattern was tuned for the nearest counts. The `faithful` form of a method has its paper's blocks. Without `patterns`, what it
     would be if nothing had been tuned.
     """
-    found = None if faithful or not patterns else _document(method.name)
+    found = _patterns(method.name) if patterns and not faithful else {}
     blocks = list((faithful and method.paper_blocks) or method.default_blocks)
-    if found is None and _is_range(blocks):
+    if not found and _is_range(blocks):
         places = _range(blocks, depth)
         return places, (1.0,) * len(places)
     weights = [1.0] * len(blocks)
-    if found is not None:
-        nearest = min(found["budgets"], key=lambda name: (abs(float(name) - budget), name))
-        blocks, weights = found["budgets"][nearest]["blocks"], found["budgets"][nearest]["weights"]
+    if found:
+        nearest = found[min(found, key=lambda name: (abs(float(name) - budget), name))]
+        blocks, weights = list(nearest.blocks), list(nearest.weights)
     moved: dict[int, float] = {}
     for block, weight in zip(blocks, weights):
         (place,) = default_blocks(depth, [block])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edge_tprune.analysis.choice import accuracy_metric, pareto_front
 from edge_tprune.analysis.comparison import metric_text
@@ -53,7 +52,7 @@ class Scatter:
     front: tuple[tuple[float, float], ...]  #: from the cheapest on; empty where accuracy is unknown
     methods: tuple[str, ...]  #: named in a legend where there are several: then style says the method, else the budget
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """For the page's script."""
         return {
             "kind": "scatter",
@@ -94,7 +93,7 @@ class Lines:
     mark: tuple[float, str] | None = None  #: a value of y worth a line of its own, and its name
     left_out: int = 0  #: budgets that were not drawn, for there are too many
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """For the page's script."""
         return {
             "kind": "lines",
@@ -224,7 +223,7 @@ def _line_name(row: Row, rows: Sequence[Row]) -> str:
     )
 
 
-def _axis(metric: Metric) -> dict[str, Any]:
+def _axis(metric: Metric) -> dict[str, object]:
     return {"label": metric.label, "unit": metric.unit, "digits": metric.digits}
 
 

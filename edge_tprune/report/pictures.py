@@ -98,8 +98,7 @@ def picture(explanation: Explanation) -> bytes:
             if len(row.shown) < len(row.stages):
                 words = f"{len(row.shown)} of {len(row.stages)} stages"
                 text(y=y + panel_height, words=words, va="bottom", fontsize=7, color=_SOFT, **middle)
-            patches = explanation.grid[0] * explanation.grid[1]
-            show(label, y, photograph, "input", f"{patches} patches")
+            show(label, y, photograph, "input", f"{explanation.patches} patches")
             for place, stage in enumerate(row.shown, 1):
                 array = panel(explanation.pixels, explanation.grid, stage)
                 show(label + place * (panel_width + gap), y, array, _heading(stage, explanation), str(stage))
@@ -123,20 +122,19 @@ def page(explanation: Explanation) -> str:
         _TEMPLATE,
         title=f"Tokens of {explanation.image}",
         model=explanation.model,
-        patches=explanation.grid[0] * explanation.grid[1],
+        patches=explanation.patches,
         prefix=explanation.prefix_tokens,
-        **describe_explanation(explanation),
+        shown=describe_explanation(explanation),
     )
 
 
-def describe_explanation(explanation: Explanation, photo: bool = False) -> dict[str, Any]:
+def describe_explanation(explanation: Explanation, photo: bool = False) -> dict[str, object]:
     """What a page shows of an explanation: `image`, `unpruned`, `input` and `rows` with their `panels` (macros in panels.html).
 
     Args:
         explanation: of one image.
         photo: panels small and as JPEG, for pages with many images.
     """
-    patches = explanation.grid[0] * explanation.grid[1]
     url = partial(_data_url, photo=photo)
     rows = [
         {
@@ -145,11 +143,11 @@ def describe_explanation(explanation: Explanation, photo: bool = False) -> dict[
             "share": f"{100 * row.share:.1f}",
             "prediction": str(row.prediction),
             "same": row.prediction.index == explanation.unpruned.index,
-            "stages": [stage.to_json() for stage in row.stages],
+            "stages": row.stages,
             "panels": [
                 {
                     "source": url(panel(explanation.pixels, explanation.grid, stage)),
-                    "alt": f"{explanation.image} after block {stage.block} of {row.title}: of {patches} patches {stage}",
+                    "alt": f"{explanation.image} after block {stage.block} of {row.title}: of {explanation.patches} patches {stage}",
                     "title": _heading(stage, explanation),
                     "caption": str(stage),
                 }

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.analysis import wording
 from edge_tprune.analysis.choice import Answer, Choice, choose_per_group
@@ -65,7 +64,7 @@ class Request:
     constraints: Mapping[str, float | None] | None = None  #: as in `choice.choose`; what the recommendation has to keep
     objective: str | None = None  #: as in `choice.choose`
     margin: EqualityMargin = WITHIN_RUN
-    samples: Sequence[Mapping[str, Any]] = ()  #: images with their tokens, from `pictures.describe_explanation`
+    samples: Sequence[Mapping[str, object]] = ()  #: images with their tokens, from `pictures.describe_explanation`
     commands: Sequence[str] | None = None  #: how to reproduce the run; derived from the profiles where None
 
 
@@ -109,10 +108,18 @@ def _render(rows: Rows, answers: Sequence[tuple[Group, Answer]], request: Reques
     models = dict.fromkeys(row.model for row in rows.rows)
     started = sorted(profile.started_utc[:16].replace("T", " ") for profile in profiles)
     period = started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"
-    groups = [
-        _describe_answer(f"g{index}", group, answer, index < _DRAWN_GROUPS) for index, (group, answer) in enumerate(answers)
-    ]
-    charts = {figure.id: figure.data.to_json() for group in groups for figure in group["figures"]}
+    groups: list[dict[str, object]] = []
+    charts: dict[str, dict[str, object]] = {}
+    for index, (group, answer) in enumerate(answers):
+        if index < _DRAWN_GROUPS:
+            figures, absent = make_figures(f"g{index}", group, answer.question, _chosen_row(answer))
+        else:
+            figures, absent = (
+                [],
+                [f"Only the first {_DRAWN_GROUPS} groups are drawn. Make a report of this one alone to see its plots."],
+            )
+        charts |= {figure.id: figure.data.to_json() for figure in figures}
+        groups.append({**_describe_answer(group, answer), "figures": figures, "absent": absent})
     scripts = [(_ECHARTS / "echarts.common.min.js").read_text(encoding="utf-8"), _SCRIPT.read_text(encoding="utf-8")]
     return page.render(
         _TEMPLATE,
@@ -146,13 +153,12 @@ def _list_commands(profiles: Sequence[Profile], request: Request) -> list[str]:
     return list_commands(profiles, request.constraints, request.objective)
 
 
-def _describe_answer(prefix: str, group: Group, answer: Answer, drawn: bool) -> dict[str, Any]:
-    """What the page says of one group: the answer, its table and its figures."""
+def _describe_answer(group: Group, answer: Answer) -> dict[str, object]:
+    """What the page says of one group: the answer and its table."""
     chosen, margin = _chosen_row(answer), answer.question.margin
     table = merge_unpruned(group.rows, chosen)
     columns = sorted(make_columns(table, margin), key=_place)
     best = [column.best(table.rows) for column in columns]
-    figures, absent = make_figures(prefix, group, answer.question, chosen) if drawn else ([], [_not_drawn()])
     notes = [f"Not resolved: {text}." for text in list_unresolved(table.rows, margin)]
     return {
         "title": describe_group(group),
@@ -172,13 +178,11 @@ def _describe_answer(prefix: str, group: Group, answer: Answer, drawn: bool) -> 
         "classes": [
             _describe_classes(row, changes) for row in table.rows if (changes := list_class_changes(row)) and not row.unpruned
         ],
-        "figures": figures,
         "plot_note": describe_scatters(chosen is not None),
-        "absent": absent,
     }
 
 
-def _describe_classes(row: Row, changes: Sequence[ClassChange]) -> dict[str, Any]:
+def _describe_classes(row: Row, changes: Sequence[ClassChange]) -> dict[str, object]:
     """The classes that a budget hurts most."""
     resolved = sum(change.resolved and change.change_points.value < 0 for change in changes)
     rest = (
@@ -202,7 +206,7 @@ def _describe_classes(row: Row, changes: Sequence[ClassChange]) -> dict[str, Any
     }
 
 
-def _make_cell(column: Column, row: Row, best: bool) -> dict[str, Any]:
+def _make_cell(column: Column, row: Row, best: bool) -> dict[str, object]:
     """A cell: the value, and below it in small print how sure it is."""
     text = column.text(row)
     match = None if column.metric is None else _UNCERTAIN.fullmatch(text)
@@ -216,21 +220,17 @@ def _describe(answer: Answer) -> str:
     return f"No recommendation: {wording.describe_no_choice(answer)}"
 
 
-def _not_drawn() -> str:
-    return f"Only the first {_DRAWN_GROUPS} groups are drawn. Make a report of this one alone to see its plots."
-
-
 def _place(column: Column) -> int:
     """Where a column stands on the page: what decides comes first, for a phone shows only a few at a time."""
     order = ("run", "method", "budget", "speedup", "p50_ms", "top1_change_points", "agreement_percent", "top1_percent")
     return order.index(column.name) if column.name in order else len(order)
 
 
-def _list_tiles(choice: Choice) -> list[dict[str, Any]]:
+def _list_tiles(choice: Choice) -> list[dict[str, object]]:
     """The chosen budget's numbers in large print: how sure each is, and what it is without pruning."""
     chosen = choice.row
     unpruned = next((row for row in choice.rows if row.unpruned and row.profile.path == chosen.profile.path), None)
-    tiles = []
+    tiles: list[dict[str, object]] = []
     for metric in (choice.question.latency, *(METRICS[name] for name in _TILES)):
         if chosen.value(metric.name) is None:
             continue
@@ -250,7 +250,7 @@ def _list_details(choice: Choice) -> list[str]:
     return [text for text in [*details, wording.describe_trade(choice), wording.describe_front(choice)] if text]
 
 
-def _describe_verdict(rows: Sequence[Row]) -> dict[str, Any]:
+def _describe_verdict(rows: Sequence[Row]) -> dict[str, object]:
     """What the measuring program said of a run (all rows are of it): the worst of its budgets' verdicts, with every reason."""
     given = [(row, row.verdict) for row in rows if row.verdict is not None]
     if not given:

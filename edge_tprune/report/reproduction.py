@@ -57,7 +57,7 @@ def _build(profile: Profile, where: str) -> str:
     return _shell(["edge-tprune", "build", model.name, *_flatten([*options, ("--out", where)])])
 
 
-def _model_options(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _model_options(arguments: Mapping[str, object]) -> list[tuple[str, Any]]:
     """What timm made the model with, as options of `build`. Those that a checkpoint decides are said, too: they do no harm."""
     options: list[tuple[str, Any]] = []
     for name, value in sorted(arguments.items()):

@@ -80,7 +80,7 @@ class Timeline:
         """Whether points stand for several readings."""
         return any(trace.low is not None for lane in self.lanes for trace in lane.traces)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """For the page's script."""
         return {
             "kind": "timeline",

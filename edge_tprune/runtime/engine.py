@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.runtime.tensorrt.record import EngineRecord
 
 E = TypeVar("E", bound="Engine")
+Stages = dict[Literal["h2d", "compute", "d2h"], list[int]]  # nanoseconds of each inference
 
 #: Name of a runtime, as in a bundle's artifacts -> the module that runs it.
 RUNTIMES = {
@@ -67,7 +68,7 @@ class Engine(ABC):
             UserError: `image` has another shape or dtype.
         """
 
-    def stages_ns(self) -> dict[str, list[int]] | None:
+    def stages_ns(self) -> Stages | None:
         """What the device's own clock saw of each inference since the last call: "h2d", "compute", "d2h", in ns.
 
         None where the runtime has no such clock.

@@ -18,6 +18,7 @@ import numpy as np
 
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.runtime.engine import Engine, EngineInfo
+from edge_tprune.text import first_line
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _FATAL_ONLY = 4  # errors are raised as well; its own log would bring names of a foreign graph to the terminal as they are
@@ -50,7 +51,7 @@ class OrtEngine(Engine):
         try:
             self._session: Any = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
         except Exception as error:  # its exception types share no base, and none of them is public
-            raise UserError(f"ONNX Runtime {ort.__version__} cannot load {file}: {_first_line(error)}") from error
+            raise UserError(f"ONNX Runtime {ort.__version__} cannot load {file}: {first_line(error)}") from error
         if shared:
             _return_freed_memory()
         self._file = file
@@ -78,7 +79,7 @@ class OrtEngine(Engine):
         except MemoryError:
             raise
         except Exception as error:  # its exception types share no base, and none of them is public
-            raise UserError(f"ONNX Runtime {self.info.version} cannot run {self._file}: {_first_line(error)}") from error
+            raise UserError(f"ONNX Runtime {self.info.version} cannot run {self._file}: {first_line(error)}") from error
         return logits
 
     def close(self) -> None:
@@ -147,7 +148,3 @@ def _is_utf_8(file: Path) -> bool:
         return bool(str(file).encode())
     except UnicodeEncodeError:
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -59,7 +59,7 @@ class SearchSettings:
             )
         return SearchSpace(self.cost, limit, methods, *self.record.stages)
 
-    def header(self, limit: float) -> dict[str, Any]:
+    def header(self, limit: float) -> dict[str, object]:
         """What must be equal for trials to be ones of this search."""
         record = msgspec.json.decode(msgspec.json.encode(self.record))  # as it is read back
         record.pop("trials", None)  # a finished search may go on with more

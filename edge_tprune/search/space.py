@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from edge_tprune.documents import MethodOptions
+from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.schedule.budget import TOLERANCE, Removal, Schedule, from_budget
 from edge_tprune.search.cost import Cost, MacsCost, total
@@ -25,7 +24,7 @@ class Configuration:
     method: str
     blocks: tuple[int, ...]
     weights: tuple[float, ...]
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, OptionValue], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class MethodSpace:
     name: str
     fewest: Callable[[int], int]  #: tokens that it can leave from a number in one block
     removal: Removal = "share"
-    options: Mapping[str, Sequence[Any]] = field(default_factory=dict)  #: name -> values worth trying
+    options: Mapping[str, Sequence[OptionValue]] = field(default_factory=dict)  #: name -> values worth trying
 
 
 @dataclass(frozen=True)

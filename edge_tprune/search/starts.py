@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError
@@ -70,7 +69,7 @@ class Tables:
         shape: NetworkShape,
         exact: bool,
         scorer: Scorer,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, object],
         fixed: MethodOptions,
     ) -> None:
         self._file, self._shape, self._exact, self._scorer = file, shape, exact, scorer

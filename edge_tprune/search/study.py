@@ -25,14 +25,14 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from edge_tprune.documents import OptionValue
+from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, cut_last_line, open_regular
 from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
 
 Losses = Iterator[Sequence[float]]
-Scorer = Callable[[str, tuple[int, ...], Mapping[str, Any]], Losses]
+Scorer = Callable[[str, tuple[int, ...], MethodOptions], Losses]
 Report = Callable[[int, int, "Result | None"], None]
 
 _IMPOSSIBLE = 60  # proposals in a row that cannot be or were tried: the space counts as tried out
@@ -105,7 +105,7 @@ def _open_journal(file: Path) -> BaseStorage:
         raise UserError(f"{file} cannot be read ({error}): move it away to start again") from error
 
 
-def open_study(storage: BaseStorage, name: str, header: Mapping[str, Any], *, check: bool = True) -> optuna.Study:
+def open_study(storage: BaseStorage, name: str, header: Mapping[str, object], *, check: bool = True) -> optuna.Study:
     """The study of one search at one limit.
 
     Args:

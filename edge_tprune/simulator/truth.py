@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from edge_tprune.errors import UserError
 
 TRUTH = "simulator/truth.jsonl"
+
+
+class _Line(msgspec.Struct):
+    t_ns: int
+    total_mj: float
 
 
 def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
@@ -21,8 +26,8 @@ def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
     """
     times_ns, energies_mj = [], []
     for line in _lines(directory / TRUTH):
-        times_ns.append(line["t_ns"])
-        energies_mj.append(line["total_mj"])
+        times_ns.append(line.t_ns)
+        energies_mj.append(line.total_mj)
     if not times_ns or begin_ns < times_ns[0] or end_ns > times_ns[-1]:
         raise UserError(f"the simulated board in {directory} was not running in the whole window {begin_ns} to {end_ns} ns")
 
@@ -30,16 +35,16 @@ def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
         after = min(bisect.bisect_right(times_ns, t_ns), len(times_ns) - 1)
         span_ns = times_ns[after] - times_ns[after - 1]
         share = (t_ns - times_ns[after - 1]) / span_ns if span_ns else 0.0
-        return float(energies_mj[after - 1] + share * (energies_mj[after] - energies_mj[after - 1]))
+        return energies_mj[after - 1] + share * (energies_mj[after] - energies_mj[after - 1])
 
     return total_mj(end_ns) - total_mj(begin_ns)
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def _lines(file: Path) -> Iterator[_Line]:
     try:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"no simulated board in {file.parents[1]}: {error.strerror}") from error
     for line in data.splitlines(keepends=True):
         if line.endswith(b"\n"):  # the last one may be half written
-            yield json.loads(line)
+            yield msgspec.json.decode(line, type=_Line)

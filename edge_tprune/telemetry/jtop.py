@@ -26,6 +26,8 @@ from edge_tprune.telemetry.source import Clock
 from edge_tprune.telemetry.tegrastats import EMC_LOAD, MEMORY_USED
 from edge_tprune.telemetry.thermal import OFFLINE_C, PLAUSIBLE_C, temperature_metric, zone_name
 
+Json = dict[Any, Any]  # a part of an update: versions 3 to 7 differ, so everything in it is looked at before it is used
+
 SOCKETS = ("run/jtop.sock", "var/run/jtop.sock")  #: of the service, below the root
 _INTERVAL_S = 0.5  #: faster is unstable
 
@@ -82,7 +84,7 @@ def parse(line: str) -> Report:
     return report
 
 
-def _rails(power: Any) -> dict[str, dict[str, Any]]:
+def _rails(power: Any) -> dict[str, Json]:
     """Rails by label. From 4.x on {rail: {label: ...}, tot: ...}; in 3.x a pair (total, {label: ...}) with `cur` for power.
 
     `tot` is a rail only where the board measures its total; otherwise it is a sum, which `total_sensor` computes with its parts stated.
@@ -122,7 +124,7 @@ def _take_temperature(name: str, zone: Any, report: Report) -> None:
         report.gaps[metric.name] = "offline"
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dict(value: Any) -> Json:
     return value if isinstance(value, dict) else {}
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
-from edge_tprune.files import write_bytes, write_json
+from edge_tprune.cli.terminal import print_note
+from edge_tprune.files import write_json
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
 from tests.benchmarks.judge import Form, Judge, arguments, compare, describe, is_resolved, open_judge, show_interval
+from tests.benchmarks.tables import write_table
 
 PAPER, RANDOM = "the paper's form", "random tokens dropped"
 BETTER, WORSE = "better", "worse"
@@ -151,12 +152,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     header = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "data": dataset.name}
     write_json(options.out / f"{loaded.name}.json", {**header, "rows": rows})
-    lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---:|---|---:|---:|---:|---|---:|---|---|"]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    write_bytes(options.out / f"{loaded.name}.md", ("\n".join(lines) + "\n").encode())
-    right = ("budget", "images", "KL (nats)", "top-1 (points)", "change of KL")
-    shown = [[cell.replace("`", "") for cell in cells(row)] for row in rows]
-    print_table(Table([Heading(name, right=name in right) for name in HEADINGS], shown, title))
+    text = ("row", "compared with", "here", "in the paper")
+    write_table(options.out / f"{loaded.name}.md", HEADINGS, [cells(row) for row in rows], title, text=text)
     print_note(f"wrote {options.out}/{loaded.name}.json and .md")
 
 

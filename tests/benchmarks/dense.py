@@ -25,10 +25,10 @@ from edge_tprune.bundle.manifest import Budget
 from edge_tprune.bundle.outputs import FEATURES
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import Advance, show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
+from edge_tprune.cli.terminal import print_note
 from edge_tprune.export.builder import build
 from edge_tprune.export.settings import decide
-from edge_tprune.files import sha256_file, write_bytes, write_json
+from edge_tprune.files import sha256_file, write_json
 from edge_tprune.models import reference
 from edge_tprune.models.loading import load_model
 from edge_tprune.models.segmentation import HEAD, MaskHead, intersection_over_union
@@ -36,6 +36,7 @@ from edge_tprune.runtime.engine import default_threads, open_engine
 from edge_tprune.statistics import Interval, mean_interval, paired_difference
 from edge_tprune.telemetry.environment import read_environment
 from tests.benchmarks.reduction import Opener, chosen, graph_opener, measure, paired_ratio, positive
+from tests.benchmarks.tables import write_table
 
 Row = dict[str, Any]
 HEADINGS = ("budget", "method", "MACs (%)", "mIoU (%)", "change (points)", "ms", "speed-up")
@@ -174,10 +175,7 @@ def main() -> None:
         },
     )
     title = f"{loaded.name}, {options.canvases} test canvases, unpruned mIoU {100 * unpruned.mean():.1f} %"
-    lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---:|---|" + "---:|" * (len(HEADINGS) - 2)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    write_bytes(options.out / "dense.md", ("\n".join(lines) + "\n").encode())
-    print_table(Table([Heading(label, right=label != "method") for label in HEADINGS], [cells(row) for row in rows], title))
+    write_table(options.out / "dense.md", HEADINGS, [cells(row) for row in rows], title)
     print_note(f"wrote {options.out}/dense.json, dense.md")
 
 

@@ -17,12 +17,13 @@ from typing import Any
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
-from edge_tprune.files import write_bytes, write_json
+from edge_tprune.cli.terminal import print_note
+from edge_tprune.files import write_json
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.evidence import FAITHFUL_EVIDENCE
 from tests.benchmarks.judge import Form, Judge, arguments, compare, describe, is_resolved, open_judge, show_interval
+from tests.benchmarks.tables import write_table
 
 Row = dict[str, Any]
 AUTHORS = {registry.FAITHFUL: True}
@@ -94,17 +95,6 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def page(found: dict[str, Any], title: str) -> str:
-    """The table as Markdown."""
-    lines = [
-        f"{title}. Differences are the default's less the authors' form's: KL below 0 and top-1 above 0 speak for the default.",
-        "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "|---:|---|" + "---:|" * (len(HEADINGS) - 3) + "---|",
-    ]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row)) + " |" for row in found["rows"])]) + "\n"
-
-
 def main() -> None:
     parser = arguments(__doc__, "0.8,0.65,0.5")
     parser.add_argument("--methods", help="with commas; every method that has an authors' form by default")
@@ -129,10 +119,8 @@ def main() -> None:
     write_json(options.out, {**kept, loaded.name: found})
     title = f"{loaded.name}, images of {dataset.name}"
     file = options.table or Path("profiles") / "faithful" / f"{loaded.name}.md"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, page(found, title).encode())
-    shown = [[cell.strip("`") for cell in cells(row)] for row in ordered]
-    print_table(Table([Heading(name, right=name not in ("method", HEADINGS[-1])) for name in HEADINGS], shown, title))
+    note = "Differences are the default's less the authors' form's: KL below 0 and top-1 above 0 speak for the default."
+    write_table(file, HEADINGS, [cells(row) for row in ordered], title, note=note, text=("method", HEADINGS[-1]))
     print_note(f"wrote {options.out} and {file}")
 
 

@@ -22,9 +22,9 @@ import torch
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import print_note, print_text
+from edge_tprune.cli.terminal import print_note
 from edge_tprune.errors import NegativeAnswer
-from edge_tprune.files import write_json, write_text
+from edge_tprune.files import write_json
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher
 from edge_tprune.finetune.holdout import HoldOut, Scores
 from edge_tprune.finetune.photos import Joined, Photos
@@ -36,6 +36,7 @@ from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import network_shape
 from edge_tprune.statistics import Interval, mean_interval, paired_difference
 from edge_tprune.telemetry.environment import read_environment
+from tests.benchmarks.tables import write_table
 
 Row = dict[str, Any]
 EXACT = Arithmetic(torch.device("cpu"), False)
@@ -218,10 +219,7 @@ def report(
         f"{loaded.name}: trained on {len(photos)} photos of {photos.name} without labels, judged on {len(judging)} images of "
         f"{judging.name}; unpruned top-1 {np.mean(unpruned.right):.1f} %"
     )
-    lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---|---:|---|" + "---:|" * (len(HEADINGS) - 3)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    write_text(folder / "finetune.md", "\n".join(lines) + "\n")
-    print_text("\n".join(lines))
+    write_table(folder / "finetune.md", HEADINGS, [cells(row) for row in rows], title, text=("method", "weights"))
 
 
 if __name__ == "__main__":

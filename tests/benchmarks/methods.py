@@ -25,12 +25,12 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
+from edge_tprune.cli.terminal import print_note
 from edge_tprune.errors import EdgeTPruneError
 from edge_tprune.export.builder import build
 from edge_tprune.export.graph import FORMS, SharedWeights, export, save
 from edge_tprune.export.settings import decide
-from edge_tprune.files import write_bytes, write_json
+from edge_tprune.files import write_json
 from edge_tprune.models.data import Dataset, open_dataset
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry
@@ -39,6 +39,7 @@ from edge_tprune.runtime.engine import default_threads
 from edge_tprune.statistics import Interval
 from edge_tprune.telemetry.environment import read_environment
 from tests.benchmarks.reduction import Latencies, Opener, chosen, graph_opener, measure, paired_ratio, positive
+from tests.benchmarks.tables import write_table
 
 Row = dict[str, Any]
 
@@ -284,12 +285,9 @@ def main() -> None:
             "medians_ms_by_round": None if latencies is None else asdict(latencies),
         },
     )
-    lines = [f"{title}.", "", "| " + " | ".join(HEADINGS) + " |", "|---:|---|" + "---:|" * (len(HEADINGS) - 2)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    write_bytes(folder / "methods.md", ("\n".join(lines) + "\n").encode())
     if latencies:
         picture(rows, folder / "accuracy-speed.svg", title)
-    print_table(Table([Heading(label, right=label != "method") for label in HEADINGS], [cells(row) for row in rows], title))
+    write_table(folder / "methods.md", HEADINGS, [cells(row) for row in rows], title)
     print_note(f"wrote {folder}/methods.json, methods.md" + (", accuracy-speed.svg" if latencies else ""))
 
 

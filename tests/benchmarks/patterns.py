@@ -26,7 +26,8 @@ from edge_tprune.files import write_json
 from edge_tprune.models.data import open_dataset
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import registry, solve_schedule
-from edge_tprune.reduction.tuned import EVIDENCE, equal_blocks, tuned_blocks
+from edge_tprune.reduction.evidence import PATTERN_EVIDENCE
+from edge_tprune.reduction.tuned import equal_blocks, tuned_blocks
 from edge_tprune.runtime.engine import default_threads
 from edge_tprune.search.configuration import read_images
 from edge_tprune.search.score import DIVERGENCE
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--methods", help="with commas; every method that ships a pattern by default")
     parser.add_argument("--budgets", default="0.8,0.65,0.5,0.4,0.35")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--out", type=Path, default=EVIDENCE, help="other networks' entries in it are kept")
+    parser.add_argument("--out", type=Path, default=PATTERN_EVIDENCE, help="other networks' entries in it are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     loaded = load_model(options.model, options.weights)

@@ -15,10 +15,11 @@ from typing import Any
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
-from edge_tprune.files import write_bytes, write_json
+from edge_tprune.cli.terminal import print_note
+from edge_tprune.files import write_json
 from edge_tprune.reduction import solve_schedule
 from tests.benchmarks.judge import Form, Judge, arguments, compare, describe, open_judge, show_interval
+from tests.benchmarks.tables import write_table
 
 SIDES = {"with": True, "without": False}
 HEADINGS = (
@@ -94,16 +95,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     header = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "data": dataset.name, "images": images}
     write_json(options.out / f"{loaded.name}.json", {**header, "unpruned_top1_percent": unpruned, "rows": rows})
-    lines = [
-        f"{title}. Differences are those with exact savings less those without, at the same share of MACs.",
-        "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "|---:|---|" + "---:|" * (len(HEADINGS) - 2),
-        *("| " + " | ".join(cells(row)) + " |" for row in rows),
-    ]
-    write_bytes(options.out / f"{loaded.name}.md", ("\n".join(lines) + "\n").encode())
-    shown = [[cell.strip("`") for cell in cells(row)] for row in rows]
-    print_table(Table([Heading(name, right=name != "method") for name in HEADINGS], shown, title))
+    note = "Differences are those with exact savings less those without, at the same share of MACs."
+    write_table(options.out / f"{loaded.name}.md", HEADINGS, [cells(row) for row in rows], title, note=note)
     print_note(f"wrote {options.out}/{loaded.name}.json and .md")
 
 

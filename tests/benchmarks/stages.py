@@ -24,13 +24,14 @@ import numpy as np
 import onnxruntime
 
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_note, print_table
-from edge_tprune.files import write_bytes, write_json
+from edge_tprune.cli.terminal import print_note
+from edge_tprune.files import write_json
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.telemetry.environment import read_environment
 from tests.benchmarks.reduction import open_graphs
+from tests.benchmarks.tables import write_table
 
 RUNS = 30
 _LAYERS = ("model.", "gemm_", "conv", "Reorder")  # names of the network's own nodes, some of which are ONNX Runtime's
@@ -142,14 +143,8 @@ def write_stages(
         "rows": rows,
     }
     write_json(folder / "stages.json", document)
-    lines = [
-        f"| {' | '.join(HEADINGS)} |",
-        "|---:|---|---|" + "---:|" * 4 + "---|",
-        *(f"| {' | '.join(cells(row))} |" for row in rows),
-    ]
-    write_bytes(folder / "stages.md", ("\n".join(lines) + "\n").encode())
     title = f"{loaded.name}, budget {budget:g}, one thread: beyond the slice oracle"
-    print_table(Table([Heading(label) for label in HEADINGS], [cells(row) for row in rows], title))
+    write_table(folder / "stages.md", HEADINGS, [cells(row) for row in rows], title, text=("method", "stage", HEADINGS[-1]))
     print_note(f"wrote {folder}/stages.json, stages.md")
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_tprune.agent.doctor.finding import Diagnosis, Finding
 from edge_tprune.cli import main
+from edge_tprune.telemetry.boards import identify
 from tests.analysis.conftest import Profiles
 from tests.cli.conftest import Outcome
 
@@ -127,9 +129,10 @@ def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
 
 
 def test_what_nohup_ignores_stays_ignored(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def examine(*_: object) -> dict[str, object]:
+    def examine(*_: object) -> Diagnosis:
         os.kill(os.getpid(), signal.SIGHUP)
-        return {"findings": [{"topic": "x", "level": "ok", "text": "fine", "fix": None}], "ready": True}
+        fine = (Finding("x", "ok", "fine"),)
+        return Diagnosis(format="", version=2, tool_version="", root="/", board=identify(), ready=True, findings=fine)
 
     monkeypatch.setattr("edge_tprune.agent.doctor.examine", examine)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

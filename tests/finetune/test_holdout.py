@@ -101,8 +101,8 @@ def test_rows_pair_before_and_after() -> None:
     after = {"0.5": scores([0.2, 0.2], expected=-1.5, right=[100.0, 100.0])}
     (row,) = holdout.rows({"0.5": 0.498}, before, after)
     assert (row.divergence_before, row.divergence) == pytest.approx((0.3, 0.2))
-    assert row.divergence_change["value"] == pytest.approx(-0.1)
+    assert row.divergence_change.value == pytest.approx(-0.1)
     assert row.top1_change_points is not None
-    assert row.top1_change_points["value"] == 50
+    assert row.top1_change_points.value == 50
     assert row.expected_top1_change_points == -1.5
     assert row.macs_share == 0.498

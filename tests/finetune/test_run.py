@@ -43,8 +43,8 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_the_result_is_better_and_an_ordinary_checkpoint(tuned: tuple[Path, Result], network: LoadedModel) -> None:
     out, result = tuned
     assert result.written
-    assert result.change["high"] is not None
-    assert result.change["high"] < 0
+    assert result.change.high is not None
+    assert result.change.high < 0
     assert [row.budget for row in result.rows] == ["1.0", "0.6"]
     assert result.rows[1].divergence < result.rows[1].divergence_before
     assert (result.photos, result.held_out, result.recipe.steps) == (32, 8, 16)
@@ -107,7 +107,7 @@ def test_killed_it_goes_on_to_the_same_weights(
     assert any("continuing after step 9 of 16" in text for text in said)
     assert same_weights(out, tuned[0])
     assert result.rows == tuned[1].rows
-    steps = [line["step"] for line in Store.beside(out).logged()]
+    steps = [line.step for line in Store.beside(out).logged()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 16
 
@@ -123,8 +123,8 @@ def test_ctrl_c_keeps_the_best_so_far_and_the_rest_follows(
 
     with pytest.raises(Interrupted, match="step 14 of 16") as stopped:
         finetune(network, dataset, out, REQUEST, progress=interrupt)
-    best = min(Store.beside(out).logged(), key=lambda line: line["loss"])
-    assert stopped.value.written == out.exists() == (best["change"]["high"] < 0 and not best["refused"])
+    best = min(Store.beside(out).logged(), key=lambda line: line.loss)
+    assert stopped.value.written == out.exists() == (best.change.high < 0 and not best.refused)
     finetune(network, dataset, out, REQUEST)
     assert same_weights(out, tuned[0])
 
@@ -147,8 +147,8 @@ def test_held_out_photos_that_are_answered_worse_are_said(network: LoadedModel, 
         finetune(network, dataset.first(16), out, replace(REQUEST, rate=3e-3, epochs=12), say=said.append)
     assert not out.exists()
     logged = Store.beside(out).logged()
-    best = min(logged, key=lambda line: (bool(line["refused"]), line["loss"]))
-    assert best["step"] < logged[-1]["step"] == 12
+    best = min(logged, key=lambda line: (bool(line.refused), line.loss))
+    assert best.step < logged[-1].step == 12
     assert any(f"after step {best['step']} of 12 the held-out photos were answered worse" in text for text in said)
     assert any("16 photos are few" in text for text in said)
 
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_goes_back_and_slows_down(
     assert result is not None
     assert result.recipe.rate == REQUEST.rate / 2
     assert any("the loss of step 8 is nan: going back" in text for text in said)
-    assert [line["rate"] < 0.51 * REQUEST.rate for line in Store.beside(tmp_path / "tuned.safetensors").logged()][-1]
+    assert [line.rate < 0.51 * REQUEST.rate for line in Store.beside(tmp_path / "tuned.safetensors").logged()][-1]
 
 
 def test_a_loss_that_is_never_finite_gives_up(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
@@ -208,8 +208,7 @@ def test_labels_are_learned(network: LoadedModel, tmp_path: Path) -> None:
     labelled = open_dataset(tmp_path / "photos", 6)
     result = finetune(network, labelled, tmp_path / "tuned.safetensors", replace(REQUEST, labels=True, rate=3e-4, epochs=6))
     assert result.recipe.labels > 0
-    assert result.change["value"] is not None
-    assert result.change["value"] < -0.3, "nats"
+    assert result.change.value < -0.3, "nats"
     assert all(row.top1_change_points is not None for row in result.rows)
 
 

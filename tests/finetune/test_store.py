@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from edge_tprune.errors import UserError
-from edge_tprune.finetune.store import Decisions, Store, need_space, write_tensors
+from edge_tprune.finetune.store import Best, Decisions, Look, Store, need_space, write_tensors
+from edge_tprune.finetune.trainer import TrainerState
+from edge_tprune.statistics import Interval
 from tests.finetune.conftest import RECIPE
 
 
@@ -25,14 +27,18 @@ def test_decisions_are_read_back_and_other_questions_refused(tmp_path: Path) -> 
         store.open({"seed": 2, "method": "bat"})
 
 
+def look(step: int) -> Look:
+    return Look(step, 1e-4, 0.5, 0.1 + 0.2, {"0.5": 0.3}, Interval(-0.1, None, 0.0), "")
+
+
 def test_a_line_that_a_dying_process_cut_short_is_left_out(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.log({"step": 1})
+    store.log(look(1))
     with (tmp_path / "log.jsonl").open("a") as stream:
         stream.write('{"step": 2, "los')
-    assert store.logged() == [{"step": 1}]
-    store.log({"step": 2})
-    assert store.logged() == [{"step": 1}, {"step": 2}]
+    assert store.logged() == [look(1)]
+    store.log(look(2))
+    assert store.logged() == [look(1), look(2)]
 
 
 @pytest.mark.parametrize(
@@ -48,25 +54,26 @@ def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.safetensors")
     (tmp_path / "log.jsonl").symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"state\.safetensors cannot be read .*named pipe"):
-        Store(tmp_path).load("state")
+        Store(tmp_path).load("state", Best)
     with pytest.raises(UserError, match=r"log\.jsonl cannot be read .*device"):
         Store(tmp_path).logged()
 
 
 def test_tensors_and_values_come_back_as_they_were(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert store.load("state") is None
+    assert store.load("state", TrainerState) is None
     tensors = {"a": torch.randn(3, 4), "b.c": torch.tensor(5), "half": torch.randn(2).bfloat16()}
-    store.save("state", tensors, {"rate": 0.1 + 0.2, "groups": [{"lr": 1e-17}]})
-    loaded = store.load("state")
+    values = TrainerState(3, float("inf"), 0.1 + 0.2, [{"lr": 1e-17}], {})
+    store.save("state", tensors, values)
+    loaded = store.load("state", TrainerState)
     assert loaded is not None
-    assert loaded[1] == {"rate": 0.1 + 0.2, "groups": [{"lr": 1e-17}]}
+    assert loaded[1] == values
     assert all(torch.equal(loaded[0][name], value) and loaded[0][name].dtype == value.dtype for name, value in tensors.items())
     (tmp_path / "state.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(UserError, match=r"state\.safetensors cannot be read"):
-        store.load("state")
+        store.load("state", TrainerState)
     store.clear_states()
-    assert store.load("state") is None
+    assert store.load("state", TrainerState) is None
 
 
 def test_a_full_disk_is_said_before_and_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

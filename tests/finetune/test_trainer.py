@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
@@ -12,7 +12,7 @@ from edge_tprune.finetune.distill import Students, Teacher
 from edge_tprune.finetune.photos import Photos, Spot
 from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.finetune.store import Store
-from edge_tprune.finetune.trainer import NotFinite, Trainer
+from edge_tprune.finetune.trainer import NotFinite, Trainer, TrainerState
 from edge_tprune.models.loading import LoadedModel
 from tests.finetune.conftest import PLAIN, RECIPE, SCHEDULES
 
@@ -34,7 +34,7 @@ def test_a_state_from_the_disk_goes_on_bit_for_bit(network: LoadedModel, photos:
     store = Store(tmp_path)
     store.save("state", *first.state())
     second = trainer(network, photos)
-    state = store.load("state")
+    state = store.load("state", TrainerState)
     assert state is not None
     second.load(*state)
     assert second.done == 5
@@ -43,7 +43,7 @@ def test_a_state_from_the_disk_goes_on_bit_for_bit(network: LoadedModel, photos:
         assert torch.equal(value, second.students.model.state_dict()[name]), name
     for name, value in whole.averaged().items():
         assert torch.equal(value, second.averaged()[name]), name
-    assert json.loads(json.dumps(whole.state()[1])) == json.loads(json.dumps(second.state()[1]))
+    assert msgspec.json.encode(whole.state()[1]) == msgspec.json.encode(second.state()[1])
 
 
 def test_parts_of_a_batch_add_up(network: LoadedModel, photos: Photos, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,9 +91,8 @@ def test_the_table_in_the_documentation_is_what_was_kept() -> None:
     for name, cells in rows:
         for (network, budget), cell in zip(columns, cells.split(" | "), strict=True):
             row = faithful_evidence(name)[network][budget]
-            difference = row["kl_difference"]
-            resolved = difference["low"] > 0 or difference["high"] < 0
-            ours, theirs = (f"{row[side]['kl']['value']:.3f}" for side in SIDES)
+            ours, theirs = (f"{getattr(row, side).kl.value:.3f}" for side in SIDES)
+            resolved = row.kl_difference.excludes(0)
             assert cell == f"{ours} ({theirs}{'' if resolved else ', not resolved'})", (name, network, budget)
 
 

@@ -9,7 +9,8 @@ import timm
 
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction import network_shape, registry, solve_schedule
-from edge_tprune.reduction.tuned import EVIDENCE, FOLDER, equal_blocks, evidence, is_tried, pattern
+from edge_tprune.reduction.evidence import PATTERN_EVIDENCE, pattern_evidence
+from edge_tprune.reduction.tuned import FOLDER, equal_blocks, is_tried, pattern
 from edge_tprune.schedule import from_budget
 
 TUNED = sorted(FOLDER.glob("*.json"))
@@ -69,7 +70,7 @@ def test_blocks_that_are_given_come_first() -> None:
 @pytest.mark.parametrize("network", ["reference", "deit_tiny_patch16_224"])
 def test_no_pattern_is_worse_than_equal_shares_beyond_noise(network: str) -> None:
     """And what is kept of it is of the patterns that ship."""
-    found = json.loads(EVIDENCE.read_text())[network]
+    found = json.loads(PATTERN_EVIDENCE.read_text())[network]
     model = load_model(network).model if network == "reference" else timm.create_model(network)
     methods = {json.loads(file.read_text())["method"] for file in TUNED}
     budgets = ("0.8", "0.65", "0.5", "0.4", "0.35")  # at 0.4 the pattern for 0.35 is the nearest
@@ -85,8 +86,8 @@ def test_no_pattern_is_worse_than_equal_shares_beyond_noise(network: str) -> Non
 
 
 def test_where_a_pattern_was_tried() -> None:
-    assert set(evidence("bat")) == {"reference", "deit_tiny_patch16_224"}
-    assert evidence("tome") == {}
+    assert set(pattern_evidence("bat")) == {"reference", "deit_tiny_patch16_224"}
+    assert pattern_evidence("tome") == {}
     bat, tome, evit = map(registry.method, ("bat", "tome", "evit"))
     assert is_tried(bat, "reference", [0.65])
     assert not is_tried(bat, "vit_small_patch16_224", [0.65])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ import typer
 
 from edge_tprune.analysis.table import Profile
 from edge_tprune.cli.app import app
-from edge_tprune.cli.model_options import _OPTIONS, ModelChoice
+from edge_tprune.cli.model_options import ModelChoice
 from edge_tprune.record.document import RunDocument
 from edge_tprune.report.reproduction import list_commands
 
@@ -88,7 +89,7 @@ def test_a_model_that_is_not_timms_default_is_named_as_it_was(info):
     }
     info["bundle"]["model"]["arguments"] = arguments
     build = _parse(_lines(info)[0])
-    choice = ModelChoice({name: build[name] for name in _OPTIONS})
+    choice = ModelChoice(**{field.name: build[field.name] for field in fields(ModelChoice)})
     assert choice.options().arguments == arguments | {"img_size": (224, 320)}
 
 

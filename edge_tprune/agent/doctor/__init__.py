@@ -7,12 +7,10 @@ would be invalid), or `unknown` (could not be checked, and why).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from edge_tprune.agent.doctor import condition, runtimes, sensors
-from edge_tprune.agent.doctor.finding import Finding
+from edge_tprune.agent.doctor.finding import Diagnosis, Finding
 from edge_tprune.telemetry.boards import UNKNOWN, Board, identify
 from edge_tprune.telemetry.state import read_state
 from edge_tprune.version import __version__
@@ -21,8 +19,8 @@ FORMAT = "edge-tprune-doctor"
 VERSION = 2
 
 
-def examine(root: Path = Path("/"), disk: Path | None = None) -> dict[str, Any]:
-    """Looks at everything and returns one JSON-able document: `board`, `findings`, `ready` (no blocker among them).
+def examine(root: Path = Path("/"), disk: Path | None = None) -> Diagnosis:
+    """Looks at everything.
 
     Args:
         root: the directory that holds the system's `proc`, `sys`, `etc` ...; with another than `/`, what only a running machine
@@ -31,7 +29,7 @@ def examine(root: Path = Path("/"), disk: Path | None = None) -> dict[str, Any]:
     """
     live = root == Path("/")
     board, now = identify(root), read_state(root)
-    findings = [
+    findings: tuple[Finding, ...] = (
         *_check_identity(board),
         *(runtimes.check_runtimes(board) if live else runtimes.check_packaged_tensorrt(root, board)),
         *sensors.check_rails(root, board, now),
@@ -43,16 +41,16 @@ def examine(root: Path = Path("/"), disk: Path | None = None) -> dict[str, Any]:
         *(condition.check_disk(disk or Path.cwd()) if live else ()),
         *condition.check_time(root),
         *condition.check_throttling(now),
-    ]
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "tool_version": __version__,
-        "root": str(root),
-        "board": asdict(board),
-        "ready": all(finding.level != "blocker" for finding in findings),
-        "findings": [asdict(finding) for finding in findings],
-    }
+    )
+    return Diagnosis(
+        format=FORMAT,
+        version=VERSION,
+        tool_version=__version__,
+        root=str(root),
+        board=board,
+        ready=all(finding.level != "blocker" for finding in findings),
+        findings=findings,
+    )
 
 
 def _check_identity(board: Board) -> Iterator[Finding]:

@@ -137,7 +137,8 @@ def build(
     from edge_tprune.export.probes import decide_probes
     from edge_tprune.export.settings import BudgetRequest, decide
     from edge_tprune.reduction import registry
-    from edge_tprune.reduction.tuned import evidence, is_tried
+    from edge_tprune.reduction.evidence import pattern_evidence
+    from edge_tprune.reduction.tuned import is_tried
 
     load_plugins(plugin)
     runtimes = parse_list(runtime, str, "--runtime")
@@ -188,7 +189,7 @@ def build(
         solved = [each.share for each in requests if each.tokens is None and each.share is not None and each.share != 1]
         if not blocks and not is_tried(registry.method(method), loaded.name, solved):
             print_note(
-                f"note: where {method} removes tokens was tuned on {' and '.join(evidence(method))}; for another network, "
+                f"note: where {method} removes tokens was tuned on {' and '.join(pattern_evidence(method))}; for another network, "
                 "`edge-tprune search` may find better blocks"
             )
     for remark in settings.remarks:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from edge_tprune.cli.options import BundleArgument, Json, Quiet
@@ -113,11 +114,11 @@ def _parse_words(text: str) -> tuple[str, ...]:
         raise UserError(f"--profile {text!r}: {error}") from error
 
 
-def _document(deployment: Deployment) -> dict[str, Any]:
+def _document(deployment: Deployment) -> dict[str, object]:
     return {
         "board": str(deployment.target),
         "error": None if deployment.error is None else str(deployment.error),
         "steps": deployment.steps,
-        "doctor": deployment.doctor,
+        "doctor": msgspec.to_builtins(deployment.doctor),
         "profiles": [str(path) for path in deployment.collected],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from edge_tprune.cli.options import Json
@@ -29,11 +30,11 @@ def doctor(
 
     if not (sysroot / "sys").is_dir() or not (sysroot / "proc").is_dir():
         raise UserError(f"--sysroot {sysroot}: there are no sys and proc in it")
-    document = examine(sysroot)
+    found = examine(sysroot)
     if json:
-        print_json(document)
+        print_json(msgspec.to_builtins(found))
     else:
-        print_findings(document)
-    if not document["ready"]:
-        blockers = [finding["topic"] for finding in document["findings"] if finding["level"] == "blocker"]
+        print_findings(found)
+    if not found.ready:
+        blockers = [finding.topic for finding in found.findings if finding.level == "blocker"]
         raise NegativeAnswer(f"a profile made now would be invalid, because of: {', '.join(dict.fromkeys(blockers))}")

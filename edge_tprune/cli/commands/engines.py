@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -86,18 +86,22 @@ def engines(
             if (record := read_record(file)) is None:
                 raise UserError(f"{file} has no readable record beside it. Build it again with --force")
             rows.append((name, file, record))
-    document: list[dict[str, Any]] = []
-    for name, file, record in rows:
-        times = None
-        if layers:
-            with TensorRTEngine(file, library, 1, graph=False) as engine:
-                times = engine.layer_times_ms(opened.golden().images[0])
-        described = msgspec.to_builtins(record)
-        document.append({"budget": name, "engine_file": str(file), **described, "layer_times_ms": times})
+    times_ms: dict[str, dict[str, float]] = {}
+    for name, file, _ in rows if layers else ():
+        with TensorRTEngine(file, library, 1, graph=False) as engine:
+            times_ms[name] = engine.layer_times_ms(opened.golden().images[0])
     if json:
+        document = [
+            {
+                "budget": name,
+                "engine_file": str(file),
+                **msgspec.to_builtins(record),
+                "layer_times_ms": times_ms.get(name),
+            }
+            for name, file, record in rows
+        ]
         print_json({"runtime": runtime, "engines": document})
         return
     print_table(engines_table([(name, record) for name, _, record in rows]))
-    for entry in document:
-        if entry["layer_times_ms"]:
-            print_table(layers_table(entry["budget"], slowest(entry["layer_times_ms"])))
+    for name, times in times_ms.items():
+        print_table(layers_table(name, slowest(times)))

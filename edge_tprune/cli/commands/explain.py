@@ -89,13 +89,13 @@ def explain(
     check_suffix(picture)
     load_plugins(plugin)
     if bundle is not None:
-        given = {"--method": method, "--schedule": schedule, "--blocks": blocks, "--option": option}
+        given: dict[str, object] = {"--method": method, "--schedule": schedule, "--blocks": blocks, "--option": option}
         given |= {f"--{name.replace('_', '-')}": value for name, value in choice.given.items() if name != "weights"}
         if double := next((name for name, value in given.items() if value), None):
             raise UserError(f"{double} is not for --bundle, whose budgets are built: leave one of the two out")
         opened = Bundle.open(bundle, verify=False)
         names = parse_list(budgets, str, "--budgets") if budgets is not None else None
-        loaded = load_model_of(opened, choice.given["weights"])
+        loaded = load_model_of(opened, choice.weights)
         _show(explain_budgets(loaded, opened, open_image(image), Path(image).name, names), picture, json)
         return
     schedules = read_schedules(schedule)
@@ -128,4 +128,4 @@ def _show(explanation: Explanation, picture: Path, json: bool) -> None:
     if json:
         print_json(explanation.to_json() | {"out": str(picture)})
     else:
-        print_table(explanation_table(explanation.to_json()))
+        print_table(explanation_table(explanation))

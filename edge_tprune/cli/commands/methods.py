@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 import typer
 
 from edge_tprune.cli.model_options import Plugins, load_plugins
@@ -19,7 +20,7 @@ def methods(
     json: Json = False,
 ) -> None:
     """List the reduction methods, or show one: its paper, what it reads, where it removes tokens, its options."""
-    from edge_tprune.cli.method_views import find_method, methods_document, print_method, print_methods
+    from edge_tprune.cli.method_views import find_method, list_methods, print_method, print_methods
     from edge_tprune.cli.model_views import require_host
 
     require_host()
@@ -28,11 +29,11 @@ def methods(
     load_plugins(plugin)
     for broken, problem in load_announced().items():
         print_warning(f"method {broken} is not here: {problem}")
-    document = methods_document()
+    found = list_methods()
     if name is not None:
-        row = find_method(document, name)
-        print_json(row) if json else print_method(row)
+        row = find_method(found, name)
+        print_json(msgspec.to_builtins(row)) if json else print_method(row)
     elif json:
-        print_json(document)
+        print_json(msgspec.to_builtins(found))
     else:
-        print_methods(document)
+        print_methods(found)

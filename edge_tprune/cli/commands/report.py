@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -53,7 +53,7 @@ def report(
     if weights is not None and bundle is None:
         raise UserError("--weights is for --bundle and --images")
     pictures = [_parse_picture(text) for text in picture or []]
-    samples: list[dict[str, Any]] = []
+    samples: list[dict[str, object]] = []
     if bundle is not None and images is not None:
         from edge_tprune.cli.model_views import require_host
 

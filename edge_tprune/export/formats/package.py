@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -202,7 +201,7 @@ def _write_golden(package: Package, form: Format, reference: Predictor) -> float
     kind = package.bundle.manifest.model.output.name
     resized = request.frame is not None
     difference = proof.prove(outputs, expected, kind, package.artifact.precision, resized=resized)
-    answer: dict[str, Any] = {"image": GOLDEN_IMAGE, "output": kind}
+    answer: dict[str, object] = {"image": GOLDEN_IMAGE, "output": kind}
     if kind == LOGITS:
         best = np.argsort(-expected, kind="stable")[:5]
         top = zip(best, reference.top(expected))

@@ -16,6 +16,7 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.formats.graphs import CLASSES, PROBABILITIES
 from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.runtime.engine import open_engine
+from edge_tprune.text import first_line
 
 FRAME = (480, 640)  #: (height, width) of the golden image where the graph does not say it
 PIXEL_TOLERANCE = 0.1
@@ -71,8 +72,7 @@ def run_graph(file: Path, batch: np.ndarray) -> dict[str, np.ndarray]:
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, {session.get_inputs()[0].name: batch})))
     except Exception as error:  # its exception types share no base
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot run the exported graph: {line}") from error
+        raise UserError(f"ONNX Runtime {onnxruntime.__version__} cannot run the exported graph: {first_line(error)}") from error
 
 
 def prove(outputs: dict[str, np.ndarray], expected: np.ndarray, kind: str, precision: str, *, resized: bool) -> float:

@@ -11,6 +11,9 @@ from typing import Any
 
 from edge_tprune.runtime.tensorrt.record import EngineDescription
 
+Layer = Mapping[str, Any]
+"""A layer in the inspector's JSON. Its keys differ between versions of TensorRT; what is absent is unknown."""
+
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _FUSED = re.compile(r"mha|flash", re.IGNORECASE)
@@ -19,11 +22,11 @@ _ANY_KERNEL, _FUSED_KERNEL = b"__myln_", b"struct _gemm_mha_v2_params_t"
 _HALF, _SINGLE = re.compile(r"half|fp16|float16", re.IGNORECASE), re.compile(r"float|fp32", re.IGNORECASE)
 
 
-def describe_engine(layers: Sequence[Mapping[str, Any]]) -> EngineDescription:
+def describe_engine(layers: Sequence[Layer]) -> EngineDescription:
     """Sums up the inspector's layers.
 
     Args:
-        layers: in execution order, as the inspector's JSON has them. Their keys differ between versions; what is absent is unknown.
+        layers: in execution order.
     """
     precisions = [kind for layer in layers if (kind := _precision(layer)) is not None]
     fused = [(index, layer) for index, layer in enumerate(layers) if _is_fused_attention(layer)]
@@ -47,7 +50,7 @@ def describe_engine_file(data: bytes) -> EngineDescription | None:
     return EngineDescription(layers=None, fp16_layers_percent=None, fused_attention=fused, fused_attention_blocks=None)
 
 
-def _precision(layer: Mapping[str, Any]) -> str | None:
+def _precision(layer: Layer) -> str | None:
     """ "fp16" or "fp32" where all floating-point outputs are, "mixed" where they differ, None where there are none."""
     seen = set()
     for tensor in layer.get("Outputs", ()):
@@ -59,13 +62,13 @@ def _precision(layer: Mapping[str, Any]) -> str | None:
     return None if not seen else seen.pop() if len(seen) == 1 else "mixed"
 
 
-def _is_fused_attention(layer: Mapping[str, Any]) -> bool:
+def _is_fused_attention(layer: Layer) -> bool:
     """By the names that TensorRT gives such kernels: `_gemm_mha_v2_*`, `fmha_*`. ONNX names may hold "mha" too, so they do not count."""
     name = str(layer.get("Name", ""))
     return bool(_FUSED.search(str(layer.get("TacticName", "")) or (name if name.startswith("_") else "")))
 
 
-def _block_before(layers: Sequence[Mapping[str, Any]], index: int) -> int | None:
+def _block_before(layers: Sequence[Layer], index: int) -> int | None:
     """The block of the nearest layer at or before `index` that names one: attention follows its block's own projections."""
     for layer in reversed(layers[: index + 1]):
         names = _ONNX_LAYER.findall(str(layer.get("Metadata", ""))) or [str(layer.get("Name", ""))]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_tprune.errors import UserError, missing_package
+from edge_tprune.text import one_line
 
 #: Runtime -> the modules that may hold it. TensorRT-RTX's has another name when its two wheels are installed without their umbrella.
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -35,7 +36,7 @@ def load(runtime: str) -> Library:
         try:
             module = importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
-            raise UserError(f"{runtime} is installed but cannot be imported ({_one_line(error)}). Install it again") from error
+            raise UserError(f"{runtime} is installed but cannot be imported ({one_line(error)}). Install it again") from error
         return Library(runtime, module, str(module.__version__))
     if runtime == "tensorrt-rtx":
         raise missing_package("tensorrt_rtx", "rtx")
@@ -89,7 +90,3 @@ def unserved(library: Library, sm: str) -> str | None:
 def target_of(sm: str) -> str:
     """ "8.6" -> "sm86"."""
     return f"sm{sm.replace('.', '')}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -34,7 +33,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     module: str | None = None  #: the board's
     machine: str | None = None  #: the processor's architecture
     os: str | None = None  #: L4T's release, or the operating system
-    power_mode: dict[str, Any] | None = None  #: id and name
+    power_mode: dict[str, int | str | None] | None = None  #: id and name
 
 
 class EngineKey(Platform, frozen=True, kw_only=True, omit_defaults=True):

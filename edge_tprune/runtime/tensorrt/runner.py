@@ -21,11 +21,9 @@ import numpy as np
 
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Cuda, CudaError, open_cuda
-from edge_tprune.runtime.engine import Engine, EngineInfo
+from edge_tprune.runtime.engine import Engine, EngineInfo, Stages
 from edge_tprune.runtime.tensorrt.library import Library, TensorRTLog, load
 from edge_tprune.runtime.tensorrt.record import read_record
-
-_STAGES = ("h2d", "compute", "d2h")
 
 
 class TensorRTEngine(Engine):
@@ -81,8 +79,8 @@ class TensorRTEngine(Engine):
         self._host_out, self._device_out = self._buffer(self.output_shape)
         self._context.set_tensor_address(self._input, self._device_in)
         self._context.set_tensor_address(self._output, self._device_out)
-        self._events = [self._keep(cuda.create_event(), cuda.destroy_event) for _ in range(len(_STAGES) + 1)]
-        self._stages: dict[str, list[int]] = {stage: [] for stage in _STAGES}
+        self._stages: Stages = {"h2d": [], "compute": [], "d2h": []}
+        self._events = [self._keep(cuda.create_event(), cuda.destroy_event) for _ in range(len(self._stages) + 1)]
         no_graph: str | None = "switched off"
         self._enqueue()  # the first inference allocates and initialises, which no graph may hold
         cuda.synchronize(self._stream)
@@ -158,8 +156,8 @@ class TensorRTEngine(Engine):
             cuda.copy_to_host(self._host_out, self._device_out, stream)
         cuda.record(events[3], stream)
         cuda.synchronize(stream)
-        for index, stage in enumerate(_STAGES):
-            self._stages[stage].append(cuda.elapsed_ns(events[index], events[index + 1]))
+        for index, times in enumerate(self._stages.values()):
+            times.append(cuda.elapsed_ns(events[index], events[index + 1]))
         logits: np.ndarray = self._host_out.copy()
         return logits
 
@@ -168,15 +166,15 @@ class TensorRTEngine(Engine):
         """The page-locked memory that is copied to the device, or that the GPU reads itself where it shares memory with the CPU."""
         return None if self._engine is None else self._host_in
 
-    def stages_ns(self) -> dict[str, list[int]]:
+    def stages_ns(self) -> Stages:
         """H2D, compute and D2H of each inference since the last call, by events on the GPU, in ns.
 
         With zero-copy memory (`info`) nothing is transferred: H2D and D2H are then the distance of two events with nothing between.
         """
-        stages, self._stages = self._stages, {stage: [] for stage in _STAGES}
+        stages, self._stages = self._stages, {"h2d": [], "compute": [], "d2h": []}
         return stages
 
-    def layers(self) -> list[dict[str, Any]]:
+    def layers(self) -> list[dict[str, object]]:
         """What the engine consists of, by TensorRT's inspector: name, type, tensors with their data types, tactic, ONNX nodes.
 
         An engine that was built without details gives names only.

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from edge_tprune.agent.doctor import examine, runtimes
+from edge_tprune.agent.doctor.finding import Diagnosis, Finding
 from edge_tprune.cli import main
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.tensorrt.record import Platform
@@ -41,10 +42,10 @@ def nano(tmp_path: Path) -> Tree:
     return make(tmp_path / "board", "orin-nano")
 
 
-def finding(document: dict[str, Any], topic: str, level: str) -> dict[str, Any]:
-    found = [entry for entry in document["findings"] if entry["topic"] == topic and entry["level"] == level]
-    assert found, document["findings"]
-    return dict(found[0])
+def finding(diagnosis: Diagnosis, topic: str, level: str) -> Finding:
+    found = [entry for entry in diagnosis.findings if entry.topic == topic and entry.level == level]
+    assert found, diagnosis.findings
+    return found[0]
 
 
 @pytest.mark.parametrize("key", BOARDS)
@@ -62,7 +63,7 @@ def test_the_screen_of_every_simulated_board(tmp_path: Path, capsys: pytest.Capt
 def test_the_document_is_json_and_says_the_same(nano: Tree, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--sysroot", str(nano.directory), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == json.loads(json.dumps(examine(nano.directory)))
+    assert msgspec.convert(document, Diagnosis) == examine(nano.directory)
     assert document["ready"]
     assert document["board"]["key"] == "orin-nano"
     assert all(entry["level"] in ("ok", "note", "warning", "blocker", "unknown") for entry in document["findings"])
@@ -80,11 +81,11 @@ def test_looking_changes_nothing(nano: Tree) -> None:
 
 def test_locked_clocks_are_seen(tmp_path: Path) -> None:
     make(tmp_path / "board", "orin-nano", locked=True)
-    assert "GPU 1020 MHz" in finding(examine(tmp_path / "board"), "clocks", "ok")["text"]
+    assert "GPU 1020 MHz" in finding(examine(tmp_path / "board"), "clocks", "ok").text
 
 
 def test_free_clocks_come_with_the_command_that_locks_them(nano: Tree) -> None:
-    assert finding(examine(nano.directory), "clocks", "warning")["fix"] == "sudo jetson_clocks"
+    assert finding(examine(nano.directory), "clocks", "warning").fix == "sudo jetson_clocks"
 
 
 @pytest.mark.parametrize(
@@ -103,35 +104,35 @@ def test_what_is_throttled_now_must_not_be_measured(
     assert "STOP" in captured.out
     assert text in captured.out
     assert captured.err == "edge-tprune: a profile made now would be invalid, because of: throttling\n"
-    assert finding(examine(nano.directory), "throttling", "blocker")["fix"]
+    assert finding(examine(nano.directory), "throttling", "blocker").fix
 
 
 def test_over_current_since_boot_is_a_warning(nano: Tree) -> None:
     nano.inject(FileFault("set", "*/oc2_event_cnt", value="7"))
-    document = examine(nano.directory)
-    assert "7" in finding(document, "throttling", "warning")["text"]
-    assert document["ready"]
+    diagnosis = examine(nano.directory)
+    assert "7" in finding(diagnosis, "throttling", "warning").text
+    assert diagnosis.ready
 
 
 def test_a_rail_that_fails_is_named_with_its_reason(nano: Tree) -> None:
     nano.inject(FileFault("eio", "*/1-0040/*/curr1_input"))
-    assert "VDD_IN" in finding(examine(nano.directory), "rails", "warning")["text"]
+    assert "VDD_IN" in finding(examine(nano.directory), "rails", "warning").text
 
 
 def test_a_board_without_its_rails_says_that_energy_is_missing(nano: Tree) -> None:
     shutil.rmtree(nano.directory / "sys/bus/i2c")
     for link in (nano.directory / "sys/class/hwmon").glob("hwmon*"):
         link.unlink()
-    assert finding(examine(nano.directory), "energy", "warning")["fix"] == "sudo modprobe ina3221"
+    assert finding(examine(nano.directory), "energy", "warning").fix == "sudo modprobe ina3221"
 
 
 def test_swap_in_use_and_little_memory(nano: Tree) -> None:
     text = "MemTotal: 7800000 kB\nMemAvailable: 100000 kB\nSwapTotal: 3900000 kB\nSwapFree: 2900000 kB\n"
     (nano.directory / "proc/meminfo").write_text(text)
-    document = examine(nano.directory)
-    assert "1024 MB of zram" in finding(document, "swap", "warning")["text"]
-    assert "102 MB available" in finding(document, "memory", "blocker")["text"]
-    assert not document["ready"]
+    diagnosis = examine(nano.directory)
+    assert "1024 MB of zram" in finding(diagnosis, "swap", "warning").text
+    assert "102 MB available" in finding(diagnosis, "memory", "blocker").text
+    assert not diagnosis.ready
 
 
 def package(root: Path, name: str, version: str) -> None:
@@ -140,26 +141,26 @@ def package(root: Path, name: str, version: str) -> None:
 
 def test_jetpacks_own_tensorrt_is_fine_and_another_is_not(nano: Tree) -> None:
     package(nano.directory, "tensorrt", "10.3.0")
-    assert "10.3.0" in finding(examine(nano.directory), "TensorRT", "ok")["text"]
+    assert "10.3.0" in finding(examine(nano.directory), "TensorRT", "ok").text
     package(nano.directory, "tensorrt", "11.0.0.1")
     wrong = finding(examine(nano.directory), "TensorRT", "warning")
-    assert "JetPack 6.2 has 10.3, and this is 11.0.0.1" in wrong["text"]
-    assert "pip uninstall tensorrt" in wrong["fix"]
+    assert "JetPack 6.2 has 10.3, and this is 11.0.0.1" in wrong.text
+    assert "pip uninstall tensorrt" in wrong.fix
 
 
 def test_jtop_states(nano: Tree) -> None:
     assert finding(examine(nano.directory), "jtop", "note")
     package(nano.directory, "jetson_stats", "4.3.2")
-    assert finding(examine(nano.directory), "jtop", "warning")["fix"] == "sudo systemctl restart jtop.service"
+    assert finding(examine(nano.directory), "jtop", "warning").fix == "sudo systemctl restart jtop.service"
     (nano.directory / "run").mkdir()
     (nano.directory / "run/jtop.sock").touch()
-    assert "4.3.2" in finding(examine(nano.directory), "jtop", "ok")["text"]
+    assert "4.3.2" in finding(examine(nano.directory), "jtop", "ok").text
 
 
 def test_a_clock_that_was_not_set(nano: Tree) -> None:
     service = nano.directory / "run/systemd/timesync"
     service.mkdir(parents=True)
-    assert finding(examine(nano.directory), "time", "warning")["fix"] == "sudo timedatectl set-ntp true"
+    assert finding(examine(nano.directory), "time", "warning").fix == "sudo timedatectl set-ntp true"
     (service / "synchronized").touch()
     assert finding(examine(nano.directory), "time", "ok")
 
@@ -167,21 +168,21 @@ def test_a_clock_that_was_not_set(nano: Tree) -> None:
 def test_an_unknown_board_is_welcome(tmp_path: Path) -> None:
     for name in ("sys", "proc"):
         (tmp_path / name).mkdir()
-    document = examine(tmp_path)
-    assert document["board"]["key"] == "unknown"
-    assert document["ready"]
+    diagnosis = examine(tmp_path)
+    assert diagnosis.board.key == "unknown"
+    assert diagnosis.ready
 
 
 def test_the_total_of_an_unknown_board_is_a_guess_and_says_so(nano: Tree) -> None:
     (nano.directory / "proc/device-tree/compatible").write_text("nvidia,p2597-0000+p3310-1000\0nvidia,tegra186\0")
     found = finding(examine(nano.directory), "energy", "warning")
-    assert found["text"].startswith("a guess: VDD_IN is taken for the power of the whole board")
+    assert found.text.startswith("a guess: VDD_IN is taken for the power of the whole board")
 
 
 def test_this_machine_has_a_runtime_and_a_disk(tmp_path: Path) -> None:
-    document = examine(disk=tmp_path)
-    assert "onnxruntime" in finding(document, "runtime", "ok")["text"]
-    assert any(entry["topic"] == "disk" for entry in document["findings"])
+    diagnosis = examine(disk=tmp_path)
+    assert "onnxruntime" in finding(diagnosis, "runtime", "ok").text
+    assert any(entry.topic == "disk" for entry in diagnosis.findings)
 
 
 def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +190,7 @@ def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyP
         raise UserError(f"{runtime} is not installed")
 
     monkeypatch.setattr(runtimes, "runtime_version", missing)
-    assert finding(examine(), "runtime", "blocker")["fix"].endswith(" -m pip install 'onnxruntime'")
+    assert finding(examine(), "runtime", "blocker").fix.endswith(" -m pip install 'onnxruntime'")
 
 
 def test_engine_files_of_another_device_are_named(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+Description = dict[str, Any]  # of model.json
+
 FOLDER = Path(__file__).resolve().parent
 
 
-def read_description(folder: Path = FOLDER) -> dict[str, Any]:
+def read_description(folder: Path = FOLDER) -> Description:
     """What model.json says: inputs, outputs, preprocessing."""
-    description: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    description: Description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     return description
 
 
@@ -29,7 +31,7 @@ def open_image(file: str) -> Image.Image:
     return image
 
 
-def prepare(image: Image.Image, description: dict[str, Any]) -> np.ndarray:
+def prepare(image: Image.Image, description: Description) -> np.ndarray:
     """One image as the graph takes it: uint8 (H, W, 3) where the graph prepares frames itself, else float32 (C, H, W)."""
     given = description["preprocessing"]
     if given is None:
@@ -52,7 +54,7 @@ def prepare(image: Image.Image, description: dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray((pixels - mean) / std)
 
 
-def _resized(size: tuple[int, int], given: dict[str, Any]) -> tuple[int, int]:
+def _resized(size: tuple[int, int], given: Description) -> tuple[int, int]:
     width, height = size
     goal_h, goal_w = (math.floor(side / given["crop_pct"]) for side in given["input_size"][1:])
     if given["crop_mode"] == "squash":
@@ -68,7 +70,7 @@ def _offset(size: int, goal: int) -> int:
     return round((size - goal) / 2.0) if size >= goal else -((goal - size) // 2)
 
 
-def describe(outputs: list[np.ndarray], description: dict[str, Any]) -> list[str]:
+def describe(outputs: list[np.ndarray], description: Description) -> list[str]:
     """The best classes of one image with their probabilities; of another output its shape and first values."""
     name = description["outputs"][0]["name"]
     if name in ("logits", "probabilities"):
