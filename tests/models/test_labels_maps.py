@@ -1,0 +1,237 @@
+"""Labels by a class map: of images and of classes, which column says it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from timm.data import ImageNetInfo
+from timm.data.readers.reader_image_folder import find_images_and_targets
+
+from edge_tprune.errors import UserError
+from edge_tprune.models.class_names import ClassNames, read_class_map
+from edge_tprune.models.images import list_images
+from edge_tprune.models.labels import label
+from tests.models.folders import save_classes, save_image
+from tests.models.labelling import NAMED, by_folder, labelled, touch_classes
+
+MAPS: dict[str, tuple[str, Callable[[Path], None] | None]] = {
+    "space": ("x1.JPEG 2\nx2.JPEG 0\n", None),
+    "tab": ("x1.JPEG\t2\t0\t0\t9\t9\nx2.JPEG\t0\t1\t1\t8\t8\n", None),
+    "comma": ("ImageId,PredictionString\nx1,dog 85 1 499 272\nx2,bird 3 4 5 6 bird 7 8 9 10\n", None),
+    "names": ("x1.JPEG dog\nx2.JPEG bird\n", None),
+    "paths": ("val/x1.JPEG 2\n./val/x2.JPEG 0\n", None),
+    "crlf and bom": ("\ufeffx1.JPEG 2\r\n\r\nx2.JPEG 0\r\n", None),
+    "more images than there are": ("x0.JPEG 1\nx1.JPEG 2\nx2.JPEG 0\nx3.JPEG 0\n", None),
+}
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_a_flat_folder_with_a_map_of_its_images(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "val"
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(root / name, format="JPEG")
+    file = tmp_path / ("map.csv" if kind == "comma" else "map.txt")
+    file.write_bytes(MAPS[kind][0].encode())
+    assert labelled(root, 3, file, NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,bird,cat,dog\nx1.JPEG,0,0,1\nx2.JPEG,1,0,0\n", "line 2: 3 columns beside the image .bird, cat, dog."),
+        ("x1.JPEG,0,0,1\nx2.JPEG,1,0,0\n", "one column per class"),
+        ("x1.JPEG\t0\t0\t1\t0\t0\nx2.JPEG\t1\t0\t0\t0\t0\n", "one column per class"),
+        ("name,width,height\nx1.JPEG,2,1\nx2.JPEG,1,2\n", "not clear which is the class"),
+        ("path,class id,label\nx1.JPEG,2,dog\n", "not clear which is the class"),
+        ("x1.JPEG,2,1\n", "not clear which is the class"),
+        ("x1.JPEG dog house\n", "no class is called 'dog house'"),
+    ],
+)
+def test_a_column_that_may_not_be_the_class_is_not_taken_for_it(tmp_path: Path, text: str, message: str) -> None:
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(tmp_path / "val" / name, format="JPEG")
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        labelled(tmp_path / "val", 3, tmp_path / "m.csv", NAMED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,split,label\nx1.JPEG,0,dog\nx2.JPEG,1,bird\n",
+        "class_id,file,width\n2,x1.JPEG,9\n0,x2.JPEG,9\n",
+        "file;label\nx1.JPEG;2\nx2.JPEG;0\n",
+        "label,file\n2,x1.JPEG\n0,x2.JPEG\n",
+        "x1.JPEG dog 85 1 499 272\nx2.JPEG bird 1 2 3 4 bird 5 6 7 8\n",
+    ],
+)
+def test_the_column_of_the_class_is_found(tmp_path: Path, text: str) -> None:
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(tmp_path / "val" / name, format="JPEG")
+    (tmp_path / "m.csv").write_text(text)
+    assert labelled(tmp_path / "val", 3, tmp_path / "m.csv", NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
+
+
+def test_a_map_against_the_models_own_names_says_so(tmp_path: Path) -> None:
+    """The lists of ImageNet's development kit are in another order than the model's classes."""
+    touch_classes(tmp_path / "d", ["cat", "dog"])
+    (tmp_path / "m.txt").write_text("dog\ncat\nbird\n")
+    said = label(
+        list_images(tmp_path / "d"), 3, read_class_map(tmp_path / "m.txt"), ClassNames(("bird", "cat", "dog"), "ck")
+    ).rule
+    assert "dog is class 0, and class 2 by the model's own names (ck)" in said
+
+
+@pytest.mark.parametrize("document", [{"x1.JPEG": 2, "x2.JPEG": 0}, {"x1.JPEG": "dog", "val/x2.JPEG": "bird"}])
+def test_a_map_of_images_in_json(tmp_path: Path, document: dict[str, object]) -> None:
+    for name in ("x1.JPEG", "x2.JPEG"):
+        save_image(tmp_path / name, format="JPEG")
+    (tmp_path / "m.json").write_text(json.dumps(document))
+    assert labelled(tmp_path, 3, tmp_path / "m.json", NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x1.JPEG 3\n", "line 1: class 3 is out of range: the model's 3 classes are 0 to 2"),
+        ("x1.JPEG fish\n", "line 1: no class is called 'fish'"),
+        ("x1.JPEG 1\nx1.JPEG 2\n", "gives x1.JPEG class 1 and class 2"),
+        ("y.JPEG 1\nz.JPEG 1\n", "names 2 classes and the model has 3"),
+        ("490\n361\n490\n", "names none of the images"),
+        ("a\nb\nc\n", "names none of the images"),
+        ("", "is empty"),
+    ],
+)
+def test_wrong_maps_of_images_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    save_image(tmp_path / "x1.JPEG", format="JPEG")
+    (tmp_path / "m.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        labelled(tmp_path, 3, tmp_path / "m.txt", NAMED)
+
+
+def test_images_that_the_map_does_not_name_are_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("x1.png", "x2.png", "x3.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "m.txt").write_text("x1.png 1\n")
+    assert labelled(tmp_path, 3, tmp_path / "m.txt") == {"x1.png": 1}
+    found = label(list_images(tmp_path), 3, read_class_map(tmp_path / "m.txt"))
+    assert list(found.left_out.values()) == [2]
+
+
+def test_a_bare_name_of_two_images_is_refused(tmp_path: Path) -> None:
+    save_classes(tmp_path, ["a", "b"])
+    (tmp_path / "m.txt").write_text("0.png 1\n")
+    with pytest.raises(UserError, match=r"0\.png can be a/0\.png or b/0\.png"):
+        labelled(tmp_path, 3, tmp_path / "m.txt")
+    (tmp_path / "m.txt").write_text("a/0.png 1\nb/0.png 0\n")
+    assert labelled(tmp_path, 3, tmp_path / "m.txt") == {"a/0.png": 1, "b/0.png": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dog\ncat\nbird\n",
+        '{"cat": 1, "dog": 0, "bird": 2}',
+        '{"cat": "1", "dog": "0", "bird": "2"}',
+        '{"id2label": {"0": "dog", "1": "cat", "2": "bird"}}',
+        '{"0": "dog", "1": "cat", "2": "bird"}',
+        '["dog", "cat", "bird"]',
+        "cat 1\ndog 0\nbird 2\n",
+    ],
+)
+def test_a_map_of_classes_comes_before_every_other_rule(tmp_path: Path, text: str) -> None:
+    root = save_classes(tmp_path / "d", ["bird", "cat", "dog"])
+    (tmp_path / "map").write_text(text)
+    assert by_folder(root, 3, tmp_path / "map", NAMED) == {"dog": 0, "cat": 1, "bird": 2}
+    _, timms = find_images_and_targets(str(root), class_to_idx={"dog": 0, "cat": 1, "bird": 2})
+    assert by_folder(root, 3, tmp_path / "map") == timms
+
+
+def test_a_map_finds_classes_in_any_depth(tmp_path: Path) -> None:
+    root = save_classes(tmp_path / "d", ["train/cat", "val/dog/images", "other"])
+    (tmp_path / "map.txt").write_text("dog\ncat\nbird\n")
+    assert labelled(root, 3, tmp_path / "map.txt") == {"train/cat/0.png": 1, "val/dog/images/0.png": 0}
+
+
+def test_a_directory_may_begin_with_its_synset(tmp_path: Path) -> None:
+    names = ClassNames(tuple(ImageNetInfo("imagenet-1k").label_names()), "ImageNet-1k")
+    touch_classes(tmp_path, ["n02110185-Siberian_husky", "n01440764_tench"])
+    assert by_folder(tmp_path, 1000, None, names) == {"n02110185-Siberian_husky": 250, "n01440764_tench": 0}
+
+
+def test_a_name_of_two_classes_finds_neither(tmp_path: Path) -> None:
+    """ImageNet's lists in words have two cranes."""
+    (tmp_path / "map.txt").write_text("crane\ndog\ncrane\n")
+    root = save_classes(tmp_path / "d", ["dog"])
+    assert by_folder(root, 3, tmp_path / "map.txt") == {"dog": 1}
+    save_classes(root, ["crane"])
+    with pytest.raises(UserError, match="crane is the name of several classes"):
+        by_folder(root, 3, tmp_path / "map.txt")
+    with pytest.raises(UserError, match="crane is not"):
+        by_folder(root, 3, None, read_class_map(tmp_path / "map.txt").class_names(3))
+
+
+@pytest.mark.parametrize("text", ['{"cat": 0, "dog": 1, "cat": 2}', '{"0": "cat", "0": "dog", "1": "cat"}'])
+def test_a_key_that_json_gives_twice_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(UserError, match="twice"):
+        read_class_map(tmp_path / "m.json")
+
+
+def test_a_class_map_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="named pipe"):
+        read_class_map(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="device"):
+        read_class_map(tmp_path / "zero")
+
+
+@pytest.mark.timeout(20)  # it took hours
+@pytest.mark.parametrize("part", [",", " ", ", ", ",1", "1,", "1 ", ":"])
+def test_a_line_of_separators_ends(tmp_path: Path, part: str) -> None:
+    for text in (f"a{part * 500_000}b\n", f"{part * 500_000}\n0"):
+        (tmp_path / "m.txt").write_text(text)
+        assert len(read_class_map(tmp_path / "m.txt").rows) <= 2
+
+
+def test_a_comma_and_a_blank_divide_a_name_from_its_class(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text("cat, 0\nthe dog ,1\n")
+    assert dict(read_class_map(tmp_path / "m.txt").index) == {"cat": 0, "the dog": 1}
+
+
+def test_only_line_ends_divide_a_class_map(tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_bytes("cat\x0cx\r\ndog\u2028y\rbird\n".encode())
+    assert [text for _, text in read_class_map(tmp_path / "m.txt").rows] == ["cat\x0cx", "dog\u2028y", "bird"]
+
+
+@pytest.mark.parametrize("text", ["1 cat\n2 dog\n3 bird\n", "cat,1\nbird,3\ndog,2\n"])
+def test_a_map_that_numbers_from_one_says_so(tmp_path: Path, text: str) -> None:
+    touch_classes(tmp_path / "data", ["bird", "cat", "dog"], "photo.png")
+    (tmp_path / "map.txt").write_text(text)
+    with pytest.raises(UserError, match=r"numbers its 3 classes from 1, and a model's first class is 0"):
+        by_folder(tmp_path / "data", 3, tmp_path / "map.txt")
+
+
+def test_a_configuration_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    touch_classes(tmp_path / "data", ["cat", "dog"])
+    file = tmp_path / "map.json"
+    file.write_text('{"id2label": {"0": "cat", "1": "dog"}, "class_to_idx": {"cat": 1, "dog": 0}}')
+    with pytest.raises(
+        UserError, match="contradicts itself: 'cat' is class 0 in its id2label, and class 1 in its class_to_idx"
+    ):
+        by_folder(tmp_path / "data", 2, file)
+    file.write_text('{"id2label": {"0": "cat", "1": "dog"}, "class_to_idx": {"dog": 1, "cat": 0}}')
+    assert by_folder(tmp_path / "data", 2, file) == {"cat": 0, "dog": 1}
+
+
+def test_a_class_of_four_hundred_digits_does_not_fill_the_screen(tmp_path: Path) -> None:
+    touch_classes(tmp_path / "data", ["cat", "dog"])
+    (tmp_path / "map.json").write_text('{"cat": 0, "dog": %s}' % ("9" * 400))
+    with pytest.raises(UserError, match="'dog' would be class a number of more than twelve digits") as refused:
+        by_folder(tmp_path / "data", 2, tmp_path / "map.json")
+    assert len(str(refused.value)) < 300
