@@ -141,8 +141,12 @@ class Bundle:
         Raises:
             UserError: it has, or the bundle is gone.
         """
+        now = _identify_file(self.path / MANIFEST)  # before it is read
+        if now is not None and now == self.__dict__.get("_read"):
+            return
         if Bundle.open(self.path, verify=False).identity != self.identity:
             raise UserError(f"bundle {self.path} was rebuilt in the meantime. Run the command again")
+        self.__dict__["_read"] = now  # a profile asks before every turn
 
     def golden(self) -> Golden:
         """The golden images and outputs.
@@ -151,6 +155,15 @@ class Bundle:
             UserError: they are damaged.
         """
         return read_golden(self.path, self.manifest)
+
+
+def _identify_file(file: Path) -> tuple[int, ...] | None:
+    """Numbers that are others once a file was replaced by another one; None where there is no file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def set_aside(path: Path) -> Path:

@@ -30,7 +30,7 @@ from edge_tprune.export.writer import Progress, write_bundle
 from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, sha256_json, sync_directory
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.plugins import method_code_sha256
+from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.reduction.precision import DEFAULT
 from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.version import __version__

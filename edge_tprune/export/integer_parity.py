@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import torch
 
-from edge_tprune.bundle.manifest import Parity
 from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.bundle.parity import Parity
 from edge_tprune.errors import InternalError, NegativeAnswer
 from edge_tprune.export.calibration import Calibration, distance, outputs_of
 from edge_tprune.export.parity import HALF_KL, compare, compare_vectors, selection, to_parity

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from edge_tprune.bundle.divergence import divergence, log_softmax
-from edge_tprune.bundle.manifest import Closeness, ClosenessLimits, Parity, Selection, VectorCloseness
 from edge_tprune.bundle.outputs import LOGITS, cosine_distance, max_difference
+from edge_tprune.bundle.parity import Closeness, ClosenessLimits, Parity, Selection, VectorCloseness
 from edge_tprune.errors import InternalError, NegativeAnswer
 from edge_tprune.export.overflow import HalfPrecisionBreak, describe_break
 from edge_tprune.reduction.host import PrunedViT

@@ -23,11 +23,11 @@ from edge_tprune.bundle.manifest import (
     Method,
     Model,
     OutputType,
-    Parity,
     TensorType,
     artifact_key,
 )
 from edge_tprune.bundle.outputs import LOGITS
+from edge_tprune.bundle.parity import Parity
 from edge_tprune.export.calibration import calibrate, check_layers, host, outputs_of
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.integer_parity import IntegerJudge

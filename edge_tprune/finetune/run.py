@@ -27,7 +27,7 @@ from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import network_shape
-from edge_tprune.reduction.host import code_sha256
+from edge_tprune.reduction.code import code_sha256
 
 RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
 

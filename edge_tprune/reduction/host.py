@@ -8,11 +8,8 @@ map, or that sits between map and values, makes its block compute one.
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -364,18 +361,6 @@ def check_output(adapter: Adapter, output: str, normalize: bool = False) -> None
         raise UserError(f"{adapter.label} does not pool its tokens, so it has no {output}: choose --output features or tokens")
     if normalize and output != EMBEDDING:
         raise UserError(f"only an embedding can be brought to unit length, not {output}")
-
-
-@lru_cache(maxsize=1)
-def code_sha256() -> str:
-    """SHA-256 of the package's reduction code: what was computed with other code is not taken for what this computes."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    names = ("adapter", "families", "vit", "eva", "beit")
-    files = [*(package / "reduction").rglob("*.py"), *(package / "models" / f"{name}.py" for name in names)]
-    for file in sorted(files):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def network_shape(

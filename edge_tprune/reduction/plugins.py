@@ -19,8 +19,7 @@ from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.decision import describe_own_error, is_own
-from edge_tprune.reduction.host import code_sha256
+from edge_tprune.reduction.decision import describe_own_error
 from edge_tprune.reduction.registry import Reducer
 from edge_tprune.text import one_line
 
@@ -80,17 +79,6 @@ def _load(point: EntryPoint) -> None:
     found = point.load()
     if isinstance(found, type) and issubclass(found, Reducer) and found.name not in registry.methods():
         registry.register(found)
-
-
-def method_code_sha256(method: type[Reducer]) -> str:
-    """SHA-256 of the code that computes a method: the package's, and the file of one's own."""
-    if not is_own(method):
-        return code_sha256()
-    try:
-        own = Path(inspect.getsourcefile(method) or "").read_bytes()
-    except (OSError, TypeError):  # typed into a notebook
-        own = f"{method.__module__}.{method.__qualname__}".encode()
-    return hashlib.sha256(code_sha256().encode() + own).hexdigest()
 
 
 def plugin_file(method: type[Reducer]) -> str | None:

@@ -86,17 +86,9 @@ def from_budget(
         raise UserError(f"token counts cannot be multiples of {multiple_of}: give 1 or more")
     if budget == 1:
         return Schedule(shape.full_schedule(), 1.0, budget)
-    if weights is not None and (len(weights) != len(blocks) or len(set(blocks)) != len(blocks) or min(weights) <= 0):
-        raise UserError(
-            f"weights {list(weights)} do not fit blocks {list(blocks)}: give one number above 0 per block, each block once"
-        )
-    weight = dict(zip(blocks, weights or [1.0] * len(blocks)))
-    blocks = tuple(sorted(set(blocks)))
+    weight = _weigh(shape, budget, blocks, weights)
+    blocks = tuple(sorted(weight))
     patches = float(shape.tokens - shape.prefix_tokens)
-    if not blocks:
-        raise UserError(f"budget {budget:g} needs at least one block to remove tokens at")
-    if blocks[0] < 1 or blocks[-1] > shape.blocks:
-        raise UserError(f"blocks {', '.join(map(str, blocks))} do not fit the model: it has blocks 1 to {shape.blocks}")
     last = shape.read_tokens if exact_savings else None
     if last is not None:
         exact = shape.share(shape.exact_schedule())
@@ -158,6 +150,20 @@ def from_budget(
     if abs(share - budget) > TOLERANCE * budget:
         remark = f"budget {budget:g}: the nearest reachable with these token counts is {share:.3f}"
     return Schedule(best, share, budget, remark)
+
+
+def _weigh(shape: NetworkShape, budget: float, blocks: Sequence[int], weights: Sequence[float] | None) -> dict[int, float]:
+    """How much each block removes relative to the others. Errors as `from_budget`."""
+    if weights is not None and (len(weights) != len(blocks) or len(set(blocks)) != len(blocks) or min(weights) <= 0):
+        raise UserError(
+            f"weights {list(weights)} do not fit blocks {list(blocks)}: give one number above 0 per block, each block once"
+        )
+    if not blocks:
+        raise UserError(f"budget {budget:g} needs at least one block to remove tokens at")
+    if min(blocks) < 1 or max(blocks) > shape.blocks:
+        listed = ", ".join(map(str, sorted(set(blocks))))
+        raise UserError(f"blocks {listed} do not fit the model: it has blocks 1 to {shape.blocks}")
+    return dict(zip(blocks, weights or [1.0] * len(blocks)))
 
 
 def _all_multiples(

@@ -20,8 +20,8 @@ from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
+from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.reduction.host import check_method, check_output, network_shape
-from edge_tprune.reduction.plugins import method_code_sha256
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import Latency, NetworkRecord
 from edge_tprune.search.cost import Cost, MacsCost, MeasuredCost

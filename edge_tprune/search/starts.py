@@ -9,7 +9,7 @@ from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.files import sha256_json
 from edge_tprune.reduction import pattern, registry
-from edge_tprune.reduction.plugins import method_code_sha256
+from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.search.dynamic import solve
 from edge_tprune.search.score import Scorer

@@ -13,13 +13,14 @@ import pytest
 
 from edge_tprune.bundle.bundle import Bundle, set_aside
 from edge_tprune.errors import UserError
+from edge_tprune.files import write_bytes
 
 
 def edit(bundle: Bundle, change: Callable[[dict[str, Any]], None]) -> Path:
     file = bundle.path / "manifest.json"
     manifest = json.loads(file.read_text())
     change(manifest)
-    file.write_text(json.dumps(manifest))
+    write_bytes(file, json.dumps(manifest).encode())  # as a whole, as builds and evaluations do
     return bundle.path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +13,12 @@ from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
-from edge_tprune.cli.schedules import read_schedules
+from edge_tprune.cli.schedules import Schedules, read_schedules
 from edge_tprune.cli.terminal import print_json, print_note, print_table, print_warning
 from edge_tprune.errors import UserError
+
+if TYPE_CHECKING:
+    from edge_tprune.export.settings import BudgetRequest
 
 
 @command(
@@ -130,23 +133,17 @@ def build(
     from edge_tprune.cli.model_views import bundle_table, engines_table, require_host
 
     require_host()
-    from edge_tprune.bundle.engines import AHEAD, CarriedEngine, build_ahead, check_targets
+    from edge_tprune.bundle.engines import CarriedEngine, build_ahead
     from edge_tprune.bundle.manifest import KIND
     from edge_tprune.bundle.outputs import LOGITS
     from edge_tprune.export.builder import build as build_bundle
     from edge_tprune.export.probes import decide_probes
-    from edge_tprune.export.settings import BudgetRequest, decide
+    from edge_tprune.export.settings import decide
     from edge_tprune.reduction import registry
-    from edge_tprune.reduction.evidence import pattern_evidence
-    from edge_tprune.reduction.tuned import is_tried
 
     load_plugins(plugin)
     runtimes = parse_list(runtime, str, "--runtime")
-    targets = parse_list(target.lower(), str, "--target") if target else []
-    if targets and AHEAD not in runtimes:
-        raise UserError(f"--target is for --runtime {AHEAD}: TensorRT itself builds its engines on the GPU that runs them")
-    if targets:
-        check_targets(targets)
+    targets = _parse_targets(target, runtimes)
     shared: dict[str, Any] = {
         "batch": batch,
         "runtimes": runtimes,
@@ -166,16 +163,9 @@ def build(
         schedules = read_schedules(schedule)
         method = schedules.choose_method(method, "zero_tprune")
         options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
-        if budgets is None:
-            budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
         loaded = choice.load(model, needs_classes=False)
         shared["calibration"] = open_photos(loaded, calibration, shared["precisions"], quiet)
-        requests = [BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])]
-        requests += [BudgetRequest(tokens=tokens) for tokens in schedules.typed]
-        requests += [
-            BudgetRequest(float(share), tokens, *schedules.own.get(share, (None, None)))
-            for share, tokens in schedules.found.items()
-        ]
+        requests = _request_budgets(budgets, schedules)
         settings = decide(
             loaded,
             method,
@@ -186,12 +176,8 @@ def build(
             exact_savings=exact_savings,
             **shared,
         )
-        solved = [each.share for each in requests if each.tokens is None and each.share is not None and each.share != 1]
-        if not blocks and not is_tried(registry.method(method), loaded.name, solved):
-            print_note(
-                f"note: where {method} removes tokens was tuned on {' and '.join(pattern_evidence(method))}; for another network, "
-                "`edge-tprune search` may find better blocks"
-            )
+        if not blocks:
+            _note_untried(method, loaded.name, requests)
     for remark in settings.remarks:
         print_note(f"note: {remark}")
     if output is None and settings.output != LOGITS:
@@ -213,3 +199,44 @@ def build(
         print_table(bundle_table(opened))
         if engines:
             print_table(engines_table([(engine.budget, engine.record) for engine in engines]))
+
+
+def _parse_targets(target: str | None, runtimes: list[str]) -> list[str]:
+    """The GPUs to build engines for."""
+    from edge_tprune.bundle.engines import AHEAD, check_targets
+
+    if not target:
+        return []
+    if AHEAD not in runtimes:
+        raise UserError(f"--target is for --runtime {AHEAD}: TensorRT itself builds its engines on the GPU that runs them")
+    targets = parse_list(target.lower(), str, "--target")
+    check_targets(targets)
+    return targets
+
+
+def _request_budgets(budgets: str | None, schedules: Schedules) -> list[BudgetRequest]:
+    """The shares of MACs that are asked for, and the schedules."""
+    from edge_tprune.export.settings import BudgetRequest
+
+    if budgets is None:
+        budgets = "1.0" if schedules.found else "1.0,0.9,0.8,0.65,0.5"
+    found = schedules.found.items()
+    return [
+        *(BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])),
+        *(BudgetRequest(tokens=tokens) for tokens in schedules.typed),
+        *(BudgetRequest(float(share), tokens, *schedules.own.get(share, (None, None))) for share, tokens in found),
+    ]
+
+
+def _note_untried(method: str, network: str, requests: list[BudgetRequest]) -> None:
+    """Says so where the method's own blocks were not tried on the network."""
+    from edge_tprune.reduction import registry
+    from edge_tprune.reduction.evidence import pattern_evidence
+    from edge_tprune.reduction.tuned import is_tried
+
+    solved = [each.share for each in requests if each.tokens is None and each.share is not None and each.share != 1]
+    if not is_tried(registry.method(method), network, solved):
+        print_note(
+            f"note: where {method} removes tokens was tuned on {' and '.join(pattern_evidence(method))}; for another network, "
+            "`edge-tprune search` may find better blocks"
+        )

@@ -110,7 +110,6 @@ def fit(
 
     require_host()
     from edge_tprune.analysis.choice import Choice
-    from edge_tprune.analysis.limits import option_name
     from edge_tprune.cli.comparison_views import describe_failure, print_choice
     from edge_tprune.cli.fit_runs import Runs
     from edge_tprune.cli.fit_views import answer_document, round_table
@@ -122,14 +121,7 @@ def fit(
     from edge_tprune.record.settings import RunRequest
 
     load_plugins(plugin)
-    given = {"max_p50_ms": max_ms, "max_p95_ms": max_p95_ms, "max_energy_mj": max_energy_mj, "min_fps": min_fps}
-    limits = {name: bound for name, bound in given.items() if bound is not None}
-    if not limits:
-        raise UserError("fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj or --min-fps")
-    for name, bound in limits.items():
-        if not 0 < bound < float("inf"):
-            option = "--max-ms" if name == "max_p50_ms" else option_name(name)
-            raise UserError(f"{option} {bound:g} is no limit: give a number above 0")
+    limits = _check_limits({"max_p50_ms": max_ms, "max_p95_ms": max_p95_ms, "max_energy_mj": max_energy_mj, "min_fps": min_fps})
     precisions = _check_precisions(parse_list(precision, str, "--precision"))
     run = RunRequest(runtime=runtime, rounds=rounds, seconds_per_round=seconds, threads=threads)
     run.check()
@@ -188,6 +180,20 @@ def fit(
     print_note(
         f"bundle: {where / latest.bundle}, budget {answer.row.budget}; report: edge-tprune report {where / (latest.profile or '')}"
     )
+
+
+def _check_limits(given: dict[str, float | None]) -> dict[str, float]:
+    """Those that are given, of which one must be."""
+    from edge_tprune.analysis.limits import option_name
+
+    limits = {name: bound for name, bound in given.items() if bound is not None}
+    if not limits:
+        raise UserError("fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj or --min-fps")
+    for name, bound in limits.items():
+        if not 0 < bound < float("inf"):
+            option = "--max-ms" if name == "max_p50_ms" else option_name(name)
+            raise UserError(f"{option} {bound:g} is no limit: give a number above 0")
+    return limits
 
 
 def _check_precisions(names: list[str]) -> list[str]:
