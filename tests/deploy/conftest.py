@@ -6,6 +6,7 @@ import pytest
 
 from edge_tprune.bundle.bundle import Bundle
 from tests.agent.tiny_bundle import write_bundle
+from tests.deploy.emulated import board, board_bundle, installed  # noqa: F401
 
 
 @pytest.fixture

@@ -22,8 +22,6 @@ from tests.models.files import prefixed, saved
 from tests.models.weights import NAME, State, is_loaded, state_of
 
 PREFIXES = st.lists(st.sampled_from(["module", "_orig_mod", "model", "backbone", "net", "encoder.vit", "0"]), max_size=4)
-
-
 WRAPPERS = st.lists(st.sampled_from(["state_dict", "model", "teacher", "weights", "params", "module"]), max_size=3)
 
 
