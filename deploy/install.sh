@@ -4,20 +4,20 @@
 #   deploy/install.sh                    the user's part: a virtual environment in ~/.edge-tprune with the agent in it
 #   sudo deploy/install.sh --system      the system's part: packages that JetPack lacks, and the groups that may use the GPU
 #
-# Says what it will do, then asks. Run again, it does only what is missing. Nothing runs as root unless you type sudo.
-# From a host, `edge-tprune deploy` does the user's part by itself and needs none of this.
+# It prints what it will do, then asks. If it is run again, it does only what is missing. Nothing runs as root without sudo.
+# From a host, `edge-tprune deploy` does the user's part; then this script is not needed.
 set -euo pipefail
 
 usage() {
     sed -n '2,8s/^# \{0,1\}//p' "$0"
     cat <<'TEXT'
 Options:
-  --dry-run          say what would be done, and end
+  --dry-run          print what would be done, and exit
   --yes              do not ask
   --system           the system's part (with sudo)
   --jtop             with --system: jetson-stats too, whose service jtop needs
-  --campaign BUNDLE  also install the service that profiles ~/.edge-tprune/bundles/BUNDLE and goes on after a reboot
-  --wheel FILE       install this wheel instead of the checkout that this script lies in
+  --campaign BUNDLE  also install the service that profiles ~/.edge-tprune/bundles/BUNDLE and continues after a reboot
+  --wheel FILE       install this wheel instead of the checkout that this script is in
   --extras LIST      optional parts: ort, jetson, cuda (default: ort where the board has no TensorRT)
   --root DIR         look for the system's etc below DIR (for --dry-run)
 TEXT

@@ -35,15 +35,15 @@ def main(arguments: list[str]) -> int:
 def _simulate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m edge_tprune.simulator",
-        description="Keeps a directory like a board's /sys and /proc, whose power follows this machine's CPU load by a known law.",
-        epilog="fault DIR KIND FILE [--seconds S] [--value V] breaks it; energy DIR BEGIN_NS END_NS prints the energy it used.",
+        description="Keeps a directory like a board's /sys and /proc up to date. Its power is a known function of this machine's CPU load.",
+        epilog="fault DIR KIND FILE [--seconds S] [--value V] makes a file fail; energy DIR BEGIN_NS END_NS prints the energy used.",
     )
     parser.add_argument("board", help=", ".join(BOARDS))
     parser.add_argument("directory", type=Path, help="new, empty, or left by an earlier simulation")
-    parser.add_argument("--seed", type=int, default=0, help="of the sensors' phases and noise")
-    parser.add_argument("--noise", type=float, default=0.5, help="of the sensors, in steps (default: 0.5)")
-    parser.add_argument("--locked", action="store_true", help="clocks are locked at their highest")
-    parser.add_argument("--seconds", type=float, help="how long; by default until Ctrl-C")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sensors' phases and noise")
+    parser.add_argument("--noise", type=float, default=0.5, help="noise of the sensors, in steps (default: 0.5)")
+    parser.add_argument("--locked", action="store_true", help="lock the clocks at their maximum")
+    parser.add_argument("--seconds", type=float, help="how long to run; by default until Ctrl-C")
     options = parser.parse_args(arguments)
     tree = Tree(
         options.directory,
@@ -67,8 +67,8 @@ def _fault(arguments: list[str]) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("file", help="pattern over the paths below the directory: '*/1-0040/*/curr1_input'")
-    parser.add_argument("--seconds", type=float, help="how long; by default until faults.json is changed")
-    parser.add_argument("--value", help="what the file says (set), or how much higher its number is (jump)")
+    parser.add_argument("--seconds", type=float, help="how long the fault lasts; by default until faults.json is changed")
+    parser.add_argument("--value", help="new content of the file (set), or amount added to its number (jump)")
     options = parser.parse_args(arguments)
     if not (options.directory / STATE).exists():
         raise UserError(f"no simulated board in {options.directory}")
