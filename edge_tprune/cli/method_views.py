@@ -103,7 +103,7 @@ def find_method(found: Methods, name: str) -> MethodFacts:
     if name in known:
         return known[name]
     if name in found.absent:
-        raise UserError(f"method {name} is not here: {found.absent[name]}")
+        raise UserError(f"method {name} is not included: {found.absent[name]}")
     raise UserError(f"no method {name!r}.{did_you_mean(name, known)} Run: edge-tprune methods")
 
 
@@ -112,9 +112,9 @@ def print_methods(found: Methods) -> None:
     rows = [[row.name, textwrap.shorten(row.summary, _SUMMARY, placeholder=" ...")] for row in found.methods]
     print_table(Table([Heading("method"), Heading("what it does")], rows))
     print_line("")
-    for line in textwrap.wrap(f"Not here: {', '.join(found.absent)}.", _WIDTH):
+    for line in textwrap.wrap(f"Not included: {', '.join(found.absent)}.", _WIDTH):
         print_line(line)
-    print_line("More about one, or why it is not here: edge-tprune methods NAME")
+    print_line("Details of a method, or why it is not included: edge-tprune methods NAME")
 
 
 def print_method(row: MethodFacts) -> None:
@@ -123,7 +123,7 @@ def print_method(row: MethodFacts) -> None:
     facts = [
         ("summary", row.summary),
         ("paper", row.paper),
-        ("evidence", ", ".join(row.needs) or "none"),
+        ("reads", ", ".join(row.needs) or "nothing"),
         ("class token", "needed" if row.needs_class_token else "not needed"),
         ("merges tokens", "yes" if row.merges else "no"),
         ("removes by", row.removal),

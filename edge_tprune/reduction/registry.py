@@ -230,11 +230,11 @@ def method(name: str) -> type[Reducer]:
 
         wrong = load_announced()
         if name in wrong:
-            raise UserError(f"method {name} is not here: {wrong[name]}")
+            raise UserError(f"method {name} is not included: {wrong[name]}")
     if name not in _METHODS:
         for absent, reason in ABSENT.items():
             if _letters(name) == _letters(absent):
-                raise UserError(f"method {name} is not here: {reason}. Known: {', '.join(sorted(_METHODS))}")
+                raise UserError(f"method {name} is not included: {reason}. Known: {', '.join(sorted(_METHODS))}")
         raise UserError(f"no method {name!r}.{did_you_mean(name, _METHODS)} Known: {', '.join(sorted(_METHODS))}")
     return _METHODS[name]
 

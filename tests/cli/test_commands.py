@@ -77,7 +77,7 @@ def test_methods(command: Command) -> None:
     assert "at budget 0.65   5,7,10" in one, "the blocks that builds really use"
     assert "attentive=0.4" in one
     assert max(map(len, one.splitlines())) <= 80
-    one_line(command("methods", "atc"), 2, "method atc is not here: .*no static graph")
+    one_line(command("methods", "atc"), 2, "method atc is not included: .*no static graph")
     one_line(command("methods", "evitt"), 2, "no method 'evitt'. Did you mean evit")
 
 
@@ -244,7 +244,7 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["explain", "."], r"\. is a directory"),
         (["explain", "reference:5000"], "no canvas '5000'"),
         (["explain", "reference", "--method", "evitt"], "Did you mean evit"),
-        (["explain", "reference", "--method", "atc"], "method atc is not here: .* no static graph"),
+        (["explain", "reference", "--method", "atc"], "method atc is not included: .* no static graph"),
         (["explain", "reference", "--out", "e.svg"], r"must end in \.png or \.html"),
         (["explain", "reference", "--budgets", "0.01"], "zero_tprune: budget 0.01 cannot be reached"),
         (["explain", "reference", "--option", "fuse=1"], "no option 'fuse'"),

@@ -72,7 +72,7 @@ def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
 
 @pytest.mark.parametrize("name", ["atc", "ATC", "DynamicViT", "dynamic_vit", "Token Cropr", "prance", "ImagePiece"])
 def test_a_known_method_that_is_absent_says_why(name: str) -> None:
-    with pytest.raises(UserError, match=rf"method {name} is not here: .*(static graph|as it is)\. Known: .*evit"):
+    with pytest.raises(UserError, match=rf"method {name} is not included: .*(static graph|as it is)\. Known: .*evit"):
         registry.method(name)
 
 

@@ -28,7 +28,7 @@ def methods(
 
     load_plugins(plugin)
     for broken, problem in load_announced().items():
-        print_warning(f"method {broken} is not here: {problem}")
+        print_warning(f"method {broken} could not be loaded: {problem}")
     found = list_methods()
     if name is not None:
         row = find_method(found, name)

@@ -53,7 +53,7 @@ class BAT(Reducer):
     name = "bat"
     paper = "Long et al., CVPR 2023, arXiv 2211.11315"
     faithful: ClassVar = {"neighbours": 5, "proportional": False}
-    differs = "attention is proportional to size, and two neighbours make a token's density instead of five"
+    differs = "attention is proportional to size, and a token's density is computed from two neighbours instead of five"
     needs = frozenset({CLASS_ROW})
     needs_class_token = True
     merges = True

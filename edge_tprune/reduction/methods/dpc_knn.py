@@ -52,7 +52,7 @@ class DPCKNN(Reducer):
     paper = "Du et al., 2016; Zeng et al., CVPR 2022, arXiv 2204.08680"
     code = "JoakimHaurum/TokenReduction"
     faithful: ClassVar = {"neighbours": 5, "unit": "channels", "place": "block"}
-    differs = "the unit of density is the image's own, two neighbours make it, and tokens merge between attention and MLP"
+    differs = "density is scaled per image and computed from two neighbours, and tokens merge between attention and MLP"
     merges = True
     drops = False
 

@@ -52,7 +52,9 @@ class GTP(Reducer):
     paper = "Xu et al., WACV 2024, arXiv 2311.03035"
     code = "Ackesnal/GTP-ViT"
     faithful: ClassVar = {"graph": "spatial"}
-    differs = "removed tokens pass on to the kept ones that look most like them; the authors' attention sparsification is in neither form"
+    differs = (
+        "removed tokens are passed on to the most similar kept tokens; neither form has the authors' attention sparsification"
+    )
     needs = frozenset({ATTENTION, POSITIONS})
     merges = True
     default_blocks = tuple(range(1, 13))

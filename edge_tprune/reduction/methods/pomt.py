@@ -35,7 +35,7 @@ class POMT(Reducer):
     paper = "Eliopoulos et al., WACV 2025, arXiv 2407.05941"
     code = "nickjeliopoulos/PruneOneMoreToken"
     faithful: ClassVar = {}
-    differs = "the largest attention is that of the image; the authors' code takes that of the batch, on which a static graph's images must not depend"
+    differs = "the largest attention is taken per image; the authors' code takes it over the batch, but images of a static graph must not depend on each other"
     needs = frozenset({ATTENTION, VALUES})
     merges = True
     default_blocks = (4,)

@@ -78,7 +78,7 @@ class ZeroTPrune(Reducer):
     name = "zero_tprune"
     paper = "Wang et al., CVPR 2024, arXiv 2305.17328"
     faithful: ClassVar = {"merge": False, "votes": 0, "similar": 0.5}
-    differs = "similar tokens merge instead of being dropped, and make nearly all of a stage's removals; one vote ranks them"
+    differs = "similar tokens merge instead of being dropped, and are nearly all of a stage's removals; tokens are ranked by one PageRank iteration"
     paper_blocks = (2, 4, 7, 10, 12)
     needs = frozenset({ATTENTION, KEYS})
     merges = True
