@@ -230,7 +230,7 @@ def method(name: str) -> type[Reducer]:
 
         wrong = load_announced()
         if name in wrong:
-            raise UserError(f"method {name} is not included: {wrong[name]}")
+            raise UserError(f"method {name} could not be loaded: {wrong[name]}")
     if name not in _METHODS:
         for absent, reason in ABSENT.items():
             if _letters(name) == _letters(absent):
