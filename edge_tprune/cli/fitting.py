@@ -68,6 +68,7 @@ class FitRequest:
     trials: int
     seed: int
     force: bool  #: take runs that were disturbed
+    workers: int = 1  #: processes that score at once in a search
 
     @property
     def words(self) -> str:
@@ -240,8 +241,9 @@ class Fit:
         print_note(f"fit: searching at {metric} {aim:.4g} in {precision}")
         name = metric if precision == DEFAULT else f"{metric}-{precision}"
         (found,) = search_limits(
-            self.loaded, settings, self.photos, request.out / "search" / f"{name}.json", progress=self.advance, warn=print_note
-        )
+            self.loaded, settings, self.photos, request.out / "search" / f"{name}.json", workers=request.workers,
+            progress=self.advance, warn=print_note,
+        )  # fmt: skip
         return pick_candidates(found, model, settings.fixed, precision)
 
     def _measure(self, state: FitState, latest: Round) -> Round:

@@ -19,6 +19,13 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="CPU threads per engine; one per physical core by default.", show_default=False),
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=1, max=1024,
+        help="Processes that score networks at once; they share the CPU threads, and each needs memory for the network and the images.",
+    ),
+]  # fmt: skip
 BudgetNames = Annotated[
     str | None, typer.Option("--budgets", help="Only these budgets of the bundle, by name, comma-separated.")
 ]

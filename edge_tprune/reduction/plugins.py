@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -86,6 +87,25 @@ def plugin_file(method: type[Reducer]) -> str | None:
     if not method.__module__.startswith("edge_tprune_plugin_"):
         return None
     return inspect.getsourcefile(method)
+
+
+def plugin_files(names: Iterable[str]) -> list[Path]:
+    """The files that another process must load (`load_plugin`) to know these methods.
+
+    Raises:
+        UserError: a method that no other process can load.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        cls = registry.method(name)
+        if (file := plugin_file(cls)) is not None:
+            found[Path(file)] = None
+        elif cls.__module__ == "__main__":
+            raise UserError(
+                f"method {name} was defined in this program, where other processes cannot find it: put it into a file and load that "
+                "(edge_tprune.reduction.plugins.load_plugin), or use one worker"
+            )
+    return list(found)
 
 
 def _where(error: BaseException, file: Path) -> str:

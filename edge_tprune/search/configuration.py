@@ -6,11 +6,13 @@ At a budget of MACs one method is searched; under a latency model of a board sev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.documents import MethodOptions
@@ -22,14 +24,16 @@ from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.reduction.host import check_method, check_output, network_shape
+from edge_tprune.reduction.plugins import plugin_files
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import Latency, NetworkRecord
 from edge_tprune.search.cost import Cost, MacsCost, MeasuredCost
 from edge_tprune.search.schedule_file import KIND, FoundSchedule, ScheduleFile, SearchRecord
-from edge_tprune.search.score import ERROR, SCORES, Scorer, read_images
+from edge_tprune.search.score import ERROR, SCORES, FixedOptions, Scorer, read_images
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
 from edge_tprune.search.starts import Tables, own_pattern, planned
 from edge_tprune.search.study import Result, open_storage, open_study, search
+from edge_tprune.search.workers import Here, Workers
 from edge_tprune.statistics import mean_interval, paired_difference, required_count
 
 Progress = Callable[[str, int, int], None]
@@ -186,6 +190,7 @@ def find(
     out: Path,
     *,
     storage: str | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
     warn: Warn | None = None,
 ) -> ScheduleFile:
@@ -200,6 +205,7 @@ def find(
         dataset: the images that `decide` was given.
         out: the file.
         storage: of the trials: a database's URL; by default a journal beside the file.
+        workers: processes that score at once, each with a copy of network and images. Only with one does the same seed give the same trials.
         progress: called as (what, done, of).
         warn: called with what a person should know.
 
@@ -209,7 +215,7 @@ def find(
     Raises:
         UserError: a limit that no schedule meets, trials of another search there, another search at work on the file.
     """
-    found = search_limits(loaded, settings, dataset, out, storage=storage, progress=progress, warn=warn)
+    found = search_limits(loaded, settings, dataset, out, storage=storage, workers=workers, progress=progress, warn=warn)
     entries: dict[str, FoundSchedule] = {}
     first = found[0].best.configuration
     by_budget = isinstance(settings.cost, MacsCost)
@@ -230,6 +236,7 @@ def search_limits(
     out: Path,
     *,
     storage: str | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
     warn: Warn | None = None,
     scorer: Scorer | None = None,
@@ -237,19 +244,28 @@ def search_limits(
     """The search at every limit, without the file. Arguments and errors as `find`; `scorer` where the images were read before."""
     if out.suffix != ".json" or out.is_dir():
         raise UserError(f"--out {out}: a schedule file is a file whose name ends in .json")
+    if workers < 1:
+        raise UserError(f"{workers} workers are too few: give 1 or more")
+    plugins = plugin_files(method.name for method in settings.methods) if workers > 1 else []
     report = progress or (lambda what, done, of: None)
+    database = None if storage is None else open_storage(out, storage)
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(out, "search"):
+    with exclusive(out, "search"), ExitStack() as stack:
         for limit in settings.limits:
             if not settings.space(limit).reachable:
                 raise _too_low(settings, limit)
+        trials_at = database or open_storage(out, None)
         scorer = scorer or read_images(loaded, dataset, settings.record.score, report, settings.record.output)
-        trials_at = open_storage(out, storage)
+        score, place = FixedOptions(scorer, settings.fixed), None
+        if workers > 1:
+            place = stack.enter_context(Workers(score, workers, torch.get_num_threads(), plugins, warn))
         identity = {"weights": loaded.weights_sha256, "data": dataset.fingerprint, "score": settings.record.score}
         if settings.record.output != LOGITS:
             identity["output"] = settings.record.output
-        tables = Tables(out.with_name(TABLES), settings.cost.shape, settings.cost.exact, scorer, identity, settings.fixed)
+        tables = Tables(
+            out.with_name(TABLES), settings.cost.shape, settings.cost.exact, place or Here(score), identity, settings.fixed
+        )
         found: list[Found] = []
         for number, limit in enumerate(settings.limits):
             # Other budgets keep what the first one chose, as part of every trial: one file describes one method.
@@ -262,10 +278,9 @@ def search_limits(
                 so_far = f", best {best.loss:.4f}" if best else ""
                 report(f"{_limit_text(settings, limit)}{so_far}", number * of + done, of * len(settings.limits))
 
-            def score(method: str, tokens: tuple[int, ...], tried: MethodOptions) -> Any:
-                return scorer(method, tokens, {**settings.fixed, **tried})
-
-            results = search(study, space, score, trials=settings.trials, seed=settings.record.seed, first=starts, report=show)
+            results = search(
+                study, space, place or score, trials=settings.trials, seed=settings.record.seed, first=starts, report=show
+            )
             own = own_pattern(space, space.methods[0], _share(space))
             found.append(Found(space, results, next((r for r in results if r.configuration == own), None)))
             if warn is not None and (text := few_images(results)):

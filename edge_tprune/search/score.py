@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,19 @@ class Scorer:
                     losses = (expected.exp() * (expected - answer.double().log_softmax(-1))).sum(1).clamp_min(0)
             yield losses.tolist()
 
-    def mean(self, method: str, tokens: tuple[int, ...], options: MethodOptions, batches: int | None = None) -> float:
-        """The mean loss over the images."""
-        losses = [loss for part in self(method, tokens, options, batches) for loss in part]
-        return sum(losses) / len(losses)
+
+@dataclass(frozen=True)
+class FixedOptions:
+    """A scorer with options that a search does not vary."""
+
+    scorer: Scorer
+    options: MethodOptions
+
+    def __call__(
+        self, method: str, tokens: tuple[int, ...], options: MethodOptions, batches: int | None = None
+    ) -> Iterator[list[float]]:
+        """As the scorer."""
+        return self.scorer(method, tokens, {**self.options, **options}, batches)
 
 
 def read_images(

@@ -12,7 +12,9 @@ from msgspec import Meta
 from edge_tprune.documents import Count, Distance, DocumentKind, Name
 from edge_tprune.schedule import NetworkShape
 
-Losses = Callable[[tuple[int, ...]], float]
+Losses = Callable[[Sequence[tuple[int, ...]]], Sequence[float]]
+"""Schedules (tokens after each block) -> the mean loss of each over the images."""
+
 _SHARES = (0.85, 0.7, 0.55, 0.4, 0.28, 0.18, 0.1)  #: patch tokens left, of all
 
 
@@ -87,24 +89,23 @@ def measure(
     method: str,
     counts: Sequence[int],
     fewest: Callable[[int], int],
-    loss: Losses,
+    losses: Losses,
     *,
     exact: bool,
     key: str = "",
 ) -> Sensitivity:
-    """The table of one method: `loss` of a schedule is called once for each block and count.
+    """The table of one method: `losses` is called once, with a schedule for each block and count.
 
     A loss that falls where more tokens go is noise: each row is made monotone (least squares, scikit-learn's isotonic regression).
     """
     from sklearn.isotonic import isotonic_regression
 
+    numbers = range(1, shape.blocks + 1 - exact)
+    schedules = [[single_schedule(shape, number, tokens, fewest, exact) for tokens in counts[:-1]] for number in numbers]
+    found = iter(losses([schedule for row in schedules for schedule in row if schedule is not None]))
     rows: list[tuple[float | None, ...]] = []
-    for block in range(1, shape.blocks + 1 - exact):
-        found: list[float | None] = []
-        for tokens in counts[:-1]:
-            schedule = single_schedule(shape, block, tokens, fewest, exact)
-            found.append(None if schedule is None else loss(schedule))
-        known = [value for value in found if value is not None]
-        smooth = iter(isotonic_regression(known, increasing=False).tolist() if known else [])
-        rows.append((*(None if value is None else max(0.0, next(smooth)) for value in found), 0.0))
+    for row in schedules:
+        measured = [next(found) for schedule in row if schedule is not None]
+        smooth = iter(isotonic_regression(measured, increasing=False).tolist() if measured else [])
+        rows.append((*(None if schedule is None else max(0.0, next(smooth)) for schedule in row), 0.0))
     return Sensitivity(method=method, key=key, counts=tuple(counts), loss=tuple(rows))

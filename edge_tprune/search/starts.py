@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edge_tprune.documents import MethodOptions, OptionValue
@@ -12,9 +12,9 @@ from edge_tprune.reduction import pattern, registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.search.dynamic import solve
-from edge_tprune.search.score import Scorer
 from edge_tprune.search.sensitivity import KIND, Sensitivity, SensitivityTables, measure, table_counts
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
+from edge_tprune.search.workers import Network, Scoring, score_all
 
 _TABLE_BATCHES = 3  # of images that a table is measured on
 _LEVELS = 16  # token counts that dynamic programming chooses from
@@ -58,7 +58,7 @@ class Tables:
         file: where they are kept; those of other images or code in it are left out.
         shape: the network's.
         exact: whether the last block is saved.
-        scorer: of the images.
+        place: where networks are scored on the images.
         identity: what the losses depend on beside the method: weights and images.
         fixed: options that are not searched.
     """
@@ -68,11 +68,11 @@ class Tables:
         file: Path,
         shape: NetworkShape,
         exact: bool,
-        scorer: Scorer,
+        place: Scoring,
         identity: Mapping[str, object],
         fixed: MethodOptions,
     ) -> None:
-        self._file, self._shape, self._exact, self._scorer = file, shape, exact, scorer
+        self._file, self._shape, self._exact, self._place = file, shape, exact, place
         self._identity, self._fixed = dict(identity), dict(fixed)
         try:
             self._known = {table.key: table for table in KIND.read(file).tables}
@@ -95,14 +95,11 @@ class Tables:
             }
         )
         if key not in self._known:
-            done, of = 0, (self._shape.blocks - self._exact) * (len(counts) - 1)
 
-            def loss(tokens: tuple[int, ...]) -> float:
-                nonlocal done
-                report(f"sensitivity of {method.name}", done, of)
-                done += 1
-                return self._scorer.mean(method.name, tokens, options, _TABLE_BATCHES)
+            def losses(schedules: Sequence[tuple[int, ...]]) -> list[float]:
+                networks = [Network(method.name, tokens, options, _TABLE_BATCHES) for tokens in schedules]
+                return score_all(self._place, networks, lambda done, of: report(f"sensitivity of {method.name}", done, of))
 
-            self._known[key] = measure(self._shape, method.name, counts, method.fewest, loss, exact=self._exact, key=key)
+            self._known[key] = measure(self._shape, method.name, counts, method.fewest, losses, exact=self._exact, key=key)
             KIND.write(self._file, SensitivityTables(tables=tuple(self._known.values())))
         return self._known[key]

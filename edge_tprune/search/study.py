@@ -6,16 +6,19 @@ known to be good (the method's own pattern, what dynamic programming found). A t
 signed-rank test says that it is worse than the best on the batches both have seen.
 
 Every trial has a sampler of its own, seeded by the search's seed and the trial's number: one worker that is interrupted and goes on
-tries what it would have tried. Workers on other machines may join a study in a database; one that is killed loses its own trial.
+tries what it would have tried. Several processes may score at once (`edge_tprune.search.workers`), and other machines may join a study in a
+database; whoever is killed loses its own trial.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +28,22 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from edge_tprune.documents import MethodOptions, OptionValue
+from edge_tprune.documents import OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, cut_last_line, open_regular
 from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
+from edge_tprune.search.workers import Here, Network, Scorer, Scoring
 
-Losses = Iterator[Sequence[float]]
-Scorer = Callable[[str, tuple[int, ...], MethodOptions], Losses]
 Report = Callable[[int, int, "Result | None"], None]
 
 _IMPOSSIBLE = 60  # proposals in a row that cannot be or were tried: the space counts as tried out
 _P = 0.05  # of the test by which a trial is dropped
 _DECIDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql")}
+"""Database -> the driver that SQLAlchemy takes where a URL names none, and the one that is easy to install."""
+_DRIVER_PACKAGES = {"psycopg2": "psycopg[binary]", "psycopg": "psycopg[binary]", "MySQLdb": "pymysql"}
+_AGAIN = "again"  # user attribute of a trial whose network was lost with its worker before
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,37 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
         return _open_journal(out.with_name(f"{out.name}.journal"))
     try:
         with _quiet():
-            return RDBStorage(url)
+            return RDBStorage(_with_driver(url))
     except Exception as error:  # whatever its driver raises
         raise UserError(
-            f"--storage: the database cannot be used ({type(error).__name__}): {str(error).splitlines()[0]}"
+            f"--storage {hide_password(url)}: {_why_not(error)}. It is a URL such as sqlite:///study.db or postgresql://user@host/name"
         ) from error
+
+
+def hide_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
+
+
+def _with_driver(url: str) -> str:
+    """The URL with a driver that is installed, where it names none and SQLAlchemy's own choice is not there."""
+    for kind, (first, other) in _DRIVERS.items():
+        if url.startswith(f"{kind}://") and find_spec(first) is None and find_spec(other) is not None:
+            return url.replace(f"{kind}://", f"{kind}+{other}://", 1)
+    return url
+
+
+def _why_not(error: Exception) -> str:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and isinstance(cause, Exception):
+        causes.append(cause)
+    for each in causes:
+        if isinstance(each, ModuleNotFoundError):
+            pip = _DRIVER_PACKAGES.get(each.name or "", each.name)
+            return f"its driver {each.name} is not installed (pip install '{pip}')"
+    first = causes[-1] if type(error).__module__.startswith(("optuna", "sqlalchemy")) else error
+    line = next((line.strip() for line in str(first).splitlines() if line.strip()), "no reason is given")
+    return f"the database cannot be used ({line})"
 
 
 class _NoLock(JournalFileOpenLock):
@@ -140,7 +172,7 @@ def open_study(storage: BaseStorage, name: str, header: Mapping[str, object], *,
 def search(
     study: optuna.Study,
     space: SearchSpace,
-    score: Scorer,
+    score: Scorer | Scoring,
     *,
     trials: int,
     seed: int = 0,
@@ -152,7 +184,8 @@ def search(
     Args:
         study: from `open_study`.
         space: what may be tried.
-        score: gives a network's losses, one batch of images after the other; the same images in the same order for every one.
+        score: gives a network's losses, one batch of images after the other, the same images in the same order for every one; or where
+            that is done.
         trials: how many to try, `first` included.
         seed: of all that is drawn.
         first: configurations to begin with.
@@ -162,12 +195,14 @@ def search(
         Every result on all images, the best first.
 
     Raises:
-        UserError: no schedule of the space meets the limit.
+        UserError: no schedule of the space meets the limit, or the database went away.
     """
     if not space.reachable:
         raise _unreachable(space)
     distributions = _distributions(space)
-    with _quiet():
+    place: Scoring = Here(score) if callable(score) else score
+    running: dict[int, _Running] = {}
+    with _quiet(), _clear_storage_errors():
         if not study.get_trials(deepcopy=False):
             for configuration in first:
                 study.enqueue_trial(_parameters(space, configuration), skip_if_exists=True)
@@ -175,16 +210,21 @@ def search(
         while True:
             known = study.get_trials(deepcopy=False)
             done = [trial for trial in known if trial.state in _DECIDED]
-            if len(done) >= trials:
+            if len(done) + len(running) < trials and misses <= _IMPOSSIBLE and place.free:
+                if report is not None:
+                    report(len(done), trials, best_of(space, known))
+                study.sampler = _sampler(seed, len(known))
+                trial = study.ask(distributions)
+                tried = {_identity(each) for each in done} | {_identity(each.trial) for each in running.values()}
+                network = _propose(study, trial, space, tried)
+                misses = misses + 1 if network is None else 0
+                if network is not None:
+                    running[trial.number] = _Running(trial)
+                    place.start(trial.number, network)
+            elif running:
+                _end_one(study, place, running)
+            else:
                 break
-            if misses > _IMPOSSIBLE:
-                break
-            tried = {_identity(trial): trial for trial in done}
-            if report is not None:
-                report(len(done), trials, best_of(space, known))
-            study.sampler = _sampler(seed, len(known))
-            trial = study.ask(distributions)
-            misses = 0 if _run(study, trial, space, score, tried) else misses + 1
     results = results_of(space, study.get_trials(deepcopy=False))
     if not results:
         raise _unreachable(space)
@@ -213,33 +253,61 @@ def best_of(space: SearchSpace, trials: Sequence[FrozenTrial]) -> Result | None:
     return next(iter(results_of(space, [min(complete, key=lambda trial: trial.value or 0.0)])), None)
 
 
-def _run(study: optuna.Study, trial: optuna.Trial, space: SearchSpace, score: Scorer, tried: Mapping[Any, FrozenTrial]) -> bool:
-    """Scores one proposal; False where it cannot be, or was tried before."""
+@dataclass
+class _Running:
+    """A trial that is being scored."""
+
+    trial: optuna.Trial
+    losses: list[float] = field(default_factory=list)
+    batches: int = 0
+
+
+def _propose(study: optuna.Study, trial: optuna.Trial, space: SearchSpace, tried: Collection[Any]) -> Network | None:
+    """What a trial proposes; None where it cannot be, or was tried before."""
     configuration = _configuration(space, trial.params)
     schedule = None if configuration is None else space.schedule(configuration)
     if configuration is None or schedule is None:
         study.tell(trial, state=TrialState.FAIL)
-        return False
+        return None
     trial.set_user_attr("method", configuration.method)
     trial.set_user_attr("options", dict(configuration.options))
     trial.set_user_attr("tokens", list(schedule.tokens))
     if _identity(trial) in tried:
         study.tell(trial, state=TrialState.FAIL)
-        return False
-    losses: list[float] = []
-    for number, part in enumerate(score(configuration.method, schedule.tokens, dict(configuration.options))):
-        losses += [float(f"{loss:.6g}") for loss in part]
-        trial.report(sum(part) / len(part), number)
-        if trial.should_prune():
+        return None
+    return Network(configuration.method, schedule.tokens, dict(configuration.options))
+
+
+def _end_one(study: optuna.Study, place: Scoring, running: dict[int, _Running]) -> None:
+    """Waits until one of the networks is scored, dropped or lost."""
+    while True:
+        event = place.next()
+        each = running[event.key]
+        trial = each.trial
+        if event.lost:
+            study.tell(trial, state=TrialState.FAIL)
+            if _AGAIN not in trial.user_attrs:  # what is lost twice may be what kills the workers
+                study.enqueue_trial(trial.params, user_attrs={_AGAIN: True})
+        elif event.losses is None:
+            trial.set_user_attr("losses", each.losses)
+            study.tell(trial, sum(each.losses) / len(each.losses))
+        else:
+            each.losses += [float(f"{loss:.6g}") for loss in event.losses]
+            trial.report(sum(event.losses) / len(event.losses), each.batches)
+            each.batches += 1
+            if not trial.should_prune():
+                continue
+            place.stop(event.key)
             study.tell(trial, state=TrialState.PRUNED)
-            return True
-    trial.set_user_attr("losses", losses)
-    study.tell(trial, sum(losses) / len(losses))
-    return True
+        del running[event.key]
+        return
 
 
 def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.TPESampler(seed=1_000_003 * seed + number, multivariate=True, n_startup_trials=10)
+    # Proposals that others score at this moment count as bad ones, so that workers look in different places.
+    return optuna.samplers.TPESampler(
+        seed=1_000_003 * seed + number, multivariate=True, n_startup_trials=10, constant_liar=True
+    )
 
 
 def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
@@ -282,6 +350,17 @@ def _identity(trial: FrozenTrial | optuna.Trial) -> tuple[Any, ...]:
 def _unreachable(space: SearchSpace) -> UserError:
     limit = f"budget {space.limit:g}" if space.cost.unit == "share of MACs" else f"{space.limit:g} {space.cost.unit}"
     return UserError(f"no schedule with {space.fewest_stages} to {space.most_stages} stages meets {limit}")
+
+
+@contextmanager
+def _clear_storage_errors() -> Iterator[None]:
+    """Turns what a database that went away raises into one clear `UserError`."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise UserError(
+            f"--storage: {_why_not(error)}. What was tried before is kept there: run the same command again to continue"
+        ) from error
 
 
 @contextmanager

@@ -54,6 +54,12 @@ def test_what_is_found_builds(command: Command, tmp_path: Path) -> None:
         (["search", "reference", "--stages", "few"], "'few' is neither a number nor a range"),
         (["search", "reference", "--budgets", "1.0"], "budget 1 is out of range"),
         (["search", "reference", "--score", "f1"], "no score 'f1'"),
+        (["search", "reference", "--storage", "nosuchdb://x"], "--storage nosuchdb://x: the database cannot be used"),
+        (
+            ["search", "reference", "--storage", "postgresql://me:secret@127.0.0.1:1/x"],
+            "--storage postgresql://me:***@127.0.0.1:1/x: the d",
+        ),
+        (["search", "reference", "--workers", "0"], "0 is not in the range"),
         (["search", "reference", "--method", "evti"], "Did you mean evit"),
         (["build", "reference", "--schedule", "absent.json"], "absent.json cannot be read"),
         (["build", "reference", "--schedule", "a.json", "--schedule", "b.json"], "2 schedule files are given"),
@@ -66,5 +72,6 @@ def test_mistakes_are_one_line(
     outcome = command(*arguments)
     assert outcome.code == 2
     assert says in outcome.err.replace("\n", " ")
+    assert "secret" not in outcome.err
     assert "Traceback" not in outcome.err
     assert not list(tmp_path.iterdir())

@@ -17,40 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_tprune.errors import UserError
-from edge_tprune.schedule import NetworkShape
 from edge_tprune.search.cost import MacsCost, MeasuredCost, total
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
 from edge_tprune.search.study import Result, open_storage, open_study, search
 from tests.schedule.test_latency import SHAPE as READS_ONE
 from tests.schedule.test_latency import fitted
-
-SHAPE = NetworkShape.plain(197, 1, 12, 192, 192, 768, 28_901_376, 192_000)
-OPTIONS = {"similar": (0.25, 0.5, 0.75), "votes": (1, 2)}
-
-
-def any_count(tokens: int) -> int:
-    return 2
-
-
-SPACE = SearchSpace(MacsCost(SHAPE), 0.65, (MethodSpace("zero", any_count, "share", OPTIONS),), 2, 4)
-
-
-class Landscape:
-    """Losses with one known best configuration: late, even removal with similar=0.5; images differ, trials share the difference."""
-
-    def __init__(self, images: int = 80) -> None:
-        self.noise = [random.Random(i).random() for i in range(images)]
-        self.scored: list[tuple[int, ...]] = []
-        self.batches = 0
-
-    def __call__(self, method: str, tokens: tuple[int, ...], options: Mapping[str, Any]) -> Iterator[list[float]]:
-        self.scored.append(tokens)
-        before = (197, *tokens)
-        steps = [before[i] - before[i + 1] for i in range(len(before) - 1)]
-        loss = sum((s / 60) ** 2 for s in steps) + abs(options["similar"] - 0.5) + 0.1 * (options["votes"] - 1)
-        for start in range(0, len(self.noise), 10):
-            self.batches += 1
-            yield [loss * (0.5 + n) for n in self.noise[start : start + 10]]
+from tests.search.landscape import Landscape
+from tests.search.spaces import OPTIONS, SHAPE, SPACE, any_count
 
 
 def run(path: Path, trials: int, landscape: Any, seed: int = 0, space: SearchSpace = SPACE, **more: Any) -> list[Result]:
@@ -161,7 +134,7 @@ def test_two_workers_share_a_database(tmp_path: Path) -> None:
         study = open_study(open_storage(tmp_path / "x", url), "0.65", {})
         search(study, SPACE, landscape, trials=trials)
     assert (len(first.scored), len(second.scored)) == (4, 4)
-    with pytest.raises(UserError, match="--storage: the database cannot be used"):
+    with pytest.raises(UserError, match="--storage nosuchdb://here: the database cannot be used"):
         open_storage(tmp_path / "x", "nosuchdb://here")
 
 

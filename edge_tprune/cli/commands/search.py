@@ -12,7 +12,7 @@ from edge_tprune.cli.costs import ENERGY, read_goal
 from edge_tprune.cli.data_options import SkipUnreadable, open_data
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options, words_of_plugins
-from edge_tprune.cli.options import Json, Quiet
+from edge_tprune.cli.options import Json, Quiet, Workers
 from edge_tprune.cli.parsing import parse_pairs, parse_range
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
@@ -27,6 +27,7 @@ from edge_tprune.errors import UserError
     "edge-tprune search vit_small_patch14_dinov2 --img-size 224 --output features --data photos",
     "edge-tprune search reference --latency profiles/PROBES --max-ms 8",
     "edge-tprune search reference --latency profiles/PROBES --methods all --front",
+    "edge-tprune search deit_tiny_patch16_224 --data photos --workers 4",
     kept="run the same command again to continue",
 )
 @with_model_options
@@ -102,6 +103,7 @@ def search(
         list[str] | None, typer.Option(help="A method option that is not searched, name=value; may be repeated.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
+    workers: Workers = 1,
     skip_unreadable: SkipUnreadable = False,
     plugin: Plugins = None,
     storage: Annotated[
@@ -172,7 +174,7 @@ def search(
     )
     try:
         with show_progress("searching", quiet) as advance:
-            found = find(loaded, settings, dataset, file, storage=storage, progress=advance, warn=print_note)
+            found = find(loaded, settings, dataset, file, storage=storage, workers=workers, progress=advance, warn=print_note)
     except KeyboardInterrupt as stop:
         raise Interruption(f"stopped; what was tried is kept beside {file}: run the same command again to continue") from stop
     if json:
