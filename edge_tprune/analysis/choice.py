@@ -87,12 +87,10 @@ class Choice:
     row: Row
     rows: tuple[Row, ...]  #: all that were to choose from
     headroom: tuple[Headroom, ...]  #: to each constraint, all kept
-    equals: tuple[
-        Row, ...
-    ]  #: rows that also fit and whose objective equals the best one's; the most accurate of them was taken
-    unresolved: tuple[
-        tuple[Row, Contrast], ...
-    ]  #: rows that also fit, of which nobody can tell whether their objective is better
+    #: Rows that also fit and whose objective equals the best one's; the most accurate of them was taken.
+    equals: tuple[Row, ...]
+    #: Rows that also fit, of which it is not resolved whether their objective is better.
+    unresolved: tuple[tuple[Row, Contrast], ...]
     runner_up: Row | None
     front: Front | None  #: None where accuracy is not known
     exclusions: tuple[Exclusion, ...]

@@ -63,9 +63,8 @@ class Row:
     unfit: str | None  #: why this row must not be chosen whatever its numbers, or None
     verdict: RowVerdict | None = None  #: whether the run may be believed; None where it gave no verdict
     why_missing: Mapping[str, str] = field(default_factory=dict)  #: metric name -> why it has no value, where that is known
-    per_image: Mapping[str, NDArray[np.bool_]] = field(
-        default_factory=dict
-    )  #: "top1_percent", "agreement_percent" -> (images,)
+    #: "top1_percent", "agreement_percent" -> (images,)
+    per_image: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

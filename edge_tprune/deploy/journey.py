@@ -33,9 +33,8 @@ class Options:
     """What a deployment does."""
 
     offline: bool = False  #: carry every wheel there, instead of letting the board ask its package index
-    extras: tuple[
-        str, ...
-    ] = ()  #: optional parts to install: "ort", "jetson", "cuda"; what the bundle cannot do without is added
+    #: Optional parts to install: "ort", "jetson", "cuda"; what the bundle cannot do without is added.
+    extras: tuple[str, ...] = ()
     profile: tuple[str, ...] | None = None  #: arguments of `profile` on the board; None: no profile is made
     anyway: bool = False  #: profile although the doctor found a blocker
     collect: Path | None = None  #: where the board's profiles are collected

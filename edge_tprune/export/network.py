@@ -46,9 +46,8 @@ from edge_tprune.text import first_line
 Metric = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(outputs of the pruned network, outputs of the network as it was) -> a number per image, (B,)."""
 
-_INTEGERS = (
-    0.001  # share of an output of integers that may be others: where two values tie, rounding decides which is the larger
-)
+# Share of an output of integers that may be others: where two values tie, rounding decides which is the larger.
+_INTEGERS = 0.001
 _NOISE = 1e-6  # on the input: what rounding may move
 _LARGEST_BYTES = (1 << 31) - (1 << 20)  # of a protocol buffer
 
@@ -59,9 +58,8 @@ class NetworkExport:
 
     file: Path
     outputs: dict[str, tuple[int, ...]]  #: name -> shape
-    differences: dict[
-        str, float
-    ]  #: name -> largest difference from PyTorch's, in units of the root mean square; of integers the share of others
+    #: Name -> largest difference from PyTorch's, in units of the root mean square; of integers the share of others.
+    differences: dict[str, float]
     images: int  #: on which it was proved
     left_out: int  #: images whose answer rounding alone changes, because two tokens' scores tie: they can prove nothing
     schedules: dict[str, tuple[int, ...]]  #: path of each pruned ViT inside -> tokens after each block

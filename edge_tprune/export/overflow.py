@@ -17,9 +17,8 @@ from edge_tprune.reduction.host import PrunedViT
 _END = 65504.0  # float16's largest number
 _NORMS = ("norm1", "norm2", "norm")  # what enters them is the residual stream
 
-Peaks = dict[
-    tuple[str, str], float
-]  #: by ("blocks.2.mlp.fc1", "input" or "output"), as they come; the largest absolute value, or infinity
+#: By ("blocks.2.mlp.fc1", "input" or "output"), as they come; the largest absolute value, or infinity.
+Peaks = dict[tuple[str, str], float]
 
 
 class HalfPrecisionBreak(NegativeAnswer):

@@ -64,9 +64,8 @@ class _Writer:
             expected = np.stack([budget.module(batch).numpy() for batch in self.proof.batches])
         self.outliers.add_budget(budget.name, budget.module)
         artifacts, parity = [], {}
-        proved: dict[
-            str, Parity
-        ] = {}  # by file: runtimes that read the same form share the graph, and the proof that it is right
+        # By file: runtimes that read the same form share the graph, and the proof that it is right.
+        proved: dict[str, Parity] = {}
         modules = {DEFAULT: budget.module}
         for graph in self.settings.graphs:
             self.progress(f"budget {budget.name}")

@@ -35,9 +35,8 @@ _PILOT_SHARE, _FEWEST_PILOT_STEPS = 1 / 12, 8  # length of each short training, 
 _TIMED_STEPS = 3
 _SPARE = 0.95  # of the time that is left is planned with
 
-AVERAGED_SHARE = (
-    0.1  # of the steps is the memory of the weights' moving average: a longer one still holds the untrained weights at the end
-)
+# Memory of the weights' moving average, as a share of the steps: a longer one still holds the untrained weights at the end.
+AVERAGED_SHARE = 0.1
 CLASS_TOKENS = 4.0  # weight of the class tokens' distance beside the divergence
 LABELS = 0.5  # weight of the cross-entropy beside the divergence
 

@@ -27,9 +27,8 @@ class Request(msgspec.Struct, frozen=True):
 
     method: str
     budgets: tuple[float, ...]
-    schedules: Mapping[str, tuple[int, ...]] = msgspec.field(
-        default_factory=dict
-    )  #: budget -> tokens after each block, from a search
+    #: Budget -> tokens after each block, from a search.
+    schedules: Mapping[str, tuple[int, ...]] = msgspec.field(default_factory=dict)
     blocks: tuple[int, ...] = ()  #: where budgets remove tokens; empty: where the method does by default
     options: dict[str, OptionValue] = msgspec.field(default_factory=dict)  #: of the method
     labels: bool = False

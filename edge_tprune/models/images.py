@@ -34,9 +34,8 @@ _JUNK = {"__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "Syste
 """Directories that an operating system or a tool left behind. Names that begin with a dot (`._photo.jpg`, `.ipynb_checkpoints`) go without saying."""
 _JUNK_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 
-_CHECK_SIDE = (
-    64  # pixels: a JPEG can be decoded to about this size several times as fast, and every byte of it is read all the same
-)
+# Pixels: a JPEG can be decoded to about this size several times as fast, and every byte of it is read all the same.
+_CHECK_SIDE = 64
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,8 @@ class Facts:
     trends: dict[str, Trend] = field(default_factory=dict)  #: temperatures, while budgets were timed
     gaps: dict[str, Counter[str]] = field(default_factory=dict)  #: metric -> reason -> readings, of metrics that had a value
     slow: Counter[str] = field(default_factory=Counter)  #: source -> reads that took longer than its period
-    missing: dict[str | None, float] = field(
-        default_factory=dict
-    )  #: budget -> share of the sensor's readings that did not come
+    #: Budget -> share of the sensor's readings that did not come.
+    missing: dict[str | None, float] = field(default_factory=dict)
     missing_sources: dict[str, float] = field(default_factory=dict)  #: source -> share of its readings while timing
     cpu_s: float | None = None  #: what the sampler used ...
     elapsed_s: float | None = None  #: ... in this time

@@ -60,13 +60,11 @@ class Check(msgspec.Struct, kw_only=True, frozen=True):
     peak_memory_bytes: Integer | None
     error: str | None = None  #: why the budget could not be run at all
     engine: dict[str, object] | None = None  #: `Engine.info`
-    outliers: dict[str, Distance | None] | None = (
-        None  #: by outlier image, as `golden_max_abs_diff`; None where the bundle has none
-    )
+    #: By outlier image, as `golden_max_abs_diff`; None where the bundle has none.
+    outliers: dict[str, Distance | None] | None = None
     failure: str | None = None  #: what is off, in words
-    fallback: Fallback | None = (
-        None  #: what was done about an engine that failed; where it helped, all of the above is of what runs instead
-    )
+    #: What was done about an engine that failed; where it helped, all of the above is of what runs instead.
+    fallback: Fallback | None = None
 
     def describe_failure(self) -> str:
         """Why the check failed, in words."""

@@ -32,9 +32,8 @@ class Turn:
     latency_ns: np.ndarray  #: int64 (inferences,): end-to-end time of each inference
     end_ns: int  #: when timing ended, on the clock of `t_ns`
     warmup_begin_ns: int | None = None  #: when the load began, on the clock of `t_ns`; None in version 1
-    stages_ns: dict[str, np.ndarray] | None = (
-        None  #: "h2d", "compute", "d2h": int64 (inferences,); None: the engine has no clock
-    )
+    #: "h2d", "compute", "d2h": int64 (inferences,); None: the engine has no clock.
+    stages_ns: dict[str, np.ndarray] | None = None
     due_ns: np.ndarray | None = None  #: int64 (inferences,): when each was due, from `t_ns`; None in saturation mode
     missed: int | None = None  #: frames that were dropped or finished after the next was due; None in saturation mode
     session: int = 0  #: which start of the process it belongs to: only times of one session can be compared

@@ -161,12 +161,10 @@ class Merge(Linked):
 
     weights: Tensor | None = None  #: (B, N), finite, not negative; tokens that stay need more than 0
     equal: bool = False
-    credit: Tensor | None = (
-        None  #: (B, S): the part of each source's size that goes over into the token it joins; None for all of it
-    )
-    target: Tensor | None = (
-        None  #: (B, S): place among the kept of the one token that each source joins; None where `link` alone says it
-    )
+    #: (B, S): the part of each source's size that goes over into the token it joins; None for all of it.
+    credit: Tensor | None = None
+    #: (B, S): place among the kept of the one token that each source joins; None where `link` alone says it.
+    target: Tensor | None = None
 
     @staticmethod
     def into(

@@ -129,9 +129,8 @@ class Reducer(nn.Module, ABC):
     #: where the default is that form; None where there is no such form, for the reason in `differs`.
     faithful: ClassVar[MethodOptions | None] = None
     code: ClassVar[str] = ""  #: the authors' public code, as owner/name on GitHub; "" where there is none
-    differs: ClassVar[str] = (
-        ""  #: what the default form does in its own way, and what the faithful form leaves out; "" for nothing
-    )
+    #: What the default form does in its own way, and what the faithful form leaves out; "" for nothing.
+    differs: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     merges: ClassVar[bool] = False
     drops: bool = True  #: whether a token may leave without another standing for it
@@ -140,9 +139,8 @@ class Reducer(nn.Module, ABC):
     paper_blocks: ClassVar[tuple[int, ...]] = ()  #: those of the `faithful` form, where they are others
     removal: ClassVar[Removal] = "share"  #: a budget takes the same share, or the same count, at each block
     limit: ClassVar[str] = "any number of tokens"
-    worth_searching: ClassVar[
-        Mapping[str, Sequence[OptionValue]]
-    ] = {}  #: options that `edge-tprune search` varies -> values to try
+    #: Options that `edge-tprune search` varies -> values to try.
+    worth_searching: ClassVar[Mapping[str, Sequence[OptionValue]]] = {}
 
     bonus: Tensor  #: (tokens_in,): what to add to scores so that the prefix tokens rank first (`prefix_bonus`)
 

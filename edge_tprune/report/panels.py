@@ -44,9 +44,8 @@ def panel(pixels: np.ndarray, grid: tuple[int, int], after: Fates) -> np.ndarray
     scale = _scale(pixels)
     large = enlarged(small)
     patch = (pixels.shape[0] // grid[0] * scale, pixels.shape[1] // grid[1] * scale)
-    cells = large.reshape(grid[0], patch[0], grid[1], patch[1], 3).swapaxes(
-        1, 2
-    )  # (rows, columns, height, width, 3), the same memory
+    # (rows, columns, height, width, 3), the same memory.
+    cells = large.reshape(grid[0], patch[0], grid[1], patch[1], 3).swapaxes(1, 2)
     y, x = ((np.arange(side) + 0.5) / side for side in patch)
     line = abs(y[:, None] + x - 1) * min(patch) < max(1.0, min(patch) / 24)
     for row, column in zip(*np.nonzero(after.token.reshape(grid) < 0)):

@@ -36,9 +36,8 @@ from edge_tprune.text import printable
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _SCRIPT = Path(__file__).with_name("report.js")
-_ECHARTS = Path(__file__).with_name(
-    "echarts"
-)  #: Apache ECharts 6.1.0: dist/echarts.common.min.js of its npm package, unchanged
+#: Apache ECharts 6.1.0: dist/echarts.common.min.js of its npm package, unchanged.
+_ECHARTS = Path(__file__).with_name("echarts")
 _UNCERTAIN = re.compile(r"(\S+) (±\S+|\(.+\))")  #: a value with its interval, as `Metric.uncertain` writes it
 _WORST_CLASSES = 5  # of a budget
 _DRAWN_GROUPS = 8  # more would make a page that no mail takes

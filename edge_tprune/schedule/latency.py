@@ -62,9 +62,8 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     metric: Name
     base: float
-    tokens: Annotated[
-        tuple[Count, ...], Meta(min_length=2)
-    ]  #: measured token counts, increasing; the last is the unpruned network's
+    #: Measured token counts, increasing; the last is the unpruned network's.
+    tokens: Annotated[tuple[Count, ...], Meta(min_length=2)]
     block: Annotated[tuple[Distance, ...], Meta(min_length=2)]  #: cost of one block there beyond its cost at the fewest tokens
     last_share: Distance  #: what the last of the counts costs, as a share of what any other does
     exact: bool  #: whether the schedules' last block computes only what the head reads

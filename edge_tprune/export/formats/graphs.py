@@ -21,9 +21,8 @@ from edge_tprune.export.formats.resize import cropped_matrix
 from edge_tprune.models.preprocess import Preprocessing
 
 FRAMES, PROBABILITIES, CLASSES = "frames", "probabilities", "classes"
-_BLOCK = (
-    32  #: output pixels that one matrix product makes: they need few input pixels, and a product of all would be mostly zeros
-)
+#: Output pixels that one matrix product makes: they need few input pixels, and a product of all would be mostly zeros.
+_BLOCK = 32
 _LARGEST_BYTES = (1 << 31) - (1 << 20)  #: of a protocol buffer, less something for the graph itself
 
 

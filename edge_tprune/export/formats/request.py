@@ -71,9 +71,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     channel_order: str
     classes: int
     graph_sha256: str
-    golden_difference: float | msgspec.UnsetType = (
-        msgspec.UNSET
-    )  #: of the outputs for the golden image from those of the bundle's graph
+    #: Difference of the outputs for the golden image from those of the bundle's graph.
+    golden_difference: float | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
