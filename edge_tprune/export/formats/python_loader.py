@@ -66,14 +66,14 @@ def _program(program: str, classes: bool) -> list[str]:
     """What the program prints, and how it is used from another."""
     if classes:
         shows, imported, use = (
-            "the best five classes of each image with their probabilities",
+            "the five best classes of each image with their probabilities",
             "best, open_image",
             "best(scores)",
         )
     else:
         shows, imported, use = "the shape and the first values of the output for each image", "open_image", "scores[0].shape"
     return [
-        f"prints {shows}. In a program of your own beside these files:",
+        f"It prints {shows}. In your own program, beside these files:",
         "",
         "```python",
         f"from {program.partition('.')[0]} import Model",
