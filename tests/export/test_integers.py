@@ -18,6 +18,7 @@ from edge_tprune.bundle import graph_edit
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
 from edge_tprune.bundle.graph_file import GraphFile
+from edge_tprune.cli import main
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.builder import build
 from edge_tprune.export.calibration import Calibration, calibrate
@@ -29,6 +30,7 @@ from edge_tprune.reduction.precision import PRECISIONS
 from edge_tprune.reduction.quantization import QuantizedLinear
 from edge_tprune.runtime.engine import open_engine
 from tests.bundle.test_evaluate import Noise
+from tests.models.folders import save_classes
 from tests.small import decide, small_model
 
 PHOTOS = Noise(count=35, labelled=False)
@@ -124,6 +126,20 @@ def test_eval_judges_integers_against_float32(integers: Bundle) -> None:
     assert record.against_fp32 is not None
     assert record.against_fp32.kl_nats is not None
     assert Bundle.open(integers.path).budget("0.6").accuracy_in("int8") == record
+
+
+def test_the_commands_judge_time_and_choose_integers_beside_floats(
+    integers: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, photos = integers.path, save_classes(tmp_path / "photos", [f"class-{number}" for number in range(6)])
+    for precision in ("fp32", "int8"):
+        assert main(["eval", str(bundle), "--data", str(photos), "--precision", precision, "--threads", "1"]) == 0
+    quick = ["--rounds", "3", "--seconds", "0.01", "--warmup", "0", "--baseline", "0", "--threads", "1"]
+    assert main(["profile", str(bundle), "--precision", "fp32,int8", "--out", str(tmp_path / "profiles"), *quick]) == 0
+    capsys.readouterr()
+    assert main(["select", str(tmp_path / "profiles"), "--max-p95-ms", "100000", "--max-top1-drop", "100", "--json"]) == 0
+    answer = capsys.readouterr().out
+    assert all(f'"{name}"' in answer for name in ("1.0", "0.6", "fp32", "int8")), answer
 
 
 def test_a_block_can_read_its_inputs_unrounded(integers: Bundle) -> None:
