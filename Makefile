@@ -71,12 +71,13 @@ profile: $(READY)  ## measure the bundle's budgets on this machine: latency, pow
 fit: $(READY)  ## find the most accurate network within limits on this machine (ARGS='--max-p95-ms 8')
 	$(ET) fit '$(MODEL)' $(if $(WEIGHTS),--weights '$(WEIGHTS)') --methods '$(METHOD)' $(if $(DATA),--data '$(DATA)') --out '$(OUT)/fits/$(MODEL)' $(ARGS)
 
-quantize: $(READY)  ## compare INT8 with float32: build, eval, profile, compare, plot (WEIGHTS METHOD DATA; CALIBRATION=photos)
+quantize: $(READY)  ## compare INT8 with float32: build, eval, profile, compare, plot (WEIGHTS METHOD BUDGETS DATA; CALIBRATION=photos)
 	$(ET) build $(BUILD_ARGS) --precision fp32,int8 $(if $(CALIBRATION),--calibration '$(CALIBRATION)') $(ARGS)
 	$(ET) eval $(EVAL_ARGS) --precision int8
-	@profile=$$($(ET) profile '$(BUNDLE)' --precision fp32,int8 --out '$(OUT)/int8' --rounds $(ROUNDS)) || exit $$?; \
+	@profile=$$($(ET) profile '$(BUNDLE)' --budgets '$(BUDGETS)' --precision fp32,int8 --out '$(OUT)/int8' --rounds $(ROUNDS)) || exit $$?; \
 	$(ET) compare "$$profile" --markdown | tee "$$profile/table.md" && \
-	$(ET) report "$$profile" --out "$$profile/report.html" --picture "$$profile/accuracy-latency.svg" && echo "profile: $$profile"
+	$(ET) report "$$profile" --out "$$profile/report.html" --picture "$$profile/accuracy-latency.svg" && \
+	$(BIN)/python -m tests.benchmarks.quantize '$(BUNDLE)' "$$profile" && echo "profile: $$profile"
 
 compare: $(READY)  ## show one row per budget (PROFILE=directory)
 	$(ET) compare '$(PROFILE)' $(ARGS)

@@ -15,6 +15,7 @@ from torch import nn
 from edge_tprune.models.loading import load_model
 from edge_tprune.record.reader import read_run
 from edge_tprune.reduction import registry, solve_schedule
+from tests.benchmarks.quantize import table
 from tests.benchmarks.reduction import chosen
 
 PROFILES = Path(__file__).parents[1] / "profiles"
@@ -158,14 +159,17 @@ def shown(row: dict[str, Any], what: str) -> str:
 
 
 def test_the_table_of_int8_is_the_kept_one() -> None:
-    kept = json.loads((PROFILES / "int8-deit_tiny-2-core-server" / "int8.json").read_text(encoding="utf-8"))
+    folder = PROFILES / "int8-deit_tiny-2-core-server"
+    kept = json.loads((folder / "int8.json").read_text(encoding="utf-8"))
     text = (PROFILES.parent / "docs" / "precision-and-engines.md").read_text(encoding="utf-8")
-    for row in kept["rows"]:
-        numbers = [row["fp32_top1_percent"], row["int8_top1_percent"]]
-        difference, kl = numbers[1] - numbers[0], row["against_fp32"]["kl_nats"]["value"]
-        start = f"| {row['budget']} | {numbers[0]:.1f} | {numbers[1]:.1f} | {difference:+.1f} ("
-        (line,) = [line for line in text.splitlines() if line.startswith(start)]
-        assert line.split(" | ")[4] == f"{kl:.3f}"
-        assert row["gate"]["loss"] <= row["gate"]["allowed_loss"]
+    rows = table(folder, {row["budget"]: row["against_fp32"]["kl_nats"]["value"] for row in kept["rows"]})
+    assert len(rows) == len(kept["rows"]) == 3
+    assert all(row in text for row in rows), rows
+    assert all(row["gate"]["loss"] <= row["gate"]["allowed_loss"] for row in kept["rows"])
     distances = kept["quantization"]["rules"]["uint8"]["distances"]
     assert all(f"{distance:.3f}" in text for distance in distances.values())
+    readme = " ".join((PROFILES.parent / "README.md").read_text(encoding="utf-8").split())
+    sentence = readme[readme.index("INT8 with `bat`") :].partition("[details]")[0]
+    differences, speedups = re.findall(r"[+-][\d.]+ \([^)]*\)", sentence), re.findall(r"[\d.]+ ± [\d.]+", sentence)
+    assert differences == [row.split(" | ")[3] for row in rows]
+    assert speedups == [row.split(" | ")[5].removesuffix(" |") for row in rows]
