@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from edge_tprune.export.graph import FORMS, GraphError, check
 from edge_tprune.export.integer_parity import IntegerLoss
 from edge_tprune.export.settings import BuildSettings
 from edge_tprune.models.loading import LoadedModel
+from edge_tprune.record.reader import read_run
 from edge_tprune.reduction.precision import PRECISIONS
 from edge_tprune.reduction.quantization import QuantizedLinear
 from edge_tprune.runtime.engine import open_engine
@@ -135,11 +137,13 @@ def test_the_commands_judge_time_and_choose_integers_beside_floats(
     for precision in ("fp32", "int8"):
         assert main(["eval", str(bundle), "--data", str(photos), "--precision", precision, "--threads", "1"]) == 0
     quick = ["--rounds", "3", "--seconds", "0.01", "--warmup", "0", "--baseline", "0", "--threads", "1"]
-    assert main(["profile", str(bundle), "--precision", "fp32,int8", "--out", str(tmp_path / "profiles"), *quick]) == 0
     capsys.readouterr()
-    assert main(["select", str(tmp_path / "profiles"), "--max-p95-ms", "100000", "--max-top1-drop", "100", "--json"]) == 0
-    answer = capsys.readouterr().out
-    assert all(f'"{name}"' in answer for name in ("1.0", "0.6", "fp32", "int8")), answer
+    assert main(["profile", str(bundle), "--precision", "fp32,int8", "--out", str(tmp_path / "profiles"), *quick]) == 0
+    run = read_run(Path(capsys.readouterr().out.strip()))
+    assert set(run.budgets) == {"1.0", "0.6", "1.0@int8", "0.6@int8"}
+    assert {check.golden_ok for check in run.checks.values()} == {True}
+    assert main(["select", str(run.path), "--max-p95-ms", "100000", "--max-top1-drop", "100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chosen"]["budget"] in run.budgets
 
 
 def test_a_block_can_read_its_inputs_unrounded(integers: Bundle) -> None:
