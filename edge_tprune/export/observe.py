@@ -23,7 +23,6 @@ class ObservedLinear(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self.low, self.high = float("inf"), float("-inf")
         self.counts: np.ndarray | None = None
-        self.channel_limit = torch.zeros(layer.in_features)
         return self
 
     def forward(self, input: Tensor) -> Tensor:
@@ -34,7 +33,6 @@ class ObservedLinear(nn.Linear):
         """As `QuantizedLinear.rows`."""
         if self.counts is None:
             self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
-            self.channel_limit = torch.maximum(self.channel_limit, x.abs().flatten(0, -2).amax(0))
         else:
             self.counts += torch.histc(x, BINS, self.low, self.high).numpy()
         return functional.linear(x, self.weight[rows], bias)
@@ -75,8 +73,3 @@ def histograms(watching: nn.Module, run: Callable[[], None]) -> dict[str, Histog
         layer.counts = np.zeros(BINS)
     run()
     return {name: Histogram(layer.low, layer.high, layer.counts) for name, layer in layers.items() if layer.counts is not None}
-
-
-def channel_limits(watching: nn.Module) -> dict[str, Tensor]:
-    """By layer, the largest magnitude of each input channel (in,)."""
-    return {name: layer.channel_limit for name, layer in watching.named_modules() if isinstance(layer, ObservedLinear)}

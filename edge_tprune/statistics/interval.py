@@ -31,14 +31,6 @@ class Interval:
         """Whether `x` lies outside the interval. Without ends nothing is excluded."""
         return (self.low is not None and x < self.low) or (self.high is not None and x > self.high)
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two have a point in common. An interval without ends reaches everywhere."""
-        gaps = [
-            low is not None and high is not None and low > high
-            for low, high in ((self.low, other.high), (other.low, self.high))
-        ]
-        return not any(gaps)
-
     def scaled(self, factor: float) -> Interval:
         """The same in another unit: value and ends times a positive `factor`."""
         low, high = (None if end is None else end * factor for end in (self.low, self.high))
