@@ -88,7 +88,6 @@ def from_budget(
         return Schedule(shape.full_schedule(), 1.0, budget)
     weight = _weigh(shape, budget, blocks, weights)
     blocks = tuple(sorted(weight))
-    patches = float(shape.tokens - shape.prefix_tokens)
     last = shape.read_tokens if exact_savings else None
     if last is not None:
         exact = shape.share(shape.exact_schedule())
@@ -101,24 +100,9 @@ def from_budget(
                 f"budget {budget:g} needs a block before the last to remove tokens at: the head reads {last} token(s) of the last one"
             )
 
-    def spread(keep: float, up: Sequence[int]) -> tuple[int, ...]:
-        after, current, wanted, stage = [], shape.tokens, patches, 0
-        for block in range(1, shape.blocks + 1):
-            if block in blocks:
-                wanted = (
-                    wanted * keep ** weight[block]
-                    if removal == "share"
-                    else max(0.0, wanted - (1 - keep) * weight[block] * patches)
-                )
-                count = int((wanted + shape.prefix_tokens) // multiple_of + up[stage]) * multiple_of
-                floor = max(shape.prefix_tokens + 1, fewest(current) if fewest else 0)
-                current = min(current, max(count, -(-floor // multiple_of) * multiple_of))
-                stage += 1
-            after.append(current)
-        return tuple(after) if last is None else (*after[:-1], last)
-
+    law = _Law(shape, {block: weight[block] for block in blocks}, removal, multiple_of, fewest, last)
     down = [0] * len(blocks)
-    lowest = spread(0.0, down)
+    lowest = law.spread(0.0, down)
     if shape.share(lowest) > budget * (1 + TOLERANCE):
         raise UserError(
             f"budget {budget:g} cannot be reached by removing tokens at blocks {', '.join(map(str, blocks))}: "
@@ -128,23 +112,16 @@ def from_budget(
     low, high = 0.0, 1.0
     for _ in range(50):
         keep = (low + high) / 2
-        low, high = (keep, high) if shape.share(spread(keep, down)) < budget else (low, keep)
+        low, high = (keep, high) if shape.share(law.spread(keep, down)) < budget else (low, keep)
     # Counts are whole (and perhaps multiples): round each stage down or up, and, where the grid is coarse, nudge the keep
     # rate too. With many stages each rounding is small, so rounding all of the first ones one way loses nothing.
     free = min(len(blocks), 5)
     roundings = [(*[0] * (len(blocks) - free), *up) for up in product((0, 1), repeat=free)]
     nudges = (0.0,) if multiple_of == 1 else (0.0, -0.01, 0.01, -0.02, 0.02, -0.04, 0.04)
-    candidates = {spread(min(1.0, max(0.0, keep + nudge)), up) for nudge in nudges for up in roundings}
+    candidates = {law.spread(min(1.0, max(0.0, keep + nudge)), up) for nudge in nudges for up in roundings}
     if multiple_of > 1 and len(blocks) <= _ENUMERATED_STAGES:
-        candidates |= _all_multiples(shape, blocks, multiple_of, fewest, last)
-    best = min(
-        candidates,
-        key=lambda after: (
-            _coarse(abs(shape.share(after) - budget)),
-            _unevenness(shape, blocks, after, removal, weight),
-            after,
-        ),
-    )
+        candidates |= law.all_multiples()
+    best = min(candidates, key=lambda after: (_coarse(abs(shape.share(after) - budget)), law.unevenness(after), after))
     share = shape.share(best)
     remark = ""
     if abs(share - budget) > TOLERANCE * budget:
@@ -166,43 +143,59 @@ def _weigh(shape: NetworkShape, budget: float, blocks: Sequence[int], weights: S
     return dict(zip(blocks, weights or [1.0] * len(blocks)))
 
 
-def _all_multiples(
-    shape: NetworkShape,
-    blocks: tuple[int, ...],
-    multiple_of: int,
-    fewest: Callable[[int], int] | None,
-    last: int | None,
-) -> set[tuple[int, ...]]:
-    """Every schedule whose counts after `blocks` are non-increasing multiples; with fine multiples, a coarser grid of them."""
-    step = multiple_of * max(1, -(-shape.tokens // (multiple_of * 28)))
-    counts = [c for c in range(step, shape.tokens + 1, step) if c > shape.prefix_tokens]
-    found = set()
-    for chosen in combinations_with_replacement(reversed(counts), len(blocks)):
-        before = (shape.tokens, *chosen[:-1])
-        if fewest is None or all(after >= fewest(n) for n, after in zip(before, chosen)):
-            stages = dict(zip(blocks, chosen))
-            after, current = [], shape.tokens
-            for block in range(1, shape.blocks + 1):
-                current = stages.get(block, current)
-                after.append(current)
-            found.add(tuple(after) if last is None else (*after[:-1], last))
-    return found
+@dataclass(frozen=True)
+class _Law:
+    """What the blocks remove, as one number decides. Fields as the arguments of `from_budget`."""
+
+    shape: NetworkShape
+    weight: Mapping[int, float]  #: of each block that removes tokens, in order
+    removal: Removal
+    multiple_of: int
+    fewest: Callable[[int], int] | None
+    last: int | None  #: tokens that the last block serves, where it does not serve all
+
+    def spread(self, keep: float, up: Sequence[int]) -> tuple[int, ...]:
+        """Tokens after each block where every stage keeps a part `keep`; a count is rounded up at the stages where `up` is 1, else down."""
+        prefix, multiple_of = self.shape.prefix_tokens, self.multiple_of
+        patches = wanted = float(self.shape.tokens - prefix)
+        current, found = self.shape.tokens, {}
+        for (block, weight), rounded in zip(self.weight.items(), up):
+            wanted = wanted * keep**weight if self.removal == "share" else max(0.0, wanted - (1 - keep) * weight * patches)
+            count = int((wanted + prefix) // multiple_of + rounded) * multiple_of
+            floor = max(prefix + 1, self.fewest(current) if self.fewest else 0)
+            found[block] = current = min(current, max(count, -(-floor // multiple_of) * multiple_of))
+        return self._after(found)
+
+    def all_multiples(self) -> set[tuple[int, ...]]:
+        """Every schedule whose counts after the blocks are non-increasing multiples; with fine multiples, a coarser grid of them."""
+        step = self.multiple_of * max(1, -(-self.shape.tokens // (self.multiple_of * 28)))
+        counts = [count for count in range(step, self.shape.tokens + 1, step) if count > self.shape.prefix_tokens]
+        found = set()
+        for chosen in combinations_with_replacement(reversed(counts), len(self.weight)):
+            before = (self.shape.tokens, *chosen[:-1])
+            if self.fewest is None or all(after >= self.fewest(count) for count, after in zip(before, chosen)):
+                found.add(self._after(dict(zip(self.weight, chosen))))
+        return found
+
+    def _after(self, stages: Mapping[int, int]) -> tuple[int, ...]:
+        """Tokens after each block, from those after the blocks that remove some."""
+        after, current = [], self.shape.tokens
+        for block in range(1, self.shape.blocks + 1):
+            current = stages.get(block, current)
+            after.append(current)
+        return tuple(after) if self.last is None else (*after[:-1], self.last)
+
+    def unevenness(self, after: Sequence[int]) -> float:
+        """How far the stages' removals are from the law: 0 where each removes its part."""
+        prefix, before, parts = self.shape.prefix_tokens, self.shape.tokens, []
+        for block, weight in self.weight.items():
+            now = after[block - 1]
+            left = max(0.5, now - prefix) / max(1, before - prefix)
+            parts.append(left ** (1 / weight) if self.removal == "share" else (before - now) / weight / self.shape.tokens)
+            before = now
+        return max(parts) - min(parts)
 
 
 def _coarse(gap: float) -> float:
     """Gaps below a third of a percent count as none, so that the evenest of the near ones is taken."""
     return 0.0 if gap < TOLERANCE / 3 else gap
-
-
-def _unevenness(
-    shape: NetworkShape, blocks: Sequence[int], after: Sequence[int], removal: Removal, weight: Mapping[int, float]
-) -> float:
-    """How far the stages' removals are from the law: 0 where each removes its part."""
-    before, parts = shape.tokens, []
-    for block in blocks:
-        left = max(0.5, after[block - 1] - shape.prefix_tokens) / max(1, before - shape.prefix_tokens)
-        parts.append(
-            left ** (1 / weight[block]) if removal == "share" else (before - after[block - 1]) / weight[block] / shape.tokens
-        )
-        before = after[block - 1]
-    return max(parts) - min(parts)
