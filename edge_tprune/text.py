@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST = 2000  #: characters of a message: what other programs and files say has no end
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 #: Our own symbols in ASCII, for files, pipes and terminals that know nothing else.
@@ -29,6 +30,14 @@ def printable(value: Any) -> str:
     """`value` as one line of text: what could steer a terminal or a layout (escape sequences, line ends, marks that turn the
     direction of writing, halves of characters) becomes a replacement character."""
     return "".join(letter if letter.isprintable() else REPLACEMENT for letter in str(value))
+
+
+def shorten(text: str, most: int = LONGEST) -> str:
+    """`text` with at most so many characters: of a longer one the beginning, and the end, which says what to do."""
+    if len(text) <= most:
+        return text
+    end = most // 4
+    return f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
 def one_line(error: BaseException) -> str:

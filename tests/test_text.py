@@ -5,7 +5,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_tprune.text import REPLACEMENT, printable, to_ascii
+from edge_tprune.text import REPLACEMENT, printable, shorten, to_ascii
 
 
 @given(st.text(st.characters(codec=None), max_size=40))
@@ -28,3 +28,11 @@ def test_our_symbols_have_an_ascii_form() -> None:
     text = "1.42 ±0.02× · 197→112 – Δ … −3 ≥ 2"
     assert to_ascii(text).isascii()
     assert to_ascii("é") == "é"
+
+
+def test_a_message_without_end_keeps_its_beginning_and_its_end() -> None:
+    assert shorten("short") == "short"
+    cut = shorten("begin" + "x" * 100_000 + "what to do", 100)
+    assert len(cut) == 100
+    assert cut.startswith("begin")
+    assert cut.endswith("what to do")

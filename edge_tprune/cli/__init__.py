@@ -14,7 +14,7 @@ from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.streams import flush_stdout, prepare_streams, silence_stdout
 from edge_tprune.errors import EdgeTPruneError, InternalError
 from edge_tprune.processes import end_by_signal, end_signals
-from edge_tprune.text import printable
+from edge_tprune.text import printable, shorten
 
 #: What an operating system refuses for reasons that the person can do something about.
 _REFUSALS = (
@@ -113,7 +113,7 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
 
 def _fail(message: str, code: int) -> int:
     with suppress(OSError):  # nobody listens on stderr: the exit code is what is left
-        print(printable(f"edge-tprune: {' '.join(message.split())}"), file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(f"edge-tprune: {shorten(' '.join(message.split()))}"), file=sys.stderr, flush=True)  # noqa: T201
     return code
 
 

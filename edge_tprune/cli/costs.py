@@ -55,6 +55,8 @@ def read_goal(
     metric, bound = next(iter(given.items()), ("p50_ms", None))
     model = latency.cost(metric)
     names = tuple(model.steps) if methods in (None, "all") else tuple(parse_list(str(methods), str, "--methods"))
+    if not names:
+        raise UserError(f"the latency model in {profile} knows no method: build the probes with --method, and profile them")
     if bound is not None:
         return Goal(latency=latency, metric=metric, limits=(bound,), methods=names)
     # Evenly from a tenth of what blocks cost to all of it, both ends left out.

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
+
+
+class _Kept(io.TextIOWrapper):
+    """A stream that a plugin cannot close: what it is of is needed until the process ends."""
+
+    def close(self) -> None:
+        with suppress(OSError, ValueError):
+            self.flush()
 
 
 def prepare_streams() -> bool:
     """Makes stdout and stderr fit to write to. Returns whether there is a stdout at all.
 
     A file descriptor from 0 to 2 that is closed would be given to the next file that is opened, which messages would then be written into.
-    What cannot be encoded (a terminal that knows only ASCII) is written as an escape instead of ending the command.
+    What cannot be encoded (a terminal that knows only ASCII) is written as an escape instead of ending the command. Code of others that
+    runs here (`--plugin`) cannot close the streams.
     """
     has_stdout = sys.stdout is not None
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -21,9 +31,24 @@ def prepare_streams() -> bool:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # stays open until the process ends
         stream = getattr(sys, name)
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            kept = _keep(stream)
+            setattr(sys, name, kept)
+            setattr(sys, f"__{name}__", kept)
     return has_stdout
+
+
+def _keep(stream: io.TextIOWrapper) -> _Kept:
+    """The same stream, not closable."""
+    unbuffered = isinstance(stream.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
+    buffer = open(stream.fileno(), "wb", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+    return _Kept(
+        buffer,
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def silence_stdout() -> None:

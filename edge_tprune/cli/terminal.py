@@ -17,7 +17,7 @@ from rich.console import Console as Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from edge_tprune.text import printable, to_ascii
+from edge_tprune.text import printable, shorten, to_ascii
 
 _PADDING = 2  #: between two columns
 
@@ -84,7 +84,7 @@ def print_parts(parts: Sequence[tuple[str, str]], console: Console) -> None:
 def print_note(text: str) -> None:
     """One line for the person, on stderr, so that stdout stays the answer alone."""
     console = open_stderr()
-    console.print(Text(_shown(text, console)), soft_wrap=True)
+    console.print(Text(_shown(shorten(text), console)), soft_wrap=True)
 
 
 def print_warning(text: str) -> None:

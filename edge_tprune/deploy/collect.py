@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from edge_tprune.deploy import remote
+from edge_tprune.deploy.answers import Done, Listing
 from edge_tprune.deploy.ssh import Connection
 from edge_tprune.errors import UserError
 from edge_tprune.files import atomic_writer, clear_write_errors
@@ -28,7 +29,7 @@ def collect(connection: Connection, out: Path) -> list[Path]:
         UserError: the board offers something that does not belong into a profile, or more than `LIMIT_BYTES` (nothing is written then); or a
             file arrived damaged.
     """
-    files = check_listing(connection.call("list", directory="profiles")["files"], str(connection.target))
+    files = check_listing(connection.call("list", Listing, directory="profiles").files, str(connection.target))
     wanted = _wanted(files, out)
     if not wanted:
         return []
@@ -37,7 +38,10 @@ def collect(connection: Connection, out: Path) -> list[Path]:
         raise UserError(
             f"{out}: the profiles of {connection.target} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here"
         )
-    connection.call("send", on_frame=Receiver(out, wanted, str(connection.target)), directory="profiles", paths=wanted)
+    receiver = Receiver(out, wanted, str(connection.target))
+    connection.call("send", Done, on_frame=receiver, directory="profiles", paths=wanted)
+    if receiver.missing:
+        raise UserError(f"{connection.target} did not send {next(iter(receiver.missing))}, which it has. Repeat the command")
     return sorted({out / PurePosixPath(path).parts[0] for path in wanted})
 
 
@@ -73,6 +77,11 @@ class Receiver:
 
     def __init__(self, out: Path, wanted: dict[str, int], who: str) -> None:
         self._out, self._wanted, self._who = out, dict(wanted), who
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """What was announced and did not come."""
+        return self._wanted
 
     def __call__(self, frame: remote.Json, stream: IO[bytes]) -> None:
         """Takes one file from `stream`.

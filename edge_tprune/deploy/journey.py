@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from edge_tprune.agent.doctor.finding import Diagnosis
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import MANIFEST, FileEntry
 from edge_tprune.deploy import remote, wheels
+from edge_tprune.deploy.answers import Done, Facts, Ran, Wanted, not_understood, read_doctor
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.ssh import Connection, hang_up
@@ -25,6 +27,7 @@ from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, N
 from edge_tprune.files import sha256_file
 
 _AT_ONCE = 16  #: boards
+_LAST_WORDS = 100  #: pieces of what a program on a board writes, of which the last line says why it failed
 _INSTALLED_OVER_WHEEL = 6  #: how much larger an installed package is than its wheel, at most (unpacked, then compiled)
 
 
@@ -39,24 +42,6 @@ class Options:
     anyway: bool = False  #: profile although the doctor found a blocker
     collect: Path | None = None  #: where the board's profiles are collected
     ssh_config: Path | None = None
-
-
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What `remote.check` says of a board."""
-
-    system: str  #: "linux"
-    machine: str  #: "aarch64"
-    glibc: str | None  #: "2.35"
-    python: tuple[int, int, int]
-    executable: str  #: of Python
-    venv: bool  #: Python has its module venv
-    root: bool  #: logged in as root
-    home: str  #: where the agent is installed
-    writable: bool
-    packages: dict[str, str]  #: Python packages of the system: name -> version
-    tensorrt: bool
-    cuda: str | None
-    stamp: dict[str, object] | None  #: of the agent that is installed
 
 
 @dataclass
@@ -99,7 +84,7 @@ def deploy(bundle: Bundle, target: Target, options: Options, watcher: Watcher) -
 def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher, deployment: Deployment) -> None:
     watcher.step(f"logging in to {target}")
     with Connection(target, ssh_config=options.ssh_config) as connection:
-        facts = _facts(connection)
+        facts = connection.call("check", Facts)
         _check(target, facts)
         deployment.steps.append(
             "agent installed" if _install(connection, facts, bundle, options, watcher) else "agent up to date"
@@ -118,14 +103,6 @@ def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher,
                 raise
             deployment.steps.append("profile made")
         _collect(connection, options, watcher, deployment)
-
-
-def _facts(connection: Connection) -> Facts:
-    answer = connection.call("check")
-    try:
-        return msgspec.convert(answer, Facts)
-    except msgspec.ValidationError as error:
-        raise InternalError(f"{connection.target}: what the board says of itself is not understood: {error}") from error
 
 
 def _check(target: Target, facts: Facts) -> None:
@@ -169,6 +146,7 @@ def _install(connection: Connection, facts: Facts, bundle: Bundle, options: Opti
     watcher.step("installing the agent on the board")
     connection.call(
         "install",
+        Done,
         stamp=stamp,
         wheels=files,
         pip=pip.name,
@@ -215,20 +193,23 @@ def _copy_bundle(connection: Connection, bundle: Bundle, watcher: Watcher) -> tu
     watcher.step(f"copying the bundle {name}")
     sources = {entry.sha256: bundle.path / path for path, entry in files.items()}
     copied = _copy(connection, sources, watcher, reuse=name)
-    connection.call("bundle", name=name, files=msgspec.to_builtins(files))
+    connection.call("bundle", Done, name=name, files=msgspec.to_builtins(files))
     return name, copied
 
 
 def _copy(connection: Connection, sources: dict[str, Path], watcher: Watcher, **request: Any) -> int:
     """Sends the files (by SHA-256) that the board lacks, each from where an earlier attempt stopped. Returns the bytes sent."""
     files = {digest: file.stat().st_size for digest, file in sources.items()}
-    plan = connection.call("wanted", files=files, **request)
-    if not plan["offsets"]:
+    offsets = connection.call("wanted", Wanted, files=files, **request).offsets
+    if any(offset > files.get(digest, -1) for digest, offset in offsets.items()):
+        raise not_understood(str(connection.target), "it asks for what it was not offered")
+    if not offsets:
         return 0
+    total = sum(files[digest] - offset for digest, offset in offsets.items())
 
     def payload(stream: IO[bytes]) -> None:
         sent = 0
-        for digest, offset in plan["offsets"].items():
+        for digest, offset in offsets.items():
             size = files[digest] - offset
             stream.write(json.dumps({"sha256": digest, "offset": offset, "bytes": size}).encode() + b"\n")
             with sources[digest].open("rb") as source:
@@ -236,22 +217,17 @@ def _copy(connection: Connection, sources: dict[str, Path], watcher: Watcher, **
                 for block in remote.blocks(source, size):
                     stream.write(block)
                     sent += len(block)
-                    watcher.advance(sent, plan["bytes"])
+                    watcher.advance(sent, total)
         stream.write(b"{}\n")
 
-    connection.call("receive", payload, files=files)
-    return int(plan["bytes"])
+    connection.call("receive", Done, payload, files=files)
+    return total
 
 
 def _doctor(connection: Connection) -> Diagnosis:
     """What the doctor on the board says."""
-    answer = connection.call("run", arguments=["doctor", "--json"])
-    try:
-        return msgspec.json.decode(answer["stdout"], type=Diagnosis)
-    except ValueError as error:
-        raise InternalError(
-            f"{connection.target}: the doctor on the board gave no answer (exit code {answer['code']})"
-        ) from error
+    answer = connection.call("run", Ran, arguments=["doctor", "--json"])
+    return read_doctor(answer.stdout, str(connection.target))
 
 
 def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Options, watcher: Watcher) -> None:
@@ -260,20 +236,22 @@ def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Opti
     if blockers and not options.anyway:
         raise NegativeAnswer(f"{connection.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
     watcher.step("profiling")
-    said: list[str] = []
+    said: deque[str] = deque(maxlen=_LAST_WORDS)
 
     def live(text: str) -> None:
         said.append(text)
         watcher.live(text)
 
     arguments = ["profile", f"bundles/{name}", "--out", "profiles", *(options.profile or ())]
-    answer = connection.call("run", on_stderr=live, arguments=arguments, alone=True, environment=_TERMINAL)
-    if answer["code"]:
+    answer = connection.call("run", Ran, on_stderr=live, arguments=arguments, alone=True, environment=_TERMINAL)
+    if answer.code:
         lines = [
             line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "".join(said))) if line.strip()
         ]
-        reason = lines[-1].removeprefix("edge-tprune: ") if lines else f"exit code {answer['code']}"
-        kind: type[EdgeTPruneError] = {1: NegativeAnswer, 2: UserError}.get(answer["code"], InternalError)
+        reason = lines[-1].removeprefix("edge-tprune: ") if lines else f"exit code {answer.code}"
+        if answer.code < 0:
+            reason = f"the measurement was ended there by signal {-answer.code}. Is the board's memory full?"
+        kind: type[EdgeTPruneError] = {1: NegativeAnswer, 3: InternalError}.get(answer.code, UserError)
         raise kind(f"{connection.target}: {reason}")
 
 

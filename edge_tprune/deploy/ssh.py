@@ -17,15 +17,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
 
 from edge_tprune.deploy import remote
+from edge_tprune.deploy.answers import LINE_BYTES, not_understood, read_answer
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.remote import Json
 from edge_tprune.errors import ConnectionLost, InternalError, UserError
 from edge_tprune.files import open_regular
 
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8", "ClearAllForwardings=yes")
+T = TypeVar("T")
+
+_LAST_WORDS = 300  #: characters of what ssh or a board says last
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
 _NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on a board
 
@@ -131,7 +137,8 @@ class Connection:
             raise self._lost(done.stderr)
         if not found:
             raise UserError(f"{self.target} has no python3. Run there: sudo apt-get install python3 python3-venv")
-        pythons = [(path, minor) for path, major, minor in json.loads(found[-1]) if major == 3]
+        answer = read_answer(found[-1].encode(), list[tuple[str, int, int]], str(self.target))
+        pythons = [(path, minor) for path, major, minor in answer if major == 3]
         for path, minor in pythons:
             if minor >= _OLDEST:
                 return str(path)
@@ -144,23 +151,25 @@ class Connection:
     def call(
         self,
         do: str,
+        kind: type[T],
         payload: Callable[[IO[bytes]], None] | None = None,
         on_stderr: Callable[[str], None] | None = None,
         on_frame: Callable[[Json, IO[bytes]], None] | None = None,
         **request: Any,
-    ) -> Json:
+    ) -> T:
         """Does one request on the board (see `remote.py`) and returns its answer.
 
         Args:
             do: which.
+            kind: of the answer, see `edge_tprune.deploy.answers`.
             payload: writes what follows the request, frame by frame.
             on_stderr: called with what a program on the board writes while it runs.
             on_frame: called with each frame that comes back, with the stream that its bytes must be read from.
             request: the rest of the request.
 
         Raises:
-            UserError: the board refuses, with its reason.
-            InternalError: the program on the board ended without an answer.
+            UserError: the board refuses, with its reason; or what it answers is not understood.
+            InternalError: the program on the board failed.
             ConnectionLost: the connection broke.
         """
         source = Path(remote.__file__).read_bytes()
@@ -179,7 +188,7 @@ class Connection:
                             payload(process.stdin)
                             process.stdin.flush()
                     with _heartbeat(process.stdin):
-                        answer = _read_answer(process.stdout, on_stderr, on_frame)
+                        answer = _read_answer(process.stdout, on_stderr, on_frame, str(self.target))
                     with suppress(BrokenPipeError):
                         process.stdin.close()
                 except BaseException:
@@ -192,10 +201,11 @@ class Connection:
         if answer is None:
             if process.returncode == 255:
                 raise self._lost(said)
-            raise InternalError(f"{self.target}: the program on the board ended unexpectedly: {_last_line(said)}")
+            failed = InternalError if "Traceback" in said else UserError
+            raise failed(f"{self.target}: the program on the board ended unexpectedly: {_last_line(said)}")
         if "error" in answer:
             raise UserError(f"{self.target}: {answer['error']}")
-        return answer
+        return read_answer(msgspec.json.encode(answer), kind, str(self.target))
 
     def _lost(self, said: str) -> ConnectionLost:
         return ConnectionLost(
@@ -207,24 +217,32 @@ def _read_answer(
     stream: IO[bytes],
     on_stderr: Callable[[str], None] | None,
     on_frame: Callable[[Json, IO[bytes]], None] | None,
+    who: str,
 ) -> Json | None:
     """The last line of an answer; None where the stream ended before it. What a login script prints comes before the mark."""
-    for line in stream:
+    lines = _lines(stream, who)
+    for line in lines:
         if line == remote.MARK:
             break
-    for line in stream:
-        try:
-            value: Json = json.loads(line)
-        except ValueError:
+    for line in lines:
+        if not line.endswith(b"\n"):
             return None  # cut off in the middle
+        value = read_answer(line, Json, who)
         if "stderr" in value:
             if on_stderr is not None:
-                on_stderr(value["stderr"])
+                on_stderr(str(value["stderr"]))
         elif on_frame is not None and "path" in value:
             on_frame(value, stream)
         else:
             return value
     return None
+
+
+def _lines(stream: IO[bytes], who: str) -> Iterator[bytes]:
+    while line := stream.readline(LINE_BYTES):
+        if len(line) == LINE_BYTES:
+            raise not_understood(who, f"a line of more than {LINE_BYTES / 1e6:.0f} MB")
+        yield line
 
 
 @contextmanager
@@ -269,4 +287,4 @@ def _login_error(target: Target, said: str) -> UserError:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"
+    return lines[-1][:_LAST_WORDS] if lines else "no reason was given"

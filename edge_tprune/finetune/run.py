@@ -20,7 +20,17 @@ from edge_tprune.finetune.holdout import HoldOut
 from edge_tprune.finetune.photos import Photos, split
 from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.finetune.request import Request, schedules_of
-from edge_tprune.finetune.store import ArithmeticChoice, Best, Decisions, Look, Result, Store, need_space, write_tensors
+from edge_tprune.finetune.store import (
+    KIND,
+    ArithmeticChoice,
+    Best,
+    Decisions,
+    Look,
+    Result,
+    Store,
+    need_space,
+    write_tensors,
+)  # fmt: skip
 from edge_tprune.finetune.trainer import NotFinite, Trainer, TrainerState, processes
 from edge_tprune.models.adapter import LOGITS
 from edge_tprune.models.data import Dataset
@@ -141,6 +151,8 @@ class _Run:
         if self.decisions.recipe is None:
             self.decisions.recipe = self._recipe(students)
             self._decide()
+        if self.decisions.recipe.draws.keys() != self.schedules.keys():
+            raise UserError(f"{self.store.path}/run.json: its recipe draws other budgets than were asked for. {KIND.remedy}")
         trainer = self._resumed(self._trainer(students))
         try:
             while trainer.done < self.decisions.recipe.steps:
@@ -219,9 +231,7 @@ class _Run:
         return Trainer(students, self.teacher, self.photos, recipe, self.arithmetic)
 
     def _resumed(self, trainer: Trainer) -> Trainer:
-        state = self.store.load("state", TrainerState)
-        if state is not None:
-            trainer.load(*state)
+        if self._load_state(trainer):
             self.say(f"continuing after step {trainer.done} of {trainer.recipe.steps}")
         return trainer
 
@@ -285,10 +295,17 @@ class _Run:
         self.decisions.recipe = recipe.halved()
         self._decide()
         trainer = self._trainer(self._students())
-        state = self.store.load("state", TrainerState)
-        if state is not None:
-            trainer.load(*state)
+        self._load_state(trainer)
         return trainer
+
+    def _load_state(self, trainer: Trainer) -> bool:
+        """Back to the newest state that was saved; False where there is none."""
+        state = self.store.load("state", TrainerState)
+        if state is None:
+            return False
+        with self.store.fitting("state"):
+            trainer.load(*state)
+        return True
 
     def _decide(self) -> None:
         if self.first:
@@ -311,7 +328,8 @@ class _Run:
         assert recipe is not None
         self.progress("judging the trained network", 0, 1)
         students = self._students()
-        students.model.load_state_dict(best[0])
+        with self.store.fitting("best"):
+            students.model.load_state_dict(best[0])
         after = self.hold_out.judge(students)
         change = holdout.improvement(self.before, after)
         refused = holdout.gate(after, self.before)

@@ -13,21 +13,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from edge_tprune.documents import LARGEST_BYTES, DocumentKind, InvalidDocument, Whole, convert, decode
+from edge_tprune.documents import LARGEST_BYTES, DocumentKind, InvalidDocument, Whole, convert, decode, show
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, cut_last_line, open_regular, read_regular, write_bytes
 from edge_tprune.finetune.holdout import Row
 from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.statistics import Interval
+from edge_tprune.text import one_line, shorten
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -79,7 +83,7 @@ class ArithmeticChoice(msgspec.Struct, frozen=True):
 
     bfloat16: bool
     device: str
-    threads: int
+    threads: Annotated[int, Meta(ge=1, le=1024)]
 
 
 class Decisions(msgspec.Struct):
@@ -125,7 +129,9 @@ class Store:
         found = KIND.read(self.path)
         different = sorted(key for key in asked.keys() | found.asked.keys() if asked.get(key) != found.asked.get(key))
         if different:
-            values = ", ".join(f"{key} {found.asked.get(key)!r} there, {asked.get(key)!r} here" for key in different[:3])
+            values = ", ".join(
+                f"{key} {show(found.asked.get(key))} there, {show(asked.get(key))} here" for key in different[:3]
+            )
             raise UserError(
                 f"{self.path} holds a fine-tuning that was asked for differently ({values}). "
                 f"Ask the same to continue it, choose another --out, or remove that directory"
@@ -169,7 +175,7 @@ class Store:
 
     def save(self, name: str, tensors: dict[str, Tensor], values: msgspec.Struct) -> None:
         """Keeps tensors, and values as JSON, under a name."""
-        write_tensors(self.path / f"{name}.safetensors", tensors, {"values": json.dumps(msgspec.to_builtins(values))})
+        write_tensors(self._file(name), tensors, {"values": json.dumps(msgspec.to_builtins(values))})
 
     def load(self, name: str, kind: type[T]) -> tuple[dict[str, Tensor], T] | None:
         """What was kept under a name, its values as a `kind`; or None.
@@ -177,7 +183,7 @@ class Store:
         Raises:
             UserError: it is there and cannot be read.
         """
-        file = self.path / f"{name}.safetensors"
+        file = self._file(name)
         if not file.exists():
             return None
         try:
@@ -188,10 +194,26 @@ class Store:
         except Exception as error:
             raise UserError(f"{file} cannot be read ({error}). {KIND.remedy}") from error
 
+    @contextmanager
+    def fitting(self, name: str) -> Iterator[None]:
+        """Around what puts to use what was kept under a name: where that fails, the file is damaged.
+
+        Raises:
+            UserError: saying so.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            why = shorten(one_line(error), 200)
+            raise UserError(f"{self._file(name)} does not fit this fine-tuning ({why}). {KIND.remedy}") from error
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
+
     def clear_states(self) -> None:
         """Removes the weights; decisions and log stay."""
         for name in ("state", "best"):
-            (self.path / f"{name}.safetensors").unlink(missing_ok=True)
+            self._file(name).unlink(missing_ok=True)
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:

@@ -169,7 +169,16 @@ class Trainer:
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, values
 
     def load(self, tensors: dict[str, Tensor], values: TrainerState) -> None:
-        """Back to a state that `state` gave; at this recipe's rate, if the state was trained at another."""
+        """Back to a state that `state` gave; at this recipe's rate, if the state was trained at another.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError: it is not of this network and recipe.
+        """
+        now = self.state()[1]
+        if (_kinds(values.groups), _kinds(values.schedule)) != (_kinds(now.groups), _kinds(now.schedule)):
+            raise ValueError("an optimiser of another kind")
+        if not 0 <= values.done <= self.recipe.steps:
+            raise ValueError(f"after {values.done} of {self.recipe.steps} steps")
         self.students.model.load_state_dict(_under(tensors, "model."))
         self.average.module.load_state_dict(_under(tensors, "average."))
         self.average.n_averaged.copy_(tensors["averaged"])
@@ -184,6 +193,15 @@ class Trainer:
                 for key in ("lr", "initial_lr", "max_lr", "min_lr"):
                     group[key] *= self.recipe.rate / values.rate
         self.done, self.loss = values.done, values.loss
+
+
+def _kinds(value: object) -> object:
+    """The types of what JSON can hold, as deep as it goes; lists of numbers may have any length."""
+    if isinstance(value, dict):
+        return {key: _kinds(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_kinds(each) for each in value] if any(isinstance(each, dict) for each in value) else list
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edge_tprune.documents import Batch, Count, Distance, DocumentKind, Name
+from edge_tprune.documents import Batch, Count, DocumentKind, Name
 from edge_tprune.errors import UserError
 from edge_tprune.schedule.macs import NetworkShape
 from edge_tprune.statistics import Interval
@@ -34,11 +34,16 @@ LATENCY = "latency.json"
 SLICE = "slice"  #: the method whose step costs nothing: what others are measured against
 
 
+# ms or mJ. Bounds that no board comes near, and whose sums and products stay finite.
+CostPart = Annotated[float, Meta(ge=0, le=1e12)]
+SignedCost = Annotated[float, Meta(ge=-1e12, le=1e12)]
+
+
 class StepCost(msgspec.Struct, frozen=True, kw_only=True):
     """What one stage of a method costs beyond a plain slice: `constant` + `per_token` * tokens entering the block."""
 
-    constant: Distance
-    per_token: Distance
+    constant: CostPart
+    per_token: CostPart
     fewest_in: Count  #: the range of tokens entering a stage that was measured
     most_in: Count
 
@@ -52,25 +57,31 @@ class ProbeResidual(msgspec.Struct, frozen=True, kw_only=True):
 
     method: Name
     schedule: tuple[Count, ...]  #: tokens after each block
-    measured: float
-    noise: Distance  #: standard error of `measured`
-    predicted: float | None = None  #: None where the others do not tell
+    measured: SignedCost
+    noise: CostPart  #: standard error of `measured`
+    predicted: SignedCost | None = None  #: None where the others do not tell
 
 
 class CostModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One cost (p50_ms, p95_ms, energy_mj) of schedules of one network on one machine."""
 
     metric: Name
-    base: float
+    base: SignedCost
     #: Measured token counts, increasing; the last is the unpruned network's.
     tokens: Annotated[tuple[Count, ...], Meta(min_length=2)]
-    block: Annotated[tuple[Distance, ...], Meta(min_length=2)]  #: cost of one block there beyond its cost at the fewest tokens
-    last_share: Distance  #: what the last of the counts costs, as a share of what any other does
+    block: Annotated[tuple[CostPart, ...], Meta(min_length=2)]  #: cost of one block there beyond its cost at the fewest tokens
+    last_share: CostPart  #: what the last of the counts costs, as a share of what any other does
     exact: bool  #: whether the schedules' last block computes only what the head reads
-    full: float  #: cost of the unpruned network as timm runs it, measured
+    full: Annotated[float, Meta(gt=0, le=1e12)]  #: cost of the unpruned network as timm runs it, measured
     steps: dict[str, StepCost]  #: by method
-    reach: Distance  #: half the width of the 95 % interval of a prediction, as a share of it
+    reach: Annotated[float, Meta(ge=0, le=1e6)]  #: half the width of the 95 % interval of a prediction, as a share of it
     probes: tuple[ProbeResidual, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.block) != len(self.tokens):
+            raise ValueError(f"expected a cost for each of the {len(self.tokens)} token counts, got {len(self.block)}")
+        if any(more <= fewer for fewer, more in pairwise(self.tokens)):
+            raise ValueError("expected token counts that increase")
 
     @cached_property
     def _slopes(self) -> tuple[float, ...]:

@@ -159,3 +159,21 @@ def test_a_package_that_cannot_be_loaded_is_not_called_missing(
     monkeypatch.delitem(sys.modules, "polars", raising=False)
     assert main(["compare", str(profile), "--export", str(tmp_path / "rows.parquet")]) == 2
     assert "polars is installed and cannot be loaded: failed to map segment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_code_of_others_cannot_close_the_streams(unbuffered: str) -> None:
+    code = (
+        "import sys; from edge_tprune.cli.streams import prepare_streams; prepare_streams()\n"
+        "for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__): stream.close()\n"
+        "print('answer'); print('word', file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "answer\n", "word\n")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edge_tprune.deploy import collect as module
+from edge_tprune.deploy.answers import Done, Listing
 from edge_tprune.deploy.collect import Receiver, check_listing, collect
 from edge_tprune.errors import UserError
 
@@ -24,14 +25,14 @@ class FakeBoard:
         self.contents = contents
         self.sent: list[str] = []
 
-    def call(self, do: str, on_frame: Any = None, **request: Any) -> dict[str, Any]:
+    def call(self, do: str, kind: Any, on_frame: Any = None, **request: Any) -> Any:
         if do == "list":
-            return {"files": {path: len(data) for path, data in self.contents.items()}}
+            return Listing({path: len(data) for path, data in self.contents.items()})
         for path, size in request["paths"].items():
             data = self.contents[path][:size]
             self.sent.append(path)
             on_frame({"path": path, "bytes": size, "sha256": hashlib.sha256(data).hexdigest()}, io.BytesIO(data + b"{...}\n"))
-        return {"sent": len(self.sent)}
+        return Done()
 
 
 def run_of(board: FakeBoard, out: Path) -> list[Path]:
@@ -148,3 +149,12 @@ def test_a_collected_profile_is_data_only(tmp_path: Path) -> None:
 
     with pytest.raises(UserError):
         read_run(tmp_path / "run")
+
+
+def test_a_file_that_does_not_come_is_missed(tmp_path: Path) -> None:
+    class Forgetful(FakeBoard):
+        def call(self, do: str, kind: Any, on_frame: Any = None, **request: Any) -> Any:
+            return super().call(do, kind, on_frame, **request) if do == "list" else Done()
+
+    with pytest.raises(UserError, match=r"did not send run/run\.json"):
+        run_of(Forgetful({"run/run.json": b"{}"}), tmp_path / "out")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_tprune.deploy.answers import Done, Facts, Listing
 from edge_tprune.deploy.hosts import Target, parse_target
 from edge_tprune.deploy.ssh import Connection
 from edge_tprune.errors import ConnectionLost, UserError
@@ -48,8 +49,8 @@ def calls(log: Path) -> list[list[str]]:
 
 def test_one_login_for_everything_and_no_prompt(log: Path) -> None:
     with Connection(parse_target("jetson@orin:2222")) as board:
-        assert board.call("check")["system"] == "linux"
-        assert board.call("list", directory="profiles") == {"files": {}}
+        assert board.call("check", Facts).system == "linux"
+        assert board.call("list", Listing, directory="profiles").files == {}
     made = calls(log)
     for words in made:
         assert "BatchMode=yes" in words
@@ -97,12 +98,12 @@ def test_a_connection_that_breaks_is_no_mistake_of_the_user(log: Path, monkeypat
     monkeypatch.setenv("SSH_SAYS", "client_loop: send disconnect: Broken pipe")
     monkeypatch.setenv("SSH_FAILS", "later")
     with pytest.raises(ConnectionLost, match="Broken pipe"), Connection(Target("orin")) as board:
-        board.call("check")
+        board.call("check", Facts)
 
 
 def test_a_refusal_of_the_board_names_it(log: Path) -> None:
     with Connection(Target("orin")) as board, pytest.raises(UserError, match=r"^orin: not a usable name"):
-        board.call("bundle", name="../x", files={})
+        board.call("bundle", Done, name="../x", files={})
 
 
 def test_without_ssh_the_package_is_named(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

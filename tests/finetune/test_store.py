@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from edge_tprune.errors import UserError
-from edge_tprune.finetune.store import Best, Decisions, Look, Store, need_space, write_tensors
+from edge_tprune.finetune.store import ArithmeticChoice, Best, Decisions, Look, Store, need_space, write_tensors
 from edge_tprune.finetune.trainer import TrainerState
 from edge_tprune.statistics import Interval
 from tests.finetune.conftest import RECIPE
@@ -92,3 +92,55 @@ def test_a_full_disk_is_said_before_and_while_writing(tmp_path: Path, monkeypatc
     monkeypatch.undo()
     assert load_file(whole)["a"].tolist() == [1, 1], "the old one is still whole"
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value"),
+    [
+        ("arithmetic", None, {}),
+        ("arithmetic", "threads", 0),
+        ("arithmetic", "threads", 2**40),
+        ("arithmetic", "bfloat16", "x"),
+        ("recipe", "draws", {}),
+        ("recipe", "draws", {"1.0": 0.0, "0.6": 0.0}),
+        ("recipe", "steps", 0),
+        ("recipe", "batch", -1),
+        ("recipe", "rate", -1.0),
+        ("recipe", "temperature", 0),
+        ("recipe", "train", "zzz"),
+        ("recipe", "seed", 2**70),
+    ],
+)
+def test_a_damaged_decision_is_named(tmp_path: Path, part: str, entry: str | None, value: object) -> None:
+    store = Store(tmp_path)
+    store.decide(Decisions({"seed": 1}, ArithmeticChoice(False, "cpu", 1), RECIPE))
+    document = json.loads((tmp_path / "run.json").read_bytes())
+    holder, key = (document, part) if entry is None else (document[part], entry)
+    holder[key] = value
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"run\.json: {part}.*Remove the directory"):
+        store.open({"seed": 1})
+
+
+def test_an_answer_of_any_length_is_shown_in_short(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.decide(Decisions({"seed": "x" * 100_000}))
+    with pytest.raises(UserError, match="asked for differently") as raised:
+        store.open({"seed": 1})
+    assert len(str(raised.value)) < 500
+
+
+def test_what_is_said_beside_the_best_weights_is_checked(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write_tensors(tmp_path / "best.safetensors", {"a": torch.ones(2)}, {"values": json.dumps({"step": 3})})
+    with pytest.raises(UserError, match=r"best\.safetensors cannot be read .*loss"):
+        store.load("best", Best)
+
+
+@pytest.mark.parametrize("error", [KeyError("averaged"), RuntimeError("size mismatch\nfor a"), ZeroDivisionError("float")])
+def test_a_state_that_does_not_fit_is_named(tmp_path: Path, error: Exception) -> None:
+    with (
+        pytest.raises(UserError, match=r"state\.safetensors does not fit this fine-tuning \(.*Remove the directory"),
+        Store(tmp_path).fitting("state"),
+    ):
+        raise error

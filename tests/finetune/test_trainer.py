@@ -122,3 +122,14 @@ def test_the_rate_rises_to_its_peak_and_falls_below_its_start(network: LoadedMod
         assert rates[:peak] == sorted(rates[:peak])
         assert rates[peak:] == sorted(rates[peak:], reverse=True)
         assert rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("done", 10**9), ("done", -3), ("groups", []), ("groups", [{"lr": "x"}]), ("schedule", {"last_epoch": "x"}), ("rate", 0)],
+)
+def test_a_state_of_other_kinds_is_refused(network: LoadedModel, photos: Photos, key: str, value: object) -> None:
+    made = trainer(network, photos)
+    tensors, values = made.state()
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        made.load(tensors, msgspec.structs.replace(values, **{key: value}))

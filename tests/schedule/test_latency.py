@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -164,3 +165,29 @@ def test_interpolation_is_that_of_scipy(data: st.DataObject) -> None:
     found = [interpolate(x, y, slopes, point) for point in points]
     assert found == pytest.approx(list(wanted(points)), abs=1e-6)
     assert all(a <= b + 1e-9 for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"tokens": [50] * 3, "block": [0.0, 1.0, 2.0]}, "increase"),
+        ({"tokens": [90, 50], "block": [0.0, 1.0]}, "increase"),
+        ({"block": [0.0, 1.0]}, "a cost for each"),
+        ({"full": 0}, "full is 0"),
+        ({"base": 1e300}, "base is 1e"),
+        ({"reach": 1e308}, "reach is 1e"),
+    ],
+)
+def test_a_damaged_model_is_refused(tmp_path: Path, change: dict[str, object], why: str) -> None:
+    costs = {"p50_ms": fitted(SHAPE, ["evit"])}
+    network = NetworkRecord(name="vit", weights_sha256="0" * 64, tokens=197, blocks=12)
+    whole = Latency(
+        run_id="r", network=network, runtime="onnxruntime", precision=None, batch=1, threads=1, power_mode=None, machine="m",
+        status="valid", costs=costs,
+    )  # fmt: skip
+    KIND.write(tmp_path, whole)
+    document = json.loads((tmp_path / "latency.json").read_bytes())
+    document["costs"]["p50_ms"].update(change)
+    (tmp_path / "latency.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"latency\.json: costs\.p50_ms.*{why}"):
+        KIND.read(tmp_path)
