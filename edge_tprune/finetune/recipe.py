@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -33,7 +33,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: Annotated[float, Meta(ge=0)]  #: weight of the cross-entropy with the labels; 0 without
     #: How often each budget is trained, relative to the others.
     draws: Annotated[dict[str, Annotated[float, Meta(gt=0)]], Meta(min_length=1)]
-    train: Literal["all", "norm", "late"] = "all"
+    train: Annotated[str, Meta(pattern=r"^(all|norm|late)\Z")] = ALL
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     clip: Annotated[float, Meta(gt=0)] = 1.0  #: largest norm of the gradient
     seed: Integer = 0
