@@ -62,6 +62,8 @@ def list_methods() -> Methods:
     from edge_tprune.reduction.tuned import tuned_blocks
 
     def is_proportional(method: type[registry.Reducer]) -> bool:
+        if method.place == "image":
+            return False
         tokens_out = max(190, method.fewest(197, 1))
         return registry.make(method, registry.Stage(4, 12, 197, tokens_out, 1, True), {}).proportional
 
@@ -88,7 +90,7 @@ def list_methods() -> Methods:
             differs=method.differs or None,
             paper_blocks_of_12=method.paper_blocks or method.default_blocks,
         )
-        for name, method in sorted(registry.methods().items())
+        for name, method in sorted({**registry.methods(), **registry.baselines()}.items())
     ]
     return Methods(facts, dict(registry.ABSENT))
 

@@ -139,7 +139,7 @@ def _fingerprint(loaded: LoadedModel, settings: BuildSettings) -> str:
             "format": KIND.version,
             "outliers": OUTLIERS,
             "versions": [__version__, torch.__version__, onnx.__version__],
-            "code": [method_code_sha256(registry.method(name)) for name in settings.methods],
+            "code": [method_code_sha256(registry.any_method(name)) for name in settings.methods],
             "model": [loaded.name, loaded.weights, loaded.weights_sha256, dict(loaded.arguments)],
             "class_names": msgspec.to_builtins(loaded.class_names),
             "preprocessing": msgspec.to_builtins(loaded.preprocessing),

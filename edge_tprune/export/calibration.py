@@ -168,7 +168,7 @@ def host(network: nn.Module, settings: BuildSettings, budget: BudgetSettings, pr
     module = budget.module
     return PrunedViT(
         network,
-        registry.method(module.method),
+        registry.any_method(module.method),
         budget.schedule.tokens,
         module.options,
         precision,

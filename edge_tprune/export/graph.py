@@ -125,7 +125,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
             another precision than the module's.
     """
     previous, pruned.attention = pruned.attention, form.attention
-    own = is_own(registry.method(pruned.method))
+    own = is_own(registry.any_method(pruned.method))
     try:
         # Of what a user's method does wrong, torch prints the whole graph.
         silent = redirect_stderr(io.StringIO()) if own else nullcontext()

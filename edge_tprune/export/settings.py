@@ -173,7 +173,9 @@ def decide(
     check_output(adapter, output, normalize)
 
     def prune(name: str, schedule: Schedule, own_options: MethodOptions) -> PrunedViT:
-        return PrunedViT(loaded.model, registry.method(name), schedule.tokens, own_options, output=output, normalize=normalize)
+        return PrunedViT(
+            loaded.model, registry.any_method(name), schedule.tokens, own_options, output=output, normalize=normalize
+        )
 
     for request in requests:
         own, its_options = (method, given) if request.method is None else (request.method, dict(request.options or {}))

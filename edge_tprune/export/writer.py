@@ -195,7 +195,7 @@ def _describe_budget(
         name=budget.name,
         requested=budget.schedule.requested,
         schedule=budget.schedule.tokens,
-        macs=settings.shape.macs(budget.schedule.tokens),
+        macs=budget.module.shape.macs(budget.schedule.tokens),
         macs_share=budget.schedule.share,
         parity=parity,
         accuracy=None,

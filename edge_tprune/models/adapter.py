@@ -111,6 +111,25 @@ class Adapter(ABC):
     def mlp(self, number: int, x: Tensor) -> Tensor:
         """The stream (B, N, C) after the MLP."""
 
+    def at_grid(self, rows: int, columns: int) -> nn.Module:
+        """The network for a smaller image, of so many patches. It shares all weights but position embeddings, which timm resamples.
+
+        Raises:
+            UserError: a network whose patches or positions are not resampled so.
+        """
+        embed = self.model.patch_embed
+        if type(embed) is not PatchEmbed or self.relative_table(1) is not None:
+            raise self.refuse("its patches or positions are not for images of another size")
+        made: Any = _shallow_copy(self.model)
+        for name in ("patch_embed", "rope"):  # what changes with the size of an image
+            if isinstance(part := getattr(made, name, None), nn.Module):
+                setattr(made, name, _shallow_copy(part))
+        height, width = embed.patch_size
+        with torch.no_grad():
+            made.set_input_size((rows * int(height), columns * int(width)))
+        copied: nn.Module = made
+        return copied
+
     # What most families share.
 
     @property
@@ -262,6 +281,15 @@ class Adapter(ABC):
         for number, block in enumerate(self.model.blocks, 1):
             if type(block.mlp) not in (Mlp, GluMlp, SwiGLU, GeGluMlp):
                 raise self.refuse(f"block {number} has a {type(block.mlp).__name__}, which is not supported as an MLP")
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """A module with lists of its own of the same parameters, buffers and children."""
+    made = module.__new__(type(module))
+    made.__dict__ = module.__dict__.copy()
+    for name in ("_parameters", "_buffers", "_modules"):
+        made.__dict__[name] = module.__dict__[name].copy()
+    return made
 
 
 def heads_width(attn: Any) -> int:

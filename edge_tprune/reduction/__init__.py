@@ -15,6 +15,7 @@ from edge_tprune.models.families import adapt, can_adapt
 from edge_tprune.reduction import methods as _methods  # registers them
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT, check_method, network_shape
+from edge_tprune.reduction.methods.resize import solve_resize
 from edge_tprune.reduction.ops import prefix_bonus, top
 from edge_tprune.reduction.outcome import Append, First, Keep, Merge, Outcome, Propagate
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register, unregister
@@ -60,11 +61,17 @@ def solve_schedule(
     options: MethodOptions | None = None,
 ) -> Schedule:
     """The schedule that `prune` would realise, and how near it comes to the budget. Arguments as for `prune`."""
-    reducer, options = registry.method(method), options or {}
+    reducer, options = registry.any_method(method), options or {}
     shape = network_shape(model, name, output, reducer, options)
     check_method(reducer, model, name)
     if (budget is None) == (schedule is None):
         raise UserError("give either a budget (share of MACs) or a schedule (tokens after each block), not both")
+    if shape.place == "image":
+        if blocks or multiple_of != 1:
+            raise UserError(
+                f"method {method} acts on the image, before the first block: leave blocks and multiples of tokens out"
+            )
+        return solve_resize(shape, adapt(model, name).grid, budget, schedule, exact_savings)
     if schedule is not None:
         return from_tokens(shape, schedule)
     assert budget is not None
@@ -138,7 +145,7 @@ def prune(
         output=output,
         options=options,
     )
-    return PrunedViT(model, registry.method(method), chosen.tokens, options, output=output, normalize=normalize)
+    return PrunedViT(model, registry.any_method(method), chosen.tokens, options, output=output, normalize=normalize)
 
 
 def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
@@ -169,6 +176,7 @@ def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
         except UserError as error:
             raise UserError(f"{error}. {found}") from error
     parent, _, name = path.rpartition(".")
+    registry.method(arguments.get("method", "zero_tprune"))  # what calls the ViT inside may read any patch
     pruned = prune(known[path], **{"exact_savings": False, **arguments})
     kept = {id(parameter): parameter for parameter in (*module.parameters(), *module.buffers())}
     clone = copy.deepcopy(module, dict(kept))  # everything but the tensors is copied

@@ -34,6 +34,7 @@ from edge_tprune.reduction.attention import (
 )
 from edge_tprune.reduction.decision import decide
 from edge_tprune.reduction.features import FeatureInterface
+from edge_tprune.reduction.methods.resize import find_grid, resize
 from edge_tprune.reduction.ops import gather_tokens
 from edge_tprune.reduction.outcome import Outcome
 from edge_tprune.reduction.precision import DEFAULT, PRECISIONS, Precision, in_precision
@@ -112,21 +113,26 @@ class PrunedViT(FeatureInterface):
         """
         super().__init__()
         self.precision = precision
-        self.model: Any = in_precision(model, precision)
-        self._adapter = adapt(self.model)
-        self.output = output or self._adapter.default_output
+        adapter = adapt(model)
+        self.output = output or adapter.default_output
         self.normalize = normalize
-        check_output(self._adapter, self.output, normalize)
+        check_output(adapter, self.output, normalize)
         self.schedule = schedule  #: tokens after each block, prefix tokens included
         self.method = method.name
         registry.check_options(method, options)  # also where no block removes tokens
         self.options = dict(options)
-        self.shape = replace(self._adapter.shape(self.output), place=registry.place(method, options))
+        self.shape = replace(adapter.shape(self.output), place=registry.place(method, options))
         self.shape.check(schedule)
+        self._full_size = tuple(map(int, adapter.model.patch_embed.img_size or ()))
+        self.image_size: tuple[int, int] | None = None  #: that images are made smaller to, in pixels; None: as they are
+        if self.shape.place == "image" and (grid := find_grid(self.shape, adapter.grid, schedule)) is not None:
+            model, self.image_size = _resized(adapter, grid, self.output)
+        self.model: Any = in_precision(model, precision)
+        self._adapter = adapt(self.model)
         #: The exporter writes it differently for each runtime. In half precision the graph's own form, whose softmax is float32.
         self.attention: AttentionForm = fused_attention if precision.name == DEFAULT else explicit_attention
         self.reducers = nn.ModuleDict()  #: by block, counted from 1
-        tokens_in = self.shape.tokens
+        tokens_in = self.shape.tokens if self.image_size is None else schedule[0]
         for number, tokens_out in enumerate(schedule, 1):
             last = number == len(schedule) and self.shape.saves_last_block(schedule)
             if tokens_out < tokens_in and not last:
@@ -199,7 +205,7 @@ class PrunedViT(FeatureInterface):
         A token that was never merged has one 1 in its row; a merged one has one per original token in it (a method that passes on only
         a part of a token has that part); a column of zeros is a token that was dropped.
         """
-        stream = self._embed(x)
+        stream = self._embed(x, restore=self.image_size is not None)
         count = stream.x.shape[1]
         stream = replace(stream, members=torch.eye(count, device=x.device).expand(len(x), -1, -1))
         traced = []
@@ -218,10 +224,19 @@ class PrunedViT(FeatureInterface):
         return stream
 
     def _embed(self, images: Tensor, restore: bool = False) -> Stream:
+        if self.image_size is not None:
+            if restore:
+                raise UserError(f"method {self.method} has no vector for every patch of the image: choose another for features")
+            if tuple(images.shape[2:]) != self._full_size:
+                raise UserError(
+                    f"an image of {images.shape[2]} x {images.shape[3]} pixels: the network takes {self._full_size[0]} x {self._full_size[1]}"
+                )
+            images = resize(images, self.image_size)
         x = self._adapter.embed(images)
-        if x.shape[1] != self.shape.tokens:  # of a network that takes images of any size
+        entering = self.shape.tokens if self.image_size is None else self.schedule[0]
+        if x.shape[1] != entering:  # of a network that takes images of any size
             raise UserError(
-                f"an image of {images.shape[2]} x {images.shape[3]} pixels gives {x.shape[1]} tokens, but the schedule is for {self.shape.tokens}: "
+                f"an image of {images.shape[2]} x {images.shape[3]} pixels gives {x.shape[1]} tokens, but the schedule is for {entering}: "
                 "prune a model that was created with the image size you need (img_size=...)"
             )
         if self.precision.name != DEFAULT:
@@ -345,6 +360,14 @@ def attend(
         positions=stream.positions,
         sizes=stream.sizes,
     )
+
+
+def _resized(adapter: Adapter, grid: tuple[int, int], output: str) -> tuple[nn.Module, tuple[int, int]]:
+    """The network for the image of a smaller grid of patches, and that image's height and width."""
+    if output not in (LOGITS, EMBEDDING):
+        raise UserError(f"method resize gives no {output}: those of a smaller image are others. Choose logits or an embedding")
+    height, width = adapter.model.patch_embed.patch_size
+    return adapter.at_grid(*grid), (grid[0] * int(height), grid[1] * int(width))
 
 
 def check_output(adapter: Adapter, output: str, normalize: bool = False) -> None:

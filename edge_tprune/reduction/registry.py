@@ -173,6 +173,7 @@ class Reducer(nn.Module, ABC):
 
 
 _METHODS: dict[str, type[Reducer]] = {}
+_BASELINES: dict[str, type[Reducer]] = {}  # that act on the image
 _R = TypeVar("_R", bound=type[Reducer])
 
 
@@ -195,9 +196,17 @@ def register(cls: _R) -> _R:
     unknown = cls.needs - EVIDENCE.keys()
     if unknown:
         raise TypeError(f"{cls.__name__} needs unknown evidence {sorted(unknown)}: choose from {sorted(EVIDENCE)}")
+    if cls.place not in PLACES:
+        raise TypeError(f"{cls.__name__} has place {cls.place!r}: it is one of {', '.join(PLACES)}")
     if later := cls.needs & LATER[cls.place]:
         raise TypeError(f"{cls.__name__} sits before the {cls.place}, where there is no {' or '.join(sorted(later))} yet")
     _METHODS[cls.name] = cls
+    return cls
+
+
+def register_baseline(cls: _R) -> _R:
+    """Class decorator for a baseline that acts on the image and chooses no tokens: `build` takes it, and what works with tokens refuses it."""
+    _BASELINES[cls.name] = cls
     return cls
 
 
@@ -217,12 +226,30 @@ def methods() -> Mapping[str, type[Reducer]]:
     return dict(_METHODS)
 
 
+def baselines() -> Mapping[str, type[Reducer]]:
+    """Baselines that act on the image, by name."""
+    return dict(_BASELINES)
+
+
+def any_method(name: str) -> type[Reducer]:
+    """The method or the baseline called `name`.
+
+    Raises:
+        UserError: as `method`.
+    """
+    return _BASELINES[name] if name in _BASELINES else method(name)
+
+
 def method(name: str) -> type[Reducer]:
     """The method called `name`.
 
     Raises:
         UserError: naming near matches, or why a known method is absent.
     """
+    if name in _BASELINES:
+        raise UserError(
+            f"method {name} makes the image smaller and chooses no tokens: it is a baseline for `build`, and for commands that read bundles"
+        )
     if name not in _METHODS:
         from edge_tprune.reduction.plugins import load_announced
 
@@ -233,7 +260,8 @@ def method(name: str) -> type[Reducer]:
         for absent, reason in ABSENT.items():
             if _letters(name) == _letters(absent):
                 raise UserError(f"method {name} is not included: {reason}. Known: {', '.join(sorted(_METHODS))}")
-        raise UserError(f"no method {name!r}.{did_you_mean(name, _METHODS)} Known: {', '.join(sorted(_METHODS))}")
+        known = {**_METHODS, **_BASELINES}
+        raise UserError(f"no method {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}")
     return _METHODS[name]
 
 
@@ -258,6 +286,8 @@ def expanded(cls: type[Reducer], given: MethodOptions) -> dict[str, OptionValue]
 
 def place(cls: type[Reducer], given: MethodOptions) -> Place:
     """Where in a block a method with these options removes tokens."""
+    if cls.name in _BASELINES:
+        return cls.place
     chosen = cast(Place, expanded(cls, given).get("place", cls.place))
     if chosen not in PLACES:
         raise UserError(f"method {cls.name}: place is {chosen!r}; it is one of {', '.join(PLACES)}")

@@ -1,6 +1,15 @@
 """Budgets, schedules and their MACs. Plain integers: imports neither torch nor numpy."""
 
-from edge_tprune.schedule.budget import DEFAULT_BLOCKS, TOLERANCE, Removal, Schedule, default_blocks, from_budget, from_tokens
+from edge_tprune.schedule.budget import (
+    DEFAULT_BLOCKS,
+    TOLERANCE,
+    Removal,
+    Schedule,
+    default_blocks,
+    from_budget,
+    from_counts,
+    from_tokens,
+)
 from edge_tprune.schedule.macs import PLACES, BlockShape, NetworkShape, Place
 
 __all__ = [
@@ -14,5 +23,6 @@ __all__ = [
     "Schedule",
     "default_blocks",
     "from_budget",
+    "from_counts",
     "from_tokens",
 ]

@@ -48,6 +48,46 @@ def from_tokens(shape: NetworkShape, tokens: Sequence[int]) -> Schedule:
     return Schedule(after, shape.share(after))
 
 
+def from_counts(shape: NetworkShape, budget: float, counts: Sequence[int], *, exact_savings: bool = False) -> Schedule:
+    """The schedule with the same number of tokens in all blocks, one of `counts`, that spends most of `budget` without exceeding it.
+
+    Args:
+        shape: the network.
+        budget: share of the unpruned MACs, in (0, 1].
+        counts: of tokens, prefix tokens included, below the network's own.
+        exact_savings: as for `from_budget`.
+
+    Raises:
+        UserError: a budget outside (0, 1], or below all counts.
+    """
+    _check_budget(budget)
+    if budget == 1:
+        return Schedule(shape.full_schedule(), 1.0, budget)
+    last = shape.read_tokens if exact_savings else None
+    whole = [(count,) * shape.blocks for count in (shape.tokens, *counts)]
+    found = [tokens if last is None else (*tokens[:-1], last) for tokens in whole]
+    within = [tokens for tokens in found if shape.share(tokens) <= budget]
+    if not within:
+        raise UserError(
+            f"budget {budget:g} cannot be reached by a smaller image: the nearest reachable is {min(map(shape.share, found)):.3f}"
+        )
+    best = max(within, key=shape.share)
+    share = shape.share(best)
+    remark = ""
+    if abs(share - budget) > TOLERANCE * budget:
+        remark = (
+            f"budget {budget:g}: the largest image within it, of {best[0] - shape.prefix_tokens} patches, comes to {share:.3f}"
+        )
+    return Schedule(best, share, budget, remark)
+
+
+def _check_budget(budget: float) -> None:
+    if not 0 < budget <= 1:
+        raise UserError(
+            f"budget {budget:g} is out of range: a budget is the share of the unpruned model's MACs, above 0 and at most 1"
+        )
+
+
 def from_budget(
     shape: NetworkShape,
     budget: float,
@@ -78,10 +118,7 @@ def from_budget(
         UserError: a budget outside (0, 1], blocks the network lacks, weights that do not fit them, or a budget below what removing
             everything at `blocks` reaches.
     """
-    if not 0 < budget <= 1:
-        raise UserError(
-            f"budget {budget:g} is out of range: a budget is the share of the unpruned model's MACs, above 0 and at most 1"
-        )
+    _check_budget(budget)
     if multiple_of < 1:
         raise UserError(f"token counts cannot be multiples of {multiple_of}: give 1 or more")
     if budget == 1:

@@ -6,7 +6,8 @@ block that receives n tokens and hands on m costs, with C channels, A attention 
     4 n C A  +  2 n^2 A  +  2 m C M        (query, key, value, output; q k^T and A v; the two MLP layers)
 
 plus patch embedding and head. Norms, softmax, activations and the reduction itself are not counted, as in the papers. A method may
-sit elsewhere (`Place`): before the block, which then costs what one of m tokens costs, or between the attention map and its product with the
+sit elsewhere (`Place`): on the image, which then has fewer patches to embed; before the block, which then costs what one of m tokens costs (as
+all blocks do behind a smaller image), or between the attention map and its product with the
 values, where a block costs
 
     2 n C A  +  2 m C A  +  2 n^2 A  +  2 m C M        (query, key; value, output; q k^T and A v; MLP)
@@ -28,9 +29,10 @@ from typing import Literal
 
 from edge_tprune.errors import UserError
 
-Place = Literal["block", "values", "mlp"]
-"""Where in a block tokens are removed: before the block; before the attention map meets the values; before the MLP."""
+Place = Literal["image", "block", "values", "mlp"]
+"""Where tokens are removed: by a smaller image; before the block; before the attention map meets the values; before the MLP."""
 PLACES: tuple[Place, ...] = ("block", "values", "mlp")
+"""Those in a block."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class NetworkShape:
         queries = tokens_in
         if number == self.blocks and tokens_out == self.read_tokens:
             queries = tokens_out
-        elif self.place == "block":
+        elif self.place in ("block", "image"):
             queries = tokens_in = tokens_out
         attention = 2 * queries * tokens_in * block.attention_channels
         macs = queries * block.query_macs + tokens_in * block.key_macs + attention + tokens_out * block.mlp_macs
@@ -111,7 +113,10 @@ class NetworkShape:
         after = tuple(schedule) if schedule is not None else self.full_schedule()
         before = (self.tokens, *after[:-1])
         blocks = sum(self.block_macs(i, n, m) for i, (n, m) in enumerate(zip(before, after), 1))
-        return self.patch_macs + self.head_macs + self.pool_macs_per_token * after[-1] + blocks
+        patches = self.patch_macs
+        if self.place == "image":
+            patches = patches * (after[0] - self.prefix_tokens) // (self.tokens - self.prefix_tokens)
+        return patches + self.head_macs + self.pool_macs_per_token * after[-1] + blocks
 
     def share(self, schedule: Sequence[int]) -> float:
         """MACs under `schedule` as a share of the unpruned network's: the budget it realises."""

@@ -12,7 +12,7 @@ from edge_tprune.reduction import Evidence, First, Keep, Outcome, Reducer, regis
 
 
 def test_every_method_names_its_paper_and_documents_itself() -> None:
-    for name, method in registry.methods().items():
+    for name, method in {**registry.methods(), **registry.baselines()}.items():
         assert method.name == name
         assert method.paper
         assert method.__doc__

@@ -162,7 +162,7 @@ def build(
     else:
         schedules = read_schedules(schedule)
         method = schedules.choose_method(method, "zero_tprune")
-        options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
+        options = registry.parse_options(registry.any_method(method), parse_pairs(option or [], "--option"))
         loaded = choice.load(model, needs_classes=False)
         shared["calibration"] = open_photos(loaded, calibration, shared["precisions"], quiet)
         requests = _request_budgets(budgets, schedules)
@@ -235,7 +235,7 @@ def _note_untried(method: str, network: str, requests: list[BudgetRequest]) -> N
     from edge_tprune.reduction.tuned import is_tried
 
     solved = [each.share for each in requests if each.tokens is None and each.share is not None and each.share != 1]
-    if not is_tried(registry.method(method), network, solved):
+    if not is_tried(registry.any_method(method), network, solved):
         print_note(
             f"note: where {method} removes tokens was tuned on {' and '.join(pattern_evidence(method))}; for another network, "
             "`edge-tprune search` may find better blocks"
