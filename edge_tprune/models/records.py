@@ -144,6 +144,7 @@ def _of_preprocessor(file: WeightsFile) -> dict[str, object]:
 
 
 def _of_transformers(record: Mapping[str, Any]) -> dict[str, object]:
+    """Of a preprocessor's configuration, whose values may be of any type: TypeError where one is not as transformers writes it."""
     found: dict[str, object] = {}
     if record.get("do_normalize", True):
         found |= {key: record[f"image_{key}"] for key in ("mean", "std") if record.get(f"image_{key}")}

@@ -323,6 +323,7 @@ def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def _configuration(space: SearchSpace, parameters: Mapping[str, Any]) -> Configuration | None:
+    """What a trial tries, by Optuna's parameters of `_distributions`; None where that is no configuration."""
     name = parameters.get("method", space.methods[0].name)
     weights = [parameters[f"block {block}"] for block in range(1, space.last_block + 1)]
     options = {option: parameters[f"{name} {option}"] for option in space.method(name).options}

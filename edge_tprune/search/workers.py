@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.processes import child_environment
 
@@ -36,7 +37,7 @@ class Network(NamedTuple):
 
     method: str
     tokens: tuple[int, ...]  #: after each block
-    options: Mapping[str, Any]
+    options: MethodOptions
     batches: int | None = None  #: only so many
 
 

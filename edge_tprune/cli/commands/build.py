@@ -144,7 +144,7 @@ def build(
     load_plugins(plugin)
     runtimes = parse_list(runtime, str, "--runtime")
     targets = _parse_targets(target, runtimes)
-    shared: dict[str, Any] = {
+    shared: dict[str, Any] = {  # of `decide` and `decide_probes`
         "batch": batch,
         "runtimes": runtimes,
         "precisions": parse_list(precision, str, "--precision"),
