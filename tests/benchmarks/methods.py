@@ -5,7 +5,8 @@
 
 Each method becomes a bundle (built and evaluated as `edge-tprune build` and `eval` do: what runs is the exported graph in ONNX Runtime), so a run that was
 interrupted goes on where it stopped. Changes of top-1 are paired by image. Then all graphs are timed as `tests.benchmarks.reduction` does, each beside the
-slice oracle of its schedule. `cost` is the time over that oracle's: 1.00 means that the reduction itself is free. Intervals are 95 % ones.
+slice oracle of its schedule. `cost` is the time over that oracle's: 1.00 means that the reduction itself is free. Intervals are 95 % ones. The baseline
+`resize` may cost less than its oracle, which embeds all patches and cuts them in block 1.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--data", help="images with labels; the reference task's for the reference model")
     parser.add_argument("--limit", type=int)
-    names = [m for m in sorted(registry.methods()) if m != "none"]
+    names = [m for m in sorted({**registry.methods(), **registry.baselines()}) if m != "none"]
     everything = " ".join([*names, "evit@4,7,10", "tome@4,7,10", "mctf@4,7,10", "zero_tprune@4,7,10:merge=false"])
     parser.add_argument(
         "--methods",

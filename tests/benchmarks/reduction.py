@@ -260,7 +260,11 @@ def chosen(method: str) -> tuple[str, list[int] | None, dict[str, Any]]:
     place, _, choice = method.partition(":")
     name, _, places = place.partition("@")
     blocks = parse_list(places, int, method) if places else None
-    return name, blocks, registry.parse_options(registry.method(name), parse_pairs(choice.split(",") if choice else [], method))
+    return (
+        name,
+        blocks,
+        registry.parse_options(registry.any_method(name), parse_pairs(choice.split(",") if choice else [], method)),
+    )
 
 
 def positive(given: str) -> int:
