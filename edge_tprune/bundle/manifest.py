@@ -119,6 +119,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     judged: Count  #: photos on which each graph was judged; `Parity.images`
     rules: dict[str, RangeRule]  #: by integer type of the layers' inputs
     float_layers: tuple[str, ...]  #: that stayed floats
+    migrated: tuple[str, ...] = ()  #: norms whose scales were moved into the layers that read them
 
 
 class ImageBits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -22,6 +22,7 @@ from edge_tprune.bundle.golden import OUTLIERS
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
 from edge_tprune.bundle.revision import manifest_lock, work_lock
 from edge_tprune.errors import UserError
+from edge_tprune.export import migration
 from edge_tprune.export.integer_parity import IntegerLoss
 from edge_tprune.export.memory import bytes_needed, check_memory
 from edge_tprune.export.overflow import HalfPrecisionBreak
@@ -150,7 +151,9 @@ def _fingerprint(loaded: LoadedModel, settings: BuildSettings) -> str:
             "output": [settings.output, settings.normalize],
             "batch": settings.batch,
             "graphs": [[graph.runtime, graph.precision] for graph in settings.graphs],
-            "calibration": None if settings.calibration is None else [settings.calibration.fingerprint, settings.float_layers],
+            "calibration": None
+            if settings.calibration is None
+            else [settings.calibration.fingerprint, settings.float_layers, migration.WORTH],
         }
     )
 

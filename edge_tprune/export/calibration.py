@@ -17,7 +17,8 @@ from edge_tprune.bundle.divergence import divergence, log_softmax
 from edge_tprune.bundle.manifest import EvaluationData, Quantization, RangeRule
 from edge_tprune.bundle.outputs import LOGITS, cosine_distance
 from edge_tprune.errors import UserError, did_you_mean
-from edge_tprune.export.observe import histograms, observed
+from edge_tprune.export.migration import find_migrations, migrate
+from edge_tprune.export.observe import channels, histograms, observed
 from edge_tprune.export.ranges import RULES, Histogram, Range
 from edge_tprune.export.settings import BudgetSettings, BuildSettings
 from edge_tprune.models.data import Dataset
@@ -90,7 +91,9 @@ class Calibration:
     loaded: LoadedModel
     settings: BuildSettings
     photos: Photos
-    seen: dict[str, Histogram]
+    model: nn.Module  #: in float32, after scale migration
+    migrated: tuple[str, ...]  #: its norms that it changed
+    seen: dict[str, Histogram]  #: what its layers read
     keep: tuple[str, ...]  #: layers that stay floats
     progress: Progress
     rules: dict[str, RangeRule] = field(default_factory=dict)  #: by integer type: which won, and all results
@@ -121,6 +124,7 @@ class Calibration:
             judged=len(photos.judged),
             rules=dict(self.rules),
             float_layers=self.keep,
+            migrated=self.migrated,
         )
 
     def layer_losses(self, budget: BudgetSettings, inputs: IntegerType) -> list[tuple[str, float]]:
@@ -132,7 +136,7 @@ class Calibration:
         losses = []
         for done, name in enumerate(layers):
             self.progress("finding the layers at fault", done, len(layers))
-            network = quantize_layers(self.loaded.model, ranges, inputs, keep=set(ranges) - {name})
+            network = quantize_layers(self.model, ranges, inputs, keep=set(ranges) - {name})
             outputs = outputs_of(self._host(network, budget, PRECISIONS[INTEGERS]), images)
             losses.append((name, float(distance(self.settings.output, expected, outputs).mean())))
         return sorted(losses, key=lambda entry: -entry[1])
@@ -145,7 +149,7 @@ class Calibration:
         best = None
         for done, rule in enumerate(RULES):
             self.progress("choosing ranges", done, len(RULES))
-            network = quantize_layers(self.loaded.model, self.ranges(inputs, rule), inputs, self.keep)
+            network = quantize_layers(self.model, self.ranges(inputs, rule), inputs, self.keep)
             off = [
                 distance(
                     self.settings.output, right, outputs_of(self._host(network, budget, PRECISIONS[INTEGERS]), images)
@@ -195,18 +199,28 @@ def calibrate(
     """
     check_layers(loaded, keep)
     photos = read_photos(loaded, dataset, progress)
-    watching = observed(loaded.model)
-    modules = [host(watching, settings, budget, PRECISIONS["fp32"]) for budget in _extremes(settings)]
-    done = 0
+    passes = 2 * len(_extremes(settings))
 
-    def run() -> None:
-        nonlocal done
-        for module in modules:
-            progress("watching layers", done, 2 * len(modules))
-            outputs_of(module, photos.watched)
-            done += 1
+    def watch(model: nn.Module) -> tuple[nn.Module, dict[str, Histogram]]:
+        watching, done = observed(model), 0
+        modules = [host(watching, settings, budget, PRECISIONS["fp32"]) for budget in _extremes(settings)]
 
-    return Calibration(loaded, settings, photos, histograms(watching, run), tuple(keep), progress)
+        def run() -> None:
+            nonlocal done
+            for module in modules:
+                progress("watching layers", done, passes)
+                outputs_of(module, photos.watched)
+                done += 1
+
+        return watching, histograms(watching, run)
+
+    watching, seen = watch(loaded.model)
+    migrations = find_migrations(loaded.model, channels(watching))
+    model = loaded.model
+    if migrations:
+        model = migrate(model, migrations)
+        _, seen = watch(model)
+    return Calibration(loaded, settings, photos, model, tuple(migrations), seen, tuple(keep), progress)
 
 
 def check_layers(loaded: LoadedModel, keep: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.export.migration import Channels
 from edge_tprune.export.ranges import BINS, Histogram
 from edge_tprune.reduction.quantization import quantizable
 
@@ -23,6 +24,9 @@ class ObservedLinear(nn.Linear):
         self.weight, self.bias = layer.weight, layer.bias
         self.low, self.high = float("inf"), float("-inf")
         self.counts: np.ndarray | None = None
+        zero = torch.zeros(layer.in_features, dtype=torch.float64)
+        self.tokens, self.sums, self.squares = 0, zero, zero
+        self.lowest, self.highest = zero.float() + torch.inf, zero.float() - torch.inf  # by channel
         return self
 
     def forward(self, input: Tensor) -> Tensor:
@@ -33,6 +37,11 @@ class ObservedLinear(nn.Linear):
         """As `QuantizedLinear.rows`."""
         if self.counts is None:
             self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+            flat = x.flatten(0, -2)
+            self.lowest, self.highest = torch.minimum(self.lowest, flat.amin(0)), torch.maximum(self.highest, flat.amax(0))
+            self.tokens += len(flat)
+            self.sums = self.sums + flat.sum(0, dtype=torch.float64)
+            self.squares = self.squares + flat.square().sum(0, dtype=torch.float64)
         else:
             self.counts += torch.histc(x, BINS, self.low, self.high).numpy()
         return functional.linear(x, self.weight[rows], bias)
@@ -73,3 +82,12 @@ def histograms(watching: nn.Module, run: Callable[[], None]) -> dict[str, Histog
         layer.counts = np.zeros(BINS)
     run()
     return {name: Histogram(layer.low, layer.high, layer.counts) for name, layer in layers.items() if layer.counts is not None}
+
+
+def channels(watching: nn.Module) -> dict[str, Channels]:
+    """What each layer of an `observed` network read, channel by channel, by its name."""
+    layers = {name: layer for name, layer in watching.named_modules() if isinstance(layer, ObservedLinear)}
+    return {
+        name: Channels(layer.lowest, layer.highest, layer.sums / layer.tokens, layer.squares / layer.tokens)
+        for name, layer in layers.items()
+    }
