@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from edge_tprune.errors import UserError
 from edge_tprune.files import read_regular, write_bytes
+from edge_tprune.text import is_text
 
 T = TypeVar("T")
 
@@ -233,7 +234,7 @@ def _refuse_foreign(document: Any) -> None:
     for entry, value in _leaves(document, ""):
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidDocument(f"{entry or 'it'} is {value}: expected a finite number")
-        if isinstance(value, str) and not _is_text(value):
+        if isinstance(value, str) and not is_text(value):
             raise InvalidDocument(f"{entry or 'it'} is {show(value)}: expected text, and this holds half a character")
 
 
@@ -257,14 +258,6 @@ def _inside(entry: str, step: str) -> str:
     if step.isidentifier() and step.isascii():
         return f"{entry}.{step}".lstrip(".")
     return f"{entry}[{show(step)}]"
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def escape_undecodable(value: Any) -> Any:

@@ -29,12 +29,19 @@ def open_regular(path: Path) -> IO[bytes]:
         OSError: it cannot be opened, or is a directory, pipe, socket or device; `strerror` says which.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(handle, path)
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _check_regular(handle: int, path: Path) -> None:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
-        os.close(handle)
         what = next((name for is_one, name in _SPECIAL if is_one(mode)), "special file")
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"it is a {what}, not a file", str(path))
-    return os.fdopen(handle, "rb")
 
 
 _SPECIAL = (
@@ -138,6 +145,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` to `path` atomically as indented JSON. NaN and infinity are refused: missing is null."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def open_log(path: Path, flags: int = 0) -> int:
+    """Opens a file to which lines are added, and returns its handle: a regular file, never what a link points to.
+
+    Args:
+        path: the file.
+        flags: for `os.open`, besides those for appending.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; `strerror` says which.
+    """
+    if path.is_symlink():
+        raise OSError(errno.EINVAL, "it is a link, not a file", str(path))
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
+    try:
+        _check_regular(handle, path)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def cut_last_line(handle: int) -> None:

@@ -40,6 +40,15 @@ def shorten(text: str, most: int = LONGEST) -> str:
     return f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
+def is_text(value: object) -> bool:
+    """Whether `value` can be written in UTF-8: a path may hold bytes that are none."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def one_line(error: BaseException) -> str:
     """What an error of another library says, as one line; its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -12,7 +12,7 @@ import pytest
 
 from edge_tprune import files
 from edge_tprune.errors import UserError
-from edge_tprune.files import atomic_writer, clear_write_errors, write_json, write_text
+from edge_tprune.files import atomic_writer, clear_write_errors, open_log, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -77,3 +77,26 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_lines_are_added_to_no_file_that_a_link_points_to(tmp_path: Path, dangling: bool) -> None:
+    victim, log = tmp_path / "victim", tmp_path / "log"
+    if not dangling:
+        victim.write_text("whole\nwithout an end")
+    log.symlink_to(victim)
+    with pytest.raises(OSError, match="it is a link, not a file"):
+        open_log(log, os.O_CREAT)
+    assert victim.exists() is not dangling
+    assert dangling or victim.read_text() == "whole\nwithout an end"
+
+
+def test_lines_are_added_to_regular_files_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="it is a named pipe"):
+        open_log(tmp_path / "pipe")
+    for data in (b"a\n", b"b\n"):
+        handle = open_log(tmp_path / "log", os.O_CREAT)
+        os.write(handle, data)
+        os.close(handle)
+    assert (tmp_path / "log").read_bytes() == b"a\nb\n"

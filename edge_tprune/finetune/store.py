@@ -27,7 +27,7 @@ from torch import Tensor
 
 from edge_tprune.documents import LARGEST_BYTES, DocumentKind, InvalidDocument, Whole, convert, decode, show
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, cut_last_line, open_regular, read_regular, write_bytes
+from edge_tprune.files import clear_write_errors, cut_last_line, open_log, open_regular, read_regular, write_bytes
 from edge_tprune.finetune.holdout import Row
 from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.statistics import Interval
@@ -150,7 +150,7 @@ class Store:
         """Appends one line."""
         file = self.path / "log.jsonl"
         with clear_write_errors(file):
-            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            handle = open_log(file, os.O_CREAT)
             try:
                 cut_last_line(handle)
                 os.write(handle, json.dumps(msgspec.to_builtins(entry), allow_nan=False).encode() + b"\n")

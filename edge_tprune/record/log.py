@@ -14,7 +14,7 @@ import msgspec
 
 from edge_tprune.documents import InvalidDocument, decode, escape_undecodable
 from edge_tprune.errors import UserError
-from edge_tprune.files import cut_last_line, open_regular
+from edge_tprune.files import cut_last_line, open_log, open_regular
 
 #: The clock of every `t_ns`, `start_ns` and `latency_ns`; on Linux the monotonic one, so other processes can stamp with it too.
 clock_ns = time.perf_counter_ns
@@ -40,7 +40,7 @@ class LogWriter:
     """
 
     def __init__(self, file: Path, flags: int = 0, *, wait: bool = False) -> None:
-        self._handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
+        self._handle = open_log(file, flags)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -18,7 +18,7 @@ import numpy as np
 
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.runtime.engine import Engine, EngineInfo
-from edge_tprune.text import first_line
+from edge_tprune.text import first_line, is_text
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _FATAL_ONLY = 4  # errors are raised as well; its own log would bring names of a foreign graph to the terminal as they are
@@ -33,7 +33,7 @@ class OrtEngine(Engine):
         ort = _import()
         if not file.is_file():
             raise UserError(f"{file} does not exist")
-        if not _is_utf_8(file):
+        if not is_text(file):
             raise UserError(f"ONNX Runtime opens no file whose path is not UTF-8 text: rename {file}")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -141,10 +141,3 @@ def _tensor(file: Path, role: str, tensors: list[Any]) -> tuple[str, tuple[int, 
     if tensor.type != "tensor(float)" or not all(isinstance(size, int) for size in tensor.shape):
         raise UserError(f"{file}: {role} {tensor.name!r} is {tensor.type} {tensor.shape}; it must be float32 of static shape")
     return tensor.name, tuple(tensor.shape)
-
-
-def _is_utf_8(file: Path) -> bool:
-    try:
-        return bool(str(file).encode())
-    except UnicodeEncodeError:
-        return False

@@ -13,6 +13,7 @@ database; whoever is killed loses its own trial.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from edge_tprune.documents import OptionValue
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, cut_last_line, open_regular
+from edge_tprune.files import clear_write_errors, cut_last_line, open_log, open_regular
 from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
 from edge_tprune.search.workers import Here, Network, Scorer, Scoring
@@ -127,7 +128,7 @@ def _open_journal(file: Path) -> BaseStorage:
     try:
         if file.exists():
             open_regular(file).close()
-        with clear_write_errors(file), file.open("a+b") as stream:
+        with clear_write_errors(file), os.fdopen(open_log(file, os.O_CREAT), "rb") as stream:
             cut_last_line(stream.fileno())  # of a process that was killed, or found the disk full
         with _quiet():
             return JournalStorage(_Journal(str(file), _NoLock(str(file))))

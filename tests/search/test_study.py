@@ -127,6 +127,14 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path, damage: Callable[[Path], 
     assert "\n" not in str(caught.value)
 
 
+def test_a_link_is_no_journal(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("whole\nwithout an end")
+    (tmp_path / "found.journal").symlink_to("victim")
+    with pytest.raises(UserError, match=r"found\.journal: it is a link, not a file"):
+        run(tmp_path / "found", 1, Landscape())
+    assert (tmp_path / "victim").read_text() == "whole\nwithout an end"
+
+
 def test_two_workers_share_a_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     first, second = Landscape(), Landscape()

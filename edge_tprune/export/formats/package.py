@@ -51,6 +51,7 @@ from edge_tprune.export.formats.request import (
 )
 from edge_tprune.export.formats.triton import Triton
 from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, read_regular, sha256_file
+from edge_tprune.text import is_text
 from edge_tprune.version import __version__
 
 FORMATS: dict[str, Format] = {
@@ -226,7 +227,9 @@ class _About(msgspec.Struct):
 
 
 def _check_place(target: Path, about: Path, force: bool) -> None:
-    """Refuses a directory that is there, unless it is an older export and may be replaced."""
+    """Refuses a directory that is there, unless it is an older export and may be replaced; and a path that ONNX Runtime cannot open."""
+    if not is_text(target.absolute()):
+        raise UserError(f"--out {target}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:

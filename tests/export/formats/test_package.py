@@ -128,6 +128,13 @@ def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
 
 
+def test_a_path_that_onnx_runtime_cannot_open_is_refused_at_the_start(named: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "\udcff"
+    with pytest.raises(UserError, match="not UTF-8 text: choose another"):
+        export_package(named, request(out))
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_of_two_at_once_neither_is_written_over(
     named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
