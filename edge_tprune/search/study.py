@@ -44,6 +44,7 @@ _DECIDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql")}
 """Database -> the driver that SQLAlchemy takes where a URL names none, and the one that is easy to install."""
 _DRIVER_PACKAGES = {"psycopg2": "psycopg[binary]", "psycopg": "psycopg[binary]", "MySQLdb": "pymysql"}
+_CONNECT_S = 10
 _AGAIN = "again"  # user attribute of a trial whose network was lost with its worker before
 
 
@@ -75,7 +76,9 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
         return _open_journal(out.with_name(f"{out.name}.journal"))
     try:
         with _quiet():
-            return RDBStorage(_with_driver(url))
+            # A host that does not answer at all would be waited for by minutes.
+            patience = {"connect_args": {"connect_timeout": _CONNECT_S}} if url.startswith("postgresql") else {}
+            return RDBStorage(_with_driver(url), engine_kwargs=patience)
     except Exception as error:  # whatever its driver raises
         raise UserError(
             f"--storage {hide_password(url)}: {_why_not(error)}. It is a URL such as sqlite:///study.db or postgresql://user@host/name"
