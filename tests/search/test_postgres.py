@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,8 +95,11 @@ def url() -> Iterator[str]:
         yield f"postgresql://edge@/postgres?host={home}"
     finally:
         if server is not None:
-            server.terminate()
-            server.wait(WAIT_S)
+            server.send_signal(signal.SIGQUIT)  # at once: SIGTERM would wait for connections that are kept open
+            try:
+                server.wait(WAIT_S)
+            finally:
+                server.kill()
         shutil.rmtree(home, ignore_errors=True)
 
 
