@@ -40,6 +40,10 @@ AVERAGED_SHARE = 0.1
 CLASS_TOKENS = 4.0  # weight of the class tokens' distance beside the divergence
 LABELS = 0.5  # weight of the cross-entropy beside the divergence
 
+SHARES = (0.75, 0.5, 0.25)
+"""How far on the way from the untrained to the trained weights is tried as well. Weights between the two keep more of the unpruned network than
+the trained ones, and lose less than their share of the gain (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022)."""
+
 _GAIN = 1.5  # bfloat16 is used where it multiplies matrices so many times as fast
 
 
@@ -97,6 +101,15 @@ def average(steps: int) -> float:
     return 1 - 1 / (1 + AVERAGED_SHARE * steps)
 
 
+def mixed(untrained: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights `share` of the way from the untrained to the trained ones, on the CPU; whole numbers are the trained ones'."""
+
+    def between(name: str, value: Tensor) -> Tensor:
+        return torch.lerp(untrained[name].cpu(), value, share).contiguous() if value.is_floating_point() else value
+
+    return {name: between(name, value) for name, value in trained.items()}
+
+
 def draws(before: Mapping[str, Scores]) -> dict[str, float]:
     """How often each budget is trained: in proportion to the root of what it has to make up, and the unpruned network like the least of them."""
     roots = {name: math.sqrt(float(scores.divergence.mean())) for name, scores in before.items()}
@@ -152,7 +165,9 @@ def length_and_rate(
 def _affordable(request: Request, pilot: Pilot, began: float) -> int:
     """How many steps fit into what is left of the time, with looks at the held-out photos between them."""
     assert request.seconds is not None
-    left = agreed(_SPARE * (request.seconds - (time.monotonic() - began) - (EVALUATIONS + 3) * pilot.judge_seconds))
+    left = agreed(
+        _SPARE * (request.seconds - (time.monotonic() - began) - (EVALUATIONS + 3 + len(SHARES)) * pilot.judge_seconds)
+    )
     return max(1, int(left / agreed(pilot.step_seconds)))
 
 

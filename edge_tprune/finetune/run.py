@@ -16,7 +16,7 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive
 from edge_tprune.finetune import choose, holdout
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher
-from edge_tprune.finetune.holdout import HoldOut
+from edge_tprune.finetune.holdout import HoldOut, Scores
 from edge_tprune.finetune.photos import Photos, split
 from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.finetune.request import Request, schedules_of
@@ -159,7 +159,7 @@ class _Run:
                 trainer = self._stretch(trainer)
         except KeyboardInterrupt as stop:
             raise Interrupted(trainer.done, self.decisions.recipe.steps, self._keep_best()) from stop
-        return self._conclude()
+        return self._conclude(trainer)
 
     # what is trained on
 
@@ -321,16 +321,22 @@ class _Run:
         write_tensors(self.out, best[0], self._texts(best[1].step))
         return True
 
-    def _conclude(self) -> Result:
+    def _conclude(self, trainer: Trainer) -> Result:
         best = self.store.load("best", Best)
         recipe = self.decisions.recipe
         assert best is not None
         assert recipe is not None
-        self.progress("judging the trained network", 0, 1)
-        students = self._students()
+        weights, share = best[0], 1.0
         with self.store.fitting("best"):
-            students.model.load_state_dict(best[0])
-        after = self.hold_out.judge(students)
+            step, after = best[1].step, self._judged(weights)
+        came = self.loaded.model.state_dict()
+        for number, less in enumerate(choose.SHARES):
+            self.progress("mixing the trained weights with the untrained", number, len(choose.SHARES))
+            mixed = choose.mixed(came, trainer.averaged(), less)
+            scores = self._judged(mixed)
+            rank = _rank(scores, self.before)
+            if not rank[0] and rank < _rank(after, self.before):
+                weights, share, step, after = mixed, less, trainer.done, scores
         change = holdout.improvement(self.before, after)
         refused = holdout.gate(after, self.before)
         improved = holdout.is_improvement(change, self.before)
@@ -342,27 +348,39 @@ class _Run:
             recipe=recipe,
             rows=holdout.rows({name: shape.share(tokens) for name, tokens in self.schedules.items()}, self.before, after),
             change=change,
-            best_step=best[1].step,
+            best_step=step,
+            trained_share=share,
             photos=len(self.photos),
             held_out=len(self.held_out),
             seconds=time.monotonic() - self.began,
             images_per_second=self.trained_on / self.training_seconds if self.training_seconds else None,
             output=self.teacher.form.output,
         )
-        if best[1].step < recipe.steps:
+        if share < 1:
             self.say(
-                f"note: after step {best[1].step} of {recipe.steps} the held-out photos were answered worse, or the unpruned network lost too much: its "
+                f"note: the weights are {100 * share:.0f} % of the way from the untrained to the trained ones, where the held-out photos are answered best "
+                "among those that keep the unpruned network"
+            )
+        elif step < recipe.steps:
+            self.say(
+                f"note: after step {step} of {recipe.steps} the held-out photos were answered worse, or the unpruned network lost too much: its "
                 "weights are kept"
             )
         if self.first:
             if result.written:
-                write_tensors(self.out, best[0], self._texts(result.best_step))
+                write_tensors(self.out, weights, self._texts(step, share))
             self.decisions.result = result
             self._decide()
             self.store.clear_states()
         return result
 
-    def _texts(self, step: int) -> dict[str, str]:
+    def _judged(self, weights: dict[str, torch.Tensor]) -> dict[str, Scores]:
+        """The held-out photos, answered with these weights."""
+        students = self._students()
+        students.model.load_state_dict(weights)
+        return self.hold_out.judge(students)
+
+    def _texts(self, step: int, share: float = 1.0) -> dict[str, str]:
         """The header of the checkpoint: where it comes from."""
         recipe = self.decisions.recipe
         assert recipe is not None
@@ -373,6 +391,7 @@ class _Run:
             "budgets": list(self.schedules),
             "step": step,
             "steps": recipe.steps,
+            "trained_share": share,
             "seed": recipe.seed,
         }
         return {"edge_tprune_finetune": json.dumps(made)}
@@ -392,6 +411,12 @@ def join_processes(request: Request) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _rank(after: Mapping[str, Scores], before: Mapping[str, Scores]) -> tuple[bool, float]:
+    """What weights are chosen by, the lower the better: whether they may not be written, then the held-out loss."""
+    improved = holdout.is_improvement(holdout.improvement(before, after), before)
+    return not improved or bool(holdout.gate(after, before)), float(holdout.mean_loss(after).mean())
 
 
 def _verdict(improved: bool, refused: str, change: float, out: Path) -> str:

@@ -103,7 +103,10 @@ def train(loaded: LoadedModel, photos: Dataset, request: Request, out: Path, nam
             result = finetune(
                 loaded, photos, out, request, progress=lambda w, d, of: advance(f"{name}: {w}", d, of), say=print_note
             )
-        print_note(f"{name}: {result.seconds:.0f} s, {result.images_per_second or 0:.1f} images/s, {result.recipe}")
+        print_note(
+            f"{name}: {result.seconds:.0f} s, {result.images_per_second or 0:.1f} images/s, {100 * result.trained_share:.0f} % trained weights, "
+            f"{result.recipe}"
+        )
     except NegativeAnswer as no:
         print_note(f"{name}: {no}")
         return None

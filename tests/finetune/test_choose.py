@@ -83,6 +83,15 @@ def test_a_given_rate_is_not_searched() -> None:
     assert recipe == replace(RECIPE, average=choose.average(RECIPE.steps))
 
 
+def test_mixed_weights_lie_between() -> None:
+    untrained = {"weight": torch.tensor([0.0, 4.0]), "count": torch.tensor(3)}
+    trained = {"weight": torch.tensor([2.0, 0.0]), "count": torch.tensor(7)}
+    mixed = choose.mixed(untrained, trained, 0.25)
+    assert mixed["weight"].tolist() == [0.5, 3.0]
+    assert mixed["count"] == 7
+    assert torch.equal(choose.mixed(untrained, trained, 1.0)["weight"], trained["weight"])
+
+
 @pytest.mark.parametrize("rate", [None, 1e-4])
 def test_a_given_time_is_filled(rate: float | None) -> None:
     request = replace(REQUEST, rate=rate, seconds=1000.0)
@@ -90,7 +99,7 @@ def test_a_given_time_is_filled(rate: float | None) -> None:
     found = choose.length_and_rate(
         RECIPE, request, lambda recipe: choose.Pilot({"0.6": scores(1.0)}, 2.0, 5.0), began, lambda *_: None
     )
-    assert found.steps == pytest.approx(0.95 * (900 - (choose.EVALUATIONS + 3) * 5) / 2, abs=2)
+    assert found.steps == pytest.approx(0.95 * (900 - (choose.EVALUATIONS + 3 + len(choose.SHARES)) * 5) / 2, abs=2)
 
 
 def test_whether_bfloat16_gains_is_measured() -> None:

@@ -21,12 +21,14 @@ from safetensors.torch import load_file
 
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive
-from edge_tprune.finetune import trainer
+from edge_tprune.finetune import choose, holdout, trainer
+from edge_tprune.finetune.distill import Students, Teacher
+from edge_tprune.finetune.photos import Photos, split
 from edge_tprune.finetune.run import RESTARTS, Interrupted, finetune
 from edge_tprune.finetune.store import KIND, Result, Store
 from edge_tprune.models.data import ImageFolder, open_dataset, open_images
 from edge_tprune.models.loading import LoadedModel
-from tests.finetune.conftest import REQUEST
+from tests.finetune.conftest import PLAIN, REQUEST, SCHEDULES
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,16 @@ def test_asked_again_it_answers_without_training(
         finetune(network, dataset, out, replace(REQUEST, seed=1))
 
 
+def judged(network: LoadedModel, dataset: ImageFolder, weights: Path | None) -> dict[str, holdout.Scores]:
+    """The photos that REQUEST holds out, answered by the network with other weights."""
+    _, places = split(len(dataset), REQUEST.held_out(len(dataset)), REQUEST.seed)
+    images, _ = Photos(dataset, places, network.preprocessing, REQUEST.seed).whole(network.transform())
+    students = Students(network.model, REQUEST.method, {}, SCHEDULES, "all")
+    if weights is not None:
+        students.model.load_state_dict(load_file(weights))
+    return holdout.HoldOut(images, None, Teacher(network.model, PLAIN), PLAIN).judge(students)
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -84,7 +96,7 @@ import torch
 torch.set_num_threads(1)
 from edge_tprune.finetune.run import finetune
 from edge_tprune.models.data import open_images
-from tests.finetune.conftest import REQUEST
+from tests.finetune.conftest import PLAIN, REQUEST, SCHEDULES
 from tests.small import small_model
 def progress(what, done, of):
     if what.startswith("training") and done == 11:
@@ -151,6 +163,20 @@ def test_held_out_photos_that_are_answered_worse_are_said(network: LoadedModel, 
     assert best.step < logged[-1].step == 12
     assert any(f"after step {best['step']} of 12 the held-out photos were answered worse" in text for text in said)
     assert any("16 photos are few" in text for text in said)
+
+
+def test_a_part_of_a_training_that_went_too_far_is_kept(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
+    """At twenty times the rate what was trained is worse than nothing; a part of the way there is an improvement."""
+    said: list[str] = []
+    out = tmp_path / "tuned.safetensors"
+    result = finetune(network, dataset, out, replace(REQUEST, rate=1e-3), say=said.append)
+    assert min(line["change"]["value"] for line in Store.beside(out).logged()) > 0
+    assert result.written
+    assert result.trained_share in choose.SHARES
+    assert not holdout.gate(judged(network, dataset, out), judged(network, dataset, None))
+    assert any(f"{100 * result.trained_share:.0f} % of the way from the untrained" in text for text in said)
+    with safe_open(out, "pt") as opened:
+        assert json.loads(opened.metadata()["edge_tprune_finetune"])["trained_share"] == result.trained_share
 
 
 def test_a_loss_that_is_not_finite_goes_back_and_slows_down(
