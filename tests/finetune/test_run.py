@@ -170,7 +170,7 @@ def test_a_part_of_a_training_that_went_too_far_is_kept(network: LoadedModel, da
     said: list[str] = []
     out = tmp_path / "tuned.safetensors"
     result = finetune(network, dataset, out, replace(REQUEST, rate=1e-3), say=said.append)
-    assert min(line["change"]["value"] for line in Store.beside(out).logged()) > 0
+    assert min(line.change.value for line in Store.beside(out).logged()) > 0
     assert result.written
     assert result.trained_share in choose.SHARES
     assert not holdout.gate(judged(network, dataset, out), judged(network, dataset, None))
