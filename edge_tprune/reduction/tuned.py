@@ -1,9 +1,9 @@
 """Where each method removes tokens by default: its tuned pattern where the package ships one, its paper's blocks where not.
 
 `tuned/<method>.json` are files that `edge-tprune search` wrote for DeiT-Tiny, on unlabelled images that no accuracy table here uses; each says how.
-Those that `python -m tests.benchmarks.joint` found on DeiT-Tiny and the reference model together are equal shares: at 0.35, because a low budget that is
-spent at a method's own blocks (4, 7 and 10 of 12) leaves too few tokens behind them; and few stages for methods whose papers have one in every block, where that
-is no worse. An entry with a method's own blocks says that nothing better was found for that budget.
+Those that `python -m tests.benchmarks.joint` found on DeiT-Tiny and the reference model together are equal shares: at 0.35, because a low
+budget that is spent at a method's own blocks (4, 7 and 10 of 12) leaves too few tokens behind them; and few stages for methods whose papers
+have one in every block, where that is no worse. An entry with a method's own blocks says that nothing better was found for that budget.
 A pattern ships only where it is no worse than equal shares, beyond noise, on every network that it was tried on. `pattern_evidence.json` says by how much;
 `python -m tests.benchmarks.patterns` makes it.
 """

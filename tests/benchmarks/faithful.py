@@ -22,7 +22,17 @@ from edge_tprune.files import write_json
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.evidence import FAITHFUL_EVIDENCE
-from tests.benchmarks.judge import Form, Judge, arguments, compare, describe, is_resolved, open_judge, show_interval
+from tests.benchmarks.judge import (
+    Form,
+    Judge,
+    arguments,
+    compare,
+    describe,
+    is_resolved,
+    open_judge,
+    show_interval,
+    with_other_methods,
+)
 from tests.benchmarks.tables import write_table
 
 Row = dict[str, Any]
@@ -97,7 +107,9 @@ def cells(row: Row) -> list[str]:
 
 def main() -> None:
     parser = arguments(__doc__, "0.8,0.65,0.5")
-    parser.add_argument("--methods", help="with commas; every method that has an authors' form by default")
+    parser.add_argument(
+        "--methods", help="with commas; every method that has an authors' form by default; the rows of others are kept"
+    )
     parser.add_argument("--out", type=Path, default=FAITHFUL_EVIDENCE, help="other networks' entries in it are kept")
     parser.add_argument("--table", type=Path, help="profiles/faithful/MODEL.md by default")
     options = parser.parse_args()
@@ -108,15 +120,10 @@ def main() -> None:
     wanted = [(name, budget) for budget in parse_list(options.budgets, float, "--budgets") for name in names]
     with show_progress("judging") as advance:
         judge.judge([form for each in wanted for form in forms_of(loaded, *each)[:2]], options.minutes, advance)
-    ordered = [row_of(judge, *each) for each in wanted]
-    found = {
-        "weights_sha256": loaded.weights_sha256,
-        "data": dataset.name,
-        "step": judge.parts,
-        "rows": ordered,
-    }
+    found = {"weights_sha256": loaded.weights_sha256, "data": dataset.name, "step": judge.parts}
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-    write_json(options.out, {**kept, loaded.name: found})
+    ordered = with_other_methods([row_of(judge, *each) for each in wanted], found, kept.get(loaded.name))
+    write_json(options.out, {**kept, loaded.name: {**found, "rows": ordered}})
     title = f"{loaded.name}, images of {dataset.name}"
     file = options.table or Path("profiles") / "faithful" / f"{loaded.name}.md"
     note = "Differences are the default's less the authors' form's: KL below 0 and top-1 above 0 speak for the default."

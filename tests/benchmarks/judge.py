@@ -201,3 +201,13 @@ def show_interval(interval: Mapping[str, Any], digits: int, sign: str = "+") -> 
     if interval["low"] is None or interval["low"] == interval["high"]:
         return value
     return f"{value} ({interval['low']:{sign}.{digits}f} to {interval['high']:{sign}.{digits}f})"
+
+
+def with_other_methods(
+    rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], kept: Mapping[str, Any] | None
+) -> list[Mapping[str, Any]]:
+    """New rows, and those that a file keeps of other methods where it is of the same weights and images; by budget from the largest, then by method."""
+    same = kept is not None and all(kept.get(key) == found[key] for key in ("weights_sha256", "data"))
+    asked = {row["method"] for row in rows}
+    others = [row for row in kept["rows"] if row["method"] not in asked] if kept is not None and same else []
+    return sorted([*rows, *others], key=lambda row: (-float(row["budget"]), row["method"]))

@@ -32,6 +32,7 @@ from edge_tprune.runtime.engine import default_threads
 from edge_tprune.search.configuration import read_images
 from edge_tprune.search.score import DIVERGENCE
 from edge_tprune.statistics import mean_interval, paired_difference
+from tests.benchmarks.judge import with_other_methods
 
 Row = dict[str, Any]
 
@@ -42,7 +43,9 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--data", default="reference")
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--methods", help="with commas; every method that ships a pattern by default")
+    parser.add_argument(
+        "--methods", help="with commas; every method that ships a pattern by default; the rows of others are kept"
+    )
     parser.add_argument("--budgets", default="0.8,0.65,0.5,0.4,0.35")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--out", type=Path, default=PATTERN_EVIDENCE, help="other networks' entries in it are kept")
@@ -86,8 +89,9 @@ def main() -> None:
                         "carries": change.low is None or change.low <= 0,
                     }
                 )
-    found = {"weights_sha256": loaded.weights_sha256, "data": dataset.name, "images": len(dataset), "rows": rows}
-    write_json(options.out, {**kept, loaded.name: found})
+    found = {"weights_sha256": loaded.weights_sha256, "data": dataset.name, "images": len(dataset)}
+    every = with_other_methods(rows, found, kept.get(loaded.name))
+    write_json(options.out, {**kept, loaded.name: {**found, "rows": every}})
     print_table(table(rows, f"{loaded.name}, {len(dataset)} images of {dataset.name}: KL in nats"))
 
 

@@ -161,7 +161,7 @@ def test_held_out_photos_that_are_answered_worse_are_said(network: LoadedModel, 
     logged = Store.beside(out).logged()
     best = min(logged, key=lambda line: (bool(line.refused), line.loss))
     assert best.step < logged[-1].step == 12
-    assert any(f"after step {best['step']} of 12 the held-out photos were answered worse" in text for text in said)
+    assert any(f"after step {best.step} of 12 the held-out photos were answered worse" in text for text in said)
     assert any("16 photos are few" in text for text in said)
 
 

@@ -33,8 +33,8 @@ def test_each_file_is_what_the_method_does_by_default(file) -> None:  # type: ig
 def test_the_nearest_budget_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_tprune.reduction import tuned
 
-    made = {"budgets": {"0.8": {"blocks": [4], "weights": [1.0]}, "0.5": {"blocks": [2, 8], "weights": [1.0, 3.0]}}}
-    monkeypatch.setattr(tuned, "_document", lambda method: made)
+    made = {"0.8": tuned._Tuned((4,), (1.0,)), "0.5": tuned._Tuned((2, 8), (1.0, 3.0))}
+    monkeypatch.setattr(tuned, "_patterns", lambda method: made)
     evit = registry.method("evit")
     assert pattern(evit, 12, 0.9) == ((4,), (1.0,))
     assert pattern(evit, 12, 0.6) == ((2, 8), (1.0, 3.0))
@@ -46,14 +46,15 @@ def test_the_nearest_budget_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_method_without_a_file_follows_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
     from edge_tprune.reduction import tuned
 
-    monkeypatch.setattr(tuned, "_document", lambda method: None)
+    monkeypatch.setattr(tuned, "_patterns", lambda method: {})
     assert pattern(registry.method("evit"), 12, 0.5) == ((4, 7, 10), (1.0, 1.0, 1.0))
     assert pattern(registry.method("tome"), 12, 0.5) == (tuple(range(1, 13)), (1.0,) * 12)
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(4, range(1, 5)), (6, range(1, 7)), (24, range(1, 25))])
 def test_every_block_means_every_block_at_any_depth(depth: int, blocks: range) -> None:
-    assert pattern(registry.method("tome"), depth, 0.5) == (tuple(blocks), (1.0,) * depth)
+    assert pattern(registry.method("tome"), depth, 0.5) == (tuple(blocks), (1.0,) * depth), "also where a pattern says so"
+    assert pattern(registry.method("gtp"), depth, 0.5) == (tuple(blocks), (1.0,) * depth)
     found, weights = pattern(registry.method("diffrate"), depth, 0.5)
     assert list(found) == list(range(found[0], depth + 1))
     assert set(weights) == {1.0}
@@ -87,11 +88,11 @@ def test_no_pattern_is_worse_than_equal_shares_beyond_noise(network: str) -> Non
 
 def test_where_a_pattern_was_tried() -> None:
     assert set(pattern_evidence("bat")) == {"reference", "deit_tiny_patch16_224"}
-    assert pattern_evidence("tome") == {}
-    bat, tome, evit = map(registry.method, ("bat", "tome", "evit"))
+    assert pattern_evidence("gtp") == {}
+    bat, gtp, evit = map(registry.method, ("bat", "gtp", "evit"))
     assert is_tried(bat, "reference", [0.65])
     assert not is_tried(bat, "vit_small_patch16_224", [0.65])
     assert is_tried(bat, "vit_small_patch16_224", [])
-    assert is_tried(tome, "vit_small_patch16_224", [0.65, 0.35]), "it has no pattern"
+    assert is_tried(gtp, "vit_small_patch16_224", [0.65, 0.35]), "it has no pattern"
     assert is_tried(evit, "vit_small_patch16_224", [0.8, 0.5]), "equal shares at its own blocks"
     assert not is_tried(evit, "vit_small_patch16_224", [0.8, 0.35])
