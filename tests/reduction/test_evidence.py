@@ -97,7 +97,7 @@ def test_the_table_in_the_documentation_is_what_was_kept() -> None:
 
 
 PARTS = {
-    "page rank (WPR) instead of random tokens": ("zero_tprune", "WPR", False),
+    "PageRank (WPR) instead of random tokens": ("zero_tprune", "WPR", False),
     "emphasis on informative regions (EIR)": ("zero_tprune", "WPR, EIR", False),
     "head filter (VHF), without S": ("zero_tprune", "WPR, EIR, VHF: I alone", False),
     "S before I": ("zero_tprune", "I alone, against I'-S-I", True),

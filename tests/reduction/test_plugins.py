@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from edge_tprune.errors import UserError
 from edge_tprune.export.graph import FORMS, export
 from edge_tprune.reduction import plugins, prune, registry
+from edge_tprune.reduction.code import method_code_sha256
 
 SOURCE = '''
 from edge_tprune.reduction import Keep, Reducer, register, top
@@ -134,8 +135,8 @@ def test_a_change_of_a_plugin_changes_the_hash_of_its_code(tmp_path: Path) -> No
     for text in (SOURCE, SOURCE + "\n# changed\n"):
         (tmp_path / "own.py").write_text(text)
         plugins.load_plugin(tmp_path / "own.py")
-        found.append(plugins.method_code_sha256(registry.method("keep_longest")))
-    evit, tome = (plugins.method_code_sha256(registry.method(name)) for name in ("evit", "tome"))
+        found.append(method_code_sha256(registry.method("keep_longest")))
+    evit, tome = (method_code_sha256(registry.method(name)) for name in ("evit", "tome"))
     assert len({*found, evit}) == 3
     assert evit == tome
 
