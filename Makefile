@@ -30,7 +30,7 @@ ENGINES    = $(patsubst onnxruntime,tensorrt,$(RUNTIME))
 EVAL_ARGS  = '$(BUNDLE)' $(if $(DATA),--data '$(DATA)')
 
 TABLE      = methods.json methods.md accuracy-speed.svg
-KEPT       = --methods "zero_tprune bat tome diffrate random" --budgets 0.65,0.5
+KEPT       = --methods "zero_tprune bat tome tome:faithful=true diffrate random" --budgets 0.65,0.5
 PAGES      = $(wildcard *.md docs/*.md) LICENSE deploy examples profiles
 
 .DEFAULT_GOAL := help

@@ -44,7 +44,9 @@ def test_a_table_of_methods_is_what_the_methods_do_today(table: Path) -> None:
         exact = document.get("exact_savings", False)  # absent in tables older than exact savings
         output = document.get("output")
         model = network(document["model"])
-        today = solve_schedule(model, name, budget=row["budget"], blocks=blocks, exact_savings=exact, output=output)
+        today = solve_schedule(
+            model, name, budget=row["budget"], blocks=blocks, options=options, exact_savings=exact, output=output
+        )
         assert list(today.tokens) == row["tokens"], f"{row['method']} at {row['budget']}: make eval-methods again"
 
 
