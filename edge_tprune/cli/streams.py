@@ -11,6 +11,8 @@ from contextlib import suppress
 class _Kept(io.TextIOWrapper):
     """A stream that a plugin cannot close: what it is of is needed until the process ends."""
 
+    replaced: io.TextIOWrapper  #: the stream in whose place it stands, which would close the descriptor with its end
+
     def close(self) -> None:
         with suppress(OSError, ValueError):
             self.flush()
@@ -42,13 +44,15 @@ def _keep(stream: io.TextIOWrapper) -> _Kept:
     """The same stream, not closable."""
     unbuffered = isinstance(stream.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
     buffer = open(stream.fileno(), "wb", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
-    return _Kept(
+    kept = _Kept(
         buffer,
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+    kept.replaced = stream
+    return kept
 
 
 def silence_stdout() -> None:

@@ -21,6 +21,9 @@ from edge_tprune.reduction.registry import Reducer
 from edge_tprune.schedule import default_blocks
 
 FOLDER = Path(__file__).parent / "tuned"
+PATTERN_DEPTH = 12
+"""Blocks of the networks that patterns were found on. In shallower ones, methods that remove tokens in every block go on doing so: of three or four
+blocks two would be left, which may be too few to reach a budget."""
 
 
 class _Tuned(msgspec.Struct, frozen=True):
@@ -63,6 +66,8 @@ def pattern(
     would be if nothing had been tuned.
     """
     found = _patterns(method.name) if patterns and not faithful else {}
+    if _is_range(list(method.default_blocks)) and depth < PATTERN_DEPTH:
+        found = {}
     if found:
         nearest = found[min(found, key=lambda name: (abs(float(name) - budget), name))]
         blocks, weights = list(nearest.blocks), list(nearest.weights)

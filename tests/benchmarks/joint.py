@@ -127,6 +127,7 @@ def new_document(method: str, network: Network) -> dict[str, Any]:
     loaded, images = network.loaded, network.images
     found = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "score": "kl"}
     found |= {"images": len(images), "data": images.name, "data_sha256": images.fingerprint}
+    found |= {"stages": [3, 5], "seed": 0, "trials": len(list(candidates()))}
     return {"format": "edge-tprune-schedule", "version": 1, "method": method, "options": {}, "budgets": {}, "found": found}
 
 

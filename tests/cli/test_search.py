@@ -59,7 +59,7 @@ def test_what_is_found_builds(command: Command, tmp_path: Path) -> None:
             ["search", "reference", "--storage", "postgresql://me:secret@127.0.0.1:1/x"],
             "--storage postgresql://me:***@127.0.0.1:1/x: the d",
         ),
-        (["search", "reference", "--workers", "0"], "0 is not in the range"),
+        (["search", "reference", "--workers", "0"], "greater than or equal to 1"),
         (["search", "reference", "--method", "evti"], "Did you mean evit"),
         (["build", "reference", "--schedule", "absent.json"], "absent.json cannot be read"),
         (["build", "reference", "--schedule", "a.json", "--schedule", "b.json"], "2 schedule files are given"),

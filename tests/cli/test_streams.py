@@ -106,12 +106,15 @@ def test_a_signal_ends_a_command_in_order(
             os.kill(os.getpid(), number)  # a second one does not cut the cleaning up short
             cleaned.append(True)
 
-    before = signal.getsignal(number)
     monkeypatch.setattr("edge_tprune.agent.doctor.examine", examine)
-    outcome = command("doctor")
+    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP, and so would the command
+    try:
+        outcome = command("doctor")
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert (outcome.code, outcome.err) == (128 + number, f"edge-tprune: {says}\n")
     assert cleaned == [True]
-    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -60,6 +60,15 @@ def test_every_block_means_every_block_at_any_depth(depth: int, blocks: range) -
     assert set(weights) == {1.0}
 
 
+def test_a_shallow_network_keeps_its_removal_in_every_block() -> None:
+    """Of three or four blocks of twelve two would be left of four, where a method that merges half of the tokens at most reaches no low budget."""
+    assert pattern(registry.method("tome"), 12, 0.65) == ((4, 6, 8, 10), (1.0,) * 4)
+    assert pattern(registry.method("tome"), 4, 0.65) == ((1, 2, 3, 4), (1.0,) * 4)
+    assert len(pattern(registry.method("tome"), 24, 0.65)[0]) == 4
+    small = timm.create_model("vit_tiny_patch16_224", depth=4)
+    assert solve_schedule(small, "tome", budget=0.6).share <= 0.61
+
+
 def test_blocks_that_are_given_come_first() -> None:
     model = timm.create_model("deit_tiny_patch16_224")
     for method in ("zero_tprune", "bat"):

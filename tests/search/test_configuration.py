@@ -153,7 +153,7 @@ def test_a_schedule_that_misses_its_budget_on_this_model_is_remarked(reference: 
 
 
 def test_stages_that_exclude_the_defaults_are_obeyed(reference: LoadedModel, tmp_path: Path) -> None:
-    found = find(reference, "tome", [0.8], ReferenceTask(10, "train"), tmp_path / "x.json", trials=3, stages=(2, 3))
+    found = find(reference, "gtp", [0.8], ReferenceTask(10, "train"), tmp_path / "x.json", trials=3, stages=(2, 3))
     assert 2 <= len(found.budgets["0.8"].blocks or ()) <= 3
     assert found.budgets["0.8"].default_kl is None
 
