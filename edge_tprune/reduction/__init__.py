@@ -19,7 +19,7 @@ from edge_tprune.reduction.methods.resize import solve_resize
 from edge_tprune.reduction.ops import prefix_bonus, top
 from edge_tprune.reduction.outcome import Append, First, Keep, Merge, Outcome, Propagate
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register, unregister
-from edge_tprune.reduction.tuned import pattern
+from edge_tprune.reduction.tuned import acts_in_every_block, pattern
 from edge_tprune.schedule import Schedule, from_budget, from_tokens
 
 __all__ = [
@@ -79,9 +79,11 @@ def solve_schedule(
         chosen, weights = tuple(dict.fromkeys(blocks)), None
     else:
         faithful = bool(options.get(registry.FAITHFUL))
-        chosen, weights = pattern(reducer, shape.blocks, budget, faithful)
-        # Patterns were searched for logits. A removal in the last block saves half a block, and costs features as much as one before.
+        # Patterns were searched for logits. Few large removals cost features more than many small ones, and one in the last block, which saves
+        # half a block, as much as one before.
         reads_patches = (output or adapt(model, name).default_output) in (FEATURES, TOKENS)
+        patterns = not (reads_patches and acts_in_every_block(reducer))
+        chosen, weights = pattern(reducer, shape.blocks, budget, faithful, patterns=patterns)
         if reads_patches and not faithful and len(chosen) > 1 and chosen[-1] == shape.blocks:
             chosen, weights = chosen[:-1], weights[:-1]
     return from_budget(

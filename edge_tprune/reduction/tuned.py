@@ -66,7 +66,7 @@ def pattern(
     would be if nothing had been tuned.
     """
     found = _patterns(method.name) if patterns and not faithful else {}
-    if _is_range(list(method.default_blocks)) and depth < PATTERN_DEPTH:
+    if acts_in_every_block(method) and depth < PATTERN_DEPTH:
         found = {}
     if found:
         nearest = found[min(found, key=lambda name: (abs(float(name) - budget), name))]
@@ -82,6 +82,11 @@ def pattern(
         (place,) = default_blocks(depth, [block])
         moved[place] = moved.get(place, 0.0) + weight  # blocks that meet in a shallower network remove what both would
     return tuple(sorted(moved)), tuple(moved[place] for place in sorted(moved))
+
+
+def acts_in_every_block(method: type[Reducer]) -> bool:
+    """Whether the method's own blocks are all from one to the last."""
+    return _is_range(list(method.default_blocks))
 
 
 def equal_blocks(method: type[Reducer], depth: int) -> tuple[int, ...]:

@@ -69,6 +69,13 @@ def test_a_shallow_network_keeps_its_removal_in_every_block() -> None:
     assert solve_schedule(small, "tome", budget=0.6).share <= 0.61
 
 
+def test_features_keep_a_removal_in_every_block() -> None:
+    model = timm.create_model("vit_tiny_patch16_224")
+    tokens = {output: solve_schedule(model, "tome", budget=0.65, output=output).tokens for output in ("logits", "features")}
+    assert tokens["logits"][0] == 197
+    assert list(tokens["features"][:11]) == sorted(set(tokens["features"][:11]), reverse=True)
+
+
 def test_blocks_that_are_given_come_first() -> None:
     model = timm.create_model("deit_tiny_patch16_224")
     for method in ("zero_tprune", "bat"):
