@@ -85,5 +85,5 @@ def not_understood(who: str, why: str) -> UserError:
     """The error for an answer that is none."""
     return UserError(
         f"{who} gave an answer that is not understood: {why}. Run the command again; if that does not help, remove "
-        "~/.edge-tprune/venv there, so that the agent is installed anew"
+        "~/.edge-tprune/venv there, so that the agent is installed again"
     )
