@@ -329,10 +329,10 @@ class _Run:
         weights, share = best[0], 1.0
         with self.store.fitting("best"):
             step, after = best[1].step, self._judged(weights)
-        came = self.loaded.model.state_dict()
+        came, trained = self.loaded.model.state_dict(), trainer.averaged()
         for number, less in enumerate(choose.SHARES):
             self.progress("mixing the trained weights with the untrained", number, len(choose.SHARES))
-            mixed = choose.mixed(came, trainer.averaged(), less)
+            mixed = choose.mixed(came, trained, less)
             scores = self._judged(mixed)
             rank = _rank(scores, self.before)
             if not rank[0] and rank < _rank(after, self.before):

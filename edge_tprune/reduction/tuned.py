@@ -65,16 +65,14 @@ def pattern(
     Of the budgets a pattern was tuned for the nearest counts. The `faithful` form of a method has its paper's blocks. Without `patterns`, what it
     would be if nothing had been tuned.
     """
-    found = _patterns(method.name) if patterns and not faithful else {}
-    if acts_in_every_block(method) and depth < PATTERN_DEPTH:
-        found = {}
-    if found:
+    too_shallow = acts_in_every_block(method) and depth < PATTERN_DEPTH
+    if found := _patterns(method.name) if patterns and not faithful and not too_shallow else {}:
         nearest = found[min(found, key=lambda name: (abs(float(name) - budget), name))]
         blocks, weights = list(nearest.blocks), list(nearest.weights)
     else:
         blocks = list((faithful and method.paper_blocks) or method.default_blocks)
         weights = [1.0] * len(blocks)
-    if blocks == list(method.default_blocks) and _is_range(blocks):
+    if blocks == list(method.default_blocks) and acts_in_every_block(method):
         places = _range(blocks, depth)
         return places, (1.0,) * len(places)
     moved: dict[int, float] = {}
@@ -85,19 +83,15 @@ def pattern(
 
 
 def acts_in_every_block(method: type[Reducer]) -> bool:
-    """Whether the method's own blocks are all from one to the last."""
-    return _is_range(list(method.default_blocks))
+    """Whether the method's own blocks are all from one to the last, which is so in a network of any depth."""
+    blocks = method.default_blocks
+    return len(blocks) == blocks[-1] - blocks[0] + 1 > 3
 
 
 def equal_blocks(method: type[Reducer], depth: int) -> tuple[int, ...]:
     """The blocks of a network `depth` blocks deep where a method removes equal shares if nothing was tuned."""
     blocks = list(method.default_blocks)
-    return _range(blocks, depth) if _is_range(blocks) else tuple(default_blocks(depth, blocks))
-
-
-def _is_range(blocks: list[int]) -> bool:
-    """Whether these are all blocks between two, which is so in a network of any depth."""
-    return len(blocks) == blocks[-1] - blocks[0] + 1 > 3
+    return _range(blocks, depth) if acts_in_every_block(method) else tuple(default_blocks(depth, blocks))
 
 
 def _range(blocks: list[int], depth: int) -> tuple[int, ...]:

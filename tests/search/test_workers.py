@@ -63,15 +63,15 @@ class Killing:
 
 
 def test_they_give_the_losses_of_this_process_in_order(pair: Workers) -> None:
-    told: list[tuple[int, int]] = []
-    assert score_all(pair, NETWORKS, lambda done, of: told.append((done, of))) == score_all(Here(Landscape()), NETWORKS)
-    assert told[0] == (0, 12)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    reported: list[tuple[int, int]] = []
+    assert score_all(pair, NETWORKS, lambda done, of: reported.append((done, of))) == score_all(Here(Landscape()), NETWORKS)
+    assert reported[0] == (0, 12)
+    assert [done for done, _ in reported] == sorted(done for done, _ in reported)
 
 
 def test_a_search_in_two_processes_tries_what_was_asked_for_and_no_network_twice(pair: Workers, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    found = search(study(tmp_path / "found"), SPACE, pair, trials=14, report=lambda done, of, best: told.append((done, of)))
+    reported: list[tuple[int, int]] = []
+    found = search(study(tmp_path / "found"), SPACE, pair, trials=14, report=lambda done, of, best: reported.append((done, of)))
     trials = study(tmp_path / "found").get_trials()
     decided = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert len(decided) == 14
@@ -82,7 +82,7 @@ def test_a_search_in_two_processes_tries_what_was_asked_for_and_no_network_twice
             loss for part in Landscape()("zero", result.schedule.tokens, dict(result.configuration.options)) for loss in part
         ]
         assert list(result.losses) == pytest.approx(expected, rel=1e-5)
-    assert {of for _, of in told} == {14}
+    assert {of for _, of in reported} == {14}
     assert pair.free == 2
     assert search(study(tmp_path / "found"), SPACE, Landscape(), trials=14) == found, "one worker goes on from there"
 
@@ -115,13 +115,13 @@ def test_an_interrupted_search_keeps_what_was_scored_and_leaves_no_process(tmp_p
 
 
 def test_workers_that_cannot_live_and_errors_in_them_are_one_clear_error() -> None:
-    told: list[str] = []
+    reported: list[str] = []
     with (
-        Workers(Dies(), 1, warn=told.append) as workers,
+        Workers(Dies(), 1, warn=reported.append) as workers,
         pytest.raises(UserError, match=r"3 worker processes in a row ended .*SIGKILL"),
     ):
         score_all(workers, NETWORKS[:1])
-    assert told == ["a worker process was ended by SIGKILL: its network is scored again by another"] * 2
+    assert reported == ["a worker process was ended by SIGKILL: its network is scored again by another"] * 2
     with Workers(Breaks(), 1) as workers:
         with pytest.raises(InternalError, match="in a worker process: ZeroDivisionError: division by zero") as caught:
             score_all(workers, [Network("zero", (1,), {})])
