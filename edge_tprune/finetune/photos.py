@@ -163,6 +163,10 @@ class Photos:
 
     def crop(self, spot: Spot, least_area: float, flip: bool) -> Tensor:
         """(3, H, W) float32, normalised: a random crop of `least_area` to all of the photo's area, mirrored or not."""
+        return self._normalise([self._crop(spot, least_area, flip)])[0]
+
+    def _crop(self, spot: Spot, least_area: float, flip: bool) -> np.ndarray:
+        """(H, W, 3) uint8."""
         draw = np.random.default_rng([self.seed, spot.epoch, spot.photo])
         pixels = self._small.get(spot.photo)
         image = Image.fromarray(pixels if pixels is not None else self._reduced(spot.photo)[0])
@@ -170,15 +174,18 @@ class Photos:
         image = image.resize(self.size[::-1], self.filter, box=box)
         if flip and draw.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        array = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return (array - self.mean) / self.std
+        return np.asarray(image)
+
+    def _normalise(self, crops: Sequence[np.ndarray]) -> Tensor:
+        """(B, 3, H, W) float32. Not in the threads that crop: each would start PyTorch's own threads, which then wait for a core."""
+        return ((torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) - self.mean) / self.std).contiguous()
 
     def batches(self, spots: Iterator[list[Spot]], least_area: float, flip: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """For each list of B spots, crops (B, 3, H, W) and labels (B,); prepared by threads, a few batches ahead."""
         with ThreadPoolExecutor(self.workers) as pool:
 
             def submit(batch: list[Spot]) -> tuple[list[Any], Tensor]:
-                crops = [pool.submit(self.crop, spot, least_area, flip) for spot in batch]
+                crops = [pool.submit(self._crop, spot, least_area, flip) for spot in batch]
                 return crops, torch.tensor([self.labels[spot.photo] for spot in batch])
 
             waiting: list[tuple[list[Any], Tensor]] = []
@@ -187,9 +194,9 @@ class Photos:
                     waiting.append(submit(batch))
                     if len(waiting) > _AHEAD:
                         crops, labels = waiting.pop(0)
-                        yield torch.stack([crop.result() for crop in crops]), labels
+                        yield self._normalise([crop.result() for crop in crops]), labels
                 for crops, labels in waiting:
-                    yield torch.stack([crop.result() for crop in crops]), labels
+                    yield self._normalise([crop.result() for crop in crops]), labels
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
