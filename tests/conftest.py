@@ -37,6 +37,14 @@ settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+COLLECTED = pytest.StashKey[set[Path]]()  #: files of all tests that were found, those of other marks included
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Notes the file."""
+    item.config.stash.setdefault(COLLECTED, set()).add(item.path)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The directory with real weights and images, or a skip that says where it was looked for."""
