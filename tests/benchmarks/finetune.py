@@ -5,7 +5,8 @@
 
 The class directories of `--sample`, sorted by name, are dealt out in turn: the first, third, ... train together with the photos of `--more`, the second,
 fourth, ... judge. Training sees no labels. Changes are from the unpruned network as it came, paired by image, with 95 % intervals; everything is computed in
-float32. A row that is there is not computed again, and a training that was interrupted goes on.
+float32. A row that is there is not computed again, and a training that was interrupted goes on. With `--tuned` and `--schedule` nothing is trained: a schedule
+that `edge-tprune search --weights TUNED` found is judged beside the method's own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
@@ -34,6 +36,7 @@ from edge_tprune.finetune.store import Store
 from edge_tprune.models.data import Dataset, ImageFolder, open_dataset, open_images
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import network_shape
+from edge_tprune.search.schedule_file import read
 from edge_tprune.statistics import Interval, mean_interval, paired_difference
 from edge_tprune.telemetry.environment import read_environment
 from tests.benchmarks.tables import write_table
@@ -96,8 +99,6 @@ def row_of(
 
 def train(loaded: LoadedModel, photos: Dataset, request: Request, out: Path, name: str) -> dict[str, Any] | None:
     """The weights of a training, from the file where it is done; None where it brought no improvement."""
-    from safetensors.torch import load_file
-
     try:
         with show_progress(name) as advance:
             result = finetune(
@@ -147,6 +148,8 @@ def main() -> None:
     parser.add_argument("--time", help="as for edge-tprune finetune")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--rate", type=float)
+    parser.add_argument("--tuned", type=Path, help="weights that a training wrote, instead of a training")
+    parser.add_argument("--schedule", type=Path, help="with --tuned: what a search found for one of the methods")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="out/finetune-MODEL by default")
     options = parser.parse_args()
@@ -177,6 +180,20 @@ def main() -> None:
             alone = Students(loaded.model, "none", {}, {"1.0": network_shape(loaded.model).full_schedule()}, "all")
             unpruned = judge.judge(alone)["1.0"]
         rows += row_of(loaded, common, "training-free", judge, unpruned, None)
+        if options.tuned:
+            searched = read(options.schedule)
+            found = msgspec.structs.replace(
+                common,
+                budgets=(),
+                schedules={share: entry.tokens for share, entry in searched.budgets.items()},
+                options=searched.options,
+            )
+            weights = load_file(options.tuned)
+            rows += row_of(loaded, common, "tuned", judge, unpruned, weights)
+            rows += row_of(loaded, found, "training-free, schedule searched", judge, unpruned, None)
+            rows += row_of(loaded, found, "tuned, schedule searched", judge, unpruned, weights)
+            report(folder, options, loaded, photos, judging, unpruned, rows, trainings)
+            continue
         asked = {"one for all": common}
         for budget in parse_list(options.specialists, float, "--specialists") if options.specialists else []:
             asked[f"for {budget:g} alone"] = msgspec.structs.replace(common, budgets=(budget,))
