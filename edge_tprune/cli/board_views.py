@@ -39,8 +39,16 @@ def print_deployment(deployment: Deployment) -> None:
         print_findings(deployment.doctor)
     for step in deployment.steps:
         print_note(step)
+    print_warnings([deployment])
     for path in deployment.collected:
         print_text(str(path))
+
+
+def print_warnings(deployments: Sequence[Deployment]) -> None:
+    """A line for each board whose measurement may not be what was meant."""
+    for each in deployments:
+        if each.warning is not None:
+            print_note(f"{each.target}: {each.warning}")
 
 
 def deployments_table(deployments: Sequence[Deployment]) -> Table:

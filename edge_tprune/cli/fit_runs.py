@@ -13,6 +13,7 @@ from edge_tprune.agent.profile import resume as resume_run
 from edge_tprune.agent.progress import TerminalProgress
 from edge_tprune.analysis.loading import find_profiles
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.cli.board_views import print_warnings
 from edge_tprune.cli.progress import BoardProgress
 from edge_tprune.cli.terminal import open_stderr, print_note
 from edge_tprune.deploy.hosts import Target
@@ -69,6 +70,7 @@ class Runs:
             (deployment,) = deploy_all(bundle, [self.host], options, lambda _: watcher)
         if deployment.error is not None:
             raise deployment.error
+        print_warnings([deployment])
         for path in self._find(bundle, request.precision or ""):  # the newest first
             if read_run(path, keep=False).end == "complete":
                 return path

@@ -50,6 +50,7 @@ class Deployment:
 
     target: Target
     steps: list[str] = field(default_factory=list)  #: what was done, in words
+    warning: str | None = None  #: about what is measured there
     doctor: Diagnosis | None = None  #: by the agent on the board
     collected: list[Path] = field(default_factory=list)
     error: EdgeTPruneError | None = None
@@ -86,6 +87,7 @@ def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher,
     with Connection(target, ssh_config=options.ssh_config) as connection:
         facts = connection.call("check", Facts)
         _check(target, facts)
+        deployment.warning = _unused_tensorrt(facts, options)
         deployment.steps.append(
             "agent installed" if _install(connection, facts, bundle, options, watcher) else "agent up to date"
         )
@@ -116,6 +118,13 @@ def _check(target: Target, facts: Facts) -> None:
         raise UserError(f"{target} has Python without its module venv. Run there: sudo apt-get install python{version}-venv")
     if not facts.writable:
         raise UserError(f"{target}: {facts.home} cannot be written by this user")
+
+
+def _unused_tensorrt(facts: Facts, options: Options) -> str | None:
+    """What to say where the board's GPU is there and its CPU is measured: the default runtime is the one that works everywhere."""
+    if options.profile is None or not facts.tensorrt or any("tensorrt" in word for word in options.profile):
+        return None
+    return "the board has TensorRT, but this measures ONNX Runtime on its CPU; the GPU is measured with --runtime tensorrt"
 
 
 def _install(connection: Connection, facts: Facts, bundle: Bundle, options: Options, watcher: Watcher) -> bool:

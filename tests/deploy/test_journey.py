@@ -60,6 +60,17 @@ def test_a_binding_of_the_boards_own_cuda_comes_with_tensorrt() -> None:
     assert journey._cuda_binding(facts(cuda="12.6")) == []
 
 
+def test_a_gpu_that_is_not_measured_is_named() -> None:
+    def warning(profile: tuple[str, ...] | None, **changes: Any) -> str | None:
+        return journey._unused_tensorrt(facts(**changes), journey.Options(profile=profile))
+
+    assert "--runtime tensorrt" in (warning(("--rounds", "3"), tensorrt=True) or "")
+    assert warning(("--runtime", "tensorrt"), tensorrt=True) is None
+    assert warning(("--runtime=tensorrt",), tensorrt=True) is None
+    assert warning(("--rounds", "3")) is None
+    assert warning(None, tensorrt=True) is None
+
+
 def test_only_what_the_system_lacks_is_carried() -> None:
     missing = journey._missing_requirements(facts().packages, [])
     assert any(text.startswith("numpy") for text in missing)  # 1.21 is too old

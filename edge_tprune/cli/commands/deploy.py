@@ -56,7 +56,7 @@ def deploy(
 ) -> None:
     """Install the agent on a board over SSH, copy the bundle, and run the doctor; then profile and collect, if asked to."""
     from edge_tprune.bundle.bundle import Bundle
-    from edge_tprune.cli.board_views import deployments_table, print_deployment
+    from edge_tprune.cli.board_views import deployments_table, print_deployment, print_warnings
     from edge_tprune.cli.progress import BoardLines, BoardProgress
     from edge_tprune.deploy.hosts import parse_target, read_hosts
     from edge_tprune.deploy.journey import Options, deploy_all
@@ -84,6 +84,7 @@ def deploy(
         print_deployment(deployments[0])
     else:
         print_table(deployments_table(deployments))
+        print_warnings(deployments)
     _raise_for_failures(deployments)
 
 
@@ -119,6 +120,7 @@ def _document(deployment: Deployment) -> dict[str, object]:
         "board": str(deployment.target),
         "error": None if deployment.error is None else str(deployment.error),
         "steps": deployment.steps,
+        "warning": deployment.warning,
         "doctor": msgspec.to_builtins(deployment.doctor),
         "profiles": [str(path) for path in deployment.collected],
     }
