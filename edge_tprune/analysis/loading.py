@@ -21,7 +21,8 @@ from edge_tprune.documents import LARGEST_BYTES, InvalidDocument, decode
 from edge_tprune.errors import UserError
 from edge_tprune.files import read_regular
 from edge_tprune.record.document import RUN, BudgetRecord
-from edge_tprune.record.lines import Check
+from edge_tprune.record.lines import SAMPLES, Check
+from edge_tprune.record.log import is_being_written
 from edge_tprune.record.turn import Turn
 from edge_tprune.statistics import Interval, nearest_rank, paired_speedup, percentile_intervals, ratio_interval
 from edge_tprune.text import printable
@@ -97,6 +98,10 @@ def profile_rows(samples: Samples) -> list[Row]:
         UserError: the run timed nothing, or what it recorded makes no sense.
     """
     if not samples.count:
+        if is_being_written(samples.path / SAMPLES):
+            raise UserError(
+                f"profile {samples.path} holds no measurement yet: the run is still going on. Wait for its first round"
+            )
         raise UserError(f"profile {samples.path} holds no measurement: the run ended before its first round. Profile again")
     try:
         return _make_rows(samples)

@@ -58,10 +58,13 @@ def read_samples(path: Path) -> Samples:
 
 
 def _find_summary(run: Run) -> tuple[Summary | None, list[str]]:
-    """The summary that the run left, derived again where it is missing or damaged, and a warning where it is damaged."""
+    """The summary that the run left, derived again where it is missing or damaged, and a warning where it is damaged.
+
+    It is written when a session ends. Where the last one did not end, or has not yet, it is of an earlier one, and not of all turns.
+    """
     warnings: list[str] = []
     try:
-        if (summary := read_summary(run.path)) is not None:
+        if run.end is not None and (summary := read_summary(run.path)) is not None:
             return summary, []
     except UserError as error:
         warnings.append(str(error))

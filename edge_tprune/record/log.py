@@ -76,6 +76,18 @@ class LogWriter:
             self._handle = -1
 
 
+def is_being_written(file: Path) -> bool:
+    """Whether another process has the log open for writing at this moment; False where that cannot be known."""
+    try:
+        with open_regular(file) as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
+
+
 class LogReader(Generic[T]):
     """Reads the lines of one log.
 

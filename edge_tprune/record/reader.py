@@ -34,7 +34,7 @@ from edge_tprune.record.lines import (
     StartLine,
     StateLine,
 )
-from edge_tprune.record.log import LogReader
+from edge_tprune.record.log import LogReader, is_being_written
 from edge_tprune.record.turn import Stored, Turn, TurnAssembler
 from edge_tprune.telemetry.state import MachineState
 
@@ -119,6 +119,8 @@ def read_run(path: Path | str, *, keep: bool = True) -> Run:
     planned = document.settings.rounds * len(document.budgets)
     if log.end != "complete":
         why = {None: "was cut off", "interrupted": "was interrupted"}.get(log.end, log.end)
+        if is_being_written(path / SAMPLES):
+            why = "is still going on"
         warnings.append(f"the run {why}: {count} of {planned} turns were measured")
     for check in log.checks.values():
         if not check.golden_ok:

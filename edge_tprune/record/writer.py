@@ -21,6 +21,7 @@ from edge_tprune.files import clear_write_errors, sync_directory
 from edge_tprune.record.document import KIND, RunDocument
 from edge_tprune.record.lines import SAMPLES, CheckLine, LogLine, ResumeLine, StartLine
 from edge_tprune.record.log import LogWriter, clock_ns
+from edge_tprune.record.summary import SUMMARY
 
 
 class Recorder:
@@ -65,6 +66,7 @@ class Recorder:
         """
         with clear_write_errors(path / SAMPLES):
             recorder = cls(path, LogWriter(path / SAMPLES))
+            (path / SUMMARY).unlink(missing_ok=True)  # it is of the sessions before, and this one may be killed, too
         recorder.append(ResumeLine(t_ns=clock_ns(), utc=_utc_now()))
         return recorder
 

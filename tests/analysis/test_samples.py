@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.samples import read_samples
 from edge_tprune.errors import UserError
+from edge_tprune.record.log import LogWriter
 from edge_tprune.telemetry.state import PowerMode
 
 
@@ -126,3 +128,33 @@ def test_a_missing_summary_is_derived_again_and_a_damaged_one_is_said(profiles, 
         assert read.summary.budgets["0.65"].inferences == 240
         (warning,) = [text for text in read.warnings if "summary.json" in text]
         assert "derived again" in warning
+
+
+def test_a_summary_of_earlier_sessions_is_not_taken_for_one_of_all_turns(profiles, tmp_path):
+    """Interrupted with a summary, resumed and killed: the summary is of the first session alone."""
+    info = profiles.info()
+    lines = profiles.lines(info)
+    path = profiles.write(tmp_path / "run", info, lines, summary=profiles.summary(info))
+    whole = read_samples(path).summary
+    resumed = [{"kind": "resume", "t_ns": 10**15, "utc": "2025-11-22T00:00:00+00:00"}]
+    ended = [{"kind": "end", "t_ns": 10**15, "reason": "complete"}]
+    profiles.write(tmp_path / "ended", info, [*lines, *ended], summary=profiles.summary(info))
+    profiles.write(tmp_path / "killed", info, [*lines, *ended, *resumed], summary=profiles.summary(info))
+    assert read_samples(tmp_path / "ended").summary != read_samples(tmp_path / "killed").summary
+    assert whole is not None
+
+
+def test_a_run_that_is_going_on_is_not_said_to_have_ended(profiles, tmp_path):
+    info = profiles.info()
+    lines = profiles.lines(info)
+    path = profiles.write(tmp_path / "run", info, [line for line in lines if line["kind"] != "round"])
+    log = LogWriter(path / "samples.jsonl")
+    try:
+        with pytest.raises(UserError, match="the run is still going on"):
+            load_rows(path)
+        profiles.write(tmp_path / "other", info, lines[:-3])
+        assert not any("going on" in warning for warning in read_samples(tmp_path / "other").warnings)
+    finally:
+        log.close()
+    with pytest.raises(UserError, match="the run ended before its first round"):
+        load_rows(path)
