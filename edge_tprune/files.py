@@ -218,6 +218,20 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def user_cache() -> Path:
+    """Where this user's programs keep what they can make again: `$XDG_CACHE_HOME/edge-tprune`, by default `~/.cache/edge-tprune`.
+
+    Raises:
+        UserError: the user has no home directory, as in a container that runs under a number.
+    """
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-tprune"
+    raise UserError(
+        f"the user with number {os.getuid()} has no home directory, and so no place for a cache: set HOME or XDG_CACHE_HOME to a directory "
+        "that can be written"
+    )
+
+
 def check_free_space(path: Path, needed_bytes: int) -> None:
     """Makes sure that a directory's disk can take so many bytes more, and leaves a reserve.
 

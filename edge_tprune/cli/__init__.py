@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from edge_tprune.cli.interruption import Interruption
@@ -99,6 +101,8 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
         return _fail(str(error), error.exit_code)
     if isinstance(error, MemoryError):
         return _fail("out of memory: close what else uses it, or give smaller numbers", 2)
+    if isinstance(error, BlockingIOError) or (isinstance(error, RuntimeError) and str(error) == "can't start new thread"):
+        return _fail("no more processes or threads can be started: end others of this user, or raise the limit (ulimit -u)", 2)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 2)
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, before Python 3.13
@@ -121,6 +125,12 @@ def run() -> None:
     """Entry point of the console script: ends with the exit code, or by the signal that ended the command."""
     if not prepare_streams():
         sys.exit(_fail("stdout is closed: there is nowhere to write the answer", 2))
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        sys.exit(_fail("the current directory was removed: change to another one", 2))
+    if not os.environ.get("TERMINAL_WIDTH", "").isdecimal():
+        os.environ.pop("TERMINAL_WIDTH", None)  # typer fails over what is no number
     code = main()
     if code - 128 in (signal.SIGTERM, signal.SIGHUP):
         end_by_signal(code - 128)

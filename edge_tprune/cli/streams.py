@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 
 class _Kept(io.TextIOWrapper):
@@ -16,6 +17,21 @@ class _Kept(io.TextIOWrapper):
     def close(self) -> None:
         with suppress(OSError, ValueError):
             self.flush()
+
+
+class _Output(io.FileIO):
+    """A stream's descriptor, whose errors say which stream they are of. Those of stderr end nothing: a measurement of hours does not
+    stop because the log with its progress is full, or nobody reads it any more."""
+
+    label = ""  #: "stdout"
+
+    def write(self, data: Any, /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.label == "stderr":
+                return memoryview(data).nbytes
+            raise type(error)(error.errno, error.strerror, self.label) from None
 
 
 def prepare_streams() -> bool:
@@ -34,18 +50,19 @@ def prepare_streams() -> bool:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # stays open until the process ends
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            kept = _keep(stream)
+            kept = _keep(stream, name)
             setattr(sys, name, kept)
             setattr(sys, f"__{name}__", kept)
     return has_stdout
 
 
-def _keep(stream: io.TextIOWrapper) -> _Kept:
+def _keep(stream: io.TextIOWrapper, name: str) -> _Kept:
     """The same stream, not closable."""
     unbuffered = isinstance(stream.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
-    buffer = open(stream.fileno(), "wb", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+    output = _Output(stream.fileno(), "wb", closefd=False)
+    output.label = name
     kept = _Kept(
-        buffer,
+        output if unbuffered else io.BufferedWriter(output),  # type: ignore[arg-type]  # a text stream writes to either
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,

@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_tprune.errors import UserError
-from edge_tprune.files import sha256_json, write_bytes, write_json
+from edge_tprune.files import sha256_json, user_cache, write_bytes, write_json
 from edge_tprune.version import __version__
 
 _DISTRIBUTION = "edge-tprune"
@@ -83,7 +82,7 @@ def requirements() -> list[str]:
 
 def cache_directory() -> Path:
     """Where downloaded wheels are kept: the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edge-tprune" / "wheels"
+    return user_cache() / "wheels"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql
 """Database -> the driver that SQLAlchemy takes where a URL names none, and the one that is easy to install."""
 _DRIVER_PACKAGES = {"psycopg2": "psycopg[binary]", "psycopg": "psycopg[binary]", "MySQLdb": "pymysql"}
 _CONNECT_S = 10
+_TABLE_ATTEMPTS, _TABLE_ATTEMPT_S = 5, 0.3  # to find the tables that another search is just making
 _AGAIN = "again"  # user attribute of a trial whose network was lost with its worker before
 
 
@@ -75,14 +77,27 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
     if url is None:
         return _open_journal(out.with_name(f"{out.name}.journal"))
     try:
-        with _quiet():
-            # A host that does not answer at all would be waited for by minutes.
-            patience = {"connect_args": {"connect_timeout": _CONNECT_S}} if url.startswith("postgresql") else {}
-            return RDBStorage(_with_driver(url), engine_kwargs=patience)
+        return _open_database(url)
     except Exception as error:  # whatever its driver raises
         raise UserError(
             f"--storage {hide_password(url)}: {_why_not(error)}. It is a URL such as sqlite:///study.db or postgresql://user@host/name"
         ) from error
+
+
+def _open_database(url: str) -> BaseStorage:
+    """The database, with Optuna's tables in it. Two searches that begin at once may both make the tables: the second one finds them."""
+    # A host that does not answer at all would be waited for by minutes.
+    patience = {"connect_args": {"connect_timeout": _CONNECT_S}} if url.startswith("postgresql") else {}
+    for _ in range(_TABLE_ATTEMPTS):
+        try:
+            with _quiet():
+                return RDBStorage(_with_driver(url), engine_kwargs=patience)
+        except Exception as error:
+            if not re.search("already exists|unique|duplicate", f"{error} {error.__cause__}", re.IGNORECASE):
+                raise
+        time.sleep(_TABLE_ATTEMPT_S)
+    with _quiet():
+        return RDBStorage(_with_driver(url), engine_kwargs=patience)
 
 
 def hide_password(url: str) -> str:

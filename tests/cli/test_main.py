@@ -99,12 +99,17 @@ def test_a_fault_that_cannot_be_written_names_the_command_to_repeat(
     assert shlex.split(again) == ["edge-tprune", "--debug", "doctor", "--sysroot", "/"]
 
 
+NO_PROCESS = "no more processes or threads can be started: end others of this user, or raise the limit (ulimit -u)"
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (OSError(errno.EMFILE, "Too many open files", "/x"), "Too many open files: /x"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), NO_PROCESS),
+        (RuntimeError("can't start new thread"), NO_PROCESS),
         (MemoryError(), "out of memory: close what else uses it, or give smaller numbers"),
     ],
 )

@@ -53,6 +53,8 @@ def test_a_reader_that_goes_away_is_no_no(profile: Path, option: list[str]) -> N
 
 def test_a_full_disk_behind_stdout_is_said(profile: Path) -> None:
     one_line(run(["compare", str(profile), "--json"], 'exec "$@" > /dev/full'), 2, "No space left on device")
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    one_line(run(["--version"], 'exec "$@" > /dev/full', env=unbuffered), 2, "No space left on device: stdout")
     one_line(run(["compare", str(profile)], 'exec "$@" > /dev/full'), 2, "No space left on device")
 
 
@@ -71,6 +73,23 @@ def test_a_closed_stderr_or_stdin_changes_nothing(profile: Path, tmp_path: Path)
     assert run(["compare", "absent"], 'exec "$@" 2>&-').returncode == 2
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_log_that_is_full_ends_no_measurement(unbuffered: str) -> None:
+    """`profile 2> log` goes on where the disk with the log is full, or who read it is gone."""
+    code = "from edge_tprune.cli.streams import prepare_streams as p; p(); import sys; print('note', file=sys.stderr, flush=True); print('done')"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2> /dev/full', "sh", sys.executable, "-c", code], env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    assert done.stdout == "done\n"
+
+
+def test_a_directory_that_was_removed_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    one_line(run(["--version"], 'rmdir "$PWD" && exec "$@"', cwd=gone), 2, "the current directory was removed")
+
+
 @pytest.mark.parametrize("words", [["--markdown"], [], ["--json"]])
 def test_ascii_output_ends_no_command(profile: Path, words: list[str]) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
@@ -82,8 +101,9 @@ def test_ascii_output_ends_no_command(profile: Path, words: list[str]) -> None:
 
 def test_help_is_there_without_docstrings() -> None:
     done = subprocess.run(
-        [sys.executable, "-OO", "-m", "edge_tprune", "compare", "--help"], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-OO", "-m", "edge_tprune", "compare", "--help"], capture_output=True, text=True, check=True,
+        env={**os.environ, "TERMINAL_WIDTH": "wide"},
+    )  # fmt: skip  # typer takes the width for a number, whatever it is
     assert "Show one row per budget" in done.stdout
 
 

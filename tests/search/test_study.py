@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_tprune.errors import UserError
+from edge_tprune.search import study as study_module
 from edge_tprune.search.cost import MacsCost, MeasuredCost, total
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
 from edge_tprune.search.study import Result, open_storage, open_study, search
@@ -144,6 +145,22 @@ def test_two_workers_share_a_database(tmp_path: Path) -> None:
     assert (len(first.scored), len(second.scored)) == (4, 4)
     with pytest.raises(UserError, match="--storage nosuchdb://here: the database cannot be used"):
         open_storage(tmp_path / "x", "nosuchdb://here")
+
+
+def test_two_searches_that_begin_at_once_make_one_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that finds the tables half made opens the database again."""
+    made = study_module.RDBStorage
+    refusals = [Exception("UNIQUE constraint failed: alembic_version.version_num"), Exception("table studies already exists")]
+
+    def open_once_ready(url: str, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return made(url, **options)
+
+    monkeypatch.setattr(study_module, "RDBStorage", open_once_ready)
+    monkeypatch.setattr(study_module, "_TABLE_ATTEMPT_S", 0.0)
+    open_storage(tmp_path / "x", f"sqlite:///{tmp_path / 'study.db'}")
+    assert not refusals
 
 
 def test_worse_trials_are_dropped_early(tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ one is never run: the right one is built beside it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from edge_tprune.files import clear_write_errors
+from edge_tprune.files import clear_write_errors, user_cache
 from edge_tprune.runtime.tensorrt.build_process import EngineBuild, GraphSource, build_in_process
 from edge_tprune.runtime.tensorrt.builder import Progress
 from edge_tprune.runtime.tensorrt.record import EngineKey, EngineSettings, Platform, is_whole
@@ -28,7 +27,7 @@ _LAYOUT = 1  #: part of every key: changes when engine files of an older edge-tp
 
 def cache_root() -> Path:
     """Where engine files and timing caches are kept: `$XDG_CACHE_HOME/edge-tprune`, by default `~/.cache/edge-tprune`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-tprune"
+    return user_cache()
 
 
 def engines_folder(root: Path | None = None) -> Path:

@@ -94,6 +94,15 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert cache_root() == tmp_path / ".cache" / "edge-tprune"
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)
+    with pytest.raises(UserError, match="set HOME or XDG_CACHE_HOME"):
+        cache_root()
+
+
 def test_a_build_survives_the_way_to_its_process(build: EngineBuild) -> None:
     assert EngineBuild.from_json(build.to_json()) == build
     without = replace(build, timing_cache=None, key=msgspec.structs.replace(build.key, target=None))
