@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Any
 
 LONGEST = 2000  #: characters of a message: what other programs and files say has no end
@@ -75,3 +77,26 @@ def describe_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def command_line(*words: object) -> str:
+    """A command of these words as a person can copy it into a shell, on one line and safe to print: `edge-tprune select 'my runs'`.
+
+    A word that a message could not show as it is (bytes that are not text, control characters, two spaces in a row) is written as `$'...'`,
+    which bash, zsh and ksh read back as the same bytes.
+    """
+    return " ".join(_quote(os.fspath(word) if isinstance(word, os.PathLike) else str(word)) for word in words)
+
+
+def _quote(word: str) -> str:
+    if printable(word) == word and "  " not in word:
+        return shlex.quote(word)
+    return f"$'{''.join(map(_escape, word))}'"
+
+
+def _escape(letter: str) -> str:
+    if letter in "\\'":
+        return f"\\{letter}"
+    if letter.isprintable() and letter != " ":
+        return letter
+    return "".join(f"\\{byte:03o}" for byte in letter.encode(errors="surrogateescape"))

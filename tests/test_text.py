@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import subprocess
 import unicodedata
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_tprune.text import REPLACEMENT, printable, shorten, to_ascii
+from edge_tprune.text import REPLACEMENT, command_line, printable, shorten, to_ascii
 
 
 @given(st.text(st.characters(codec=None), max_size=40))
@@ -36,3 +38,14 @@ def test_a_message_without_end_keeps_its_beginning_and_its_end() -> None:
     assert len(cut) == 100
     assert cut.startswith("begin")
     assert cut.endswith("what to do")
+
+
+def test_a_command_in_a_message_can_be_copied() -> None:
+    words = [
+        "edge-tprune", "plain/path-1.json", "with space", "two  spaces", " lead", "q'uo\"te", "$HOME `id` $(id)", "new\nline\ttab", "\x1b[31m",
+        "a\u202eb", "back\\slash'\n", "*?[x]{a,b}~", "é 模", "", "#x", "latin-\udce9", "a\n0",
+    ]  # fmt: skip
+    line = command_line(*words, Path("a b"))
+    assert printable(" ".join(line.split())) == line  # as a message shows it
+    said = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    assert said.split(b"\0")[:-1] == [word.encode(errors="surrogateescape") for word in (*words, "a b")]

@@ -33,6 +33,7 @@ from edge_tprune.record.summarize import write_summary
 from edge_tprune.record.trace import write_trace
 from edge_tprune.record.writer import Recorder
 from edge_tprune.telemetry.state import read_state
+from edge_tprune.text import command_line
 
 _RESERVE_BYTES = 8 << 20  #: of free space that a run leaves alone
 _BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten readings a second
@@ -42,7 +43,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or SIGHUP. What was measured so far is in the profile at `path`, summary included. Exit code 130."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted. What was measured so far is in {path}; --resume {path} continues")
+        super().__init__(f"interrupted. What was measured so far is in {path}; {command_line('--resume', path)} continues")
         self.path = path
 
 

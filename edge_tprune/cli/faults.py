@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import tempfile
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edge_tprune.text import command_line
 from edge_tprune.version import __version__
 
 #: Packages whose version a report needs, where they are installed.
@@ -57,7 +57,7 @@ def write_fault(error: BaseException, arguments: Sequence[str]) -> Path | None:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    return shlex.join(["edge-tprune", *arguments])
+    return command_line("edge-tprune", *arguments)
 
 
 def _directory() -> str:

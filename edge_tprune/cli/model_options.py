@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from edge_tprune.cli.parameters import expand_parameter
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.terminal import print_note
 from edge_tprune.errors import UserError
+from edge_tprune.text import command_line
 
 if TYPE_CHECKING:
     from edge_tprune.models.loading import LoadedModel, ModelOptions
@@ -51,7 +51,7 @@ def load_plugins(files: list[Path] | None) -> None:
 
 def words_of_plugins(files: list[Path] | None) -> str:
     """--plugin as it can be typed again, with a blank before; '' for none."""
-    return "".join(f" --plugin {shlex.quote(str(file))}" for file in files or [])
+    return "".join(f" {command_line('--plugin', file)}" for file in files or [])
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ModelChoice:
                 words += [word for item in value for word in (option, item)]
             else:
                 words += [option, str(value)]
-        return "".join(f" {shlex.quote(word)}" for word in words)
+        return f" {command_line(*words)}" if words else ""
 
     def options(self) -> ModelOptions:
         """As `load_model` takes them.

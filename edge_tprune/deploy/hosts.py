@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_tprune.errors import UserError
+from edge_tprune.text import command_line
 
 #: What names of users and hosts may hold: nothing that a shell, a terminal or the ssh command takes for something else.
 _TARGET = re.compile(
@@ -30,6 +31,16 @@ class Target:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return (f"{self.user}@" if self.user else "") + host + (f":{self.port}" if self.port else "")
+
+    def command(self, *program: str) -> str:
+        """A command of OpenSSH that names the board, as it can be copied: of `ssh`, 'ssh -p 2222 jetson@orin'."""
+        port = () if self.port is None else ("-p", self.port)
+        return command_line(*program, *port, f"{self.user}@{self.host}" if self.user else self.host)
+
+    @property
+    def known_as(self) -> str:
+        """Its name in a file of known host keys: 'orin', '[orin]:2222'."""
+        return self.host if self.port in (None, 22) else f"[{self.host}]:{self.port}"
 
 
 def parse_target(text: str) -> Target:

@@ -27,6 +27,7 @@ from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.remote import Json
 from edge_tprune.errors import ConnectionLost, InternalError, UserError
 from edge_tprune.files import open_regular
+from edge_tprune.text import command_line
 
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8", "ClearAllForwardings=yes")
 T = TypeVar("T")
@@ -271,9 +272,9 @@ def _login_error(target: Target, said: str) -> UserError:
     """Why logging in failed, with what to do."""
     remedies = {
         "IDENTIFICATION HAS CHANGED": "its host key is not the one that was seen before. If the board was flashed again, forget the old key: "
-        f"ssh-keygen -R {target.host}",
-        "Host key verification failed": f"its host key is not known yet. Log in once and compare it: ssh {target}",
-        "Permission denied": f"it does not accept your key. Put it there: ssh-copy-id {target}",
+        f"{command_line('ssh-keygen', '-R', target.known_as)}",
+        "Host key verification failed": f"its host key is not known yet. Log in once and compare it: ssh {target.command('ssh')}",
+        "Permission denied": f"it does not accept your key. Put it there: {target.command('ssh-copy-id')}",
         "Could not resolve hostname": "no such host. Is the name right?",
         "Connection refused": "connection refused. Is the board up, is sshd running, and is the port right?",
         "timed out": "no answer. Is the board on, and on this network?",

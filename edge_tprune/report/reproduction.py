@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
-from edge_tprune.text import printable
+from edge_tprune.text import command_line
 
 T = TypeVar("T")
 
@@ -105,4 +104,4 @@ def _flatten(options: Iterable[tuple[str, Any]]) -> list[Any]:
 
 
 def _shell(words: Iterable[Any]) -> str:
-    return " ".join(shlex.quote(printable(word)) for word in words)
+    return command_line(*words)

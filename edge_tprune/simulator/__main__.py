@@ -16,6 +16,7 @@ from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import KINDS, FileFault
 from edge_tprune.simulator.tree import FAULTS, STATE, Tree, run
 from edge_tprune.simulator.truth import true_energy_mj
+from edge_tprune.text import command_line
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +55,8 @@ def _simulate(arguments: list[str]) -> int:
         locked=options.locked,
     )
     try:
-        print(f"{tree.law.model} in {options.directory}. Try: edge-tprune doctor --sysroot {options.directory}", flush=True)
+        doctor = command_line("edge-tprune", "doctor", "--sysroot", options.directory)
+        print(f"{tree.law.model} in {options.directory}. Try: {doctor}", flush=True)
         with clear_write_errors(options.directory):
             run(tree, seconds=options.seconds)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,19 +60,21 @@ def wait_for_turns(process: subprocess.Popen[str], out: Path, count: int) -> Non
 def test_a_signal_ends_a_measurement_in_order(
     bundle: Path, tmp_path: Path, number: signal.Signals, ignored: signal.Signals | None
 ) -> None:
-    process = start(bundle, tmp_path, ignored)
-    wait_for_turns(process, tmp_path, 3)
+    out = tmp_path / "my runs"
+    process = start(bundle, out, ignored)
+    wait_for_turns(process, out, 3)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children, "no sampler is running"
     if ignored == signal.SIGHUP:  # nohup: the terminal is closed, and the measurement goes on
         process.send_signal(signal.SIGHUP)
-        wait_for_turns(process, tmp_path, 30)
+        wait_for_turns(process, out, 30)
     process.send_signal(number)
     _, said = process.communicate(timeout=LIMIT_S)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     (line,) = [line for line in said.splitlines() if line.startswith("edge-tprune: ")]
-    (path,) = tmp_path.iterdir()
-    assert str(path) in line
+    (path,) = out.iterdir()
+    again = shlex.split(line.partition("continue with: ")[2])
+    assert again == ["edge-tprune", "profile", str(bundle), "--resume", str(path)]
     assert "Traceback" not in said
     assert psutil.wait_procs(children, timeout=LIMIT_S)[1] == []
     run = read_run(path)

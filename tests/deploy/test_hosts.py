@@ -23,6 +23,13 @@ def test_a_board_is_named_as_for_ssh(text: str, target: Target) -> None:
     assert str(target) == text
 
 
+def test_commands_for_a_board_can_be_copied() -> None:
+    assert parse_target("jetson@orin").command("ssh") == "ssh jetson@orin"
+    assert parse_target("jetson@orin:2222").command("ssh-copy-id") == "ssh-copy-id -p 2222 jetson@orin"
+    assert parse_target("[fe80::1%eth0]:22").command("ssh") == "ssh -p 22 fe80::1%eth0"
+    assert [parse_target(text).known_as for text in ("orin", "orin:22", "orin:2222")] == ["orin", "orin", "[orin]:2222"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-import shlex
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ from edge_tprune.runtime.tensorrt import library as tensorrt
 from edge_tprune.runtime.tensorrt.cache import engines_folder
 from edge_tprune.runtime.tensorrt.record import Platform, read_record
 from edge_tprune.telemetry.boards import Board
+from edge_tprune.text import command_line
 
 #: What JetPack ships as TensorRT, by the first parts of its version; other versions are not expected to run there.
 _TENSORRT_OF = {"5": "8.5", "6.0": "8.6", "6": "10.3", "7.2": "10.16", "7": "10.13"}
@@ -74,7 +74,10 @@ def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
         if runtime.startswith("tensorrt"):
             if why := tensorrt.unserved(tensorrt.load(runtime), device.sm):
                 yield Finding("TensorRT", "note", why)
-            yield from check_foreign_engines(this_platform(runtime), engines_folder())
+            try:
+                yield from check_foreign_engines(this_platform(runtime), engines_folder())
+            except UserError as error:  # no home directory
+                yield Finding("engines", "warning", str(error))
 
 
 def check_foreign_engines(here: Platform, cache: Path) -> Iterator[Finding]:
@@ -89,15 +92,16 @@ def check_foreign_engines(here: Platform, cache: Path) -> Iterator[Finding]:
                 foreign.append(file)
     if foreign:
         size = sum(file.stat().st_size for file in foreign)
-        fix = f"rm {shlex.join(map(str, foreign))}" if len(foreign) <= 3 else f"rm -r {shlex.quote(str(cache))}   # all of them"
+        fix = command_line("rm", *foreign) if len(foreign) <= 3 else f"{command_line('rm', '-r', cache)}   # all of them"
         text = f"{len(foreign)} engine files of another device or version in the cache ({size / 1e6:.0f} MB): they are not used here"
         yield Finding("engines", "note", text, fix)
 
 
 def pip_command(requirement: str) -> str:
     """The command that installs a package into this very environment, which may have no pip of its own (`deploy` leaves it out)."""
-    begin = "" if importlib.util.find_spec("pip") else f"{sys.executable} -m ensurepip && "
-    return f"{begin}{sys.executable} -m pip install '{requirement}'"
+    python = command_line(sys.executable)
+    begin = "" if importlib.util.find_spec("pip") else f"{python} -m ensurepip && "
+    return f"{begin}{python} -m pip install {command_line(requirement)}"
 
 
 def _driver_fix(board: Board) -> str:

@@ -16,6 +16,7 @@ from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
 from edge_tprune.cli.terminal import print_json, print_note, print_table
 from edge_tprune.errors import UserError
+from edge_tprune.text import command_line
 
 if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
@@ -151,10 +152,11 @@ def finetune(
     else:
         print_table(finetune_table(result))
         given = choice.words_without("weights", "no_ema") + words_of_plugins(plugin)
-        how = f"--schedule {schedule}" if schedule is not None else f"--method {method} --budgets {budgets}"
-        how += f" --blocks {blocks}" if blocks else ""
-        how += "".join(f" --option {pair}" for pair in option or [])
-        print_note(f"{result.verdict}; build it with: edge-tprune build {model}{given} --weights {file} {how}")
+        how = ["--schedule", schedule] if schedule is not None else ["--method", method, "--budgets", budgets]
+        how += ["--blocks", blocks] if blocks else []
+        how += [word for pair in option or [] for word in ("--option", pair)]
+        build = f"{command_line('edge-tprune', 'build', model)}{given} {command_line('--weights', file, *how)}"
+        print_note(f"{result.verdict}; build it with: {build}")
 
 
 def _photos(loaded: LoadedModel, data: list[str] | None, images: int | None, class_map: Path | None, labels: bool) -> Dataset:

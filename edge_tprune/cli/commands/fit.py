@@ -16,6 +16,7 @@ from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
 from edge_tprune.cli.terminal import print_json, print_note, print_table
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.text import command_line
 
 if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
@@ -179,7 +180,8 @@ def fit(
     if not isinstance(answer, Choice):
         raise NegativeAnswer(describe_failure(answer))
     print_note(
-        f"bundle: {where / latest.bundle}, budget {answer.row.budget}; report: edge-tprune report {where / (latest.profile or '')}"
+        f"bundle: {where / latest.bundle}, budget {answer.row.budget}; "
+        f"report: {command_line('edge-tprune', 'report', where / (latest.profile or ''))}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from edge_tprune.cli.settings import with_request
 from edge_tprune.cli.terminal import open_stderr, print_json, print_text
 from edge_tprune.errors import UserError
 from edge_tprune.record.settings import RunRequest
+from edge_tprune.text import command_line
 
 
 @command(
@@ -93,6 +93,13 @@ def profile(
                 progress=progress,
             )
     except Interrupted as stop:
-        again = "" if sysroot == Path("/") else f" (with --sysroot {shlex.quote(str(sysroot))})"
-        raise Interruption(f"{stop}{again}") from stop
+        given = {"--images": images, "--data": data, "--class-map": class_map}
+        again = [word for option, value in given.items() if value is not None for word in (option, value)]
+        again += ["--skip-unreadable"] if skip_unreadable else []
+        again += [] if sysroot == Path("/") else ["--sysroot", sysroot]
+        again += ["--trace"] if trace else []
+        again = [bundle, "--resume", stop.path, *again]
+        raise Interruption(
+            f"interrupted. What was measured so far is in {stop.path}; continue with: {command_line('edge-tprune', 'profile', *again)}"
+        ) from stop
     print_json({"profile": str(path)}) if json else print_text(str(path))

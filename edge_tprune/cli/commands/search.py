@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
 from edge_tprune.cli.terminal import print_json, print_note, print_table
 from edge_tprune.errors import UserError
+from edge_tprune.text import command_line
 
 
 @command(
@@ -181,5 +181,6 @@ def search(
         print_json(KIND.document(found))
     else:
         print_table(search_table(found))
-        given = choice.words + words_of_plugins(plugin) + ("" if output is None else f" --output {output}")
-        print_note(f"wrote {file}; build it with: edge-tprune build {shlex.quote(model)}{given} --schedule {file}")
+        given = choice.words + words_of_plugins(plugin) + ("" if output is None else f" {command_line('--output', output)}")
+        build = f"{command_line('edge-tprune', 'build', model)}{given} {command_line('--schedule', file)}"
+        print_note(f"wrote {file}; build it with: {build}")

@@ -190,7 +190,7 @@ def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyP
         raise UserError(f"{runtime} is not installed")
 
     monkeypatch.setattr(runtimes, "runtime_version", missing)
-    assert finding(examine(), "runtime", "blocker").fix.endswith(" -m pip install 'onnxruntime'")
+    assert finding(examine(), "runtime", "blocker").fix.endswith(" -m pip install onnxruntime")
 
 
 def test_engine_files_of_another_device_are_named(tmp_path: Path) -> None:
