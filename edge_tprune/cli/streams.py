@@ -25,7 +25,7 @@ class _Output(io.FileIO):
 
     label = ""  #: "stdout"
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> Any:
         try:
             return super().write(data)
         except OSError as error:
@@ -62,7 +62,7 @@ def _keep(stream: io.TextIOWrapper, name: str) -> _Kept:
     output = _Output(stream.fileno(), "wb", closefd=False)
     output.label = name
     kept = _Kept(
-        output if unbuffered else io.BufferedWriter(output),  # type: ignore[arg-type]  # a text stream writes to either
+        output if unbuffered else io.BufferedWriter(output),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,
