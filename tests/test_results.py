@@ -146,11 +146,24 @@ def test_a_table_of_the_documentation_is_the_kept_one(page: str, heading: str, t
 def test_the_dense_result_of_the_readme_is_the_kept_one() -> None:
     rows = json.loads((PROFILES / "dense-reference" / "dense.json").read_text(encoding="utf-8"))["rows"]
     own = {row["budget"]: row for row in rows if row["method"] == "zero_tprune"}
-    text = " ".join((PROFILES.parent / "README.md").read_text(encoding="utf-8").split())
-    sentence = text[text.index("Segmentation on pruned features") :].partition("[all methods]")[0]
+    sentence = readme_entry("- [Segmentation]")
     changes, speedups = re.findall(r"([+-][\d.]+) ±", sentence), re.findall(r"([\d.]+) \(", sentence)
     assert changes == [shown(own[budget], "miou") for budget in (0.8, 0.65, 0.5)]
     assert speedups == [shown(own[budget], "speedup") for budget in (0.8, 0.65, 0.5)]
+
+
+def test_the_exact_savings_of_the_readme_are_the_kept_ones() -> None:
+    document = json.loads((PROFILES / "savings" / "deit_tiny_patch16_224.json").read_text(encoding="utf-8"))
+    kept = {(row["method"], row["budget"]): row for row in document["rows"]}
+    stated = re.findall(r"from (0\.\d+) to (0\.\d+)", readme_entry("- [Exact savings]"))
+    rows = [kept[method, budget] for method in ("zero_tprune", "bat") for budget in ("0.65", "0.5")]
+    assert stated == [tuple(f"{row[which]['kl']['value']:.3f}" for which in ("without", "with")) for row in rows]
+
+
+def readme_entry(begin: str) -> str:
+    """An entry of a list in the README, as one line."""
+    text = (PROFILES.parent / "README.md").read_text(encoding="utf-8")
+    return " ".join(re.split(r"\n- |\n\n", text[text.index(begin) + 2 :])[0].split())
 
 
 def shown(row: dict[str, Any], what: str) -> str:
@@ -170,8 +183,7 @@ def test_the_table_of_int8_is_the_kept_one() -> None:
     assert all(row["gate"]["loss"] <= row["gate"]["allowed_loss"] for row in kept["rows"])
     distances = kept["quantization"]["rules"]["uint8"]["distances"]
     assert all(f"{distance:.3f}" in text for distance in distances.values())
-    readme = " ".join((PROFILES.parent / "README.md").read_text(encoding="utf-8").split())
-    sentence = readme[readme.index("INT8 with `bat`") :].partition("[details]")[0]
+    sentence = readme_entry("- [INT8]")
     differences, speedups = re.findall(r"[+-][\d.]+ \([^)]*\)", sentence), re.findall(r"[\d.]+ ± [\d.]+", sentence)
     assert differences == [row.split(" | ")[3] for row in rows]
     assert speedups == [row.split(" | ")[5].removesuffix(" |") for row in rows]
