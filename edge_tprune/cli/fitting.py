@@ -166,8 +166,7 @@ class Fit:
                 f"{self.request.out} holds a fit of another model, other photos, methods or settings: "
                 "choose another --out, or remove it"
             )
-        there = {name: path for name, path in state.probes.items() if (self.request.out / path).is_dir()}
-        return msgspec.structs.replace(state, probes=there)
+        return state.without_removed(lambda path: (self.request.out / path).exists())
 
     def _probe(self, state: FitState) -> dict[str, str]:
         """Profiles of probes in every precision that has none. One run for each: a graph's neighbours in a run should be of its kind."""

@@ -6,7 +6,7 @@ measurement misses what was predicted, the next round aims at another limit. Wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +14,7 @@ import msgspec
 
 from edge_tprune.documents import Count, DocumentKind, FileName, Name, OptionValue, RelativePath
 from edge_tprune.schedule import NetworkShape
-from edge_tprune.schedule.latency import SLICE, CostModel, Latency
+from edge_tprune.schedule.latency import LATENCY, SLICE, CostModel, Latency
 from edge_tprune.search.configuration import Found
 from edge_tprune.statistics import Interval
 
@@ -75,6 +75,29 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
         if rounds[-1].again and len(rounds) < MOST_ROUNDS:
             return "search"
         return "tune" if tune and limits not in self.tuned else "answer"
+
+    def without_removed(self, exists: Callable[[str], bool]) -> FitState:
+        """What of it is still there: a step whose output somebody removed is to be done again.
+
+        Args:
+            exists: whether there is something at a path relative to the fit's directory.
+        """
+        rounds = {}
+        for limits, found in self.rounds.items():
+            *before, latest = found
+            if latest.profile is not None and not (exists(latest.profile) and exists(latest.bundle)):
+                latest = msgspec.structs.replace(latest, profile=None, again={})
+            rounds[limits] = (*before, latest)
+        return msgspec.structs.replace(
+            self,
+            probes={precision: path for precision, path in self.probes.items() if exists(f"{path}/{LATENCY}")},
+            rounds=rounds,
+            tuned={
+                limits: tuned
+                for limits, tuned in self.tuned.items()
+                if all(path is None or exists(path) for path in (tuned.bundle, tuned.profile))
+            },
+        )
 
     def with_round(self, limits: str, latest: Round) -> FitState:
         """With a new round, or the last one as it is now."""

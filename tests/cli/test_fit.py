@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from edge_tprune.files import exclusive
 from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
-from edge_tprune.search.fit import KIND
+from edge_tprune.search.fit import KIND, FitState
 from tests.cli.conftest import Outcome
 from tests.small import small_model
 
@@ -132,5 +133,10 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     assert all(candidate.method == "evit" for candidate in latest.candidates)
     assert {c.name for c in latest.candidates} < {row.budget for row in second.rows(latest)}
     assert second.run()[0] == latest, "what is done is not done again"
+    step = partial(FitState.next_step, limits=second.request.words, precisions=("fp32",))
+    (tmp_path / latest.bundle).rename(tmp_path / "away")
+    assert step(second.state()) == "measure", "what somebody removed is made again"
+    (tmp_path / "away").rename(tmp_path / latest.bundle)
+    assert step(second.state()) == "answer"
     with pytest.raises(NegativeAnswer, match="no schedule of this network meets p50_ms"):
         fit(max_p50_ms=0.001 * full).run()

@@ -36,6 +36,25 @@ def candidate(name: str, precision: str) -> Candidate:
     return Candidate(name=name, method="evit", options={}, tokens=(9, 5), precision=precision, predicted=None)
 
 
+def test_what_was_removed_is_done_again() -> None:
+    first = Round(aims={"fp32": 8.0}, candidates=(), bundle="b-1", profile="p1", again={"fp32": 7.8})
+    last = Round(aims={"fp32": 7.8}, candidates=(), bundle="b-2", profile="p2", again={"fp32": 7.7})
+    tuned = {
+        "a": Tuned(candidate="fit-1", verdict="better", bundle="t", profile="p3"),
+        "b": Tuned(candidate="1.0", verdict="none"),
+    }
+    whole = FitState(key="k", probes={"fp32": "x", "int8": "y"}, rounds={"a": (first, last)}, tuned=tuned)
+    there = {"x/latency.json", "y/latency.json", "b-1", "p1", "b-2", "p2", "t", "p3"}
+    assert whole.without_removed(there.__contains__) == whole
+    assert whole.without_removed((there - {"b-1", "p1"}).__contains__) == whole, "nothing needs the rounds before the last"
+    assert whole.without_removed((there - {"y/latency.json"}).__contains__).probes == {"fp32": "x"}
+    assert whole.without_removed((there - {"t"}).__contains__).tuned == {"b": tuned["b"]}
+    for gone in ("b-2", "p2"):
+        left = whole.without_removed((there - {gone}).__contains__)
+        assert left.next_step("a", ["fp32"]) == "measure"
+        assert left.rounds["a"][0] == first
+
+
 def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     state = FitState(key="k")
     assert state.next_step("a", ["fp32"]) == "probe"
