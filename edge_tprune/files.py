@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from edge_tprune.errors import UserError
 
 _CHUNK = 1 << 20
 _RESERVE_BYTES = 1 << 20
+_STALE_S = 5.0  # after which whoever made a temporary file holds its lock, if it lives
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -108,9 +111,11 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     _refuse_special(path)
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path.parent, f".{path.name}.", ".tmp")
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
+                mark_in_use(handle)
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -121,6 +126,47 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
                 Path(name).unlink()
             raise
         sync_directory(path.parent)
+
+
+def mark_in_use(handle: int) -> None:
+    """Locks a temporary file or directory by its handle, until that is closed or the process ends: `remove_stale` leaves it alone."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def remove_stale(directory: Path, prefix: str, suffix: str = "") -> None:
+    """Removes the temporary files and directories in `directory` that processes which were killed left behind.
+
+    Args:
+        directory: whose entries are looked at.
+        prefix: how their names begin.
+        suffix: how their names end.
+    """
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and entry.name.endswith(suffix):
+                with suppress(OSError):
+                    _remove_unused(Path(entry.path))
+
+
+def _remove_unused(path: Path) -> None:
+    """Removes a file or directory that is some seconds old and that nobody uses.
+
+    Raises:
+        OSError: it is used, or cannot be removed.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(handle)
+        if time.time() - found.st_ctime < _STALE_S:
+            return
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stat.S_ISDIR(found.st_mode):
+            shutil.rmtree(path)
+        elif stat.S_ISREG(found.st_mode):
+            path.unlink()
+    finally:
+        os.close(handle)
 
 
 def _refuse_special(path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from edge_tprune import files
 from edge_tprune.errors import UserError
-from edge_tprune.files import atomic_writer, clear_write_errors, open_log, write_json, write_text
+from edge_tprune.files import atomic_writer, clear_write_errors, mark_in_use, open_log, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -100,3 +100,24 @@ def test_lines_are_added_to_regular_files_alone(tmp_path: Path) -> None:
         os.write(handle, data)
         os.close(handle)
     assert (tmp_path / "log").read_bytes() == b"a\nb\n"
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, used, foreign = (tmp_path / f".state.bin.{name}" for name in ("aaaaaaaa.tmp", "bbbbbbbb.tmp", "lock"))
+    for file in (left, used, foreign):
+        file.write_bytes(b"x")
+    write_text(tmp_path / "state.bin", "old")
+    assert left.exists(), "whoever made it a moment ago may not have locked it yet"
+    monkeypatch.setattr(files, "_STALE_S", -1.0)
+    with used.open("rb") as stream:
+        mark_in_use(stream.fileno())
+        with atomic_writer(tmp_path / "state.bin") as first:
+            first.write(b"first")
+            write_text(tmp_path / "state.bin", "second")  # another process, meanwhile
+    assert (tmp_path / "state.bin").read_text() == "first"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [used.name, foreign.name, "state.bin"]
+    (tmp_path / ".big.work-1" / "inside").mkdir(parents=True)
+    files.remove_stale(tmp_path, ".big.work-")
+    assert not (tmp_path / ".big.work-1").exists()

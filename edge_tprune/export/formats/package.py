@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -50,9 +51,19 @@ from edge_tprune.export.formats.request import (
     TensorDescription,
 )
 from edge_tprune.export.formats.triton import Triton
-from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, read_regular, sha256_file
+from edge_tprune.files import (
+    check_free_space,
+    clear_write_errors,
+    directory_mode,
+    mark_in_use,
+    read_regular,
+    remove_stale,
+    sha256_file,
+)
 from edge_tprune.text import is_text
 from edge_tprune.version import __version__
+
+_MOVED = ".old"  #: how the name of an export ends that waits for the new one to take its place
 
 FORMATS: dict[str, Format] = {
     "onnx": OnnxFile(),
@@ -93,6 +104,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
     name = request.name or f"{bundle.name}-{budget.name}".replace("/", "-")
     form.check(request, bundle, artifact, name)
     target = form.place(request, name)
+    _restore(target)
     _check_place(target, target / form.about, request.force)
     with proof.open_reference(bundle, budget.name, artifact) as reference, _staging(target) as folder:
         model = read_graph(bundle, artifact)
@@ -246,19 +258,38 @@ def _check_place(target: Path, about: Path, force: bool) -> None:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
+    prefix = _staging_prefix(target)
     with clear_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.exporting-", dir=target.parent))
+        remove_stale(target.parent, prefix)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        handle = os.open(folder, os.O_RDONLY)
         try:
+            mark_in_use(handle)
             folder.chmod(directory_mode())
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
+
+def _staging_prefix(target: Path) -> str:
+    return f".{target.name}.exporting-"
+
+
+def _restore(target: Path) -> None:
+    """Puts an export back that another one had moved away when it was killed, before its own was in place."""
+    with suppress(OSError):  # no directory yet, or one that cannot be written: which is said later
+        if not target.exists():
+            prefix = _staging_prefix(target)
+            moved = [old for old in target.parent.iterdir() if old.name.startswith(prefix) and old.name.endswith(_MOVED)]
+            for old in moved[:1]:
+                old.rename(target)
 
 
 def _move(folder: Path, target: Path, replace: bool) -> None:
     """Renames `folder` to `target`. That is refused where files have come to lie there since `_check_place` looked."""
-    old = folder.with_name(f"{folder.name}.old")
+    old = folder.with_name(f"{folder.name}{_MOVED}")
     if replace:
         with suppress(FileNotFoundError):
             target.rename(old)

@@ -128,6 +128,17 @@ def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
 
 
+def test_an_export_that_was_killed_while_it_took_its_place_loses_none(named: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_package(named, request(out))
+    before = (out / "model.json").read_bytes()
+    out.rename(tmp_path / ".out.exporting-0.old")
+    with pytest.raises(UserError, match="give --force to replace it"):
+        export_package(named, request(out))
+    assert (out / "model.json").read_bytes() == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_path_that_onnx_runtime_cannot_open_is_refused_at_the_start(named: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "\udcff"
     with pytest.raises(UserError, match="not UTF-8 text: choose another"):
