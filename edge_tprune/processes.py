@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 #: What ends a command: Ctrl-C, `kill` or a service manager, and a terminal that is closed.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,13 +27,16 @@ _received: list[int] | None = None  # while `end_signals` is active: the signals
 
 
 @contextmanager
-def end_signals() -> Iterator[list[int]]:
+def end_signals(last: bool = False) -> Iterator[list[int]]:
     """Lets SIGINT, SIGTERM and SIGHUP end what is inside alike: by an `EndSignal`, which is a KeyboardInterrupt.
 
     They do so even where they were ignored when this process was started, as a shell does with SIGINT for its background jobs. The
     one exception is a SIGHUP that was ignored: `nohup` asks for that. After the first signal SIGTERM and SIGHUP are ignored, so that
     an orderly end is not cut short; another Ctrl-C still interrupts. Python handles signals in the main thread only; elsewhere
     nothing changes. May be nested.
+
+    Args:
+        last: nothing but the end of the process follows: a signal that comes then ends it at once, without a word.
 
     Yields:
         The numbers of the signals that came.
@@ -49,8 +53,14 @@ def end_signals() -> Iterator[list[int]]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for each in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)
+            signal.signal(each, _ignore)
         raise EndSignal(number)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        first = received[0] if received else number
+        if first == signal.SIGINT:
+            os._exit(128 + first)
+        end_by_signal(first)
 
     before = {number: signal.getsignal(number) for number in END_SIGNALS}
     for number in END_SIGNALS:
@@ -61,7 +71,20 @@ def end_signals() -> Iterator[list[int]]:
     finally:
         _received = None
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            ending: Any = signal.SIG_DFL if handler is None else handler
+            signal.signal(number, leave if last and handler is not signal.SIG_IGN else ending)
+
+
+def ignore_signals() -> None:
+    """Nothing interrupts the orderly end of a command any more, not even another Ctrl-C. Inside `end_signals` only."""
+    if _received is not None:
+        for number in END_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _ignore)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Not SIG_IGN: child processes would inherit it, and Python complains about a signal that came just before it was set."""
 
 
 def end_by_signal(number: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.streams import flush_stdout, prepare_streams, silence_stdout
 from edge_tprune.errors import EdgeTPruneError, InternalError
-from edge_tprune.processes import end_by_signal, end_signals
+from edge_tprune.processes import end_by_signal, end_signals, ignore_signals
 from edge_tprune.text import printable, shorten
 
 #: What an operating system refuses for reasons that the person can do something about.
@@ -27,14 +27,18 @@ _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, *, last: bool = False) -> int:
     """Runs one command and returns its exit code.
 
     0 done, 1 the answer is no, 2 a mistake that the person can put right, 3 a fault of edge-tprune or an answer that cannot be given
     (see `edge_tprune.errors`), 141 nobody reads the output any more, 130 interrupted, 143 or 129 ended by SIGTERM or SIGHUP.
+
+    Args:
+        arguments: the command line, without the program's name; by default that of the process.
+        last: nothing but the end of the process follows.
     """
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    with end_signals() as received:
+    with end_signals(last) as received:
         code = _main(arguments, received)
     return 128 + received[0] if received else code
 
@@ -44,10 +48,13 @@ def _main(arguments: list[str], received: Sequence[int]) -> int:
     try:
         code = _run(arguments)
         if code == _INTERRUPTED:  # typer turns Ctrl-C into this
+            ignore_signals()
             return _fail(_describe_stop(arguments, received), code)
     except KeyboardInterrupt:
+        ignore_signals()
         return _fail(_describe_stop(arguments, received), _INTERRUPTED)
     except Interruption as stop:
+        ignore_signals()
         return _fail(str(stop), _INTERRUPTED)
     except BrokenPipeError:
         silence_stdout()
@@ -131,7 +138,7 @@ def run() -> None:
         sys.exit(_fail("the current directory was removed: change to another one", 2))
     if not os.environ.get("TERMINAL_WIDTH", "").isdecimal():
         os.environ.pop("TERMINAL_WIDTH", None)  # typer fails over what is no number
-    code = main()
+    code = main(last=True)
     if code - 128 in (signal.SIGTERM, signal.SIGHUP):
         end_by_signal(code - 128)
     sys.exit(code)

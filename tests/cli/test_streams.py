@@ -151,6 +151,22 @@ def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_another_signal_while_the_process_ends_says_nothing_more(second: signal.Signals) -> None:
+    """Of two that come at nearly the same time the first one counts; the other hits a process that is saying so, or already leaving."""
+    code = (
+        "import atexit, os, signal, sys, time, edge_tprune.agent.doctor as doctor, edge_tprune.cli as cli\n"
+        f"def again(): os.kill(os.getpid(), {int(second)}); time.sleep(0)\n"
+        "def examine(*_): os.kill(os.getpid(), signal.SIGINT); time.sleep(20)\n"
+        "def say(message, code, fail=cli._fail): again(); return fail(message, code)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "doctor.examine, cli._fail = examine, say; sys.argv[1:] = ['doctor']; atexit.register(again)\n"
+        "cli.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (130, "edge-tprune: interrupted\n")
+
+
 def test_what_nohup_ignores_stays_ignored(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def examine(*_: object) -> Diagnosis:
         os.kill(os.getpid(), signal.SIGHUP)
