@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 LARGEST_BYTES = 64_000_000  # reading JSON takes many times its size in memory
 _LONGEST_SHOWN = 60  # characters of a value in a message
-_LARGEST = 2**53  # beyond it a double no longer holds every whole number, and JSON is read as doubles elsewhere
+LARGEST = 2**53  # beyond it a double no longer holds every whole number, and JSON is read as doubles elsewhere
 
 # Types for fields. A bound keeps a number of 400 digits out.
-Whole = Annotated[int, Meta(ge=0, le=_LARGEST)]
-Integer = Annotated[int, Meta(ge=-_LARGEST, le=_LARGEST)]
-Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
+Whole = Annotated[int, Meta(ge=0, le=LARGEST)]
+Integer = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
 Batch = Annotated[int, Meta(ge=1, le=65_536)]  # images per inference
 Share = Annotated[float, Meta(gt=0)]
 Percent = Annotated[float, Meta(ge=0, le=100)]

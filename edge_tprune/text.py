@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 LONGEST = 2000  #: characters of a message: what other programs and files say has no end
+PLUGIN_MODULE = "edge_tprune_plugin_"  #: what names of modules begin with that come from --plugin FILE.py
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 #: Our own symbols in ASCII, for files, pipes and terminals that know nothing else.

@@ -88,6 +88,10 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as stop:  # so typer ends where nobody reads its output
         if isinstance(stop.__context__, BrokenPipeError):
             raise stop.__context__ from None
+        from edge_tprune.cli.faults import describe_plugin_fault
+
+        if (said := describe_plugin_fault(stop)) is not None:
+            return _fail(said, 2)
         raise
     return code if isinstance(code, int) else 0
 
@@ -116,8 +120,10 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
         return _fail(str(error), 2)
     if isinstance(error, ImportError) and not (error.name or "").startswith("edge_tprune"):
         return _fail(f"the package {error.name or 'that this needs'} cannot be loaded: {error}", 2)
-    from edge_tprune.cli.faults import describe_fault
+    from edge_tprune.cli.faults import describe_fault, describe_plugin_fault
 
+    if (said := describe_plugin_fault(error)) is not None:
+        return _fail(said, 2)
     debug = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
     return _fail(describe_fault(error, arguments, debug), InternalError.exit_code)
 

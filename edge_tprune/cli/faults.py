@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edge_tprune.text import command_line
+from edge_tprune.text import PLUGIN_MODULE, command_line
 from edge_tprune.version import __version__
 
 #: Packages whose version a report needs, where they are installed.
@@ -33,6 +33,17 @@ def describe_fault(error: BaseException, arguments: Sequence[str], debug: bool) 
         traceback.print_exception(error)
         return f"internal error: {named}. Please report this with the traceback above"
     return f"internal error: {named}. Please report this with the output of: {_command(['--debug', *arguments])}"
+
+
+def describe_plugin_fault(error: BaseException) -> str | None:
+    """What ended a command in the code of a plugin, on one line; None where it arose elsewhere."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).startswith(PLUGIN_MODULE):
+            from edge_tprune.reduction.own import describe_own_error
+
+            file = frame.f_code.co_filename
+            return f"plugin {file} fails: {describe_own_error(error, file)}"
+    return None
 
 
 def write_fault(error: BaseException, arguments: Sequence[str]) -> Path | None:

@@ -64,7 +64,7 @@ def list_methods() -> Methods:
     def is_proportional(method: type[registry.Reducer]) -> bool:
         if method.place == "image":
             return False
-        tokens_out = max(190, method.fewest(197, 1))
+        tokens_out = max(190, registry.fewest(method, 197, 1))
         return registry.make(method, registry.Stage(4, 12, 197, tokens_out, 1, True), {}).proportional
 
     facts = [

@@ -19,6 +19,7 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="CPU threads per engine; one per physical core by default.", show_default=False),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=2**53, help="Seed of everything that is drawn at random.")]
 Workers = Annotated[
     int,
     typer.Option(

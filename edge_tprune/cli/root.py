@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping
+from functools import wraps
+from math import isfinite
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from rich.markup import escape
 
+from edge_tprune.cli.streams import keep_for_answers
+from edge_tprune.documents import LARGEST, show
+from edge_tprune.errors import UserError
 from edge_tprune.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -50,10 +55,28 @@ def command(*examples: str, name: str | None = None, kept: str = "") -> Callable
 
     def register(function: Command) -> Command:
         KEPT[name or str(getattr(function, "__name__", ""))] = kept
-        registered: Command = app.command(name, help=read_docstring(function), epilog=format_examples(examples))(function)
-        return registered
+
+        @wraps(function)
+        def run(*given: Any, **options: Any) -> Any:
+            _check_numbers(function, options)
+            with keep_for_answers():
+                return function(*given, **options)
+
+        app.command(name, help=read_docstring(function), epilog=format_examples(examples))(run)
+        return function
 
     return register
+
+
+def _check_numbers(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuses what is no finite number, and whole numbers that a double cannot hold: no option means one, and few libraries take one."""
+    for name, value in options.items():
+        if type(value) not in (int, float) or (isfinite(value) and abs(value) < LARGEST):
+            continue
+        (option,) = get_args(inspect.signature(function, eval_str=True).parameters[name].annotation)[1:]
+        words = [word for word in (option.default, *(option.param_decls or ())) if str(word).startswith("--")]
+        flag = words[0] if words else f"--{name.replace('_', '-')}"
+        raise UserError(f"{flag} {show(value)} is out of range: give a number between {-LARGEST} and {LARGEST}")
 
 
 def read_docstring(function: Callable[..., Any]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO
+
+_answers: list[TextIO] = []  #: stdout as it was when the command began
 
 
 class _Kept(io.TextIOWrapper):
@@ -70,6 +73,22 @@ def _keep(stream: io.TextIOWrapper, name: str) -> _Kept:
     )
     kept.replaced = stream
     return kept
+
+
+@contextmanager
+def keep_for_answers() -> Iterator[None]:
+    """Keeps stdout for the answer: what code of others prints meanwhile (a plugin, a library) goes to stderr."""
+    _answers.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers.pop()
+
+
+def answer_stream() -> TextIO:
+    """Where answers go."""
+    return _answers[-1] if _answers else sys.stdout
 
 
 def silence_stdout() -> None:

@@ -7,7 +7,6 @@ never read as markup. On a terminal there is colour and tables fit the window; e
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from rich.console import Console as Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from edge_tprune.cli.streams import answer_stream
 from edge_tprune.text import printable, shorten, to_ascii
 
 _PADDING = 2  #: between two columns
@@ -60,8 +60,9 @@ class Table:
 
 def open_stdout() -> Console:
     """Where answers go. Piped output is not folded."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
+    stream = answer_stream()
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(file=stream, highlight=False, markup=False, emoji=False, width=200)
 
 
 def open_stderr() -> Console:
@@ -95,14 +96,14 @@ def print_warning(text: str) -> None:
 def print_text(text: str) -> None:
     """Text that a program or a document takes as it is: a path, a Markdown table. Our symbols become ASCII only where nothing else can be written."""
     lines = [printable(line) for line in text.splitlines()]
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    known = encoding.lower().startswith("utf")
-    sys.stdout.write("".join(f"{line if known else to_ascii(line)}\n" for line in lines))
+    stream = answer_stream()
+    known = (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+    stream.write("".join(f"{line if known else to_ascii(line)}\n" for line in lines))
 
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, in ASCII."""
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    answer_stream().write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def print_table(table: Table, console: Console | None = None) -> None:

@@ -60,7 +60,7 @@ def main(stdin: IO[bytes], stdout: IO[bytes]) -> int:
     stdout.flush()
     try:
         request = json.loads(stdin.readline())
-        home = (Path.home() / ".edge-tprune").resolve()
+        home = _home()
         answer = COMMANDS[request["do"]](home, request, stdin, stdout)
     except Refused as refusal:
         answer = {"error": str(refusal)}
@@ -72,6 +72,14 @@ def main(stdin: IO[bytes], stdout: IO[bytes]) -> int:
         answer = {"error": f"{what} ({error.filename or 'while writing'})"}
     answer_line(stdout, answer)
     return 1 if "error" in answer else 0
+
+
+def _home() -> Path:
+    """The directory in which everything lies."""
+    try:
+        return (Path.home() / ".edge-tprune").resolve()
+    except RuntimeError as error:  # no home directory, or links that lead in a circle
+        raise Refused(f"the home directory there cannot be used: {error}") from error
 
 
 def answer_line(stdout: IO[bytes], value: Json) -> None:
@@ -302,7 +310,7 @@ def _install(home: Path, request: Json) -> Json:
         shutil.rmtree(venv, ignore_errors=True)
         _run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(venv)])
         options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-warn-script-location"]
-        source = ["--no-index", "--find-links", str(wheels)] if request["offline"] else []
+        source = ["--isolated", "--no-index", "--find-links", str(wheels)] if request["offline"] else []
         what = [str(wheels / _name(request["agent"])) + request["extras"], *request["requirements"]]
         _run([python, str(wheels / _name(request["pip"]) / "pip"), "install", *options, *source, *what])
         _run([python, "-c", "import edge_tprune.agent.profile"])

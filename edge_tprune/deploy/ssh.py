@@ -29,10 +29,15 @@ from edge_tprune.errors import ConnectionLost, InternalError, UserError
 from edge_tprune.files import open_regular
 from edge_tprune.text import command_line
 
-_OPTIONS = ("BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8", "ClearAllForwardings=yes")
+_OPTIONS = (
+    "BatchMode=yes", "ConnectTimeout=30", "ServerAliveInterval=15", "ServerAliveCountMax=8", "ClearAllForwardings=yes",
+    "RemoteCommand=none", "RequestTTY=no",  # of a configuration for people who log in
+)  # fmt: skip
 T = TypeVar("T")
 
 _LAST_WORDS = 300  #: characters of what ssh or a board says last
+_END_S = 5  #: how long a program on a board may take to end after its answer
+_NOT_FOUND = 127  #: a shell's exit code where there is no such program
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
 _NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on a board
 
@@ -48,7 +53,7 @@ for name in names if sys.version_info < (3, {_OLDEST}) else []:
         found.append([path, int(major), int(minor)])
     except Exception:
         pass
-print("@pythons " + json.dumps(found))
+print("\\n@pythons " + json.dumps(found))
 """
 
 
@@ -56,9 +61,39 @@ _talking: set[subprocess.Popen[bytes]] = set()
 
 
 def hang_up() -> None:
-    """Ends every request that is under way, in whichever thread."""
+    """Ends every login and request that is under way, in whichever thread."""
     for process in list(_talking):
         process.kill()
+
+
+@contextmanager
+def _until_hang_up(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Around the wait for a process that `hang_up` ends."""
+    _talking.add(process)
+    try:
+        yield
+    finally:
+        _talking.discard(process)
+
+
+class _Program:
+    """A program on a board. One that does not begin to answer in time is ended."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.said = ""  #: what it wrote to stderr, once it has ended
+        self.is_late = False
+        self._timer = threading.Timer(remote.LOST_S, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def answers(self) -> None:
+        """It answers, or has ended: it may take its time from now on."""
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self.is_late = True
+        self.process.kill()
 
 
 class Connection:
@@ -114,31 +149,36 @@ class Connection:
         log = self._directory / "log"
         with log.open("wb") as stderr:  # a file: the connection's process keeps it open
             try:
-                done = subprocess.run(
-                    [*self._ssh, *master], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, check=False
+                process = subprocess.Popen(
+                    [*self._ssh, *master], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
                 )
             except FileNotFoundError as error:
                 raise UserError(
                     "this needs OpenSSH's ssh, which is not installed. Run: sudo apt-get install openssh-client"
                 ) from error
-        if done.returncode:
+        with process, _until_hang_up(process):
+            try:
+                process.wait()
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
             raise _login_error(self.target, log.read_text(errors="replace"))
 
     def _find_python(self) -> str:
         """The path of a Python on the board that is new enough: the system's own where possible, because JetPack's packages are there."""
-        done = subprocess.run(
-            [*self._ssh, self.target.host, shlex.join(["python3", "-c", _PROBE])],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found = [line.removeprefix("@pythons ") for line in done.stdout.splitlines() if line.startswith("@pythons ")]
-        if done.returncode == 255:
-            raise self._lost(done.stderr)
-        if not found:
-            raise UserError(f"{self.target} has no python3. Run there: sudo apt-get install python3 python3-venv")
-        answer = read_answer(found[-1].encode(), list[tuple[str, int, int]], str(self.target))
+        mark = b"@pythons "
+        with self._program(["python3", "-c", _PROBE], subprocess.DEVNULL) as program:
+            assert program.process.stdout is not None
+            said, found = b"", None
+            for line in _lines(program.process.stdout, str(self.target)):
+                if line.startswith(mark):
+                    found = line.removeprefix(mark)
+                    break
+                said = line if line.strip() else said
+        if found is None:
+            raise self._no_python(program, said.decode(errors="replace"))
+        answer = read_answer(found, list[tuple[str, int, int]], str(self.target))
         pythons = [(path, minor) for path, major, minor in answer if major == 3]
         for path, minor in pythons:
             if minor >= _OLDEST:
@@ -148,6 +188,40 @@ class Connection:
             f"{self.target} has Python 3.{newest}, and the agent needs 3.{_OLDEST} or newer (JetPack 5 has 3.8). "
             "Run deploy/install.sh there, which says how to get one"
         )
+
+    def _no_python(self, program: _Program, said: str) -> UserError:
+        """Why no Python answered, by how `program` ended and the last line that it wrote."""
+        if program.is_late:
+            return self._silent()
+        code = program.process.returncode
+        if code == 255:
+            return self._lost(program.said)
+        if code == _NOT_FOUND:
+            return UserError(f"{self.target} has no python3. Run there: sudo apt-get install python3 python3-venv")
+        return UserError(
+            f"{self.target} does not run python3 (exit code {code}: {_last_line(program.said or said)}). "
+            f"Try: ssh {self.target} python3 --version"
+        )
+
+    @contextmanager
+    def _program(self, words: list[str], stdin: int) -> Iterator[_Program]:
+        """A program on the board, started; ended with the block. One that does not answer in time (see `_Program.answers`) is ended, too."""
+        with (self._directory / "log").open("w+b") as stderr:
+            command = [*self._ssh, self.target.host, shlex.join(words)]
+            process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
+            program = _Program(process)
+            with process, _until_hang_up(process):
+                try:
+                    yield program
+                    _close(process.stdin)
+                    with suppress(subprocess.TimeoutExpired):  # what a login script left running keeps the connection open
+                        process.wait(_END_S)
+                finally:
+                    program.answers()
+                    process.kill()
+                    _close(process.stdin)
+            stderr.seek(0)
+            program.said = stderr.read().decode(errors="replace")
 
     def call(
         self,
@@ -175,38 +249,37 @@ class Connection:
         """
         source = Path(remote.__file__).read_bytes()
         code = f"import sys; exec(compile(sys.stdin.buffer.read({len(source)}), 'remote.py', 'exec'))"
-        command = [*self._ssh, self.target.host, shlex.join([self._python, "-c", code])]
-        with (self._directory / "log").open("w+b") as stderr:
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as process:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                _talking.add(process)
-                try:
-                    with suppress(BrokenPipeError):  # its reason for hanging up follows
-                        process.stdin.write(source + json.dumps({"do": do, **request}).encode() + b"\n")
-                        process.stdin.flush()
-                        if payload is not None:
-                            payload(process.stdin)
-                            process.stdin.flush()
-                    with _heartbeat(process.stdin):
-                        answer = _read_answer(process.stdout, on_stderr, on_frame, str(self.target))
-                    with suppress(BrokenPipeError):
-                        process.stdin.close()
-                except BaseException:
-                    process.kill()
-                    raise
-                finally:
-                    _talking.discard(process)
-            stderr.seek(0)
-            said = stderr.read().decode(errors="replace")
+        with self._program([self._python, "-c", code], subprocess.PIPE) as program:
+            stdin, stdout = program.process.stdin, program.process.stdout
+            assert stdin is not None
+            assert stdout is not None
+            lines = _lines(stdout, str(self.target))
+            with suppress(BrokenPipeError):  # its reason for hanging up follows
+                stdin.write(source + json.dumps({"do": do, **request}).encode() + b"\n")
+                stdin.flush()
+                if remote.MARK in lines:  # what a login script prints comes before
+                    program.answers()
+                    if payload is not None:
+                        payload(stdin)
+                        stdin.flush()
+            with _heartbeat(stdin):
+                answer = _read_answer(lines, stdout, on_stderr, on_frame, str(self.target))
         if answer is None:
-            if process.returncode == 255:
-                raise self._lost(said)
-            failed = InternalError if "Traceback" in said else UserError
-            raise failed(f"{self.target}: the program on the board ended unexpectedly: {_last_line(said)}")
+            if program.is_late:
+                raise self._silent()
+            if program.process.returncode == 255:
+                raise self._lost(program.said)
+            failed = InternalError if "Traceback" in program.said else UserError
+            raise failed(f"{self.target}: the program on the board ended unexpectedly: {_last_line(program.said)}")
         if "error" in answer:
             raise UserError(f"{self.target}: {answer['error']}")
         return read_answer(msgspec.json.encode(answer), kind, str(self.target))
+
+    def _silent(self) -> UserError:
+        return UserError(
+            f"{self.target}: python3 there gave no answer within {remote.LOST_S} s. Does a login script wait for input, or print without end? "
+            f"Try: ssh {self.target} python3 --version"
+        )
 
     def _lost(self, said: str) -> ConnectionLost:
         return ConnectionLost(
@@ -215,16 +288,13 @@ class Connection:
 
 
 def _read_answer(
+    lines: Iterator[bytes],
     stream: IO[bytes],
     on_stderr: Callable[[str], None] | None,
     on_frame: Callable[[Json, IO[bytes]], None] | None,
     who: str,
 ) -> Json | None:
-    """The last line of an answer; None where the stream ended before it. What a login script prints comes before the mark."""
-    lines = _lines(stream, who)
-    for line in lines:
-        if line == remote.MARK:
-            break
+    """The last of the lines, without those that come before the answer; None where the stream ended before it."""
     for line in lines:
         if not line.endswith(b"\n"):
             return None  # cut off in the middle
@@ -278,12 +348,22 @@ def _login_error(target: Target, said: str) -> UserError:
         "Could not resolve hostname": "no such host. Is the name right?",
         "Connection refused": "connection refused. Is the board up, is sshd running, and is the port right?",
         "timed out": "no answer. Is the board on, and on this network?",
+        "UNKNOWN port": "the jump host or proxy command of your SSH configuration does not reach it. It says why: ssh "
+        + str(target),
         "No route to host": "it cannot be reached from this machine. Is the board on, and on this network?",
     }
     for sign, remedy in remedies.items():
         if sign in said:
             return UserError(f"cannot log in to {target}: {remedy}")
-    return UserError(f"cannot log in to {target}: {_last_line(said)}")
+    named = [line for line in said.splitlines() if " line " in line]  # of the configuration
+    why = _last_line(named[0] if named else said) if said.strip() else f"ssh does not say why. Try: ssh {target}"
+    return UserError(f"cannot log in to {target}: {why}")
+
+
+def _close(stdin: IO[bytes] | None) -> None:
+    if stdin is not None:
+        with suppress(OSError):  # what was not sent, nobody reads any more
+            stdin.close()
 
 
 def _last_line(text: str) -> str:

@@ -27,8 +27,8 @@ from edge_tprune.export.exporter import quick_exporter
 from edge_tprune.export.folds import fold
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
-from edge_tprune.reduction.decision import is_own
 from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.own import is_own
 from edge_tprune.reduction.precision import DEFAULT, HALF_INTEGERS, INTEGERS, PRECISIONS, Precision
 from edge_tprune.reduction.quantization import INT8, UINT8, IntegerType
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW

@@ -47,7 +47,7 @@ def decide_probes(
     for name in methods:
         reducer = registry.method(name)
         check_method(reducer, loaded.model, loaded.name)
-        fewest[name] = lambda tokens, reducer=reducer: reducer.fewest(tokens, shape.prefix_tokens)
+        fewest[name] = lambda tokens, reducer=reducer: registry.fewest(reducer, tokens, shape.prefix_tokens)
     requests = [
         BudgetRequest(
             1.0 if probe.tokens == shape.full_schedule() else None,

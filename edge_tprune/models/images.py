@@ -34,6 +34,8 @@ _JUNK = {"__MACOSX", "__pycache__", "@eaDir", "#recycle", "$RECYCLE.BIN", "Syste
 """Directories that an operating system or a tool left behind. Names that begin with a dot (`._photo.jpg`, `.ipynb_checkpoints`) go without saying."""
 _JUNK_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 
+# Resized to the model's size, a picture that is longer than this many times its width would take gigabytes.
+_LONGEST_RATIO = 200
 # Pixels: a JPEG can be decoded to about this size several times as fast, and every byte of it is read all the same.
 _CHECK_SIDE = 64
 
@@ -165,6 +167,10 @@ def _decode(file: Path, side: int | None = None) -> Image.Image:
     from PIL import Image
 
     with Image.open(file, formats=image_formats()) as image:
+        if max(image.size) > _LONGEST_RATIO * min(image.size):
+            raise ValueError(
+                f"it has {image.width} x {image.height} pixels: one side is more than {_LONGEST_RATIO} times the other"
+            )
         if side is not None:
             image.draft(None, (side, side))
         return eight_bit_rgb(image)

@@ -91,7 +91,7 @@ def solve_schedule(
         budget,
         chosen,
         multiple_of=multiple_of,
-        fewest=lambda tokens: reducer.fewest(tokens, shape.prefix_tokens),
+        fewest=lambda tokens: registry.fewest(reducer, tokens, shape.prefix_tokens),
         removal=reducer.removal,
         weights=weights,
         exact_savings=exact_savings,

@@ -7,7 +7,7 @@ import inspect
 from functools import lru_cache
 from pathlib import Path
 
-from edge_tprune.reduction.decision import is_own
+from edge_tprune.reduction.own import is_own
 from edge_tprune.reduction.registry import Reducer
 
 

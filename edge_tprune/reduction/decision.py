@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from contextlib import redirect_stdout
-
 import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction.outcome import Outcome
+from edge_tprune.reduction.own import describe_own_error, is_own, keep_torch_settings
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
-
-
-def is_own(method: type[Reducer]) -> bool:
-    """Whether a method is a user's, not one of this package."""
-    return method.__module__.partition(".")[0] != "edge_tprune"
 
 
 def decide(reducer: Reducer, x: Tensor, evidence: Evidence) -> Outcome:
@@ -29,27 +21,18 @@ def decide(reducer: Reducer, x: Tensor, evidence: Evidence) -> Outcome:
         outcome: Outcome = reducer(x, evidence)
         return outcome
     where = f"method {reducer.name}, block {reducer.stage.block}"
+    version = None if x.is_inference() else x._version
     try:
-        with redirect_stdout(sys.stderr):  # stdout is for the command's answer
+        with keep_torch_settings():
             outcome = reducer(x, evidence)
         problem = _problem(outcome, reducer.stage, x)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{where}: {describe_own_error(error)}{_absent(error, evidence)}") from error
+    if version is not None and x._version != version:
+        problem = "it changes its input in place. Work on a copy of x"
     if problem is not None:
         raise UserError(f"{where}: {problem}")
     return outcome
-
-
-def describe_own_error(error: BaseException, file: str | None = None) -> str:
-    """An error in a user's code on one line, with the last line of code of theirs (of `file`, where given) that it passed."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if (f.filename == file if file else "/site-packages/" not in f.filename and "edge_tprune/" not in f.filename)
-    ]
-    return f"line {own[-1].lineno}: {text}" if own else text
 
 
 def _problem(outcome: object, stage: Stage, x: Tensor) -> str | None:
@@ -74,7 +57,7 @@ def _problem(outcome: object, stage: Stage, x: Tensor) -> str | None:
     return None
 
 
-def _absent(error: Exception, evidence: Evidence) -> str:
+def _absent(error: BaseException, evidence: Evidence) -> str:
     """A hint where evidence was read that was not asked for."""
     if "NoneType" not in str(error):
         return ""

@@ -13,16 +13,16 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable
-from contextlib import redirect_stdout
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.decision import describe_own_error
+from edge_tprune.reduction.own import describe_own_error, keep_torch_settings
 from edge_tprune.reduction.registry import Reducer
-from edge_tprune.text import one_line
+from edge_tprune.text import PLUGIN_MODULE, one_line
 
 GROUP = "edge_tprune.methods"
 
@@ -38,21 +38,23 @@ def load_plugin(file: Path) -> list[str]:
         raise UserError(f"plugin {file} {what}: give a Python file that registers a method")
     before = dict(registry.methods())
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
-    name = f"edge_tprune_plugin_{digest}_{file.stem.replace('-', '_').replace('.', '_')}"
+    name = f"{PLUGIN_MODULE}{digest}_{file.stem.replace('-', '_').replace('.', '_')}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"plugin {file} is not a Python file: give one whose name ends with .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where a class's source is looked for
-    sys.path.insert(0, str(file.resolve().parent))  # as of a script: modules beside it can be imported
+    beside = str(file.resolve().parent)
+    sys.path.insert(0, beside)  # as of a script: modules beside it can be imported
     try:
-        with redirect_stdout(sys.stderr):  # stdout is for the command's answer
+        with keep_torch_settings():
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"plugin {file} cannot be run: {_where(error, file)}") from error
     finally:
-        sys.path.remove(str(file.resolve().parent))
+        with suppress(ValueError):  # the plugin may have changed the path
+            sys.path.remove(beside)
     added = [key for key, cls in registry.methods().items() if before.get(key) is not cls]
     if not added:
         raise UserError(
@@ -84,7 +86,7 @@ def _load(point: EntryPoint) -> None:
 
 def plugin_file(method: type[Reducer]) -> str | None:
     """The file to name with --plugin, for a method that comes from one."""
-    if not method.__module__.startswith("edge_tprune_plugin_"):
+    if not method.__module__.startswith(PLUGIN_MODULE):
         return None
     return inspect.getsourcefile(method)
 

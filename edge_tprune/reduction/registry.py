@@ -27,6 +27,7 @@ from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.reduction.ops import prefix_bonus
 from edge_tprune.reduction.outcome import Outcome
+from edge_tprune.reduction.own import call_own
 from edge_tprune.schedule import DEFAULT_BLOCKS, PLACES, Place, Removal
 
 KEYS = "keys"
@@ -350,10 +351,24 @@ def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:
         UserError: an unknown option, a value the method refuses, or a stage it cannot meet.
     """
     check_options(cls, given)
-    fewest = cls.fewest(stage.tokens_in, stage.prefix_tokens)
-    if stage.tokens_out < fewest:
+    least = fewest(cls, stage.tokens_in, stage.prefix_tokens)
+    if stage.tokens_out < least:
         raise UserError(
             f"method {cls.name} cannot go from {stage.tokens_in} to {stage.tokens_out} tokens in block {stage.block}: "
-            f"it leaves at least {fewest} ({cls.limit}). Spread the removal over more blocks"
+            f"it leaves at least {least} ({cls.limit}). Spread the removal over more blocks"
         )
-    return cls(stage, **expanded(cls, given))
+    with call_own(cls, f"method {cls.name}, block {stage.block}"):
+        return cls(stage, **expanded(cls, given))
+
+
+def fewest(cls: type[Reducer], tokens_in: int, prefix_tokens: int) -> int:
+    """The fewest tokens that a method can leave in one stage.
+
+    Raises:
+        UserError: a method of one's own fails to say it.
+    """
+    with call_own(cls, f"method {cls.name}, fewest"):
+        least = cls.fewest(tokens_in, prefix_tokens)
+    if type(least) is not int:
+        raise UserError(f"method {cls.name}: fewest returned {least!r}; return a whole number of tokens")
+    return least

@@ -374,7 +374,9 @@ def _measured(reducers: Sequence[type[registry.Reducer]], latency: Latency, metr
 
 def _method_space(reducer: type[registry.Reducer], shape: NetworkShape, fixed: MethodOptions) -> MethodSpace:
     free = {name: tuple(values) for name, values in reducer.worth_searching.items() if name not in fixed}
-    return MethodSpace(reducer.name, lambda tokens: reducer.fewest(tokens, shape.prefix_tokens), reducer.removal, free)
+    return MethodSpace(
+        reducer.name, lambda tokens: registry.fewest(reducer, tokens, shape.prefix_tokens), reducer.removal, free
+    )
 
 
 def _limit_text(settings: SearchSettings, limit: float) -> str:

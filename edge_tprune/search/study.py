@@ -325,7 +325,7 @@ def _end_one(study: optuna.Study, place: Scoring, running: dict[int, _Running]) 
 def _sampler(seed: int, number: int) -> optuna.samplers.BaseSampler:
     # Proposals that others score at this moment count as bad ones, so that workers look in different places.
     return optuna.samplers.TPESampler(
-        seed=1_000_003 * seed + number, multivariate=True, n_startup_trials=10, constant_liar=True
+        seed=(1_000_003 * seed + number) % 2**32, multivariate=True, n_startup_trials=10, constant_liar=True
     )
 
 

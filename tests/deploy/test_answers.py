@@ -67,12 +67,17 @@ def test_the_doctors_document_is_kept_whole() -> None:
     assert json.dumps(to_builtins(read_doctor(json.dumps(document), "orin"))) == json.dumps(document)
 
 
+def read(data: bytes) -> remote.Json | None:
+    stream = io.BytesIO(data)
+    return _read_answer(iter(stream), stream, None, None, "orin")
+
+
 @pytest.mark.parametrize("line", [b"5\n", b"null\n", b'"stderr"\n', b"[" * 100_000 + b"\n"])
 def test_lines_that_are_no_objects_are_refused(line: bytes) -> None:
     with pytest.raises(UserError, match="not understood"):
-        _read_answer(io.BytesIO(remote.MARK + line), None, None, "orin")
+        read(line)
 
 
 def test_a_line_that_was_cut_off_is_no_answer() -> None:
-    assert _read_answer(io.BytesIO(b"welcome\n" + remote.MARK + b'{"a": 1'), None, None, "orin") is None
-    assert _read_answer(io.BytesIO(b"welcome\n" + remote.MARK + b'{"a": 1}\n'), None, None, "orin") == {"a": 1}
+    assert read(b'{"a": 1') is None
+    assert read(b'{"a": 1}\n') == {"a": 1}

@@ -15,7 +15,7 @@ from edge_tprune.errors import ConnectionLost, UserError
 
 # Logs its arguments, fails as asked, and otherwise runs the command here with a login script's chatter before it.
 STAND_IN = """#!{python}
-import os, subprocess, sys
+import os, sys
 log = open(os.environ["SSH_LOG"], "a")
 print(*sys.argv[1:], sep="\\x1f", file=log)
 log.close()
@@ -25,8 +25,8 @@ if said and (os.environ.get("SSH_FAILS", "login") == "login" or "-f" not in sys.
     sys.exit(255)
 if "-f" in sys.argv or "-O" in sys.argv:
     sys.exit(0)
-print("Welcome to the board", flush=True)
-sys.exit(subprocess.call(["sh", "-c", sys.argv[-1]]))
+login = os.environ.get("SSH_LOGIN", "echo Welcome to the board")
+os.execvp("sh", ["sh", "-c", login + "\\nexec " + sys.argv[-1]])
 """
 
 
@@ -121,3 +121,43 @@ def test_a_board_with_an_old_python_only_is_told_so(log: Path, monkeypatch: pyte
         (log.parent / "bin" / f"python3.{minor}").symlink_to(python)
     with pytest.raises(UserError, match=r"Python 3\.8, and the agent needs 3\.10"), Connection(Target("orin")):
         pass
+
+
+def test_what_a_login_script_prints_or_leaves_running_does_no_harm(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_LOGIN", "printf '\\033[31m' >&2; sleep 30 & printf 'no line end'")
+    monkeypatch.setattr("edge_tprune.deploy.ssh._END_S", 0.1)
+    with Connection(Target("orin")) as board:
+        assert board.call("list", Listing, directory="profiles").files == {}
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [
+        ("exit 127", "orin has no python3. Run there"),
+        ("echo Not available.; exit 1", r"orin does not run python3 \(exit code 1: Not available.\). Try: ssh orin"),
+    ],
+)
+def test_an_account_that_runs_no_python_is_told_from_a_board_without_python(
+    login: str, message: str, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSH_LOGIN", login)
+    with pytest.raises(UserError, match=message), Connection(Target("orin")):
+        pass
+
+
+@pytest.mark.parametrize("login", ["exec sleep 30", "while :; do echo motd; done"])
+def test_a_board_that_never_answers_is_not_waited_for(login: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_LOGIN", login)
+    monkeypatch.setattr("edge_tprune.deploy.remote.LOST_S", 0.3)
+    with (
+        pytest.raises(UserError, match=r"no answer within 0.3 s. Does a login script wait for input"),
+        Connection(Target("orin")),
+    ):
+        pass
+
+
+def test_a_login_script_that_waits_for_input_is_not_waited_for(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_LOGIN", "read answer || true")
+    with pytest.raises(UserError, match=r"Does a login script wait for input"), Connection(Target("orin")) as board:
+        monkeypatch.setattr("edge_tprune.deploy.remote.LOST_S", 0.5)
+        board.call("check", Facts)

@@ -164,3 +164,11 @@ def test_postscript_is_never_given_to_ghostscript(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     assert find_unreadable([file]) == {file: "it is not an image of a known format"}
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (40_000, 1)])
+def test_a_picture_too_narrow_to_be_resized_is_unreadable(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size).save(tmp_path / "line.png")
+    assert "one side is more than 200 times the other" in find_unreadable([tmp_path / "line.png"])[tmp_path / "line.png"]
+    with pytest.raises(UserError, match=f"it has {size[0]} x {size[1]} pixels"):
+        read_image(tmp_path / "line.png")

@@ -170,3 +170,54 @@ def test_a_broken_package_is_named_where_its_method_is_asked_for_and_breaks_no_o
         registry.method("broken")
     with pytest.raises(UserError, match="no method 'absent'"):
         registry.method("absent")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            "    def __init__(self, stage):\n        raise ValueError('boom')",
+            "method keep_longest, block 2: line 12: ValueError: boom",
+        ),
+        ("    def __init__(self):\n        pass", r"method keep_longest, block 2: TypeError: .*__init__"),
+        ("    def __init__(self, stage):\n        raise SystemExit(0)", "block 2: line 12: it ends the program"),
+        ("    @classmethod\n    def fewest(cls, a, b):\n        raise KeyError('boom')", "fewest: line 13: KeyError: 'boom'"),
+        ("    @classmethod\n    def fewest(cls):\n        return 2", r"method keep_longest, fewest: TypeError: .*fewest"),
+        (
+            "    @classmethod\n    def fewest(cls, a, b):\n        return 3.5",
+            "fewest returned 3.5; return a whole number of tokens",
+        ),
+        ("    @classmethod\n    def fewest(cls, a, b):\n        return None", "fewest returned None"),
+        ("    def __call__(self, x, evidence):\n        raise SystemExit(0)", "block 2: line 12: it ends the program"),
+        ("    def __call__(self, x, evidence):\n        x.zero_()\n        return self.forward(x, evidence)", "in place"),
+    ],
+)
+def test_what_a_method_of_ones_own_does_wrong_is_one_line(changed: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(SOURCE.replace("    def forward", f"{changed}\n\n    def forward"))
+    plugins.load_plugin(tmp_path / "own.py")
+    with pytest.raises(UserError, match=message), torch.no_grad():
+        prune(small(), method="keep_longest", schedule=[17, 9, 5])(torch.zeros(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("where", ["import", "__init__", "forward"])
+def test_what_a_plugin_sets_in_torch_is_put_back(where: str, tmp_path: Path) -> None:
+    sets = "torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False); torch.set_default_device('meta')"
+    source = f"import torch\n{SOURCE}"
+    if where == "import":
+        source += f"\n{sets}\n"
+    elif where == "__init__":
+        source = source.replace(
+            "    def forward",
+            f"    def __init__(self, stage):\n        super().__init__(stage)\n        {sets}\n\n    def forward",
+        )
+    else:
+        source = source.replace("        return Keep", f"        {sets}\n        return Keep")
+    (tmp_path / "own.py").write_text(source)
+    plugins.load_plugin(tmp_path / "own.py")
+    prune(small(), method="keep_longest", schedule=[17, 9, 5])(torch.zeros(2, 3, 32, 32))
+    assert (torch.get_default_dtype(), torch.get_default_device().type, torch.is_grad_enabled()) == (torch.float32, "cpu", True)
+
+
+def test_a_plugin_may_clear_the_path(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"import sys\nsys.path[:] = [p for p in sys.path if p != {str(tmp_path)!r}]\n{SOURCE}")
+    assert plugins.load_plugin(tmp_path / "own.py") == ["keep_longest"]

@@ -245,3 +245,10 @@ def test_what_another_search_tried_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is of another search \(seed was 0, now 1\)"):
         open_study(open_storage(tmp_path / "found", None), "0.65", {"seed": 1})
     assert (tmp_path / "found.journal").read_bytes()[: len(before)] == before
+
+
+def test_a_large_seed(tmp_path: Path) -> None:
+    largest, other = Landscape(), Landscape()
+    run(tmp_path / "a", 12, largest, seed=2**53)
+    run(tmp_path / "b", 12, other, seed=12_345)
+    assert largest.scored != other.scored

@@ -10,7 +10,7 @@ import typer
 
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options, words_of_plugins
-from edge_tprune.cli.options import Json, Quiet
+from edge_tprune.cli.options import Json, Quiet, Seed, Threads
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
@@ -80,11 +80,11 @@ def finetune(
         float | None, typer.Option(help="Highest learning rate; chosen automatically by default.", show_default=False)
     ] = None,
     batch: Annotated[int, typer.Option(help="Photos per step.")] = 32,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Seed = 0,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.", show_default=False)
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
+    threads: Threads = None,
     plugin: Plugins = None,
     quiet: Quiet = False,
     json: Json = False,
@@ -114,8 +114,6 @@ def finetune(
     method = found.method if found else method or "bat"
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
     if threads is not None:
-        if threads < 1:
-            raise UserError(f"--threads {threads} is out of range: give 1 or more")
         torch.set_num_threads(threads)
     request = Request(
         method=method,

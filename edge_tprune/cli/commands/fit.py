@@ -10,7 +10,7 @@ import typer
 from edge_tprune.cli.data_options import SkipUnreadable, open_data, open_photos
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
-from edge_tprune.cli.options import Json, Quiet, Threads, Workers
+from edge_tprune.cli.options import Json, Quiet, Seed, Threads, Workers
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
@@ -56,7 +56,7 @@ def fit(
     methods: Annotated[str, typer.Option(help="Methods to compare, comma-separated; at most six.")] = "zero_tprune",
     images: Annotated[int, typer.Option(help="Use at most this many images.")] = 200,
     trials: Annotated[int, typer.Option(help="Configurations to try per search.")] = 30,
-    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    seed: Seed = 0,
     workers: Workers = 1,
     batch: Annotated[int, typer.Option(help="Images per inference.")] = 1,
     runtime: Annotated[str, typer.Option(help="onnxruntime (CPU) or tensorrt (GPU).")] = "onnxruntime",

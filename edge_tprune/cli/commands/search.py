@@ -11,7 +11,7 @@ from edge_tprune.cli.costs import ENERGY, read_goal
 from edge_tprune.cli.data_options import SkipUnreadable, open_data
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options, words_of_plugins
-from edge_tprune.cli.options import Json, Quiet, Workers
+from edge_tprune.cli.options import Json, Quiet, Seed, Threads, Workers
 from edge_tprune.cli.parsing import parse_pairs, parse_range
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.root import command
@@ -98,11 +98,11 @@ def search(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    seed: Seed = 0,
     option: Annotated[
         list[str] | None, typer.Option(help="A method option that is not searched, name=value; may be repeated.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default=False)] = None,
+    threads: Threads = None,
     workers: Workers = 1,
     skip_unreadable: SkipUnreadable = False,
     plugin: Plugins = None,
@@ -143,8 +143,6 @@ def search(
     if source is None:
         raise UserError("no images to search on: give --data DIRECTORY (labels are not needed)")
     if threads is not None:
-        if threads < 1:
-            raise UserError(f"--threads {threads} is out of range: give 1 or more")
         torch.set_num_threads(threads)
     dataset = open_data(
         source,
