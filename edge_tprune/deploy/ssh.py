@@ -36,7 +36,7 @@ _OPTIONS = (
 T = TypeVar("T")
 
 _LAST_WORDS = 300  #: characters of what ssh or a board says last
-_END_S = 5  #: how long a program on a board may take to end after its answer
+_END_S = 1  #: how long a program on a board may take to end after its answer
 _NOT_FOUND = 127  #: a shell's exit code where there is no such program
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
 _NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on a board
