@@ -201,8 +201,25 @@ def register(cls: _R) -> _R:
         raise TypeError(f"{cls.__name__} has place {cls.place!r}: it is one of {', '.join(PLACES)}")
     if later := cls.needs & LATER[cls.place]:
         raise TypeError(f"{cls.__name__} sits before the {cls.place}, where there is no {' or '.join(sorted(later))} yet")
+    _check_defaults(cls)
     _METHODS[cls.name] = cls
     return cls
+
+
+def _check_defaults(cls: type[Reducer]) -> None:
+    """Refuses default blocks and options to search that no network can have."""
+    blocks = cls.default_blocks
+    if not isinstance(blocks, tuple) or not blocks or not all(type(block) is int and block >= 1 for block in blocks):
+        raise TypeError(f"{cls.__name__} has default_blocks {blocks!r}: give a tuple of block numbers, counted from 1")
+    known = options(cls)
+    for name, values in cls.worth_searching.items():
+        if name not in known:
+            raise TypeError(f"{cls.__name__}: worth_searching names the option {name!r}, which it does not have")
+        kind = type(known[name].default)
+        if not values or not all(type(value) is kind and value == value for value in values):
+            raise TypeError(
+                f"{cls.__name__}: worth_searching gives {name} {list(values)!r}: give values of type {kind.__name__}"
+            )
 
 
 def register_baseline(cls: _R) -> _R:

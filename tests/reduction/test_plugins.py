@@ -221,3 +221,18 @@ def test_what_a_plugin_sets_in_torch_is_put_back(where: str, tmp_path: Path) -> 
 def test_a_plugin_may_clear_the_path(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(f"import sys\nsys.path[:] = [p for p in sys.path if p != {str(tmp_path)!r}]\n{SOURCE}")
     assert plugins.load_plugin(tmp_path / "own.py") == ["keep_longest"]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("default_blocks = ()", r"has default_blocks \(\): give a tuple of block numbers"),
+        ("default_blocks = 'abc'", "has default_blocks 'abc'"),
+        ("default_blocks = (1.5,)", "has default_blocks"),
+        ("worth_searching = {'nope': [1]}", "worth_searching names the option 'nope', which it does not have"),
+    ],
+)
+def test_class_attributes_that_cannot_be_are_refused(attribute: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(SOURCE.replace("    def forward", f"    {attribute}\n\n    def forward"))
+    with pytest.raises(UserError, match=message):
+        plugins.load_plugin(tmp_path / "own.py")
