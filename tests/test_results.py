@@ -173,17 +173,27 @@ def shown(row: dict[str, Any], what: str) -> str:
     return f"{row['kl_nats']['value']:.3f}" if what == "kl" else f"{row['speedup']['value']:.2f}"
 
 
-def test_the_table_of_int8_is_the_kept_one() -> None:
-    folder = PROFILES / "int8-deit_tiny-2-core-server"
+@pytest.mark.parametrize("method", ["zero_tprune", "bat"])
+def test_the_table_of_int8_is_the_kept_one(method: str) -> None:
+    folder = PROFILES / f"int8-deit_tiny-{method}-2-core-server"
     kept = json.loads((folder / "int8.json").read_text(encoding="utf-8"))
     text = (PROFILES.parent / "docs" / "precision-and-engines.md").read_text(encoding="utf-8")
     rows = table(folder, {row["budget"]: row["against_fp32"]["kl_nats"]["value"] for row in kept["rows"]})
     assert len(rows) == len(kept["rows"]) == 3
-    assert all(row in text for row in rows), rows
+    assert all(f"| `{method}` {row}" in text for row in rows), rows
     assert all(row["gate"]["loss"] <= row["gate"]["allowed_loss"] for row in kept["rows"])
+
+
+def test_the_rules_for_ranges_are_the_kept_ones() -> None:
+    kept = json.loads((PROFILES / "int8-deit_tiny-bat-2-core-server" / "int8.json").read_text(encoding="utf-8"))
+    text = (PROFILES.parent / "docs" / "precision-and-engines.md").read_text(encoding="utf-8")
     distances = kept["quantization"]["rules"]["uint8"]["distances"]
     assert all(f"{distance:.3f}" in text for distance in distances.values())
-    sentence = readme_entry("- [INT8]")
+
+
+def test_int8_in_the_readme_is_the_kept_one() -> None:
+    folder = PROFILES / "int8-deit_tiny-zero_tprune-2-core-server"
+    rows, sentence = table(folder, dict.fromkeys(("1.0", "0.65", "0.5"), 0.0)), readme_entry("- [INT8]")
     differences, speedups = re.findall(r"[+-][\d.]+ \([^)]*\)", sentence), re.findall(r"[\d.]+ ± [\d.]+", sentence)
     assert differences == [row.split(" | ")[3] for row in rows]
     assert speedups == [row.split(" | ")[5].removesuffix(" |") for row in rows]
