@@ -5,6 +5,8 @@
 Random weights (speed does not depend on them), ONNX Runtime. The probes of `build --probe` and schedules drawn at random are timed in the same rounds,
 in random order, one engine alive at a time; what a round did to all graphs is taken out (`analysis.latency.round_effects`). The model is made of the probes
 alone and predicts the others. Its errors are ratios within one run: a machine that is faster or slower as a whole does not count.
+Latencies of a graph are taken as `edge-tprune latency` takes them (`medians` of its turns), and once more as the `least` of its turns: on a
+shared machine neighbours only ever add time, and what they add is not the model's error.
 """
 
 from __future__ import annotations
@@ -88,11 +90,19 @@ def least(by_round: Sequence[Mapping[int, float]]) -> tuple[np.ndarray, np.ndarr
     return halves.min(axis=1), np.abs(halves[:, 0] - halves[:, 1]) / 2
 
 
-def judge(run: Mapping[str, Any], shape: NetworkShape) -> list[str]:
-    """The row of one batch size and number of threads: the model of the probes against the other graphs."""
-    graphs = run["graphs"]
-    by_round = [{int(number): ms for number, ms in graph["ms_by_round"].items()} for graph in graphs]
-    values, errors = least(by_round) if run["cpu_time"] else round_effects(by_round)
+def judge(run: Mapping[str, Any], shape: NetworkShape) -> list[list[str]]:
+    """The rows of one batch size and number of threads: the model of the probes against the other graphs, by every estimate of a graph's latency."""
+    by_round = [{int(number): ms for number, ms in graph["ms_by_round"].items()} for graph in run["graphs"]]
+    estimates = {} if run["cpu_time"] else {"medians": round_effects(by_round)}
+    estimates["least"] = least(by_round)
+    return [
+        [str(run["batch"]), str(run["threads"]), name, *errors_of(run["graphs"], *found, shape)]
+        for name, found in estimates.items()
+    ]
+
+
+def errors_of(graphs: Sequence[Mapping[str, Any]], values: np.ndarray, errors: np.ndarray, shape: NetworkShape) -> list[str]:
+    """Cells about the model of the probes, given the latency and its standard error of every graph, in ms."""
     measured = [
         Measured(graph["method"], tuple(graph["tokens"]), float(value), float(error))
         for graph, value, error in zip(graphs, values, errors)
@@ -108,8 +118,7 @@ def judge(run: Mapping[str, Any], shape: NetworkShape) -> list[str]:
         held += not known.excludes(one.cost)
     noise = np.median([one.noise / one.cost for one in measured])
     shares = [np.median(off), max(off), held / len(off), model.reach, noise]
-    counts = [run["batch"], run["threads"], len(probes), len(unseen)]
-    return [*map(str, counts), f"{measured[0].cost:.2f}", *(f"{100 * share:.2f}" for share in shares)]
+    return [str(len(probes)), str(len(unseen)), f"{measured[0].cost:.2f}", *(f"{100 * share:.2f}" for share in shares)]
 
 
 def main() -> None:
@@ -135,10 +144,10 @@ def main() -> None:
         options.json.write_text(json.dumps(kept) + "\n")
     shape = network_shape(load_model(kept["model"], "random").model)
     labels = (
-        "batch", "threads", "probes", "unseen", "unpruned (ms)", "median error (%)", "worst (%)", "interval holds (%)",
+        "batch", "threads", "of turns", "probes", "unseen", "unpruned (ms)", "median error (%)", "worst (%)", "interval holds (%)",
         "interval ± (%)", "noise (%)",
     )  # fmt: skip
-    rows = [judge(run, shape) for run in kept["runs"]]
+    rows = [row for run in kept["runs"] for row in judge(run, shape)]
     print_table(Table([Heading(label, right=True) for label in labels], rows, kept["model"]))
 
 
