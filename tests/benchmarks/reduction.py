@@ -144,7 +144,10 @@ class Graphs:
 
     def write(self, method: str, schedule: tuple[int, ...], given: Mapping[str, Any]) -> Path:
         """The graph of a method's name, schedule and options."""
-        pruned = PrunedViT(self.loaded.model, registry.method(method), schedule, given)
+        return self.save(PrunedViT(self.loaded.model, registry.method(method), schedule, given), method)
+
+    def save(self, pruned: PrunedViT, method: str) -> Path:
+        """The graph of a pruned network; the method is for its name."""
         model = export(pruned, FORMS["onnxruntime"], self.batch, self.loaded.preprocessing.input_size)
         self.weights.externalise(model)
         file = self.folder / f"{sum(1 for _ in self.folder.iterdir())}-{method}.onnx"
