@@ -1,0 +1,292 @@
+"""What `fit` finds against every method at its own schedule, at the same measured latency.
+
+    python -m tests.benchmarks.equal_latency --model deit_tiny_patch16_224 --weights w.safetensors --photos photos --data imagenet-sample
+
+The limits are the latencies of one method (`--anchor`) at its own schedules for `--budgets`. `edge-tprune fit` gets each limit as `--max-ms`, as a share of
+the unpruned network's latency in fit's own probes, so that a machine that changed its pace meanwhile does not count. Then every method gets the budget at
+which its own schedule takes as long as the network that fit found: its graphs at budgets around the anchor's are timed, each directly before or after fit's
+network, the budget is interpolated, and its graph is built and timed in the same way. KL from the unpruned network is of the exported graphs in ONNX Runtime
+on the images of `--data`, which the search never saw; differences are paired by image, times by turn. 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.progress import show_progress
+from edge_tprune.cli.terminal import print_note
+from edge_tprune.errors import EdgeTPruneError
+from edge_tprune.export.settings import decide
+from edge_tprune.files import write_json
+from edge_tprune.models.data import Dataset, open_dataset
+from edge_tprune.models.loading import LoadedModel, load_model
+from edge_tprune.reduction import registry
+from edge_tprune.reduction.host import network_shape
+from edge_tprune.runtime.engine import default_threads, open_engine
+from edge_tprune.schedule.latency import KIND as LATENCY_KIND
+from edge_tprune.statistics import mean_interval, paired_difference
+from edge_tprune.telemetry.environment import read_environment
+from tests.benchmarks.judge import is_resolved, show_interval
+from tests.benchmarks.reduction import Graphs, Opener, chosen, graph_opener, measure, open_graphs, paired_ratio, positive
+from tests.benchmarks.tables import write_table
+
+LADDER = (0.82, 0.91, 1.0, 1.12)  #: shares of the anchor's budget, at which graphs are timed to find the budget of a latency
+Row = dict[str, Any]
+
+
+class Bench:
+    """Graphs of one network, timed and judged."""
+
+    def __init__(self, loaded: LoadedModel, graphs: Graphs, threads: int) -> None:
+        self.loaded, self.graphs, self.threads = loaded, graphs, threads
+        self.pixels = np.random.default_rng(0).normal(size=(1, *loaded.preprocessing.input_size)).astype(np.float32)
+        self.unpruned = graphs.write("none", network_shape(loaded.model).full_schedule(), {})
+
+    def opener(self, file: Path) -> Opener:
+        """An engine for one turn."""
+        return graph_opener(file, self.pixels, self.threads)
+
+    def write(self, method: str, budget: float) -> tuple[Path, tuple[int, ...]] | None:
+        """The graph of a method as `chosen` reads it at a budget, and its tokens; None where it cannot be so small."""
+        name, blocks, options = chosen(method)
+        try:
+            settings = decide(self.loaded, name, budgets=[budget], blocks=blocks, options=options)
+        except EdgeTPruneError:
+            return None
+        found = next(each for each in settings.budgets if each.schedule.requested == budget)
+        return self.graphs.save(found.module, name), found.schedule.tokens
+
+    def share(self, method: str, budget: float, rounds: int, seconds: float) -> float:
+        """Latency of a method at a budget, as a share of the unpruned network's."""
+        found = self.write(method, budget)
+        if found is None:
+            raise SystemExit(f"{method} cannot reach {budget:g}")
+        pair = {method: (self.opener(found[0]), self.opener(self.unpruned))}
+        times = measure({}, pair, rounds, seconds, 5, "the limit")
+        return paired_ratio(times.methods[method], times.oracles[method]).value
+
+    def ladders(
+        self, methods: Sequence[str], budget: float, beside: Path, rounds: int, seconds: float
+    ) -> dict[str, list[tuple[float, float]]]:
+        """For each method (budget, latency as a share of that of the graph `beside`), budgets rising."""
+        files: dict[tuple[str, float], Path] = {}
+        with show_progress("graphs") as advance:
+            for number, method in enumerate(methods):
+                advance(method, number, len(methods))
+                for share in LADDER:
+                    if (found := self.write(method, share * budget)) is not None:
+                        files[method, share * budget] = found[0]
+        pairs = {f"{method} {at}": (self.opener(file), self.opener(beside)) for (method, at), file in files.items()}
+        times = measure({}, pairs, rounds, seconds, 5, "finding budgets")
+        result: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+        for method, at in files:
+            name = f"{method} {at}"
+            result[method].append((at, paired_ratio(times.methods[name], times.oracles[name]).value))
+        return result
+
+    def divergences(self, files: Mapping[str, Path], dataset: Dataset) -> dict[str, NDArray[np.float64]]:
+        """KL (N,) in nats from the unpruned network on every image."""
+        transform = self.loaded.transform()
+        with ThreadPoolExecutor(self.threads) as pool:
+            images = list(pool.map(lambda n: np.asarray(transform(dataset[n][0]))[None], range(len(dataset))))
+
+        def answers(file: Path) -> torch.Tensor:
+            with open_engine(file, "onnxruntime", threads=self.threads) as engine:
+                logits = np.concatenate([engine.run(image) for image in images])
+            return torch.from_numpy(logits).double().log_softmax(-1)
+
+        expected = answers(self.unpruned)
+        found = {}
+        with show_progress("images") as advance:
+            for number, (name, file) in enumerate(files.items()):
+                advance(name, number, len(files))
+                found[name] = (expected.exp() * (expected - answers(file))).sum(-1).clamp_min(0).numpy()
+        return found
+
+
+def budget_of_equal(points: Sequence[tuple[float, float]]) -> float | None:
+    """The budget whose latency is that of the other graph, on the line through the logarithms of the points of `Bench.ladders`; None far outside them."""
+    if len(points) < 2:
+        return None
+    budgets, shares = (np.log(values) for values in zip(*points))
+    slope, intercept = np.polyfit(shares, budgets, 1)
+    found = float(np.exp(intercept))
+    return found if slope > 0 and points[0][0] / 1.1 <= found <= points[-1][0] * 1.1 else None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `edge-tprune fit` answered."""
+
+    limit_ms: float
+    file: Path  #: the graph
+    method: str
+    tokens: tuple[int, ...]
+
+
+def run_fit(options: argparse.Namespace, share: float) -> Fitted:
+    """`edge-tprune fit` at a share of the unpruned network's latency in its own probes."""
+    out = options.out / "fit"
+    command = [sys.executable, "-m", "edge_tprune", "fit", options.model, "--data", options.photos, "--out", str(out)]
+    command += ["--weights", options.weights] if options.weights else []
+    command += ["--methods", options.fit_methods, "--images", str(options.images), "--trials", str(options.trials)]
+    command += ["--threads", str(options.threads), "--rounds", str(options.fit_rounds), "--json", "--force"]
+
+    def fit(limit: float) -> dict[str, Any]:
+        done = subprocess.run([*command, "--max-ms", f"{limit:.4f}"], stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise SystemExit(f"fit at {limit:.2f} ms ended with {done.returncode}")
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    if not (out / "fit.json").exists():
+        fit(1e6)  # nothing has to be pruned: this makes the probes alone
+    probes = json.loads((out / "fit.json").read_text())["probes"]["fp32"]
+    limit = share * LATENCY_KIND.read(out / probes).cost("p50_ms").full
+    answer = fit(limit)
+    bundle = Bundle.open(Path(answer["bundle"]))
+    budget = bundle.budget(answer["answer"]["chosen"]["budget"])
+    method = budget.method or bundle.manifest.method
+    return Fitted(limit, bundle.path / budget.artifact("onnxruntime").file, method.name, tuple(budget.schedule))
+
+
+def compare(bench: Bench, fitted: Fitted, anchor: float, dataset: Dataset, options: argparse.Namespace) -> list[Row]:
+    """A row for the network that fit found, and one for each method at its latency."""
+    ladders = bench.ladders(options.methods.split(), anchor, fitted.file, max(3, options.rounds // 2), options.seconds)
+    files = {"fit": fitted.file}
+    rows: dict[str, Row] = {"fit": {"network": "fit", "method": fitted.method, "budget": None, "tokens": list(fitted.tokens)}}
+    for method, points in ladders.items():
+        budget = budget_of_equal(points)
+        if budget is None or (found := bench.write(method, budget)) is None:
+            rows[method] = {"network": method, "failed": "no budget near the anchor's takes as long", "measured": points}
+            continue
+        files[method], tokens = found
+        rows[method] = {"network": method, "method": method, "budget": budget, "tokens": list(tokens)}
+    openers = {name: (bench.opener(file), bench.opener(fitted.file)) for name, file in files.items() if name != "fit"}
+    latencies = measure(
+        {"unpruned": bench.opener(bench.unpruned), "fit": bench.opener(fitted.file)},
+        openers,
+        options.rounds,
+        options.seconds,
+        5,
+        "latency",
+    )
+    divergences = bench.divergences(files, dataset)
+    macs = network_shape(bench.loaded.model)
+    for name in files:
+        mine = latencies.alone["fit"] if name == "fit" else latencies.methods[name]
+        rows[name]["median_ms"] = statistics.median(mine.values())
+        rows[name]["macs_share"] = macs.share(rows[name]["tokens"])
+        rows[name]["kl_nats"] = mean_interval(divergences[name]).to_json()
+        if name != "fit":
+            rows[name]["time_over_fit"] = paired_ratio(mine, latencies.oracles[name]).to_json()
+            rows[name]["kl_over_fit"] = paired_difference(divergences[name], divergences["fit"]).to_json()
+    return list(rows.values())
+
+
+HEADINGS = (
+    "limit",
+    "network",
+    "blocks that remove",
+    "MACs (%)",
+    "ms",
+    "time, of fit's",
+    "KL (nats)",
+    "KL less fit's",
+    "resolved",
+)
+TEXT = ("limit", "network", "blocks that remove", "resolved")
+
+
+def cells(limit: str, row: Row, full: int) -> list[str]:
+    """A row of the table."""
+    if "failed" in row:
+        return [limit, f"`{row['network']}`", row["failed"], *[""] * (len(HEADINGS) - 3)]
+    before, blocks = full, []
+    for number, after in enumerate(row["tokens"][:-1], 1):
+        blocks += [number] if after < before else []
+        before = after
+    shown = ["", "", ""]
+    if row["network"] != "fit":
+        shown = [
+            show_interval(row["time_over_fit"], 3, ""),
+            show_interval(row["kl_over_fit"], 4),
+            "yes" if is_resolved(row["kl_over_fit"]) else "no",
+        ]
+    name = f"`fit` ({row['method']})" if row["network"] == "fit" else f"`{row['network']}`"
+    numbers = [f"{100 * row['macs_share']:.1f}", f"{row['median_ms']:.2f}", shown[0], show_interval(row["kl_nats"], 4, "")]
+    return [limit, name, ", ".join(map(str, blocks)), *numbers, *shown[1:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--weights")
+    parser.add_argument("--photos", default="reference", help="for the search, without labels")
+    parser.add_argument("--data", default="reference", help="images to judge on")
+    parser.add_argument("--limit", type=int, help="judge on so many of them")
+    parser.add_argument("--anchor", default="zero_tprune")
+    parser.add_argument("--budgets", default="0.65,0.5", help="of the anchor, whose latencies are the limits")
+    names = [m for m in sorted({**registry.methods(), **registry.baselines()}) if m not in ("none", "slice")]
+    parser.add_argument("--methods", default=" ".join(names), help="with spaces; as for tests.benchmarks.methods")
+    parser.add_argument("--fit-methods", default="zero_tprune,bat,mctf,diffrate,tome", help="that fit chooses among")
+    parser.add_argument("--images", type=int, default=200, help="of --photos, for the search")
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--fit-rounds", type=positive, default=20)
+    parser.add_argument("--rounds", type=positive, default=12)
+    parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
+    parser.add_argument("--threads", type=positive, default=default_threads())
+    parser.add_argument("--out", type=Path, default=Path("out/equal-latency"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(options.model, options.weights)
+    dataset = open_dataset(options.data, int(loaded.model.num_classes), options.limit)
+    found: dict[str, list[Row]] = {}
+    limits: dict[str, float] = {}
+    with open_graphs(loaded, 1) as graphs:
+        bench = Bench(loaded, graphs, options.threads)
+        for budget in parse_list(options.budgets, float, "--budgets"):
+            share = bench.share(options.anchor, budget, 3 * options.rounds, options.seconds)
+            name = f"{options.anchor} at {budget:g}"
+            print_note(f"{name} takes {100 * share:.1f} % of the unpruned network's time")
+            fitted = run_fit(options, share)
+            limits[name] = fitted.limit_ms
+            found[name] = compare(bench, fitted, budget, dataset, options)
+    document = {
+        "model": loaded.name,
+        "weights_sha256": loaded.weights_sha256,
+        "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.fingerprint},
+        "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "threads": options.threads,
+        "environment": asdict(read_environment()),
+        "limits_ms": limits,
+        "rows": found,
+    }
+    write_json(options.out / "equal_latency.json", document)
+    full = network_shape(loaded.model).tokens
+    order = {
+        limit: sorted(rows, key=lambda row: (row.get("kl_nats") or {"value": 1e9})["value"]) for limit, rows in found.items()
+    }
+    lines = [cells(limit, row, full) for limit, rows in order.items() for row in rows]
+    title = f"{loaded.name}, {len(dataset)} images of {dataset.name}, ONNX Runtime, {options.threads} threads"
+    write_table(options.out / "equal_latency.md", HEADINGS, lines, title, text=TEXT)
+
+
+if __name__ == "__main__":
+    main()
