@@ -5,44 +5,121 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from pathlib import Path, PurePosixPath
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
+
+import msgspec
 
 from edge_tprune.deploy import remote
 from edge_tprune.deploy.answers import Done, Listing
 from edge_tprune.deploy.ssh import Connection
+from edge_tprune.documents import LARGEST_BYTES, InvalidDocument, decode
 from edge_tprune.errors import UserError
-from edge_tprune.files import atomic_writer, clear_write_errors
+from edge_tprune.files import atomic_writer, clear_write_errors, read_regular
+from edge_tprune.record.document import RUN
 
 LIMIT_BYTES = 4_000_000_000  #: of one collection
 LIMIT_FILES = 20_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")
 _DEPTH = 4  #: a profile is a flat directory; what its writer may add lies little deeper
+_owners: dict[
+    Path, str
+] = {}  #: which board's profile a directory takes at this moment: other threads collect from other boards
+_choosing = threading.Lock()
 
 
 def collect(connection: Connection, out: Path) -> list[Path]:
     """Brings the board's profiles into `out`, and returns those that are new or have grown.
 
     Each file appears whole or not at all, readable by the user alone. What its writer has not finished (hidden files) stays there.
+    A profile is called after the second in which it began and its board's host name: where another run has that name here, NAME-2 is taken.
 
     Raises:
         UserError: the board offers something that does not belong into a profile, or more than `LIMIT_BYTES` (nothing is written then); or a
             file arrived damaged.
     """
-    files = check_listing(connection.call("list", Listing, directory="profiles").files, str(connection.target))
-    wanted = _wanted(files, out)
-    if not wanted:
-        return []
-    need, free = sum(wanted.values()), _free(out)
-    if need > free:
-        raise UserError(
-            f"{out}: the profiles of {connection.target} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here"
-        )
-    receiver = Receiver(out, wanted, str(connection.target))
-    connection.call("send", Done, on_frame=receiver, directory="profiles", paths=wanted)
+    who = str(connection.target)
+    files = check_listing(connection.call("list", Listing, directory="profiles").files, who)
+    names = sorted(set(map(_profile_of, _wanted(files, out, {}))))
+    with _places_for(names, _run_ids(connection, files, names, out), out, who) as places:
+        wanted = _wanted({path: size for path, size in files.items() if _profile_of(path) in places}, out, places)
+        if not wanted:
+            return []
+        need, free = sum(wanted.values()), _free(out)
+        if need > free:
+            raise UserError(f"{out}: the profiles of {who} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here")
+        _fetch(connection, Receiver(out, wanted, who, places))
+    return sorted({_target(path, out, places) for path in map(_profile_of, wanted)})
+
+
+def _fetch(connection: Connection, receiver: Receiver) -> None:
+    """Asks for what a receiver still misses, and gives it that."""
+    connection.call("send", Done, on_frame=receiver, directory="profiles", paths=dict(receiver.missing))
     if receiver.missing:
         raise UserError(f"{connection.target} did not send {next(iter(receiver.missing))}, which it has. Repeat the command")
-    return sorted({out / PurePosixPath(path).parts[0] for path in wanted})
+
+
+def _run_ids(connection: Connection, files: dict[str, int], names: Sequence[str], out: Path) -> dict[str, str | None]:
+    """By name, which run a profile on the board is of; of those that have a namesake here."""
+    runs = {f"{name}/{RUN}": name for name in names if (out / name / RUN).exists()}
+    wanted = {path: min(files[path], LARGEST_BYTES) for path in runs if path in files}
+    if not wanted:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="etp-") as draft:
+        _fetch(connection, Receiver(Path(draft), wanted, str(connection.target)))
+        return {runs[path]: _run_id(Path(draft) / path) for path in wanted}
+
+
+@contextmanager
+def _places_for(names: Sequence[str], runs: Mapping[str, str | None], out: Path, who: str) -> Iterator[dict[str, Path]]:
+    """By its name on the board, where each profile has its place here: at that of the same run, or at one that no other board takes."""
+    places: dict[str, Path] = {}
+    with _choosing:
+        for name in names:
+            place, number = out / name, 1
+            while _owners.get(place, who) != who or _is_of_another(place / RUN, runs.get(name)):
+                number += 1
+                place = out / f"{name}-{number}"
+            places[name] = place
+        _owners.update(dict.fromkeys(places.values(), who))
+    try:
+        yield places
+    finally:
+        with _choosing:
+            for place in places.values():
+                _owners.pop(place, None)
+
+
+def _is_of_another(file: Path, run: str | None) -> bool:
+    """Whether a run.json here is of another run; one that is damaged is to be replaced."""
+    here = _run_id(file)
+    return here is not None and here != run
+
+
+class _Run(msgspec.Struct):
+    run_id: str
+
+
+def _run_id(file: Path) -> str | None:
+    """Which run a run.json is of; None where it does not say."""
+    try:
+        return decode(read_regular(file, LARGEST_BYTES), _Run).run_id
+    except (OSError, InvalidDocument):
+        return None
+
+
+def _profile_of(path: str) -> str:
+    return path.partition("/")[0]
+
+
+def _target(path: str, out: Path, places: Mapping[str, Path]) -> Path:
+    """Where a board's file or profile has its place here."""
+    name, _, rest = path.partition("/")
+    return places.get(name, out / name) / rest
 
 
 def check_listing(files: Any, who: str) -> dict[str, int]:
@@ -75,8 +152,8 @@ def check_listing(files: Any, who: str) -> dict[str, int]:
 class Receiver:
     """Writes the announced files of one collection, checked; anything else is refused."""
 
-    def __init__(self, out: Path, wanted: dict[str, int], who: str) -> None:
-        self._out, self._wanted, self._who = out, dict(wanted), who
+    def __init__(self, out: Path, wanted: dict[str, int], who: str, places: Mapping[str, Path] | None = None) -> None:
+        self._out, self._wanted, self._who, self._places = out, dict(wanted), who, places or {}
 
     @property
     def missing(self) -> dict[str, int]:
@@ -92,7 +169,7 @@ class Receiver:
         path, size = frame.get("path"), frame.get("bytes")
         if not isinstance(path, str) or self._wanted.pop(path, None) != size:
             raise UserError(f"{self._who} sent a file that it had not announced: {path!r}")
-        target = self._out / path
+        target = _target(path, self._out, self._places)
         with clear_write_errors(target):
             _make_private(self._out, target.parent)
         with atomic_writer(target) as draft:
@@ -114,15 +191,19 @@ def _make_private(out: Path, directory: Path) -> None:
         raise UserError(f"{directory} leads out of {out} through a symbolic link. Nothing is written there")
 
 
-def _wanted(files: dict[str, int], out: Path) -> dict[str, int]:
+def _wanted(files: dict[str, int], out: Path, places: Mapping[str, Path]) -> dict[str, int]:
     """What must be fetched: files that are not here in this size, and what was derived from them.
 
     Raw samples only ever grow; the small files beside them are rewritten as a whole, perhaps in the same size.
     """
-    changed = {path for path, size in files.items() if not (out / path).is_file() or (out / path).stat().st_size != size}
-    profiles = {path.partition("/")[0] for path in changed}
-    derived = {path for path in files if path.partition("/")[0] in profiles and not path.endswith(".jsonl")}
+    changed = {path for path, size in files.items() if _size(_target(path, out, places)) != size}
+    profiles = set(map(_profile_of, changed))
+    derived = {path for path in files if _profile_of(path) in profiles and not path.endswith(".jsonl")}
     return {path: files[path] for path in sorted(changed | derived)}
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def _free(out: Path) -> int:

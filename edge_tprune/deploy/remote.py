@@ -43,6 +43,7 @@ MARGIN_BYTES = 20_000_000  #: left free on the disk
 HEARTBEAT_S = 10  #: the host sends a byte this often while something runs here ...
 LOST_S = 120  #: ... and is taken for gone after this long without
 STOP_S = 60  #: how long a program has to end itself before it is killed
+FORGOTTEN_S = 3600  #: since when nothing was added to what was received: nobody continues that transfer
 CHUNK = 1 << 18
 STAMP = "edge-tprune.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -249,6 +250,7 @@ def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
         old.rename(target)
     there = _hashes(target)
     if there == {path: entry["sha256"] for path, entry in files.items()}:
+        _remove_forgotten(incoming)
         return {"path": str(target)}
     held = {digest: target / path for path, digest in there.items()}
     shutil.rmtree(fresh, ignore_errors=True)
@@ -268,7 +270,16 @@ def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
     shutil.rmtree(old, ignore_errors=True)
     for entry in files.values():
         (incoming / entry["sha256"]).unlink(missing_ok=True)
+    _remove_forgotten(incoming)
     return {"path": str(target)}
+
+
+def _remove_forgotten(incoming: Path) -> None:
+    """Removes what earlier deployments sent and did not use: of a copy that was cut off, or of an older version."""
+    for file in _regular_files(incoming):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > FORGOTTEN_S:
+                file.unlink()
 
 
 def _received(incoming: Path, name: str, entry: Json) -> Path:

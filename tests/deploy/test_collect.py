@@ -158,3 +158,39 @@ def test_a_file_that_does_not_come_is_missed(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"did not send run/run\.json"):
         run_of(Forgetful({"run/run.json": b"{}"}), tmp_path / "out")
+
+
+def test_boards_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    """The boards of a fleet may all be called ubuntu, and begin in the same second."""
+
+    def board(run: str) -> FakeBoard:
+        samples = {f"name/{log}.jsonl": b"1\n" * len(run) for log in ("samples", "sensors")}
+        return FakeBoard({"name/run.json": json.dumps({"run_id": run}).encode(), **samples})
+
+    first, second = board("one"), board("three")
+    second.target = "jetson@elsewhere"
+    assert run_of(first, tmp_path) == [tmp_path / "name"]
+    assert run_of(second, tmp_path) == [tmp_path / "name-2"]
+    assert {file.name for file in (tmp_path / "name-2").iterdir()} == {"run.json", "samples.jsonl", "sensors.jsonl"}
+    assert run_of(first, tmp_path) == run_of(second, tmp_path) == []
+    second.contents["name/samples.jsonl"] += b"2\n"
+    assert run_of(second, tmp_path) == [tmp_path / "name-2"]
+    assert json.loads((tmp_path / "name/run.json").read_text()) == {"run_id": "one"}
+    (tmp_path / "name/run.json").write_text('{"run_')  # damaged here: that is what copying again is for
+    assert run_of(first, tmp_path) == [tmp_path / "name"]
+
+
+def test_two_boards_of_one_name_at_the_same_time(tmp_path: Path) -> None:
+    inner = FakeBoard({"name/run.json": b'{"run_id":"two"}'})
+    inner.target = "jetson@elsewhere"
+    found: list[Path] = []
+
+    class Slow(FakeBoard):
+        def call(self, do: str, kind: Any, on_frame: Any = None, **request: Any) -> Any:
+            if do == "send":
+                found.extend(run_of(inner, tmp_path))
+            return super().call(do, kind, on_frame, **request)
+
+    assert run_of(Slow({"name/run.json": b'{"run_id":"one"}'}), tmp_path) == [tmp_path / "name"]
+    assert found == [tmp_path / "name-2"]
+    assert json.loads((tmp_path / "name/run.json").read_text()) == {"run_id": "one"}

@@ -334,3 +334,14 @@ def test_a_killed_host_leaves_no_orphan(home: Path, tmp_path: Path) -> None:
     while not (home / "ended").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_what_nobody_continues_to_send_is_removed(talk: Talk, home: Path) -> None:
+    """Of a copy that was cut off, with wheels or files that no later deployment has any more."""
+    (home / "incoming").mkdir(parents=True)
+    forgotten, recent = (home / "incoming" / digest(text) for text in (b"forgotten", b"recent"))
+    for file in (forgotten, recent):
+        file.write_bytes(b"half")
+    os.utime(forgotten, (0, 0))
+    assert "error" not in talk("bundle", name="ref", files={})
+    assert list((home / "incoming").iterdir()) == [recent]
