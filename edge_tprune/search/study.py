@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,18 +25,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from edge_tprune.documents import OptionValue
+from edge_tprune.documents import Count, InvalidDocument, OptionValue, convert
 from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, cut_last_line, open_log, open_regular
 from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
 from edge_tprune.search.workers import Here, Network, Scorer, Scoring
+from edge_tprune.text import one_line
 
 Report = Callable[[int, int, "Result | None"], None]
 
@@ -45,6 +49,7 @@ _DECIDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql")}
 """Database -> the driver that SQLAlchemy takes where a URL names none, and the one that is easy to install."""
 _DRIVER_PACKAGES = {"psycopg2": "psycopg[binary]", "psycopg": "psycopg[binary]", "MySQLdb": "pymysql"}
+_START_AGAIN = "move the journal away to start again, or choose another --out"
 _CONNECT_S = 10
 _TABLE_ATTEMPTS, _TABLE_ATTEMPT_S = 5, 0.3  # to find the tables that another search is just making
 _AGAIN = "again"  # user attribute of a trial whose network was lost with its worker before
@@ -153,7 +158,9 @@ def _open_journal(file: Path) -> BaseStorage:
     except UserError:
         raise
     except Exception as error:  # whatever Optuna makes of damaged lines
-        raise UserError(f"{file} cannot be read ({error}): move it away to start again") from error
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}: {one_line(error)}): move it away to start again"
+        ) from error
 
 
 def open_study(storage: BaseStorage, name: str, header: Mapping[str, object], *, check: bool = True) -> optuna.Study:
@@ -168,7 +175,7 @@ def open_study(storage: BaseStorage, name: str, header: Mapping[str, object], *,
     Raises:
         UserError: the storage has a study of that name of another search, naming what differs.
     """
-    with _quiet():
+    with _quiet(), _clear_storage_errors():
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -176,15 +183,19 @@ def open_study(storage: BaseStorage, name: str, header: Mapping[str, object], *,
             direction="minimize",
             pruner=optuna.pruners.WilcoxonPruner(p_threshold=_P),
         )
-    before = study.user_attrs.get("search")
-    if before is None:
-        study.set_user_attr("search", dict(header))
-    elif check and before != dict(header):
-        differs = next((key for key in (*header, *before) if before.get(key) != header.get(key)), "header")
-        raise UserError(
-            f"what was tried under {name} is of another search ({differs} was {before.get(differs)!r}, now {header.get(differs)!r}): "
-            "move the journal away to start again, or choose another --out"
-        )
+        trials = study.get_trials(deepcopy=False)  # another process that is just beginning writes the header first
+        before = study.user_attrs.get("search")
+        ours = isinstance(before, dict) or (before is None and not trials)
+        if not ours or study.directions != [StudyDirection.MINIMIZE]:
+            raise UserError(f"what was tried under {name} is of another program: {_START_AGAIN}")
+        if before is None:
+            study.set_user_attr("search", dict(header))
+        elif check and before != dict(header):
+            differs = next((key for key in (*header, *before) if before.get(key) != header.get(key)), "header")
+            raise UserError(
+                f"what was tried under {name} is of another search ({differs} was {before.get(differs)!r}, now {header.get(differs)!r}): "
+                f"{_START_AGAIN}"
+            )
     return study
 
 
@@ -222,6 +233,7 @@ def search(
     place: Scoring = Here(score) if callable(score) else score
     running: dict[int, _Running] = {}
     with _quiet(), _clear_storage_errors():
+        _check_trials(study, distributions)
         if not study.get_trials(deepcopy=False):
             for configuration in first:
                 study.enqueue_trial(_parameters(space, configuration), skip_if_exists=True)
@@ -244,10 +256,44 @@ def search(
                 _end_one(study, place, running)
             else:
                 break
-    results = results_of(space, study.get_trials(deepcopy=False))
+        _check_trials(study, distributions)
+        results = results_of(space, study.get_trials(deepcopy=False))
     if not results:
         raise _unreachable(space)
     return results
+
+
+class _Tried(msgspec.Struct):
+    """What is kept of a trial that was scored or dropped, besides Optuna's own."""
+
+    method: str
+    options: dict[str, OptionValue]
+    tokens: list[Count]
+    losses: list[float] | None = None  #: one per image; of a trial that was scored on all
+
+
+def _check_trials(study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Refuses trials that no search of ours wrote.
+
+    Raises:
+        UserError: naming the first, and what is wrong with it.
+    """
+    counts = set[int]()
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state not in _DECIDED:
+            continue
+        try:
+            tried = convert(trial.user_attrs, _Tried)
+            if trial.params.keys() != distributions.keys():
+                raise InvalidDocument("its parameters are not those of this search")
+            if tried.losses is not None:
+                counts.add(len(tried.losses))
+            if len(counts) > 1 or 0 in counts:
+                raise InvalidDocument("its losses are of another number of images")
+        except InvalidDocument as error:
+            raise UserError(
+                f"trial {trial.number} of {study.study_name} is damaged, or of another program ({error}): {_START_AGAIN}"
+            ) from error
 
 
 def results_of(space: SearchSpace, trials: Sequence[FrozenTrial]) -> list[Result]:
@@ -374,12 +420,21 @@ def _unreachable(space: SearchSpace) -> UserError:
 
 @contextmanager
 def _clear_storage_errors() -> Iterator[None]:
-    """Turns what a database that went away raises into one clear `UserError`."""
+    """Turns what Optuna raises of a database that went away, or of one or a journal that is damaged, into one clear `UserError`."""
     try:
         yield
     except optuna.exceptions.StorageInternalError as error:
         raise UserError(
             f"--storage: {_why_not(error)}. What was tried before is kept there: run the same command again to continue"
+        ) from error
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
+        if not any(module.startswith("optuna.storages") for module in modules):
+            raise
+        raise UserError(
+            f"what was tried before cannot be read ({type(error).__name__}: {one_line(error)}): {_START_AGAIN}"
         ) from error
 
 

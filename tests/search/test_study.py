@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +255,46 @@ def test_a_large_seed(tmp_path: Path) -> None:
     run(tmp_path / "a", 12, largest, seed=2**53)
     run(tmp_path / "b", 12, other, seed=12_345)
     assert largest.scored != other.scored
+
+
+@pytest.mark.parametrize(
+    ("directions", "parameter"), [(["minimize"], "x"), (["maximize"], "x"), (["minimize", "maximize"], None)]
+)
+def test_a_study_of_another_program_is_left_alone(tmp_path: Path, directions: list[str], parameter: str | None) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    theirs = optuna.create_study(storage=url, study_name="0.65", directions=directions)
+    if parameter is not None:
+        drawn = {parameter: optuna.distributions.FloatDistribution(0, 1)}
+        theirs.add_trial(optuna.trial.create_trial(params={parameter: 0.5}, distributions=drawn, value=0.0))
+    with pytest.raises(UserError, match=r"what was tried under 0\.65 is of another program: .* choose another --out"):
+        open_study(open_storage(tmp_path / "x", url), "0.65", {})
+    assert theirs.user_attrs == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("tokens", "abc", "tokens is"),
+        ("losses", [], "another number of images"),
+        ("options", [1], "options is"),
+    ],
+)
+def test_damaged_trials_are_one_line(tmp_path: Path, key: str, value: object, why: str) -> None:
+    run(tmp_path / "found", 2, Landscape())
+    lines = [json.loads(line) for line in (tmp_path / "found.journal").read_text().splitlines()]
+    for line in lines:
+        if key in line.get("user_attr", {}):
+            line["user_attr"][key] = value
+            break
+    (tmp_path / "found.journal").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=rf"trial \d of 0\.65 is damaged, or of another program \(.*{why}"):
+        run(tmp_path / "found", 3, Landscape())
+
+
+def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    search(open_study(open_storage(tmp_path / "x", url), "0.65", {}), SPACE, Landscape(), trials=2)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("UPDATE trials SET state = 'NOPE'")
+    with pytest.raises(UserError, match="what was tried before cannot be read"):
+        search(open_study(open_storage(tmp_path / "x", url), "0.65", {}), SPACE, Landscape(), trials=3)
