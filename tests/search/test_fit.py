@@ -145,3 +145,19 @@ def test_candidates_are_the_best_the_second_and_a_safe_one() -> None:
     assert spent * (1 + MODEL.reach) <= 12.0
     assert safe.predicted is not None
     assert safe.predicted.value == pytest.approx(spent)
+
+
+def test_the_second_candidate_is_of_another_method_where_there_are_several() -> None:
+    model = fitted(SHAPE, ["evit", "tome"])
+    methods = (MethodSpace("evit", lambda tokens: 2), MethodSpace("tome", lambda tokens: 2))
+    space = SearchSpace(MeasuredCost(SHAPE, model), 12.0, methods, 1, 11)
+    results = []
+    for method, block in (("evit", 4), ("evit", 5), ("tome", 4)):
+        configuration = space.from_weights(method, [float(number in (block, 8)) for number in range(1, 12)], {})
+        assert configuration is not None
+        schedule = space.schedule(configuration)
+        assert schedule is not None
+        results.append(Result(configuration, schedule, (0.1 + len(results),) * 5))
+    found = pick_candidates(Found(space, results, None), model, {}, "fp32")
+    assert [each.method for each in found] == ["evit", "tome", "evit"]
+    assert [each.tokens for each in found[:2]] == [results[0].schedule.tokens, results[2].schedule.tokens]
