@@ -58,8 +58,8 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of another library says: what follows in those of ONNX Runtime is of no use to its users."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what an error of another library says, shortened: what follows in those of ONNX Runtime is of no use to its users."""
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 300)
 
 
 def to_ascii(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +57,15 @@ class CheckFailed(NegativeAnswer):
         self.failures = failures  #: budget -> why
 
 
+class NothingRan(UserError):
+    """No budget could be run on this machine: none answered wrongly, none answered. The profile at `path` holds why."""
+
+    def __init__(self, path: Path, failures: dict[str, str]) -> None:
+        what = "; ".join(f"budget {name}: {why}" for name, why in failures.items())
+        super().__init__(f"no budget could be run on this machine: {what}. What was recorded is in {path}")
+        self.path = path
+
+
 @dataclass(frozen=True)
 class Session:
     """Everything that a session of a run needs."""
@@ -89,6 +98,7 @@ def run_session(session: Session, trace: bool) -> Path:
 
     Raises:
         CheckFailed: everything else was timed, but some budgets failed their check.
+        NothingRan: none could be run.
         Interrupted: by a signal.
     """
     path = session.recorder.path
@@ -104,13 +114,16 @@ def run_session(session: Session, trace: bool) -> Path:
                 _finish(session, "failed", trace)
             raise
         _finish(session, "complete", trace)
+    reasons = {name: check.describe_failure() for name, check in failures.items()}
+    if len(failures) == len(session.engines) and all(check.error is not None for check in failures.values()):
+        raise NothingRan(path, reasons)
     if failures:
-        raise CheckFailed(path, failures)
+        raise CheckFailed(path, reasons)
     return path
 
 
-def _measure(session: Session) -> dict[str, str]:
-    """Checks and times everything that is not done yet, and returns the budgets that failed their check, with why."""
+def _measure(session: Session) -> dict[str, Check]:
+    """Checks and times everything that is not done yet, and returns the failed checks by budget."""
     settings, progress = session.settings, session.progress
     session.record_state("begin")
     session.observer.begin(session.recorder.path, session.number)
@@ -130,6 +143,7 @@ def _measure(session: Session) -> dict[str, str]:
     for turn in planned:
         progress.step(done, total, f"round {turn.round + 1} of {len(settings.order)}, budget {turn.budget}")
         check_space(session.recorder.path)
+        session.recorder.check_in_place()
         _record_turn(session, turn)
         done += 1
         if (event := session.observer.keep_alive()) is not None:
@@ -140,10 +154,10 @@ def _measure(session: Session) -> dict[str, str]:
     return failures
 
 
-def _check_budgets(session: Session) -> tuple[dict[str, str], Session]:
-    """Checks every budget in a process of its own; returns those that failed, with why, and the session with the engines that passed."""
+def _check_budgets(session: Session) -> tuple[dict[str, Check], Session]:
+    """Checks every budget in a process of its own; returns the checks that failed, and the session with the engines that passed."""
     settings, progress = session.settings, session.progress
-    failures: dict[str, str] = {}
+    failures: dict[str, Check] = {}
     engines, fallbacks = dict(session.engines), dict[str, Fallback]()
     total = len(session.engines) * (1 + len(settings.order))
     for number, (name, engine) in enumerate(session.engines.items()):
@@ -166,8 +180,8 @@ def _check_budgets(session: Session) -> tuple[dict[str, str], Session]:
                 engines[name] = other
         session.recorder.append(_check_line(check))
         if not check.golden_ok:
-            failures[name] = check.describe_failure()
-            progress.warn(f"budget {name} failed its check and is not timed: {failures[name]}")
+            failures[name] = check
+            progress.warn(f"budget {name} failed its check and is not timed: {check.describe_failure()}")
         elif check.fallback is not None:
             fallbacks[name] = check.fallback
             session.note(f"budget {name}: {check.fallback.describe()}")
@@ -179,7 +193,7 @@ def _check_line(check: Check) -> CheckLine:
     return CheckLine(t_ns=clock_ns(), **msgspec.structs.asdict(check))
 
 
-def _record_accuracy(session: Session, dataset: Dataset, failures: Mapping[str, str]) -> None:
+def _record_accuracy(session: Session, dataset: Dataset, failures: Collection[str]) -> None:
     """Accuracy on this device, into the record: of the engines that are timed, also where one runs in a higher precision than asked for."""
     names = [name for name in session.engines if name not in failures]
     files = {name: Path(session.engines[name]) for name in session.fallen_back}
@@ -234,6 +248,7 @@ def _finish(session: Session, reason: str, trace: bool) -> None:
     """Ends the record and derives the summary from it."""
     session.record_state("end")
     session.recorder.append(EndLine(t_ns=clock_ns(), reason=reason))
+    session.recorder.check_in_place()
     session.recorder.close()
     session.observer.close()
     run = read_run(session.recorder.path, keep=False)

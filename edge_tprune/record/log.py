@@ -65,6 +65,13 @@ class LogWriter:
                 os.ftruncate(self._handle, size)
             raise
 
+    def is_at(self, file: Path) -> bool:
+        """Whether `file` is the log that is written: not removed, moved away or replaced meanwhile."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), file.stat())
+        except OSError:
+            return False
+
     def sync(self) -> None:
         """Sends what was written to the disk."""
         os.fsync(self._handle)

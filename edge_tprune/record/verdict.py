@@ -51,7 +51,8 @@ def conclude(reasons: Iterable[Reason]) -> Verdict:
 def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: Facts) -> list[Reason]:
     """Reasons that concern one budget."""
     if check is not None and not check.golden_ok:
-        return [_invalid("golden_mismatch", f"budget {name} was not timed: {check.describe_failure()}")]
+        code = "golden_mismatch" if check.error is None else "cannot_run"
+        return [_invalid(code, f"budget {name} was not timed: {check.describe_failure()}")]
     if not turns.count:
         return [_invalid("not_timed", f"budget {name} was not timed")]
     found: list[Reason] = []

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from edge_tprune.bundle.fallback import Fallback
+from edge_tprune.errors import UserError
 from edge_tprune.files import clear_write_errors, sync_directory
 from edge_tprune.record.document import KIND, RunDocument
 from edge_tprune.record.lines import SAMPLES, CheckLine, LogLine, ResumeLine, StartLine
@@ -82,6 +83,15 @@ class Recorder:
             self._log.append(line)
             if sync:
                 self._log.sync()
+
+    def check_in_place(self) -> None:
+        """Makes sure that what is written will be found.
+
+        Raises:
+            UserError: samples.jsonl was removed, moved away or replaced since it was opened.
+        """
+        if not self._log.is_at(self.path / SAMPLES):
+            raise UserError(f"{self.path / SAMPLES} was removed or replaced while it was being written. Profile again")
 
     def note_fallbacks(self, fallbacks: Mapping[str, Fallback]) -> None:
         """Says in run.json which budgets do not run as their artifact says. Nothing is written where it says so already.

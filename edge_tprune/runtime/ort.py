@@ -51,7 +51,8 @@ class OrtEngine(Engine):
         try:
             self._session: Any = ort.InferenceSession(str(file), options, providers=_PROVIDERS)
         except Exception as error:  # its exception types share no base, and none of them is public
-            raise UserError(f"ONNX Runtime {ort.__version__} cannot load {file}: {first_line(error)}") from error
+            remedy = f". Give fewer --threads than {threads}, or raise the limit (ulimit -u)" if "pthread" in str(error) else ""
+            raise UserError(f"ONNX Runtime {ort.__version__} cannot load {file}: {first_line(error)}{remedy}") from error
         if shared:
             _return_freed_memory()
         self._file = file

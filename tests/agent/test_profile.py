@@ -21,7 +21,7 @@ from edge_tprune.agent import session, turns
 from edge_tprune.agent.loads import Timed
 from edge_tprune.agent.profile import profile
 from edge_tprune.agent.progress import Progress
-from edge_tprune.agent.session import CheckFailed
+from edge_tprune.agent.session import CheckFailed, NothingRan
 from edge_tprune.analysis.contrast import contrast
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.metrics import METRICS
@@ -178,6 +178,14 @@ def test_a_budget_that_fails_its_check_is_shown_and_not_timed(make_bundle: MakeB
     summary = summarize(run).budgets
     assert summary["wrong"].latency_ms.p50 is None
     assert (summary["wrong"].golden_ok, summary["good"].golden_ok) == (False, True)
+
+
+def test_where_nothing_can_be_run_the_machine_is_at_fault(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    path = make_bundle({"broken": (1, 16)})
+    bundle = Bundle.open(path)
+    (path / "onnx/broken.onnx").write_bytes(b"broken")
+    with pytest.raises(NothingRan, match=r"no budget could be run on this machine: budget broken: ONNX Runtime .* cannot load"):
+        profile(bundle, tmp_path / "out", QUICK)
 
 
 def with_int8(path: Path) -> Bundle:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_tprune.record.facts import Facts, Stat, Trend
@@ -52,6 +53,7 @@ def test_nothing_seen_is_valid() -> None:
     ("check", "turns", "facts", "expected"),
     [
         (WRONG, STEADY, {}, ("invalid", "golden_mismatch")),
+        (msgspec.structs.replace(WRONG, error="no threads"), STEADY, {}, ("invalid", "cannot_run")),
         (OK, TurnStatistics(0, 0, []), {}, ("invalid", "not_timed")),
         (OK, TurnStatistics(2, 0, [5.0, 5.0]), {}, ("suspect", "few_rounds")),
         (OK, TurnStatistics(4, 0, [5.0, 6.0, 5.0, 6.0]), {}, ("suspect", "latency_unstable")),

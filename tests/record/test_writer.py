@@ -66,6 +66,19 @@ def test_directory_names_are_safe() -> None:
     assert len(directory_name(started, "x" * 999, "y" * 999)) < 200
 
 
+def test_a_log_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    """What is written would go into a file that nobody finds any more."""
+    with Recorder.create(tmp_path, "run", document()) as recorder:
+        recorder.check_in_place()
+        lines = (recorder.path / SAMPLES).read_bytes()
+        (recorder.path / SAMPLES).unlink()
+        with pytest.raises(UserError, match=r"samples\.jsonl was removed or replaced while it was being written"):
+            recorder.check_in_place()
+        (recorder.path / SAMPLES).write_bytes(lines)
+        with pytest.raises(UserError, match="was removed or replaced"):
+            recorder.check_in_place()
+
+
 def test_an_unwritable_place_is_the_users_mistake(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
