@@ -160,6 +160,8 @@ def eight_bit_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("its pixels are 32-bit or signed integers, of which it is not known which value is white")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:  # Pillow warns of its loss, unless that is a step of its own
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,15 @@ def test_sixteen_bits_of_grey_are_scaled_and_floats_refused(tmp_path: Path) -> N
     assert np.asarray(eight_bit_rgb(Image.fromarray(grey.astype(np.int32)))).max() == 255
     with pytest.raises(ValueError, match="floating-point"):
         eight_bit_rgb(Image.fromarray(grey.astype(np.float32)))
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([0, 0, 0, 200, 100, 50])
+    picture.save(tmp_path / "a.png", transparency=bytes([255, 0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.asarray(read_image(tmp_path / "a.png"))[0, 0].tolist() == [200, 100, 50]
 
 
 def test_integers_of_unknown_range_are_refused(tmp_path: Path) -> None:

@@ -259,8 +259,7 @@ def _check_place(target: Path, about: Path, force: bool) -> None:
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     prefix = _staging_prefix(target)
-    with clear_write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with clear_write_errors(target), _parents_made(target):
         remove_stale(target.parent, prefix)
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         handle = os.open(folder, os.O_RDONLY)
@@ -271,6 +270,20 @@ def _staging(target: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(handle)
+
+
+@contextmanager
+def _parents_made(target: Path) -> Iterator[None]:
+    """Makes the directories above `target`, and removes them again where nothing comes to lie in them."""
+    missing = [parent for parent in target.absolute().parents if not parent.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in missing:  # the innermost first
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _staging_prefix(target: Path) -> str:

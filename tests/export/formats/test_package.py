@@ -146,6 +146,12 @@ def test_a_path_that_onnx_runtime_cannot_open_is_refused_at_the_start(named: Bun
     assert os.listdir(tmp_path) == []
 
 
+def test_what_cannot_be_written_leaves_no_empty_directories(named: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        export_package(named, request(tmp_path / "new" / "deep", format="triton", name="x" * 250))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_of_two_at_once_neither_is_written_over(
     named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
