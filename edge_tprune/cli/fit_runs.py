@@ -18,7 +18,7 @@ from edge_tprune.cli.progress import BoardProgress
 from edge_tprune.cli.terminal import open_stderr, print_note
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.journey import Options, deploy_all
-from edge_tprune.errors import InternalError, UserError
+from edge_tprune.errors import UserError
 from edge_tprune.record.reader import read_run
 from edge_tprune.record.settings import RunRequest
 
@@ -74,7 +74,9 @@ class Runs:
         for path in self._find(bundle, request.precision or ""):  # the newest first
             if read_run(path, keep=False).end == "complete":
                 return path
-        raise InternalError(f"{self.host} sent no complete profile of {bundle.path}")
+        raise UserError(
+            f"{self.host} sent no complete profile of {bundle.path}, although it says that it made one. Run the command again"
+        )
 
     def _find(self, bundle: Bundle, precision: str) -> list[Path]:
         try:

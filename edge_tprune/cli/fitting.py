@@ -107,6 +107,7 @@ class Fit:
     advance: Advance
     calibration: Dataset | None = None  #: for int8
     tuning: Tuning | None = None
+    machine: str = ""  #: that measures, and its power mode; "" where that is a board elsewhere
 
     def run(self) -> tuple[Round, Answer]:
         """Does everything that is not done yet, and answers.
@@ -159,12 +160,17 @@ class Fit:
             UserError: the directory holds a fit of something else.
         """
         if not (self.request.out / STATE).exists():
-            return FitState(key=self.key)
+            return FitState(key=self.key, machine=self.machine)
         state = KIND.read(self.request.out)
         if state.key != self.key:
             raise UserError(
                 f"{self.request.out} holds a fit of another model, other photos, methods or settings: "
                 "choose another --out, or remove it"
+            )
+        if state.machine and self.machine and state.machine != self.machine:
+            raise UserError(
+                f"{self.request.out} was measured on {state.machine}, and this is {self.machine}: choose another --out, or "
+                "measure there"
             )
         return state.without_removed(lambda path: (self.request.out / path).exists())
 
@@ -232,7 +238,7 @@ class Fit:
         )  # fmt: skip
         space = settings.space(aim)
         if not space.reachable:
-            lowest = min(cost for method in space.methods if (cost := space.cheapest(method)) is not None)
+            lowest = min((cost for each in space.methods if (cost := space.cheapest(each)) is not None), default=model.full)
             return (
                 f"no schedule of this network meets {metric} {aim:.4g} in {precision} here: the least that is known is {lowest:.4g}, "
                 f"of {model.full:.4g} unpruned"
@@ -261,7 +267,9 @@ class Fit:
             met = isinstance(
                 choose([row for row in rows if row.precision == precision], dict(self.request.limits), "accuracy"), Choice
             )
-            aim = next_aim(latest.aims[precision], bound, [c.predicted for c in own], [values.get(c.name) for c in own], met)
+            aim = next_aim(
+                latest.aims.get(precision, bound), bound, [c.predicted for c in own], [values.get(c.name) for c in own], met
+            )
             # Between these candidates and the network without pruning, measured beside them, there may be nothing.
             if aim is not None and not needs_no_pruning(latency.cost(metric), shape, aim):
                 again[precision] = aim

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from edge_tprune.documents import Count, DocumentKind, FileName, Name, OptionValue, RelativePath
 from edge_tprune.schedule import NetworkShape
@@ -59,8 +60,9 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
     """fit.json: what is there. Paths are relative to its directory."""
 
     key: str  #: hash of what all of it depends on: model, weights, images, methods, runtime, batch
+    machine: str = ""  #: that it is measured on, and its power mode; not known of a board and of older fits
     probes: dict[str, RelativePath] = {}  #: precision -> profile of the probe bundle, with its latency.json
-    rounds: dict[str, tuple[Round, ...]] = {}  #: by the limits, as words
+    rounds: dict[str, Annotated[tuple[Round, ...], Meta(min_length=1)]] = {}  #: by the limits, as words
     tuned: dict[str, Tuned] = {}  #: likewise
 
     def next_step(self, limits: str, precisions: Sequence[str], tune: bool = False) -> Step:

@@ -96,6 +96,16 @@ def read_environment(root: Path = Path("/")) -> Environment:
     )
 
 
+def describe_machine(environment: Environment) -> str:
+    """Board or processor, and power mode: what latency depends on most."""
+    name = environment.board_model or environment.cpu_model or environment.machine or "unknown"
+    return (
+        name
+        if environment.power_mode is None
+        else f"{name}, power mode {environment.power_mode.name or environment.power_mode.id}"
+    )
+
+
 def _os_name(root: Path) -> str | None:
     for line in (text_or_none(root / "etc/os-release") or "").splitlines():
         key, _, value = line.partition("=")

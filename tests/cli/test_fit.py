@@ -65,6 +65,25 @@ def test_two_in_one_directory_do_not_overwrite_each_other(tmp_path: Path) -> Non
     assert not (out / "fit.json").exists()
 
 
+def test_a_fit_is_of_one_machine(tmp_path: Path) -> None:
+    from edge_tprune.cli.fit_runs import Runs
+    from edge_tprune.cli.fitting import Fit, FitRequest
+
+    images, model = ReferenceTask(2, "train"), small_model(channels=48)
+    request = FitRequest(tmp_path, ("evit",), {"max_p50_ms": 3.0}, ("fp32",), 1, 4, 0, True)
+    KIND.write(tmp_path, FitState(key="key", machine="Orin, power mode 25W"))
+
+    def fit(machine: str) -> Fit:
+        runs = Runs(tmp_path, RunRequest())
+        return Fit(request, model, images, images, "key", runs, lambda what, done, of: None, machine=machine)
+
+    assert fit("Orin, power mode 25W").state().key == "key"
+    with pytest.raises(
+        UserError, match=r"was measured on Orin, power mode 25W, and this is Orin, power mode MAXN: choose another"
+    ):
+        fit("Orin, power mode MAXN").run()
+
+
 def test_no_photo_is_both_trained_and_judged_on(tmp_path: Path) -> None:
     from edge_tprune.cli.commands.fit import _without
 

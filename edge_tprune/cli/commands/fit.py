@@ -121,6 +121,7 @@ def fit(
     from edge_tprune.files import sha256_json
     from edge_tprune.finetune.request import REFERENCE_CANVASES, parse_time
     from edge_tprune.record.settings import RunRequest
+    from edge_tprune.telemetry.environment import describe_machine, read_environment
 
     load_plugins(plugin)
     limits = _check_limits({"max_p50_ms": max_ms, "max_p95_ms": max_p95_ms, "max_energy_mj": max_energy_mj, "min_fps": min_fps})
@@ -167,7 +168,8 @@ def fit(
     runs = Runs(where / "profiles", run, board, Options(offline=offline, ssh_config=ssh_config), quiet)
     try:
         with show_progress("fitting", quiet) as advance:
-            work = Fit(request, loaded, photos, judged, key, runs, advance, photos_for_int8, tuning)
+            machine = "" if board is not None else describe_machine(read_environment())
+            work = Fit(request, loaded, photos, judged, key, runs, advance, photos_for_int8, tuning, machine)
             latest, answer = work.run()
     except KeyboardInterrupt as stop:
         raise Interruption(f"stopped; what was done is kept in {where}: run the same command again to go on") from stop
