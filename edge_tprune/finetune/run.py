@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from edge_tprune.errors import NegativeAnswer, UserError
-from edge_tprune.files import exclusive
+from edge_tprune.files import exclusive, sha256_file
 from edge_tprune.finetune import choose, holdout
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher
 from edge_tprune.finetune.holdout import HoldOut, Scores
@@ -99,14 +99,18 @@ def finetune(
         asked |= {"data": dataset.name, "data_sha256": dataset.fingerprint, "processes": processes()[1]}
         decisions = store.open(asked | {"schedules": {name: list(tokens) for name, tokens in schedules.items()}})
         if decisions.result is not None and (out.is_file() or not decisions.result.written):
-            return _answer(decisions.result)
+            return _answer(decisions.result, out)
         run = _Run(loaded, dataset, out, request, schedules, store, decisions, progress, say)
-        return _answer(run())
+        return _answer(run(), out)
 
 
-def _answer(result: Result) -> Result:
+def _answer(result: Result, out: Path) -> Result:
     if not result.written:
         raise NegativeAnswer(result.verdict)
+    if result.sha256 not in (None, sha256_file(out)):
+        raise UserError(
+            f"{out} was changed since this fine-tuning wrote it: move it away to train again, or choose another --out"
+        )
     return result
 
 
@@ -324,8 +328,9 @@ class _Run:
     def _conclude(self, trainer: Trainer) -> Result:
         best = self.store.load("best", Best)
         recipe = self.decisions.recipe
-        assert best is not None
         assert recipe is not None
+        if best is None:
+            raise UserError(f"{self.store.path} has no best.safetensors any more. {KIND.remedy}")
         weights, share = best[0], 1.0
         with self.store.fitting("best"):
             step, after = best[1].step, self._judged(weights)
@@ -369,6 +374,7 @@ class _Run:
         if self.first:
             if result.written:
                 write_tensors(self.out, weights, self._texts(step, share))
+                result.sha256 = sha256_file(self.out)
             self.decisions.result = result
             self._decide()
             self.store.clear_states()

@@ -51,6 +51,7 @@ class Result(msgspec.Struct):
     images_per_second: float | None  #: in training, over all processes
     trained_share: float = 1.0  #: how far the weights are on the way from the untrained to the trained ones
     output: str = "logits"  #: what the network was trained to give; of an embedding divergences are 2 - 2 cos
+    sha256: str | None = None  #: of the file that was written
 
 
 class Look(msgspec.Struct, frozen=True):

@@ -79,6 +79,17 @@ def test_asked_again_it_answers_without_training(
         finetune(network, dataset, out, replace(REQUEST, seed=1))
 
 
+def test_what_was_changed_since_is_not_passed_off_as_the_result(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+    shutil.copytree(Store.beside(tuned[0]).path, Store.beside(out).path)
+    out.write_text("notes")
+    with pytest.raises(UserError, match=r"tuned\.safetensors was changed since this fine-tuning wrote it: move it away"):
+        finetune(network, dataset, out, REQUEST)
+    assert out.read_text() == "notes"
+
+
 def judged(network: LoadedModel, dataset: ImageFolder, weights: Path | None) -> dict[str, holdout.Scores]:
     """The photos that REQUEST holds out, answered by the network with other weights."""
     _, places = split(len(dataset), REQUEST.held_out(len(dataset)), REQUEST.seed)
