@@ -99,19 +99,24 @@ def finetune(
         asked |= {"data": dataset.name, "data_sha256": dataset.fingerprint, "processes": processes()[1]}
         decisions = store.open(asked | {"schedules": {name: list(tokens) for name, tokens in schedules.items()}})
         if decisions.result is not None and (out.is_file() or not decisions.result.written):
-            return _answer(decisions.result, out)
+            _check_unchanged(decisions.result, out)
+            return _answer(decisions.result)
         run = _Run(loaded, dataset, out, request, schedules, store, decisions, progress, say)
-        return _answer(run(), out)
+        return _answer(run())
 
 
-def _answer(result: Result, out: Path) -> Result:
+def _answer(result: Result) -> Result:
     if not result.written:
         raise NegativeAnswer(result.verdict)
-    if result.sha256 not in (None, sha256_file(out)):
+    return result
+
+
+def _check_unchanged(result: Result, out: Path) -> None:
+    """Refuses to pass off other weights as the result of an earlier run."""
+    if result.written and result.sha256 not in (None, sha256_file(out)):
         raise UserError(
             f"{out} was changed since this fine-tuning wrote it: move it away to train again, or choose another --out"
         )
-    return result
 
 
 class _Run:

@@ -42,10 +42,10 @@ def study(path: Path) -> optuna.Study:
 
 
 class Killing:
-    """Two workers, of which one is killed by `kill -9` in the middle of a network."""
+    """Two workers, of which one is killed by `kill -9` in the middle of a network: after its first batch, for which alone no trial is pruned."""
 
     def __init__(self, workers: Workers, after: int) -> None:
-        self.workers, self.left, self.killed = workers, after, -1
+        self.workers, self.left, self.killed, self.begun = workers, after, -1, set[int]()
         self.start, self.stop = workers.start, workers.stop
 
     @property
@@ -55,7 +55,9 @@ class Killing:
     def next(self) -> Event:
         event = self.workers.next()
         self.left -= 1
-        if self.left <= 0 and self.killed < 0 and event.losses is not None:
+        is_first = event.key not in self.begun
+        self.begun.add(event.key)
+        if self.left <= 0 and self.killed < 0 and event.losses is not None and is_first:
             (pid,) = [worker.process.pid for worker in self.workers._workers if worker.key == event.key]
             os.kill(pid, signal.SIGKILL)
             self.killed = event.key
