@@ -194,12 +194,14 @@ def _make_private(out: Path, directory: Path) -> None:
 def _wanted(files: dict[str, int], out: Path, places: Mapping[str, Path]) -> dict[str, int]:
     """What must be fetched: files that are not here in this size, and what was derived from them.
 
-    Raw samples only ever grow; the small files beside them are rewritten as a whole, perhaps in the same size.
+    Raw samples only ever grow; the small files beside them are rewritten as a whole, perhaps in the same size. Raw samples come last: a
+    profile whose collection was cut off before then still lacks some of them, and all of it is fetched again.
     """
     changed = {path for path, size in files.items() if _size(_target(path, out, places)) != size}
     profiles = set(map(_profile_of, changed))
     derived = {path for path in files if _profile_of(path) in profiles and not path.endswith(".jsonl")}
-    return {path: files[path] for path in sorted(changed | derived)}
+    raw_last = sorted(changed | derived, key=lambda path: (path.endswith(".jsonl"), path))
+    return {path: files[path] for path in raw_last}
 
 
 def _size(file: Path) -> int | None:

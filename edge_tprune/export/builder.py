@@ -5,6 +5,7 @@ Everything is written beside its destination and moved into place at the end, so
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from edge_tprune.bundle.bundle import Bundle, set_aside
 from edge_tprune.bundle.golden import OUTLIERS
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
 from edge_tprune.bundle.revision import manifest_lock, work_lock
+from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
 from edge_tprune.export import migration
 from edge_tprune.export.integer_parity import IntegerLoss
@@ -28,7 +30,7 @@ from edge_tprune.export.memory import bytes_needed, check_memory
 from edge_tprune.export.overflow import HalfPrecisionBreak
 from edge_tprune.export.settings import BuildSettings
 from edge_tprune.export.writer import Progress, write_bundle
-from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, sha256_json, sync_directory
+from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, read_regular, sha256_json, sync_directory
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.code import method_code_sha256
@@ -67,8 +69,7 @@ def build(
     """
     out = out.resolve()  # a link to a bundle stays a link: what it points to is replaced
     fingerprint = _fingerprint(loaded, settings)
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
+    _check_place(out)
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with work_lock(out):
@@ -81,8 +82,24 @@ def build(
                 check_free_space(staging, _bytes_needed(loaded, settings))
                 manifest, more = _write(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
                 with manifest_lock(out):
+                    _check_place(out)  # which something else may have taken meanwhile
                     _move_into_place(staging, out)
     return BuildResult(Bundle(out, manifest), False, [*settings.remarks, *more])
+
+
+def _check_place(out: Path) -> None:
+    """Refuses a place where something other than a bundle is: it would be lost. A damaged bundle is one that says to be one.
+
+    Raises:
+        UserError: it is no bundle, and no empty directory.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    said = b""
+    with suppress(OSError):
+        said = read_regular(out / MANIFEST, LARGEST_BYTES)
+    if KIND.format.encode() not in said:
+        raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
 
 
 def _write(
@@ -169,7 +186,7 @@ def _equal_bundle(out: Path, fingerprint: str) -> Bundle | None:
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     prefix = f".{out.name}.building-"
-    for stale in out.parent.glob(prefix + "*"):  # of a build that was killed; the lock says that none is running
+    for stale in out.parent.glob(f"{glob.escape(prefix)}*"):  # of a build that was killed; the lock says that none is running
         shutil.rmtree(stale, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
     try:

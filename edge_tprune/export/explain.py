@@ -24,7 +24,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.models import reference
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.data import ImageFolder, open_dataset
-from edge_tprune.models.images import eight_bit_rgb, image_formats
+from edge_tprune.models.images import eight_bit_rgb, format_path, image_formats
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, ModelOptions, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
@@ -349,7 +349,7 @@ def _explanation(loaded: LoadedModel, tensor: Tensor, name: str, rows: Sequence[
     grid = (int(loaded.model.patch_embed.grid_size[0]), int(loaded.model.patch_embed.grid_size[1]))
     prefix = network_shape(loaded.model, loaded.name).prefix_tokens
     unpruned = _predict(loaded.model, tensor, loaded.class_names)
-    return Explanation(name, loaded.name, _pixels(loaded, tensor[0]), grid, prefix, unpruned, tuple(rows))
+    return Explanation(format_path(name), loaded.name, _pixels(loaded, tensor[0]), grid, prefix, unpruned, tuple(rows))
 
 
 def _stages(traced: Sequence[Tensor], pruned: PrunedViT, prefix: int) -> tuple[Fates, ...]:

@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 Say = Callable[[str], None]
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C. `written`: whether the best weights so far are at the output."""
 
     def __init__(self, step: int, steps: int, written: bool) -> None:

@@ -179,7 +179,7 @@ def read_class_map(file: Path) -> ClassMap:
 
 def _numbered(rows: Sequence[str], first: int) -> Mapping[str, int]:
     """Of lines "cat 0" or "0 cat" that number as many classes from `first` on, in any order; empty where they do not."""
-    for pattern in (r"(?P<name>.*[^\s,])[\s,]+(?P<class>\d+)", r"(?P<class>\d+)[\s,:]+(?P<name>\S.*)"):
+    for pattern in (r"(?P<name>.*[^\s,])[\s,]+(?P<class>\d{1,9})", r"(?P<class>\d{1,9})[\s,:]+(?P<name>\S.*)"):
         matches = [re.fullmatch(pattern, row, re.ASCII) for row in rows]
         index = {match["name"]: int(match["class"]) for match in matches if match}
         if len(index) == len(rows) and sorted(index.values()) == list(range(first, first + len(rows))):
@@ -244,7 +244,7 @@ def _by_class(file: Path, document: Mapping[str, object]) -> ClassMap:
     descriptions: dict[int, str] = {}
     for key, value in document.items():
         name = value[0] if isinstance(value, list) and value else value
-        if not (key.isascii() and key.isdecimal() and isinstance(name, str)):
+        if not (re.fullmatch(r"\d{1,12}", key, re.ASCII) and isinstance(name, str)):
             raise UserError(
                 f"class map {format_path(file)}: {json.dumps({key: value})[1:60]} is not a name and its class. "
                 'Give {"cat": 0, "dog": 1}, or {"0": "cat", "1": "dog"}'

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from edge_tprune.finetune.run import Interrupted
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -78,3 +79,16 @@ def test_mistakes_are_one_line(
     assert says in outcome.err.replace("\n", " ")
     assert "Traceback" not in outcome.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_weights_that_training_begins_with_are_not_written_over(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"mine")
+    done = command("finetune", "reference", "--weights", file, "--out", f"{tmp_path}/../{tmp_path.name}/w.safetensors")
+    assert done.code == 2
+    assert "choose another --out" in done.err
+    assert file.read_bytes() == b"mine"
+
+
+def test_an_interrupted_fine_tuning_is_an_interruption_in_other_commands_too() -> None:
+    assert issubclass(Interrupted, KeyboardInterrupt)  # `fit` trains as well, and says what it keeps

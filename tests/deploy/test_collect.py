@@ -12,7 +12,7 @@ import pytest
 
 from edge_tprune.deploy import collect as module
 from edge_tprune.deploy.answers import Done, Listing
-from edge_tprune.deploy.collect import Receiver, check_listing, collect
+from edge_tprune.deploy.collect import Receiver, _wanted, check_listing, collect
 from edge_tprune.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_only_what_grew_is_fetched_again_with_what_is_derived_from_it(tmp_path: 
     board.sent.clear()
     board.contents.update({"a/samples.jsonl": b"1\n2\n", "a/summary.json": b"{2}"})
     assert run_of(board, tmp_path) == [tmp_path / "a"]
-    assert board.sent == ["a/samples.jsonl", "a/summary.json"]
+    assert board.sent == ["a/summary.json", "a/samples.jsonl"]
     assert (tmp_path / "a" / "summary.json").read_bytes() == b"{2}"
 
 
@@ -194,3 +194,15 @@ def test_two_boards_of_one_name_at_the_same_time(tmp_path: Path) -> None:
     assert run_of(Slow({"name/run.json": b'{"run_id":"one"}'}), tmp_path) == [tmp_path / "name"]
     assert found == [tmp_path / "name-2"]
     assert json.loads((tmp_path / "name/run.json").read_text()) == {"run_id": "one"}
+
+
+def test_raw_logs_are_fetched_last(tmp_path: Path) -> None:
+    """Cut off before them, a collection fetches what was derived from them again."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/summary.json").write_text("old")
+    files = {"run/samples.jsonl": 9, "run/summary.json": 3, "run/run.json": 2, "run/trace.json": 1}
+    fetched = list(_wanted(files, tmp_path, {}))
+    assert fetched[-1] == "run/samples.jsonl"
+    for path in fetched[:-1]:
+        (tmp_path / path).write_text("x" * files[path])
+    assert set(_wanted(files, tmp_path, {})) == files.keys()

@@ -15,7 +15,7 @@ from filelock import FileLock
 from edge_tprune.bundle import revision
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import InternalError, UserError
-from edge_tprune.export.builder import build
+from edge_tprune.export.builder import _check_place, _staging, build
 from edge_tprune.export.settings import EXACT, BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_by_default
 from edge_tprune.export.steadiness import UNUSABLE, count_flips
@@ -269,3 +269,38 @@ def test_no_row_is_added_without_the_unpruned_network(loaded: LoadedModel, budge
 def test_a_network_whose_head_reads_every_token_has_nothing_to_save() -> None:
     averaging = small_model(global_pool="avg")
     assert [budget.name for budget in decide_by_default(averaging, "evit", budgets=[1.0]).budgets] == ["1.0"]
+
+
+@pytest.mark.parametrize("said", ['{"name": "My web page"}', "", None])
+def test_only_a_bundle_is_replaced(tmp_path: Path, said: str | None) -> None:
+    """Many programs call a file manifest.json."""
+    if said is not None:
+        (tmp_path / "manifest.json").write_text(said)
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(UserError, match="is not a bundle"):
+        _check_place(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": "edge-tprune-bundle", "versi')  # a damaged one
+    _check_place(tmp_path)
+
+
+def test_the_name_of_a_bundle_is_no_pattern(tmp_path: Path) -> None:
+    of_another = tmp_path / ".ab.building-1"
+    own = tmp_path / ".a[b].building-1"
+    for directory in (of_another, own):
+        directory.mkdir()
+    with _staging(tmp_path / "a[b]"):
+        assert of_another.exists()
+        assert not own.exists()
+
+
+def test_what_came_to_lie_there_meanwhile_is_kept(loaded: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def appear(what: str, done: int, of: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "photo.jpg").write_text("mine")
+
+    with pytest.raises(UserError, match="is not a bundle"):
+        build(loaded, decide(loaded, "none", budgets=[1.0]), out, progress=appear)
+    assert (out / "photo.jpg").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["out"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,8 @@ def test_mistakes(loaded: LoadedModel, image: Image.Image) -> None:
         explain(loaded, image, ["evit", "tome"], [0.8], options={"fusee": "1"})
     with pytest.raises(UserError, match=r"evit: budget 0\.01 cannot be reached"):
         explain(loaded, image, ["evit"], [0.01])
+
+
+def test_the_name_of_a_photo_need_not_be_text(loaded: LoadedModel, image: Image.Image) -> None:
+    explained = explain(loaded, image, ["slice"], [0.6], blocks=[2, 3], name=os.fsdecode(b"caf\xe9.jpg"))
+    assert explained.image == r"caf\xe9.jpg"

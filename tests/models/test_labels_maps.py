@@ -235,3 +235,11 @@ def test_a_class_of_four_hundred_digits_does_not_fill_the_screen(tmp_path: Path)
     with pytest.raises(UserError, match="'dog' would be class a number of more than twelve digits") as refused:
         by_folder(tmp_path / "data", 2, tmp_path / "map.json")
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("text", ['{"%s": "cat"}', "cat %s", "%s cat"])
+def test_a_number_of_thousands_of_digits_is_no_class(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "map.txt"
+    file.write_text(text % ("9" * 5000))
+    with pytest.raises(UserError):
+        read_class_map(file).class_names(10)

@@ -108,6 +108,8 @@ def finetune(
     from edge_tprune.search.schedule_file import read
 
     load_plugins(plugin)
+    if choice.weights is not None and Path(choice.weights).resolve() == file.resolve():
+        raise UserError(f"--out {file} is the file of --weights, which training begins with: choose another --out")
     found = read(schedule) if schedule is not None else None
     if found and method not in (None, found.method):
         raise UserError(f"{schedule} is for method {found.method}, not {method}: leave --method out")

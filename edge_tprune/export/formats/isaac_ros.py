@@ -13,7 +13,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.export.formats.readme import describe_input, describe_outputs, write_readme
 from edge_tprune.export.formats.request import ExportRequest, Format, Package
 
-_LAUNCH = '''"""Runs {name} in Isaac ROS' TensorRT node: ros2 launch {file}. Part of a package that edge-tprune exported."""
+_LAUNCH = '''"""Runs model.onnx in Isaac ROS' TensorRT node: ros2 launch {file}. Part of a package that edge-tprune exported."""
 
 from pathlib import Path
 
@@ -79,7 +79,6 @@ class IsaacRos(Format):
     def write(self, package: Package) -> None:
         """The launch description and the README."""
         text = _LAUNCH.format(
-            name=package.name,
             file=_FILE,
             inputs=json.dumps([package.about.input.name]),
             outputs=json.dumps([output.name for output in package.about.outputs]),

@@ -102,6 +102,8 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
     budget = bundle.budget(request.budget)
     artifact = choose_graph(budget, request)
     name = request.name or f"{bundle.name}-{budget.name}".replace("/", "-")
+    if not is_text(name):
+        raise UserError(f"--name {name}: it is not UTF-8 text. Choose another")
     form.check(request, bundle, artifact, name)
     target = form.place(request, name)
     _restore(target)

@@ -12,6 +12,7 @@ import pytest
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
+from edge_tprune.export.formats.isaac_ros import _LAUNCH
 from edge_tprune.export.formats.package import export_package
 from edge_tprune.export.formats.request import ExportRequest
 
@@ -63,3 +64,7 @@ def test_the_node_gets_our_names_and_keeps_our_engine(built: Path, tmp_path: Pat
 def test_what_the_node_cannot_hold(built: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         export(built, tmp_path / "out", **changes)
+
+
+def test_a_name_is_no_code() -> None:
+    assert "{name}" not in _LAUNCH
