@@ -12,7 +12,7 @@ import msgspec
 
 from edge_tprune.agent.thermal_ramp import BudgetCost, profile_governor
 
-kept = Path(__file__).parents[1] / "profiles" / "int8-deit_tiny-2-core-server"
+kept = Path(__file__).parents[1] / "profiles" / "int8-deit_tiny-bat-2-core-server"
 profile = sys.argv[1] if len(sys.argv) > 1 else str(kept)
 if len(sys.argv) > 2 and not Path(sys.argv[2]).parent.is_dir():
     sys.exit(f"{sys.argv[2]} cannot be written: there is no directory {Path(sys.argv[2]).parent}")
