@@ -200,7 +200,7 @@ class Connection:
             return UserError(f"{self.target} has no python3. Run there: sudo apt-get install python3 python3-venv")
         return UserError(
             f"{self.target} does not run python3 (exit code {code}: {_last_line(program.said or said)}). "
-            f"Try: ssh {self.target} python3 --version"
+            f"Try: {self.target.command('ssh')} python3 --version"
         )
 
     @contextmanager
@@ -278,7 +278,7 @@ class Connection:
     def _silent(self) -> UserError:
         return UserError(
             f"{self.target}: python3 there gave no answer within {remote.LOST_S} s. Does a login script wait for input, or print without end? "
-            f"Try: ssh {self.target} python3 --version"
+            f"Try: {self.target.command('ssh')} python3 --version"
         )
 
     def _lost(self, said: str) -> ConnectionLost:
@@ -343,20 +343,20 @@ def _login_error(target: Target, said: str) -> UserError:
     remedies = {
         "IDENTIFICATION HAS CHANGED": "its host key is not the one that was seen before. If the board was flashed again, forget the old key: "
         f"{command_line('ssh-keygen', '-R', target.known_as)}",
-        "Host key verification failed": f"its host key is not known yet. Log in once and compare it: ssh {target.command('ssh')}",
+        "Host key verification failed": f"its host key is not known yet. Log in once and compare it: {target.command('ssh')}",
         "Permission denied": f"it does not accept your key. Put it there: {target.command('ssh-copy-id')}",
         "Could not resolve hostname": "no such host. Is the name right?",
         "Connection refused": "connection refused. Is the board up, is sshd running, and is the port right?",
         "timed out": "no answer. Is the board on, and on this network?",
-        "UNKNOWN port": "the jump host or proxy command of your SSH configuration does not reach it. It says why: ssh "
-        + str(target),
+        "UNKNOWN port": "the jump host or proxy command of your SSH configuration does not reach it. It says why: "
+        + target.command("ssh"),
         "No route to host": "it cannot be reached from this machine. Is the board on, and on this network?",
     }
     for sign, remedy in remedies.items():
         if sign in said:
             return UserError(f"cannot log in to {target}: {remedy}")
     named = [line for line in said.splitlines() if " line " in line]  # of the configuration
-    why = _last_line(named[0] if named else said) if said.strip() else f"ssh does not say why. Try: ssh {target}"
+    why = _last_line(named[0] if named else said) if said.strip() else f"ssh does not say why. Try: {target.command('ssh')}"
     return UserError(f"cannot log in to {target}: {why}")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge_tprune.deploy.answers import Done, Facts, Listing
 from edge_tprune.deploy.hosts import Target, parse_target
-from edge_tprune.deploy.ssh import Connection
+from edge_tprune.deploy.ssh import Connection, _login_error
 from edge_tprune.errors import ConnectionLost, UserError
 
 # Logs its arguments, fails as asked, and otherwise runs the command here with a login script's chatter before it.
@@ -161,3 +161,10 @@ def test_a_login_script_that_waits_for_input_is_not_waited_for(log: Path, monkey
     with pytest.raises(UserError, match=r"Does a login script wait for input"), Connection(Target("orin")) as board:
         monkeypatch.setattr("edge_tprune.deploy.remote.LOST_S", 0.5)
         board.call("check", Facts)
+
+
+@pytest.mark.parametrize("said", ["Host key verification failed", "UNKNOWN port 65535", ""])
+def test_a_failed_login_names_the_command_to_try(said: str) -> None:
+    error = str(_login_error(parse_target("jetson@orin:2222"), said))
+    assert error.endswith(": ssh -p 2222 jetson@orin")
+    assert "ssh ssh" not in error
