@@ -184,6 +184,18 @@ def test_the_table_of_int8_is_the_kept_one(method: str) -> None:
     assert all(row["gate"]["loss"] <= row["gate"]["allowed_loss"] for row in kept["rows"])
 
 
+def test_the_table_of_int8_by_batch_is_the_kept_one() -> None:
+    text = (PROFILES.parent / "docs" / "precision-and-engines.md").read_text(encoding="utf-8")
+    shown = []
+    for name in ("2-core-server", "batch-8"):
+        lines = (PROFILES / f"int8-deit_tiny-zero_tprune-{name}" / "table.md").read_text(encoding="utf-8").splitlines()[2:]
+        cells = [[cell.strip(" *") for cell in line.strip("| ").split(" | ")] for line in lines]
+        shown.append({(row[0], row[1]): row[-1].replace("±", "± ").strip() for row in cells})
+    for budget in ("1.0", "0.65", "0.5"):
+        row = " | ".join(run[budget, precision] for run in shown for precision in ("fp32", "int8"))
+        assert f"| {budget} | {row} |" in text
+
+
 def test_the_rules_for_ranges_are_the_kept_ones() -> None:
     kept = json.loads((PROFILES / "int8-deit_tiny-bat-2-core-server" / "int8.json").read_text(encoding="utf-8"))
     text = (PROFILES.parent / "docs" / "precision-and-engines.md").read_text(encoding="utf-8")
