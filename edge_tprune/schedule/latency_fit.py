@@ -2,7 +2,9 @@
 
 All costs are found together by least squares of relative errors with non-negative increments (a monotone regression): the cost is linear in
 what a block costs at each measured token count and in what a method's steps cost; only `last_share` multiplies, and is found by a scan
-over its range. How far a prediction may be off comes from leaving out one measured graph after the other and predicting it from the rest.
+over its range. What a method's steps cost is drawn towards the mean of the methods, the more the noisier the run is (partial pooling):
+a search takes the cheapest of several methods, and would otherwise take the one whose graphs were measured too fast.
+How far a prediction may be off comes from leaving out one measured graph after the other and predicting it from the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +27,9 @@ from edge_tprune.statistics.distributions import scipy_module, student
 _FEWEST_RESIDUALS = 3
 _LIKELY_SHARE, _SHARE_SPREAD = 0.75, 0.15  # of MACs of a plain block: MLP 8/12; with keys and values of the last block 10/12
 _LARGEST_SHARE = 1.0  # of a middle block that the last one costs per token count
+_LEAST_SPREAD = (
+    0.01  # of step costs between methods, as a share of the noise: what the pooling takes where the graphs show none
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class _Design:
     exact: bool
     counts: tuple[int, ...]  #: increasing
     methods: tuple[str, ...]
+    pull: float = 0.0  #: of a method's step cost towards the mean of the methods: noise over the spread of the methods
 
     def row(self, graph: Measured, last_share: float) -> list[float]:
         """Coefficients: base, rise of a block's cost from each count to the next, then per method (constant, per token)."""
@@ -56,7 +63,25 @@ class _Design:
         steps: list[float] = []
         for method in self.methods:
             steps += [float(len(entering)), float(sum(entering))] if graph.method == method else [0.0, 0.0]
-        return [1.0, *rises, *steps]
+        return [1.0, *rises, *steps, *self._mean_step(0.0, 0.0)]
+
+    def pooling(self, graphs: Sequence[Measured]) -> list[list[float]]:
+        """Rows whose squares hold each method's step near the mean step, in shares of a graph's cost per stage."""
+        if not self.pull:
+            return []
+        pruned = [graph for graph in graphs if graph.method in self.methods]
+        share = self.pull * float(np.mean([1 / graph.cost for graph in pruned]))
+        entering = float(np.mean([count for graph in pruned for count in stages(self.shape, graph.schedule)]))
+        found = []
+        for number in range(len(self.methods)):
+            for part, unit in enumerate((share, share * entering)):
+                steps = [0.0] * (2 * len(self.methods))
+                steps[2 * number + part] = unit
+                found.append([0.0] * len(self.counts) + steps + self._mean_step(*(-unit if part == n else 0.0 for n in (0, 1))))
+        return found
+
+    def _mean_step(self, constant: float, per_token: float) -> list[float]:
+        return [constant, per_token] if self.pull else []
 
 
 def _passed(count: int, low: int, high: int) -> float:
@@ -120,6 +145,8 @@ def _fit(shape: NetworkShape, metric: str, graphs: Sequence[Measured], exact: bo
         return None
     costs = np.array([graph.cost for graph in graphs])
     share = _last_share(design, graphs, costs)
+    if len(methods) > 1:
+        design = dataclass_replace(design, pull=_pull(design, graphs, costs, share))
     solution, _ = _solve(design, graphs, costs, share)
     rises = solution[1 : len(counts)]
     steps = {}
@@ -143,20 +170,44 @@ def _fit(shape: NetworkShape, metric: str, graphs: Sequence[Measured], exact: bo
     )
 
 
+def _pull(design: _Design, graphs: Sequence[Measured], costs: NDArray[np.float64], share: float) -> float:
+    """Noise of a graph over the spread of the methods' step costs, both as shares of a latency.
+
+    The spread is estimated by moments (DerSimonian and Laird 1986): the variance between the methods' means less what noise alone gives.
+    """
+    noise = math.sqrt(float(np.mean([(graph.noise / graph.cost) ** 2 for graph in graphs])))
+    if noise == 0:
+        return 0.0
+    plain, _ = _solve(design, graphs, costs, share)
+    plain[len(design.counts) :] = 0.0
+    means, variances = [], []
+    for method in design.methods:
+        pruned = [graph for graph in graphs if graph.method == method]
+        taken = [len(stages(design.shape, graph.schedule)) for graph in pruned]
+        beyond = [1 - float(np.dot(design.row(graph, share), plain)) / graph.cost for graph in pruned]
+        means.append(float(np.dot(taken, beyond)) / float(np.dot(taken, taken)))
+        variances.append(noise**2 / float(np.dot(taken, taken)))
+    spread = max(float(np.var(means, ddof=1)) - float(np.mean(variances)), (_LEAST_SPREAD * noise) ** 2)
+    return noise / math.sqrt(spread)
+
+
 def _solve(
     design: _Design, graphs: Sequence[Measured], costs: NDArray[np.float64], share: float
 ) -> tuple[NDArray[np.float64], float]:
     """Non-negative least squares of the relative errors: the solution and the norm of the residual."""
     rows = np.array([design.row(graph, share) for graph in graphs]) / costs[:, None]
+    targets = np.ones(len(graphs))
+    if pooling := design.pooling(graphs):
+        rows, targets = np.vstack([rows, pooling]), np.concatenate([targets, np.zeros(len(pooling))])
     scale = np.abs(rows).max(axis=0)
     scale[scale == 0] = 1.0
     # A slight regularisation: where graphs do not tell two columns apart, neither takes everything.
     ridge = np.diag(np.full(rows.shape[1], 1e-4))
     ridge[0, 0] = 0.0
     solution, _ = scipy_module("optimize").nnls(
-        np.vstack([rows / scale, ridge]), np.concatenate([np.ones(len(graphs)), np.zeros(len(ridge))])
+        np.vstack([rows / scale, ridge]), np.concatenate([targets, np.zeros(len(ridge))])
     )
-    residual = rows / scale @ solution - 1
+    residual = rows / scale @ solution - targets
     return solution / scale, float(residual @ residual)
 
 

@@ -257,8 +257,19 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     loaded = load_model(options.model, options.weights)
     dataset = open_dataset(options.data, int(loaded.model.num_classes), options.limit)
-    found: dict[str, list[Row]] = {}
-    limits: dict[str, float] = {}
+    document: dict[str, Any] = {
+        "model": loaded.name,
+        "weights_sha256": loaded.weights_sha256,
+        "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.fingerprint},
+        "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "threads": options.threads,
+        "environment": asdict(read_environment()),
+        "limits_ms": {},
+        "rows": {},
+    }
+    full = network_shape(loaded.model).tokens
+    title = f"{loaded.name}, {len(dataset)} images of {dataset.name}, ONNX Runtime, {options.threads} threads"
+    lines: list[list[str]] = []
     with open_graphs(loaded, 1) as graphs:
         bench = Bench(loaded, graphs, options.threads)
         for budget in parse_list(options.budgets, float, "--budgets"):
@@ -266,26 +277,13 @@ def main() -> None:
             name = f"{options.anchor} at {budget:g}"
             print_note(f"{name} takes {100 * share:.1f} % of the unpruned network's time")
             fitted = run_fit(options, share)
-            limits[name] = fitted.limit_ms
-            found[name] = compare(bench, fitted, budget, dataset, options)
-    document = {
-        "model": loaded.name,
-        "weights_sha256": loaded.weights_sha256,
-        "data": {"name": dataset.name, "images": len(dataset), "sha256": dataset.fingerprint},
-        "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "threads": options.threads,
-        "environment": asdict(read_environment()),
-        "limits_ms": limits,
-        "rows": found,
-    }
-    write_json(options.out / "equal_latency.json", document)
-    full = network_shape(loaded.model).tokens
-    order = {
-        limit: sorted(rows, key=lambda row: (row.get("kl_nats") or {"value": 1e9})["value"]) for limit, rows in found.items()
-    }
-    lines = [cells(limit, row, full) for limit, rows in order.items() for row in rows]
-    title = f"{loaded.name}, {len(dataset)} images of {dataset.name}, ONNX Runtime, {options.threads} threads"
-    write_table(options.out / "equal_latency.md", HEADINGS, lines, title, text=TEXT)
+            rows = compare(bench, fitted, budget, dataset, options)
+            rows.sort(key=lambda row: (row.get("kl_nats") or {"value": 1e9})["value"])
+            document["limits_ms"][name], document["rows"][name] = fitted.limit_ms, rows
+            lines += [cells(name, row, full) for row in rows]
+            # After every limit: what took a quarter of an hour is kept if the next one is interrupted.
+            write_json(options.out / "equal_latency.json", document)
+            write_table(options.out / "equal_latency.md", HEADINGS, lines, title, text=TEXT)
 
 
 if __name__ == "__main__":

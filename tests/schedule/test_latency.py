@@ -99,6 +99,42 @@ def test_noise_widens_the_interval() -> None:
     assert fit_cost(SHAPE, "p50_ms", noisy).reach > 0.2, "the noise of the run counts, also where all graphs agree"
 
 
+SIX = {f"m{number}": METHODS["tome" if number % 2 else "evit"] for number in range(6)}
+
+
+def measured(seed: int, noise: float, apart: float) -> tuple[CostModel, dict[str, float]]:
+    """A model of noisy graphs of six methods, and what a stage of each adds at 150 tokens: up to `apart` times more than of another."""
+    rng = random.Random(seed)
+    times = {name: rng.uniform(1, apart) for name in SIX}
+
+    def cost(method: str, schedule: tuple[int, ...]) -> float:
+        plain = true_cost(SHAPE, "slice", schedule)
+        return plain + times.get(method, 0.0) * (true_cost(SHAPE, "evit", schedule) - plain)
+
+    graphs = [
+        Measured(p.method, p.tokens, cost(p.method, p.tokens) * (1 + rng.gauss(0, noise)), noise * cost(p.method, p.tokens))
+        for p in design_probes(SHAPE, SIX)
+    ]
+    return fit_cost(SHAPE, "p50_ms", graphs), {name: factor * (0.05 + 0.0006 * 150) for name, factor in times.items()}
+
+
+def test_the_method_that_looks_cheapest_is_not_taken_for_cheaper_than_it_is() -> None:
+    """A search takes the cheapest of six: what was measured too fast must not win."""
+    gains = []
+    for seed in range(60):
+        model, truth = measured(seed, noise=0.03, apart=1.0)
+        found = {name: step.at(150) for name, step in model.steps.items()}
+        gains.append(min(found.values()) / truth["m0"])
+    assert np.median(gains) > 0.6, "methods that cost the same are not told apart by noise"
+
+
+def test_methods_that_differ_more_than_the_noise_are_told_apart() -> None:
+    for seed in range(10):
+        model, truth = measured(seed, noise=0.0005, apart=6.0)
+        for name, step in model.steps.items():
+            assert step.at(150) == pytest.approx(truth[name], rel=0.25, abs=0.02), name
+
+
 @pytest.mark.parametrize("shape", [SHAPE, POOLED, NetworkShape.plain(37, 1, 4, 96, 96, 384, 1000, 100, read_tokens=1)])
 @pytest.mark.parametrize("count", range(7))
 def test_probes_are_few_and_possible(shape: NetworkShape, count: int) -> None:
