@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -27,6 +29,7 @@ from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, N
 from edge_tprune.files import sha256_file
 
 _AT_ONCE = 16  #: boards
+_HANG_UP_S = 0.2
 _LAST_WORDS = 100  #: pieces of what a program on a board writes, of which the last line says why it failed
 _INSTALLED_OVER_WHEEL = 6  #: how much larger an installed package is than its wheel, at most (unpacked, then compiled)
 
@@ -197,13 +200,33 @@ def _missing_requirements(present: dict[str, str], extras: Sequence[str]) -> lis
 def _copy_bundle(connection: Connection, bundle: Bundle, watcher: Watcher) -> tuple[str, int]:
     """Copies what the board lacks of the bundle, and puts it into place. Returns (its name there, bytes that were sent)."""
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", bundle.path.resolve().name).strip("-.")[:100] or "bundle"
-    manifest = bundle.path / MANIFEST
-    files = {**bundle.files, MANIFEST: FileEntry.of(manifest)}
+    with _unchanged(bundle):
+        files = {**bundle.files, MANIFEST: FileEntry.of(bundle.path / MANIFEST)}
+        if Bundle.open(bundle.path).manifest != bundle.manifest:
+            raise _changed(bundle)
     watcher.step(f"copying the bundle {name}")
     sources = {entry.sha256: bundle.path / path for path, entry in files.items()}
-    copied = _copy(connection, sources, watcher, reuse=name)
+    with _unchanged(bundle):
+        copied = _copy(connection, sources, watcher, reuse=name)
     connection.call("bundle", Done, name=name, files=msgspec.to_builtins(files))
     return name, copied
+
+
+@contextmanager
+def _unchanged(bundle: Bundle) -> Iterator[None]:
+    """Around what reads the bundle's files.
+
+    Raises:
+        UserError: one is no longer there, or shorter than it was.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _changed(bundle) from error
+
+
+def _changed(bundle: Bundle) -> UserError:
+    return UserError(f"{bundle.path} was changed while it was being copied: repeat the command")
 
 
 def _copy(connection: Connection, sources: dict[str, Path], watcher: Watcher, **request: Any) -> int:
@@ -226,7 +249,10 @@ def _copy(connection: Connection, sources: dict[str, Path], watcher: Watcher, **
                 for block in remote.blocks(source, size):
                     stream.write(block)
                     sent += len(block)
+                    size -= len(block)
                     watcher.advance(sent, total)
+            if size:
+                raise FileNotFoundError(errno.ENOENT, "shorter than it was", str(sources[digest]))
         stream.write(b"{}\n")
 
     connection.call("receive", Done, payload, files=files)
@@ -281,9 +307,11 @@ def deploy_all(
 ) -> list[Deployment]:
     """`deploy` to several boards at the same time; deployments in the order of `targets`. Ctrl-C ends all of them."""
     with ThreadPoolExecutor(max_workers=min(len(targets), _AT_ONCE)) as pool:
+        futures = [pool.submit(deploy, bundle, target, options, watch(target)) for target in targets]
         try:
-            return list(pool.map(lambda target: deploy(bundle, target, options, watch(target)), targets))
+            return [future.result() for future in futures]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            hang_up()
+            while wait(futures, _HANG_UP_S).not_done:  # again and again: a thread between two requests begins the next
+                hang_up()
             raise

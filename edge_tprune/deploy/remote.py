@@ -9,6 +9,7 @@ Everything it writes lies in one directory that only the user can read (`~/.edge
     incoming/<sha256>      what is being received; a cut-off transfer goes on where it stopped
     bundles/<name>/        complete bundles only: files are checked against their SHA-256, then moved into place together
     venv/                  the agent; its stamp is written last, and one without a stamp is made again
+    venv.old/              the agent before, until the new one is complete
     profiles/
 
 Names, sizes and hashes in requests are checked as if a stranger had sent them.
@@ -46,6 +47,8 @@ STOP_S = 60  #: how long a program has to end itself before it is killed
 FORGOTTEN_S = 3600  #: since when nothing was added to what was received: nobody continues that transfer
 CHUNK = 1 << 18
 STAMP = "edge-tprune.json"
+RUNNING = "running.lock"  #: held while something is measured, by a campaign too
+BUSY = "something else is being measured on the board: wait for it to finish, or stop it there"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -305,20 +308,26 @@ def install(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
     It sees the system's packages (JetPack's TensorRT) and has no pip of its own: the carried pip runs from its wheel.
     """
     with _locked(home, "install.lock", "something else is being installed on the board: repeat the command in a while"):
-        return _install(home, request)
+        if read_stamp(home) == request["stamp"]:
+            return {"installed": False}
+        with _locked(home, RUNNING, f"{BUSY}. The agent cannot be replaced meanwhile"):
+            return _install(home, request)
 
 
 def _install(home: Path, request: Json) -> Json:
-    venv, wheels = home / "venv", home / "wheels"
-    if read_stamp(home) == request["stamp"]:
-        return {"installed": False}
+    venv, old, wheels = home / "venv", home / "venv.old", home / "wheels"
+    if old.is_dir() and read_stamp(home) is None:  # an installation was cut off half-way
+        shutil.rmtree(venv, ignore_errors=True)
+        old.rename(venv)
     shutil.rmtree(wheels, ignore_errors=True)
     wheels.mkdir()
     for name, entry in request["wheels"].items():
         _received(home / "incoming", name, entry).rename(wheels / _name(name))
     python = str(venv / "bin" / "python")
     try:
-        shutil.rmtree(venv, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if venv.is_dir():
+            venv.rename(old)
         _run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(venv)])
         options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-warn-script-location"]
         source = ["--isolated", "--no-index", "--find-links", str(wheels)] if request["offline"] else []
@@ -329,10 +338,13 @@ def _install(home: Path, request: Json) -> Json:
         draft.write_text(json.dumps(request["stamp"]))
         os.sync()
         draft.rename(venv / STAMP)
-    except (Refused, OSError):
+    except BaseException:
         shutil.rmtree(venv, ignore_errors=True)
+        if old.is_dir():
+            old.rename(venv)
         raise
     finally:
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(wheels, ignore_errors=True)
     _link(Path.home() / ".local" / "bin" / "edge-tprune", venv / "bin" / "edge-tprune")
     return {"installed": True}
@@ -377,8 +389,7 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     """
     program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
     environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
-    busy = "something else is being measured on the board: wait for it to finish, or stop it there"
-    with _locked(home, "running.lock", busy) if request.get("alone") else contextlib.nullcontext():
+    with _locked(home, RUNNING, BUSY) if request.get("alone") else contextlib.nullcontext():
         pipe = subprocess.PIPE
         child = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=home, env=environment)
         out, gone = _supervise(child, stdin, stdout)

@@ -8,6 +8,7 @@ board's shell is quoted word by word.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -36,6 +37,8 @@ _OPTIONS = (
 T = TypeVar("T")
 
 _LAST_WORDS = 300  #: characters of what ssh or a board says last
+_KEPT_BYTES = 1 << 16  #: of the end of what a program writes to stderr
+_LOGIN_S = 120  #: how long logging in may take: somebody may have to touch a key
 _END_S = 1  #: how long a program on a board may take to end after its answer
 _NOT_FOUND = 127  #: a shell's exit code where there is no such program
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
@@ -76,12 +79,39 @@ def _until_hang_up(process: subprocess.Popen[bytes]) -> Iterator[None]:
         _talking.discard(process)
 
 
+class _LastWords:
+    """The end of what programs write into a pipe, read as it comes: a board may write without end."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe()
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> _LastWords:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Closes this process's end for writing, once a program has its own."""
+        os.close(self.write_end)
+
+    def _read(self) -> None:
+        with os.fdopen(self._read_end, "rb", buffering=0) as stream:
+            while block := stream.read(_KEPT_BYTES):
+                self._kept = (self._kept + block)[-_KEPT_BYTES:]
+
+    def text(self) -> str:
+        """What has come. Waits a little for the end of a program that was ended."""
+        self._thread.join(_END_S)
+        return self._kept.decode(errors="replace")
+
+
 class _Program:
     """A program on a board. One that does not begin to answer in time is ended."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
-        self.said = ""  #: what it wrote to stderr, once it has ended
+        self.said = ""  #: the end of what it wrote to stderr, once it has ended
         self.is_late = False
         self._timer = threading.Timer(remote.LOST_S, self._end)
         self._timer.daemon = True
@@ -146,11 +176,10 @@ class Connection:
     def _connect(self) -> None:
         """Logs in once; everything after goes through this connection."""
         master = ["-M", "-N", "-f", "-o", f"ControlPersist={_IDLE_S}", self.target.host]
-        log = self._directory / "log"
-        with log.open("wb") as stderr:  # a file: the connection's process keeps it open
+        with _LastWords() as words:  # the connection's process keeps writing there
             try:
                 process = subprocess.Popen(
-                    [*self._ssh, *master], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
+                    [*self._ssh, *master], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words.write_end
                 )
             except FileNotFoundError as error:
                 raise UserError(
@@ -158,12 +187,17 @@ class Connection:
                 ) from error
         with process, _until_hang_up(process):
             try:
-                process.wait()
+                process.wait(_LOGIN_S)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise UserError(
+                    f"cannot log in to {self.target}: no end of the login within {_LOGIN_S} s. Try: {self.target.command('ssh')}"
+                ) from error
             except BaseException:
                 process.kill()
                 raise
         if process.returncode:
-            raise _login_error(self.target, log.read_text(errors="replace"))
+            raise _login_error(self.target, words.text())
 
     def _find_python(self) -> str:
         """The path of a Python on the board that is new enough: the system's own where possible, because JetPack's packages are there."""
@@ -206,22 +240,21 @@ class Connection:
     @contextmanager
     def _program(self, words: list[str], stdin: int) -> Iterator[_Program]:
         """A program on the board, started; ended with the block. One that does not answer in time (see `_Program.answers`) is ended, too."""
-        with (self._directory / "log").open("w+b") as stderr:
-            command = [*self._ssh, self.target.host, shlex.join(words)]
-            process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
-            program = _Program(process)
-            with process, _until_hang_up(process):
-                try:
-                    yield program
-                    _close(process.stdin)
-                    with suppress(subprocess.TimeoutExpired):  # what a login script left running keeps the connection open
-                        process.wait(_END_S)
-                finally:
-                    program.answers()
-                    process.kill()
-                    _close(process.stdin)
-            stderr.seek(0)
-            program.said = stderr.read().decode(errors="replace")
+        command = [*self._ssh, self.target.host, shlex.join(words)]
+        with _LastWords() as said:
+            process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=said.write_end)
+        program = _Program(process)
+        with process, _until_hang_up(process):
+            try:
+                yield program
+                _close(process.stdin)
+                with suppress(subprocess.TimeoutExpired):  # what a login script left running keeps the connection open
+                    process.wait(_END_S)
+            finally:
+                program.answers()
+                process.kill()
+                _close(process.stdin)
+        program.said = said.text()
 
     def call(
         self,

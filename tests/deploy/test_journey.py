@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from edge_tprune.bundle.bundle import Bundle
-from edge_tprune.deploy import journey
+from edge_tprune.cli.progress import BoardProgress
+from edge_tprune.deploy import journey, ssh
+from edge_tprune.deploy.answers import Done, Wanted
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.errors import UserError
 
@@ -78,3 +84,68 @@ def test_only_what_the_system_lacks_is_carried() -> None:
     assert not any(text.startswith(("onnxruntime", "torch", "pytest")) for text in missing)
     assert not any(text.startswith("numpy") for text in journey._missing_requirements({"numpy": "1.26.4"}, []))
     assert any(text.startswith("onnxruntime") for text in journey._missing_requirements({}, ["ort"]))
+
+
+def test_a_signal_ends_a_deployment_between_two_requests(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hang_up` ends what runs; what begins after it is ended as well."""
+    between, begun = threading.Event(), []
+
+    def deploy(bundle: Bundle, target: Target, *rest: object) -> journey.Deployment:
+        between.set()
+        time.sleep(0.5)  # no request is under way now
+        with subprocess.Popen(["sleep", "60"]) as process, ssh._until_hang_up(process):
+            begun.append(process.wait())
+        return journey.Deployment(target)
+
+    def interrupt(futures: object, timeout: float) -> Any:
+        between.wait()
+        return wait(futures, timeout)
+
+    wait = journey.wait
+    monkeypatch.setattr(journey, "deploy", deploy)
+    monkeypatch.setattr(journey, "wait", interrupt)
+    monkeypatch.setattr("concurrent.futures.Future.result", lambda future: (_ for _ in ()).throw(KeyboardInterrupt))
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        journey.deploy_all(bundle, [Target("orin")], journey.Options(), lambda target: BoardProgress(True))
+    assert begun == [-9]
+    assert time.monotonic() - start < 20
+
+
+class Board:
+    """Takes what it is sent."""
+
+    target = Target("orin")
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self.meanwhile = meanwhile
+
+    def call(self, do: str, kind: Any, payload: Any = None, **request: Any) -> Any:
+        if do == "wanted":
+            self.meanwhile()
+            return Wanted(dict.fromkeys(request["files"], 0))
+        if payload is not None:
+            payload(Sink())
+        return Done()
+
+
+class Sink:
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+@pytest.mark.parametrize("change", ["removed", "shorter", "other manifest"])
+def test_a_bundle_that_changes_while_it_is_copied_is_said(change: str, bundle: Bundle) -> None:
+    file = bundle.path / next(iter(bundle.files))
+
+    def meanwhile() -> None:
+        if change == "removed":
+            file.unlink()
+        elif change == "shorter":
+            file.write_bytes(b"")
+
+    if change == "other manifest":
+        manifest = bundle.path / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(bundle.manifest.fingerprint, "0" * 64))
+    with pytest.raises(UserError, match="tiny was changed while it was being copied: repeat the command"):
+        journey._copy_bundle(Board(meanwhile), bundle, BoardProgress(True))  # type: ignore[arg-type]

@@ -226,6 +226,50 @@ def test_an_unfinished_installation_is_thrown_away(talk: Talk, home: Path) -> No
     assert talk("check")["stamp"] is None
 
 
+def test_a_failed_installation_leaves_the_agent_that_was_there(talk: Talk, home: Path) -> None:
+    fake_agent(home, "")
+    (home / "venv" / remote.STAMP).write_text('{"agent": "old"}')
+    wheels = {"agent.whl": b"no wheel", "pip.whl": b"no pip"}
+    send(talk, *wheels.values())
+    request = {
+        "stamp": {"agent": "new"},
+        "pip": "pip.whl",
+        "agent": "agent.whl",
+        "extras": "",
+        "requirements": [],
+        "offline": True,
+    }
+    assert "could not be installed" in talk("install", wheels=bundle_files(**wheels), **request)["error"]
+    assert talk("check")["stamp"] == {"agent": "old"}
+    assert (home / "venv" / "bin" / "python").exists()
+    assert not (home / "venv.old").exists()
+    # Killed half-way: the new one is not finished, the old one set aside.
+    (home / "venv").rename(home / "venv.old")
+    (home / "venv").mkdir()
+    send(talk, *wheels.values())
+    talk("install", wheels=bundle_files(**wheels), **request)
+    assert talk("check")["stamp"] == {"agent": "old"}
+
+
+def test_the_agent_is_not_replaced_under_a_measurement(talk: Talk, home: Path, tmp_path: Path) -> None:
+    fake_agent(home, WAITING)
+    first = start(tmp_path, {"do": "run", "arguments": [], "alone": True})
+    assert first.stdout
+    assert first.stdin
+    assert b"begun" in next(first_line(first.stdout))
+    second = start(tmp_path, {"do": "install", "stamp": {"agent": "new"}, "wheels": {}})
+    assert second.stdout
+    assert second.stdin
+    time.sleep(0.5)
+    assert second.poll() is None
+    assert (home / "venv" / "bin" / "python").exists()
+    first.stdin.close()
+    first.wait()
+    second.communicate()  # only now; what it was sent is no installation
+    assert second.returncode == 1
+    assert (home / "venv" / "bin" / "python").exists()
+
+
 def fake_agent(home: Path, code: str) -> None:
     """A venv whose `edge_tprune` is `code`: what is supervised here is any program."""
     (home / "venv" / "bin").mkdir(parents=True)

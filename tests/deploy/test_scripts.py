@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -125,6 +126,47 @@ def test_a_campaign_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     over = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "is over" in over.stdout
     log.close()
+
+
+def campaign(tmp_path: Path, *options: str) -> tuple[list[str], dict[str, str]]:
+    """A campaign whose agent writes its arguments into a file."""
+    program = tmp_path / ".edge-tprune" / "venv" / "bin" / "edge-tprune"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" >arguments\n')
+    program.chmod(0o755)
+    return [str(DEPLOY / "systemd" / "campaign"), "net", *options], {**os.environ, "HOME": str(tmp_path)}
+
+
+def test_a_campaign_goes_on_with_the_same_images(tmp_path: Path) -> None:
+    options = ["--rounds", "4", "--images", "my photos", "--seconds=2", "--data=val", "--trace", "--budgets", "1.0"]
+    command, environment = campaign(tmp_path, *options)
+    written = tmp_path / ".edge-tprune" / "arguments"
+    subprocess.run(command, env=environment, check=True)
+    assert written.read_text().splitlines() == ["profile", "bundles/net", "--out", "campaigns/net", *options]
+    run = tmp_path / ".edge-tprune" / "campaigns" / "net" / "20260101T000000Z"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (run / "samples.jsonl").write_text("")
+    subprocess.run(command, env=environment, check=True)
+    assert written.read_text().splitlines() == [
+        *("profile", "bundles/net", "--resume", f"campaigns/net/{run.name}"),
+        *("--images", "my photos", "--data=val", "--trace"),
+    ]
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock (util-linux) is not installed")
+def test_a_campaign_waits_for_a_measurement_that_runs(tmp_path: Path) -> None:
+    command, environment = campaign(tmp_path)
+    lock = tmp_path / ".edge-tprune" / "running.lock"
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert process.stdout.readline() == "waiting for another measurement on this board to end\n"
+        assert not (tmp_path / ".edge-tprune" / "arguments").exists()
+    assert process.wait() == 0
+    process.stdout.close()
+    assert (tmp_path / ".edge-tprune" / "arguments").exists()
 
 
 def test_the_unit_is_the_users_and_names_what_is_installed() -> None:

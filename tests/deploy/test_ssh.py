@@ -19,6 +19,8 @@ import os, sys
 log = open(os.environ["SSH_LOG"], "a")
 print(*sys.argv[1:], sep="\\x1f", file=log)
 log.close()
+if "-f" in sys.argv and "SSH_HANGS" in os.environ:
+    os.execvp("sleep", ["sleep", "30"])
 said = os.environ.get("SSH_SAYS")
 if said and (os.environ.get("SSH_FAILS", "login") == "login" or "-f" not in sys.argv):
     print(said, file=sys.stderr)
@@ -143,6 +145,23 @@ def test_an_account_that_runs_no_python_is_told_from_a_board_without_python(
     monkeypatch.setenv("SSH_LOGIN", login)
     with pytest.raises(UserError, match=message), Connection(Target("orin")):
         pass
+
+
+def test_a_login_that_never_ends_is_not_waited_for(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_HANGS", "1")
+    monkeypatch.setattr("edge_tprune.deploy.ssh._LOGIN_S", 0.3)
+    with (
+        pytest.raises(UserError, match=r"cannot log in to orin: no end of the login within 0.3 s. Try: ssh orin"),
+        Connection(Target("orin")),
+    ):
+        pass
+
+
+def test_of_what_a_board_writes_without_end_the_end_is_kept(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_LOGIN", "yes | head -c 5000000 >&2; echo the end >&2; exit 9")
+    with pytest.raises(UserError, match=r"\(exit code 9: the end\)") as raised, Connection(Target("orin")):
+        pass
+    assert len(str(raised.value)) < 1000
 
 
 @pytest.mark.parametrize("login", ["exec sleep 30", "while :; do echo motd; done"])
