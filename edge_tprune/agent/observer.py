@@ -37,7 +37,7 @@ class Observer:
         """Samples into the profile at `directory` from now on."""
         self._begun = (directory, session)
         with suppress(OSError):  # it died: `keep_alive` notices
-            self._pipe_in.write(msgspec.json.encode(SampleOrder(str(directory.resolve()), session)) + b"\n")
+            self._pipe_in.write(msgspec.json.encode(SampleOrder(os.fsencode(directory.resolve()), session)) + b"\n")
             self._pipe_in.flush()
 
     def keep_alive(self) -> str | None:

@@ -156,7 +156,7 @@ def _sample(samplers: Sequence[_SourceSampler], recorder: SensorRecorder, stop: 
 class SampleOrder(msgspec.Struct, frozen=True):
     """Where to sample to: the line that the sampler reads."""
 
-    directory: str  #: of the profile
+    directory: bytes  #: of the profile: a path need not be text
     session: int
 
 
@@ -181,7 +181,7 @@ def _main() -> None:
     sys.stdout.buffer.flush()
     if text := sys.stdin.buffer.readline():
         order = msgspec.json.decode(text, type=SampleOrder)
-        recorder, stop = SensorRecorder(Path(order.directory), order.session), threading.Event()
+        recorder, stop = SensorRecorder(Path(os.fsdecode(order.directory)), order.session), threading.Event()
 
         def wait_for_exit() -> None:
             sys.stdin.buffer.read()

@@ -87,5 +87,9 @@ class Runs:
 
 
 def _is_of(path: Path, fingerprint: str, precision: str) -> bool:
-    document = read_run(path, keep=False).document
+    try:
+        document = read_run(path, keep=False).document
+    except UserError as error:
+        print_note(f"fit: not used: {error}")
+        return False
     return document.bundle.fingerprint == fingerprint and (document.settings.precision or "") == precision

@@ -124,6 +124,7 @@ class Fit:
 
     def _run(self) -> tuple[Round, Answer]:
         out, words, state = self.request.out, self.request.words, self.state()
+        state = state.without_shorter_searches(words, self.request.trials)
         while (step := state.next_step(words, self.request.precisions, self.tuning is not None)) != "answer":
             if step == "probe":
                 state = msgspec.structs.replace(state, probes={**state.probes, **self._probe(state)})
@@ -164,7 +165,7 @@ class Fit:
         state = KIND.read(self.request.out)
         if state.key != self.key:
             raise UserError(
-                f"{self.request.out} holds a fit of another model, other photos, methods or settings: "
+                f"{self.request.out} holds a fit of another model, other photos, methods or settings (such as --seed or --calibration): "
                 "choose another --out, or remove it"
             )
         if state.machine and self.machine and state.machine != self.machine:
@@ -227,7 +228,7 @@ class Fit:
         bundle = f"candidates-{'-'.join(request.words.split())}-{number}"
         before = state.rounds.get(request.words, ())
         candidates = with_best_so_far(candidates, self._chosen(before[-1])[1] if before else None)
-        return Round(aims=aims, candidates=name_candidates(candidates), bundle=bundle)
+        return Round(aims=aims, candidates=name_candidates(candidates), bundle=bundle, trials=request.trials)
 
     def _search_in(self, precision: str, latency: Latency, metric: str, aim: float) -> list[Candidate] | str:
         """The candidates of one precision, or why there are none."""

@@ -32,6 +32,7 @@ from edge_tprune.export.settings import BuildSettings
 from edge_tprune.export.writer import Progress, write_bundle
 from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, read_regular, sha256_json, sync_directory
 from edge_tprune.models.loading import LoadedModel
+from edge_tprune.record.document import RUN
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.reduction.precision import DEFAULT
@@ -88,10 +89,10 @@ def build(
 
 
 def _check_place(out: Path) -> None:
-    """Refuses a place where something other than a bundle is: it would be lost. A damaged bundle is one that says to be one.
+    """Refuses a place where something other than a bundle is, or profiles in one: it would be lost. A damaged bundle is one that says to be one.
 
     Raises:
-        UserError: it is no bundle, and no empty directory.
+        UserError: it is no bundle, and no empty directory; or it holds a profile.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -100,6 +101,11 @@ def _check_place(out: Path) -> None:
         said = read_regular(out / MANIFEST, LARGEST_BYTES)
     if KIND.format.encode() not in said:
         raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
+    profile = next((file.parent for file in sorted(out.rglob(RUN))), None)
+    if profile is not None:
+        raise UserError(
+            f"{out} holds a profile, {profile.relative_to(out)}, which would be lost: move it away, or choose another --out"
+        )
 
 
 def _write(

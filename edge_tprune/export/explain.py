@@ -24,7 +24,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.models import reference
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.data import ImageFolder, open_dataset
-from edge_tprune.models.images import eight_bit_rgb, format_path, image_formats
+from edge_tprune.models.images import check_sides, eight_bit_rgb, format_path, image_formats
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, ModelOptions, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
@@ -181,6 +181,7 @@ def open_image(source: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # phones have cameras of 100 megapixels
             image = Image.open(path, formats=image_formats())
         with image:
+            check_sides(image)
             with suppress(Exception):  # EXIF may be damaged where the image is not
                 ImageOps.exif_transpose(image, in_place=True)
             if "A" in image.mode or "transparency" in image.info:

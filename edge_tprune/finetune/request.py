@@ -15,6 +15,7 @@ from edge_tprune.finetune.recipe import ALL, MOST_EPOCHS, TRAINED
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import solve_schedule
+from edge_tprune.text import is_text
 
 REFERENCE_CANVASES = 1500  #: of the reference task, where no photos are named
 CROPS = 18_000  #: shown in a fine-tuning of the default length, within `EPOCHS`
@@ -48,6 +49,8 @@ class Request(msgspec.Struct, frozen=True):
         """
         if out.suffix != ".safetensors" or out.is_dir():
             raise UserError(f"--out {out}: the result is a file whose name ends in .safetensors")
+        if not is_text(out):
+            raise UserError(f"--out {out}: safetensors opens no file whose path is not UTF-8 text: choose another")
         if self.labels and not dataset.labelled:
             raise UserError(f"{dataset.name} has no labels: leave --labels out, or give one sub-directory of photos per class")
         if self.train not in TRAINED:
@@ -121,8 +124,8 @@ def schedules_of(loaded: LoadedModel, request: Request) -> dict[str, tuple[int, 
 _TIME = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
 
 
-def parse_time(text: str) -> float:
-    """ "20m", "1h30m", "90s" -> seconds.
+def parse_time(text: str, option: str = "--time") -> float:
+    """ "20m", "1h30m", "90s" -> seconds. `option` is named in errors.
 
     Raises:
         UserError: anything else, or no time at all.
@@ -131,5 +134,5 @@ def parse_time(text: str) -> float:
     parts = {unit: float(value) for unit, value in (found.groupdict() if found else {}).items() if value}
     seconds = sum(parts[unit] * size for unit, size in (("h", 3600), ("m", 60), ("s", 1)) if unit in parts)
     if not parts or seconds <= 0:
-        raise UserError(f"--time {text!r} is not a time: give 20m, 1h30m or 90s")
+        raise UserError(f"{option} {text!r} is not a time: give 20m, 1h30m or 90s")
     return seconds

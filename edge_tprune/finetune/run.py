@@ -95,7 +95,13 @@ def finetune(
         need_space(out.parent, 7 * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
     with exclusive(out, "fine-tuning") if first else nullcontext():
         store = Store.beside(out)
-        asked = {**request.to_json(), "model": loaded.name, "weights_sha256": loaded.weights_sha256, "code": code_sha256()}
+        asked = {
+            **request.to_json(),
+            "model": loaded.name,
+            "weights_sha256": loaded.weights_sha256,
+            "code": code_sha256(),
+            **loaded.settings,
+        }
         asked |= {"data": dataset.name, "data_sha256": dataset.fingerprint, "processes": processes()[1]}
         decisions = store.open(asked | {"schedules": {name: list(tokens) for name, tokens in schedules.items()}})
         if decisions.result is not None and (out.is_file() or not decisions.result.written):

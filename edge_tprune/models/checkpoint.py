@@ -36,6 +36,7 @@ _PREFERRED = (
 )
 """Of a hub's directory, in the order of timm's own loader, and the indices of files in parts."""
 _EXTENSIONS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".npz")
+_DEEPEST = 32  # levels of a configuration
 _LFS = b"version https://git-lfs"
 _INDEX = ".index.json"
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.")
@@ -122,7 +123,19 @@ def _read_config(file: Path) -> Mapping[str, object]:
         raise UserError(f"{format_path(file)} is not readable JSON ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict):
         raise UserError(f"{format_path(file)} is not a configuration: its JSON is no object")
+    if not _is_bounded(document):
+        raise UserError(
+            f"{format_path(file)} is not a configuration: it holds a number beyond 1e300, or lists nested {_DEEPEST} deep"
+        )
     return document
+
+
+def _is_bounded(value: object, depth: int = 0) -> bool:
+    """Whether timm and messages can use a JSON value: nothing too deep for recursion, no whole number too large for a float."""
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth < _DEEPEST and all(_is_bounded(each, depth + 1) for each in inner)
+    return not isinstance(value, int) or abs(value) <= 1e300
 
 
 def _read_parts(index: Path) -> Mapping[str, object]:

@@ -165,14 +165,23 @@ def eight_bit_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def check_sides(image: Image.Image) -> None:
+    """Refuses an image that would be resized to a strip of many gigabytes.
+
+    Raises:
+        ValueError: one side is too long beside the other.
+    """
+    if max(image.size) > _LONGEST_RATIO * min(image.size):
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels: one side is more than {_LONGEST_RATIO} times the other"
+        )
+
+
 def _decode(file: Path, side: int | None = None) -> Image.Image:
     from PIL import Image
 
     with Image.open(file, formats=image_formats()) as image:
-        if max(image.size) > _LONGEST_RATIO * min(image.size):
-            raise ValueError(
-                f"it has {image.width} x {image.height} pixels: one side is more than {_LONGEST_RATIO} times the other"
-            )
+        check_sides(image)
         if side is not None:
             image.draft(None, (side, side))
         return eight_bit_rgb(image)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
@@ -50,6 +51,12 @@ class LoadedModel:
     arguments: Arguments = field(default_factory=dict)
     class_names: ClassNames | None = None
     remarks: tuple[str, ...] = ()  #: what was decided from the checkpoint, for the output
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides its answers beside its name and weights, as JSON values: preprocessing and timm's arguments."""
+        preprocessing = msgspec.json.decode(msgspec.json.encode(self.preprocessing))
+        return {"preprocessing": preprocessing, "arguments": {name: repr(value) for name, value in self.arguments.items()}}
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Maps a PIL image to a normalised tensor (C, H, W), as timm does at evaluation."""

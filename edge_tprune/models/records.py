@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ _RESAMPLE = {
     4: "box",
     5: "hamming",
 }  # Pillow's numbers, which transformers stores
+_LARGEST = 1e300  # that a float holds with room to spare
 _PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -130,13 +132,17 @@ def find_preprocessing(file: WeightsFile) -> tuple[dict[str, object], list[str]]
 def _of_timm(record: object) -> dict[str, object]:
     if not isinstance(record, Mapping):
         return {}
-    return {key: record[key] for key in _PREPROCESSING if record.get(key)}
+    # Training arguments may hold arrays, of which Python does not know whether they are true.
+    found = {
+        key: value.tolist() if isinstance(value := record.get(key), (Tensor, np.ndarray)) else value for key in _PREPROCESSING
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _of_preprocessor(file: WeightsFile) -> dict[str, object]:
     try:
         return _of_transformers(file.preprocessor)
-    except (TypeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"preprocessor_config.json of {file.shown} is not as transformers writes it ({error}): correct it, or take it away and "
             "give --mean, --std, --interpolation and --crop-pct"
@@ -195,10 +201,8 @@ def plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    return (
-        ",".join(map(_short, value))
-        if isinstance(value, (list, tuple))
-        else f"{value:g}"
-        if isinstance(value, (int, float))
-        else str(value)
-    )
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_short, value))
+    if isinstance(value, (int, float)):
+        return f"{value:g}" if abs(value) <= _LARGEST else "a number beyond 1e300"
+    return str(value)

@@ -59,9 +59,8 @@ def _number(value: Any, name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:  # of a checkpoint's record: the options are checked before
-        raise UserError(
-            f"--{name} is recorded beside the weights as {str(value)[:60]!r}, which is no number: give --{name}"
-        ) from error
+        shown = "a whole number beyond 1e300" if isinstance(value, int) else f"{str(value)[:60]!r}"
+        raise UserError(f"--{name} is recorded beside the weights as {shown}, which is no number: give --{name}") from error
 
 
 def _check(mean: Sequence[float], std: Sequence[float], crop_pct: float, words: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, exclusive
+from edge_tprune.files import clear_write_errors, exclusive, sha256_json
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
@@ -172,6 +172,7 @@ def decide(
         images=len(dataset),
         data=dataset.name,
         data_sha256=dataset.fingerprint,
+        settings_sha256=sha256_json(loaded.settings),
         score=score,
         stages=(low, high),
         seed=seed,
@@ -261,6 +262,7 @@ def search_limits(
         if workers > 1:
             place = stack.enter_context(Workers(score, workers, torch.get_num_threads(), plugins, warn))
         identity = {"weights": loaded.weights_sha256, "data": dataset.fingerprint, "score": settings.record.score}
+        identity["settings"] = settings.record.settings_sha256 or ""
         if settings.record.output != LOGITS:
             identity["output"] = settings.record.output
         tables = Tables(

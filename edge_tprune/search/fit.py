@@ -45,6 +45,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     bundle: RelativePath  #: relative to the fit's directory
     profile: RelativePath | None = None  #: likewise; None until it was measured
     again: dict[str, float] = {}  #: precision -> the limit to aim at in another round; none where none is needed
+    trials: Count | None = None  #: of each of its searches; not known of older fits
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +78,14 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
         if rounds[-1].again and len(rounds) < MOST_ROUNDS:
             return "search"
         return "tune" if tune and limits not in self.tuned else "answer"
+
+    def without_shorter_searches(self, limits: str, trials: int) -> FitState:
+        """Without the rounds for these limits, if their searches had fewer trials than are asked for now."""
+        if all(each.trials is None or each.trials >= trials for each in self.rounds.get(limits, ())):
+            return self
+        rounds = {name: found for name, found in self.rounds.items() if name != limits}
+        tuned = {name: found for name, found in self.tuned.items() if name != limits}
+        return msgspec.structs.replace(self, rounds=rounds, tuned=tuned)
 
     def without_removed(self, exists: Callable[[str], bool]) -> FitState:
         """What of it is still there: a step whose output somebody removed is to be done again.

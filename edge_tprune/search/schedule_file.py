@@ -50,6 +50,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     images: Count
     data: str
     data_sha256: str
+    settings_sha256: str | None = None  #: of `LoadedModel.settings`
     score: str
     stages: tuple[Count, Count]  #: fewest and most
     seed: int

@@ -71,6 +71,13 @@ def test_records_every_turn_whole(finished: Run) -> None:
         assert turn.load_ms > 0
 
 
+def test_the_name_of_a_profiles_directory_need_not_be_text(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    run = read_run(profile(Bundle.open(make_bundle({"big": (3, 128), "small": (1, 64)})), place, QUICK))
+    assert run.end == "complete"
+    assert run.readings
+
+
 def test_a_process_of_its_own_reads_the_sensors_from_the_first_idle_time_to_the_last(finished: Run) -> None:
     host = [reading for reading in finished.readings if reading.source == "host"]
     assert {metric.name for metric in HostSource().metrics} == set(host[0].values) | set(host[0].gaps)

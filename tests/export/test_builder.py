@@ -281,6 +281,10 @@ def test_only_a_bundle_is_replaced(tmp_path: Path, said: str | None) -> None:
         _check_place(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "edge-tprune-bundle", "versi')  # a damaged one
     _check_place(tmp_path)
+    (tmp_path / "profiles" / "run").mkdir(parents=True)
+    (tmp_path / "profiles" / "run" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a profile, profiles/run, which would be lost"):
+        _check_place(tmp_path)
 
 
 def test_the_name_of_a_bundle_is_no_pattern(tmp_path: Path) -> None:

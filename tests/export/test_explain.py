@@ -114,10 +114,12 @@ def test_images(tmp_path: Path) -> None:
     assert np.array_equal(open_image("reference:17"), reference.compose("test", 17)[0])
     assert np.array_equal(open_image("reference"), reference.compose("test", 0)[0])
     (tmp_path / "b.jpg").write_bytes(b"no image")
+    Image.new("RGB", (1, 2000)).save(tmp_path / "strip.png")
     for source, says in (
         (tmp_path / "absent.jpg", "does not exist"),
         (tmp_path, "is a directory"),
         (tmp_path / "b.jpg", "cannot be read"),
+        (tmp_path / "strip.png", "it has 1 x 2000 pixels: one side is more than 200 times the other"),
         ("reference:2000", "no canvas '2000'"),
         ("reference:-1", "no canvas '-1'"),
         ("reference:x", "reference:0 to reference:1999"),

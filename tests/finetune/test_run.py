@@ -77,6 +77,9 @@ def test_asked_again_it_answers_without_training(
     assert out.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="asked for differently"):
         finetune(network, dataset, out, replace(REQUEST, seed=1))
+    darker = replace(network.preprocessing, mean=(0.1, 0.1, 0.1))
+    with pytest.raises(UserError, match=r"asked for differently .*preprocessing"):
+        finetune(dataclasses.replace(network, preprocessing=darker), dataset, out, REQUEST)
 
 
 def test_what_was_changed_since_is_not_passed_off_as_the_result(
@@ -176,11 +179,15 @@ def test_held_out_photos_that_are_answered_worse_are_said(network: LoadedModel, 
     assert any("16 photos are few" in text for text in said)
 
 
-def test_a_part_of_a_training_that_went_too_far_is_kept(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
-    """At twenty times the rate what was trained is worse than nothing; a part of the way there is an improvement."""
+def test_a_part_of_a_training_that_went_too_far_is_kept(
+    network: LoadedModel, dataset: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four times as far as training goes is worse than nothing; a part of the way there is an improvement."""
+    averaged, came = trainer.Trainer.averaged, network.model.state_dict()
+    monkeypatch.setattr(trainer.Trainer, "averaged", lambda self: choose.mixed(came, averaged(self), 4.0))
     said: list[str] = []
     out = tmp_path / "tuned.safetensors"
-    result = finetune(network, dataset, out, replace(REQUEST, rate=1e-3), say=said.append)
+    result = finetune(network, dataset, out, REQUEST, say=said.append)
     assert min(line.change.value for line in Store.beside(out).logged()) > 0
     assert result.written
     assert result.trained_share in choose.SHARES

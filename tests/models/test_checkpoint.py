@@ -120,6 +120,10 @@ def test_directories_of_a_hub(tmp_path: Path, state: State) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not readable JSON"):
         read_weights(tmp_path)
+    for value in ("9" * 400, "[" * 500 + "]" * 500, '{"a": [-' + "1" * 301 + "]}"):
+        (tmp_path / "config.json").write_text(f'{{"architecture": "test_vit", "model_args": {value}}}')
+        with pytest.raises(UserError, match=r"config\.json is not a configuration: it holds a number beyond 1e300, or lists"):
+            read_weights(tmp_path)
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 22883432\n"

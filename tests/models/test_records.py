@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -156,11 +157,20 @@ def test_the_users_class_map_comes_first_and_a_thousand_classes_are_imagenets(tm
     assert "imagenet-1k" in imagenet.source
 
 
-@pytest.mark.parametrize("arguments", [{"mean": "abc"}, {"std": [None]}, {"crop_pct": [0.9]}, {"mean": ["a", "b", "c"]}])
+@pytest.mark.parametrize(
+    "arguments", [{"mean": "abc"}, {"std": [None]}, {"crop_pct": [0.9]}, {"mean": ["a", "b", "c"]}, {"std": 10**400}]
+)
 def test_recorded_preprocessing_that_is_no_number_is_one_line(tmp_path: Path, state: State, arguments: dict[str, Any]) -> None:
     (name,) = arguments
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is recorded .* no number"):
         load_model(NAME, saved(tmp_path, {"state_dict": state, "args": arguments}))
+
+
+def test_training_arguments_may_hold_arrays(tmp_path: Path, state: State) -> None:
+    arguments = {"mean": torch.tensor([0.1, 0.2, 0.3]), "std": torch.zeros(0), "crop_pct": np.float64(0.8)}
+    found = load_model(NAME, saved(tmp_path, {"state_dict": state, "args": arguments})).preprocessing
+    assert found.mean == pytest.approx((0.1, 0.2, 0.3))
+    assert found.crop_pct == 0.8
 
 
 def test_deep_brackets_in_metadata_are_no_class_names(tmp_path: Path, state: State) -> None:

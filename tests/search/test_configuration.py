@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -61,6 +63,9 @@ def test_what_is_found_is_no_worse_than_the_defaults_and_builds(reference: Loade
         find(reference, "evit", [0.6], images, out, trials=6, stages=(2, 4), seed=1)
     with pytest.raises(UserError, match=r"is of another search \(images was 40, now 30\)"):
         find(reference, "evit", [0.6], ReferenceTask(30, "train"), out, trials=6, stages=(2, 4), seed=1)
+    darker = msgspec.structs.replace(reference.preprocessing, mean=(0.1, 0.1, 0.1))
+    with pytest.raises(UserError, match=r"is of another search \(settings_sha256 was "):
+        find(replace(reference, preprocessing=darker), "evit", [0.6], images, out, trials=6, stages=(2, 4), seed=1)
 
 
 def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedModel, tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ def test_what_was_removed_is_done_again() -> None:
         assert left.rounds["a"][0] == first
 
 
+def test_more_trials_are_another_search() -> None:
+    found = Round(aims={"fp32": 8.0}, candidates=(), bundle="b-1", profile="p1", trials=30)
+    tuned = {"a": Tuned(candidate="fit-1", verdict="better"), "b": Tuned(candidate="1.0", verdict="none")}
+    whole = FitState(key="k", probes={"fp32": "x"}, rounds={"a": (found,), "b": (found,)}, tuned=tuned)
+    assert whole.without_shorter_searches("a", 30) == whole
+    assert whole.without_shorter_searches("a", 20) == whole
+    longer = whole.without_shorter_searches("a", 31)
+    assert longer.next_step("a", ["fp32"]) == "search"
+    assert (longer.rounds, longer.tuned) == ({"b": (found,)}, {"b": tuned["b"]})
+
+
 def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     state = FitState(key="k")
     assert state.next_step("a", ["fp32"]) == "probe"

@@ -131,7 +131,7 @@ def fit(
     board = None if host is None else parse_target(host)
     if finetune_time is not None and not finetune:
         raise UserError("--finetune-time says how long to fine-tune: add --finetune")
-    seconds_to_tune = None if finetune_time is None else parse_time(finetune_time)
+    seconds_to_tune = None if finetune_time is None else parse_time(finetune_time, "--finetune-time")
     names = tuple(parse_list(methods, str, "--methods"))
     loaded = choice.load(model, names_classes=False)
     source = data if data is not None else ("reference" if model == "reference" else None)
@@ -157,9 +157,11 @@ def fit(
         tuning = Tuning(rest, seconds_to_tune, lambda file: choice.with_weights(file).load(model, names_classes=False))
     key = sha256_json(
         {
-            "model": [loaded.name, loaded.weights_sha256],
+            "model": [loaded.name, loaded.weights_sha256, loaded.settings],
             "images": [photos.fingerprint, judged.fingerprint],
             "methods": names,
+            "seed": seed,
+            "calibration": photos_for_int8.fingerprint if calibration is not None and photos_for_int8 is not None else None,
             "run": [runtime, threads, rounds, seconds, batch, host],
         }
     )
