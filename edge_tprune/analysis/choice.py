@@ -21,6 +21,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "power": ("mean_power_w",),
     "throughput": ("throughput_images_per_s",),
     "accuracy": ("top1_percent", "agreement_percent", "cosine_distance"),
+    "divergence": ("kl_nats", "cosine_distance"),
     "memory": ("peak_memory_mb",),
     "macs": ("macs_g",),
 }

@@ -21,11 +21,14 @@ _SUPERLATIVES = {
     "power": "lowest in power",
     "throughput": "highest in throughput",
     "accuracy": "most accurate",
+    "divergence": "nearest to the unpruned network",
     "memory": "smallest in memory",
     "macs": "cheapest in MACs",
 }
 _HOW_TO_MEASURE = {
-    **dict.fromkeys(("top1_drop_points", "agreement_percent", "top1_percent", "cosine_distance"), "edge-tprune eval"),
+    **dict.fromkeys(
+        ("top1_drop_points", "agreement_percent", "top1_percent", "kl_nats", "cosine_distance"), "edge-tprune eval"
+    ),
     **dict.fromkeys(("mean_power_w", "energy_mj_per_image"), "edge-tprune doctor, which lists the power sensors of a machine"),
     "missed_deadlines_percent": "edge-tprune profile --fps",
 }

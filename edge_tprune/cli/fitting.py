@@ -265,9 +265,7 @@ class Fit:
             metric, bound = tightest(latency, self.request.bounds)
             own = [candidate for candidate in latest.candidates if candidate.precision == precision]
             values = {row.budget.partition("@")[0]: row.value(metric) for row in rows if row.precision == precision}
-            met = isinstance(
-                choose([row for row in rows if row.precision == precision], dict(self.request.limits), "accuracy"), Choice
-            )
+            met = isinstance(self._choose_among([row for row in rows if row.precision == precision]), Choice)
             aim = next_aim(
                 latest.aims.get(precision, bound), bound, [c.predicted for c in own], [values.get(c.name) for c in own], met
             )
@@ -315,7 +313,12 @@ class Fit:
         return name, next((candidate for candidate in of.candidates if candidate.name == name), None)
 
     def _choose(self, of: Round) -> Answer:
-        return choose(self.rows(of), dict(self.request.limits), "accuracy")
+        return self._choose_among(self.rows(of))
+
+    def _choose_among(self, rows: Sequence[Row]) -> Answer:
+        """The most accurate that keeps the limits. Without labels that is the least KL divergence: how many answers stay the same tells less."""
+        labelled = any(row.value("top1_percent") is not None for row in rows)
+        return choose(rows, dict(self.request.limits), "accuracy" if labelled else "divergence")
 
     def _build_networks(self, loaded: LoadedModel, candidates: Sequence[Candidate], name: str) -> tuple[Bundle, list[str]]:
         """The bundle of the unpruned network and the candidates, and its precisions: without int8 where its gate refuses one of them."""

@@ -60,17 +60,17 @@ print("\\n@pythons " + json.dumps(found))
 """
 
 
-_talking: set[subprocess.Popen[bytes]] = set()
+_talking: set[subprocess.Popen[bytes] | subprocess.Popen[str]] = set()
 
 
 def hang_up() -> None:
-    """Ends every login and request that is under way, in whichever thread."""
+    """Ends every login, request and download that is under way, in whichever thread."""
     for process in list(_talking):
         process.kill()
 
 
 @contextmanager
-def _until_hang_up(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def until_hang_up(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> Iterator[None]:
     """Around the wait for a process that `hang_up` ends."""
     _talking.add(process)
     try:
@@ -185,7 +185,7 @@ class Connection:
                 raise UserError(
                     "this needs OpenSSH's ssh, which is not installed. Run: sudo apt-get install openssh-client"
                 ) from error
-        with process, _until_hang_up(process):
+        with process, until_hang_up(process):
             try:
                 process.wait(_LOGIN_S)
             except subprocess.TimeoutExpired as error:
@@ -244,7 +244,7 @@ class Connection:
         with _LastWords() as said:
             process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=said.write_end)
         program = _Program(process)
-        with process, _until_hang_up(process):
+        with process, until_hang_up(process):
             try:
                 yield program
                 _close(process.stdin)

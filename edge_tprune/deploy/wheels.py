@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_tprune.deploy.ssh import until_hang_up
 from edge_tprune.errors import UserError
 from edge_tprune.files import sha256_json, user_cache, write_bytes, write_json
 from edge_tprune.version import __version__
@@ -124,11 +125,17 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
     options += [word for platform in kind.platforms for word in ("--platform", platform)]
     with tempfile.TemporaryDirectory(dir=directory) as draft:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", draft]
-        done = subprocess.run(
-            [*command, *options, *requirements], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        pip = subprocess.Popen(
+            [*command, *options, *requirements],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
+        with pip, until_hang_up(pip):
+            _, said = pip.communicate()
+        if pip.returncode:
+            errors = [line for line in said.splitlines() if line.startswith("ERROR")] or [said.strip()]
             raise UserError(
                 f"pip cannot find wheels of {', '.join(requirements)} for Python {python} on {kind.machine}: {errors[-1]}"
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,17 @@ class Found:
 
     space: SearchSpace
     results: list[Result]  #: the best first
-    default: Result | None  #: the first method's own pattern, where it was among the trials
+    own: Mapping[str, Result] = field(default_factory=dict)  #: method -> its own pattern, where that was among the trials
 
     @property
     def best(self) -> Result:
         """The least loss."""
         return self.results[0]
+
+    @property
+    def default(self) -> Result | None:
+        """The first method's own pattern, where it was among the trials."""
+        return self.own.get(self.space.methods[0].name)
 
 
 def decide(
@@ -283,8 +288,9 @@ def search_limits(
             results = search(
                 study, space, place or score, trials=settings.trials, seed=settings.record.seed, first=starts, report=show
             )
-            own = own_pattern(space, space.methods[0], _share(space))
-            found.append(Found(space, results, next((r for r in results if r.configuration == own), None)))
+            patterns = {own_pattern(space, method) for method in space.methods}
+            own = {each.configuration.method: each for each in results if each.configuration in patterns}
+            found.append(Found(space, results, own))
             if warn is not None and (text := few_images(results)):
                 warn(text)
     return found
@@ -313,7 +319,7 @@ def _starts(space: SearchSpace, tables: Tables | None, report: Progress) -> list
     """What is known to be good: patterns that come with the methods, and what a sensitivity table leads to. The patterns first."""
     starts = []
     for method in space.methods:
-        starts.append(own_pattern(space, method, _share(space)))
+        starts.append(own_pattern(space, method))
         if tables is not None:
             starts.append(planned(space, tables.table(method, report)))
     return list(dict.fromkeys(start for start in starts if start is not None))
@@ -321,11 +327,6 @@ def _starts(space: SearchSpace, tables: Tables | None, report: Progress) -> list
 
 def _with_options(method: MethodSpace, options: Mapping[str, Sequence[Any]]) -> MethodSpace:
     return MethodSpace(method.name, method.fewest, method.removal, options)
-
-
-def _share(space: SearchSpace) -> float:
-    """Which of a method's patterns to begin with: the limit as a share of the unpruned network's cost."""
-    return space.limit / space.cost.model.full if isinstance(space.cost, MeasuredCost) else space.limit
 
 
 def _describe(found: Found, settings: SearchSettings, method: str) -> FoundSchedule:

@@ -158,18 +158,22 @@ def needs_no_pruning(model: CostModel, shape: NetworkShape, bound: float) -> boo
 
 
 def pick_candidates(found: Found, model: CostModel, fixed: Mapping[str, OptionValue], precision: str) -> list[Candidate]:
-    """Three networks to measure, not named yet: the best at the limit, the best of another method, and the best with its whole interval below the limit.
+    """Three or four networks to measure, not named yet: the best at the limit, the best of another method, the best method's own pattern, and
+    the best with its whole interval below the limit.
 
     What a method's step costs is the least certain part of a prediction: the search prefers methods whose step was measured too cheap, and only
-    another method can show that. Where one method was searched, the second best takes its place.
+    another method can show that. Where one method was searched, the second best takes its place. Of many trials the best one suits the search's
+    images by chance, too: a method's own pattern, which was not chosen on them, can show that on others.
     """
     space, shape, best = found.space, found.space.cost.shape, found.best.configuration
     others = [result for result in found.results if result.configuration != best]
     second = next((result for result in others if result.configuration.method != best.method), [*others, found.best][0])
     safe = _at_limit(found, space.limit / (1 + model.reach))
+    own = found.own.get(best.method, second)
     chosen = [
         (best, found.best.schedule.tokens),
         (second.configuration, second.schedule.tokens),
+        (own.configuration, own.schedule.tokens),
         (best, safe),
     ]
     networks = dict.fromkeys((one.method, one.options, tokens) for one, tokens in chosen if tokens is not None)

@@ -11,6 +11,7 @@ from edge_tprune.files import sha256_json
 from edge_tprune.reduction import pattern, registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.schedule import NetworkShape
+from edge_tprune.search.cost import MeasuredCost
 from edge_tprune.search.dynamic import solve
 from edge_tprune.search.sensitivity import KIND, Sensitivity, SensitivityTables, measure, table_counts
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
@@ -19,6 +20,7 @@ from edge_tprune.search.workers import Network, Scoring, score_all
 _TABLE_BATCHES = 3  # of images that a table is measured on
 _LEVELS = 16  # token counts that dynamic programming chooses from
 _STEPS = 1000  # of cost, up to the limit
+_CORRECTIONS = 4
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,8 +31,26 @@ def default_options(space: MethodSpace) -> dict[str, OptionValue]:
     return {name: known[name].default if known[name].default in values else values[0] for name, values in space.options.items()}
 
 
-def own_pattern(space: SearchSpace, method: MethodSpace, share: float) -> Configuration | None:
-    """A method's own pattern for a share of MACs; None where it does not fit the space."""
+def own_pattern(space: SearchSpace, method: MethodSpace) -> Configuration | None:
+    """A method's own pattern at the space's limit; None where it does not fit the space.
+
+    Patterns are known by the share of MACs. Under a measured cost that share is not known before: it is that of the schedule to which the
+    pattern for the limit's share of the unpruned cost leads, and so on until it stays.
+    """
+    if not isinstance(space.cost, MeasuredCost):
+        return _pattern(space, method, space.limit)
+    found, share = None, space.limit / space.cost.model.full
+    for _ in range(_CORRECTIONS):
+        before, found = found, _pattern(space, method, share)
+        schedule = None if found is None else space.schedule(found)
+        if schedule is None or found == before:
+            break
+        share = schedule.share
+    return found
+
+
+def _pattern(space: SearchSpace, method: MethodSpace, share: float) -> Configuration | None:
+    """A method's own pattern for a share of MACs."""
     blocks, weights = pattern(registry.method(method.name), space.cost.shape.blocks, share)
     known = {block: weight for block, weight in zip(blocks, weights) if block <= space.last_block}
     if not known or not space.fewest_stages <= len(known) <= space.most_stages:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -46,6 +47,17 @@ def test_without_constraints_the_fastest_that_loses_at_most_a_point(rows):
     assert any("not by the whole 95 % interval (0.3 to 1.3" in caveat for caveat in list_caveats(choice))
 
 
+def test_the_nearest_to_the_unpruned_network(rows):
+    known = [replace(row, values={**row.values, "kl_nats": kl}) for row, kl in zip(rows, (0.3, 0.1, 0.2))]
+    choice = choose(known, {"max_p50_ms": 1e6}, "divergence")
+    assert choice.row is known[1]
+    assert "nearest to the unpruned network" in describe_choice(choice)
+    with_vectors = [
+        replace(row, values={**row.values, "kl_nats": None, "cosine_distance": kl}) for row, kl in zip(rows, (0.3, 0.2, 0.1))
+    ]
+    assert choose(with_vectors, {"max_p50_ms": 1e6}, "divergence").row is with_vectors[2]
+
+
 def test_a_stricter_drop_gives_a_slower_budget(rows):
     assert choose(rows, {"max_top1_drop": 0.5}).row.budget == "0.8"
     assert choose(rows, {"max_top1_drop": 0}).row.budget == "0.9"
@@ -66,6 +78,7 @@ def test_each_objective(rows):
         "p95": "0.5",
         "throughput": "0.5",
         "accuracy": "0.9",
+        "divergence": "0.9",
         "memory": "0.65",
         "macs": "0.5",
     }  # 114 MB equals 112 MB within 2 %

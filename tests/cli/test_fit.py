@@ -97,6 +97,42 @@ def test_no_photo_is_both_trained_and_judged_on(tmp_path: Path) -> None:
         _without(photos, photos)
 
 
+def test_accuracy_is_measured_on_images_that_the_search_did_not_see(tmp_path: Path) -> None:
+    from edge_tprune.cli.commands.fit import _split
+
+    folder = ImageFolder(tmp_path, tuple(tmp_path / f"{number}.png" for number in range(10)), (-1,) * 10)
+    photos, judged = _split(folder, 5)
+    assert len(photos) == len(judged) == 5
+    assert {*photos.files, *judged.files} == set(folder.files)
+    assert [len(part) for part in _split(folder, 6)] == [6, 4]
+    for most in (7, 10, 20):  # too few others
+        photos, judged = _split(folder, most)
+        assert judged is photos
+        assert len(photos) == min(most, 10)
+
+
+@pytest.mark.parametrize(
+    ("known", "objective"), [("top1_percent", "accuracy"), ("kl_nats", "divergence"), ("cosine_distance", "divergence")]
+)
+def test_without_labels_the_divergence_decides(
+    known: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That more answers stay the same, on a few images, says less."""
+    from edge_tprune.cli import fitting
+    from edge_tprune.cli.fit_runs import Runs
+
+    class Known:
+        def value(self, name: str) -> float | None:
+            return 1.0 if name == known else None
+
+    images = ReferenceTask(2, "train")
+    request = fitting.FitRequest(tmp_path, ("evit",), {"max_p50_ms": 1e3}, ("fp32",), 1, 4, 0, True)
+    runs = Runs(tmp_path, RunRequest())
+    fit = fitting.Fit(request, small_model(channels=48), images, images, "key", runs, lambda what, done, of: None)
+    monkeypatch.setattr(fitting, "choose", lambda rows, limits, objective: objective)
+    assert fit._choose_among([Known()]) == objective  # type: ignore[list-item,comparison-overlap]
+
+
 def check_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """latency.json and the profile that it was made from."""
     probes = folder / KIND.read(folder).probes["fp32"]
@@ -148,7 +184,7 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     second = fit(max_p50_ms=0.8 * full)
     latest, _ = second.run()
     assert (tmp_path / "probe-fp32" / "manifest.json").stat().st_mtime_ns == probes
-    assert 1 <= len(latest.candidates) <= 3
+    assert 1 <= len(latest.candidates) <= 4
     assert all(candidate.method == "evit" for candidate in latest.candidates)
     assert {c.name for c in latest.candidates} < {row.budget for row in second.rows(latest)}
     assert second.run()[0] == latest, "what is done is not done again"

@@ -93,7 +93,7 @@ def test_a_signal_ends_a_deployment_between_two_requests(bundle: Bundle, monkeyp
     def deploy(bundle: Bundle, target: Target, *rest: object) -> journey.Deployment:
         between.set()
         time.sleep(0.5)  # no request is under way now
-        with subprocess.Popen(["sleep", "60"]) as process, ssh._until_hang_up(process):
+        with subprocess.Popen(["sleep", "60"]) as process, ssh.until_hang_up(process):
             begun.append(process.wait())
         return journey.Deployment(target)
 

@@ -146,7 +146,7 @@ def test_candidates_are_the_best_the_second_and_a_safe_one() -> None:
         schedule = space.schedule(configuration)
         assert schedule is not None
         results.append(Result(configuration, schedule, (0.1 + number,) * 5))
-    best, second, safe = pick_candidates(Found(space, results, None), MODEL, {"other": 1}, "int8")
+    best, second, safe = pick_candidates(Found(space, results), MODEL, {"other": 1}, "int8")
     assert best.tokens == results[0].schedule.tokens
     assert second.tokens == results[1].schedule.tokens
     assert {each.precision for each in (best, second, safe)} == {"int8"}
@@ -169,6 +169,22 @@ def test_the_second_candidate_is_of_another_method_where_there_are_several() -> 
         schedule = space.schedule(configuration)
         assert schedule is not None
         results.append(Result(configuration, schedule, (0.1 + len(results),) * 5))
-    found = pick_candidates(Found(space, results, None), model, {}, "fp32")
+    found = pick_candidates(Found(space, results), model, {}, "fp32")
     assert [each.method for each in found] == ["evit", "tome", "evit"]
     assert [each.tokens for each in found[:2]] == [results[0].schedule.tokens, results[2].schedule.tokens]
+
+
+def test_the_best_methods_own_pattern_is_a_candidate() -> None:
+    cost = MeasuredCost(SHAPE, MODEL)
+    space = SearchSpace(cost, 12.0, (MethodSpace("evit", lambda tokens: 2),), 1, 11)
+    results = []
+    for block in (4, 5, 6):
+        configuration = space.from_weights("evit", [float(number in (block, 8)) for number in range(1, 12)], {})
+        assert configuration is not None
+        schedule = space.schedule(configuration)
+        assert schedule is not None
+        results.append(Result(configuration, schedule, (0.1 + len(results),) * 5))
+    found = pick_candidates(Found(space, results, {"evit": results[2]}), MODEL, {}, "fp32")
+    assert [each.tokens for each in found[:3]] == [result.schedule.tokens for result in results]
+    assert len(found) == 4
+    assert len(pick_candidates(Found(space, results, {"evit": results[0]}), MODEL, {}, "fp32")) == 3

@@ -19,7 +19,7 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.text import command_line
 
 if TYPE_CHECKING:
-    from edge_tprune.models.data import Dataset
+    from edge_tprune.models.data import Dataset, ImageFolder
 
 
 @command(
@@ -47,7 +47,10 @@ def fit(
     ] = None,
     eval_data: Annotated[
         str | None,
-        typer.Option(help="A directory of images to measure accuracy on; the images of --data by default.", show_default=False),
+        typer.Option(
+            help="A directory of images to measure accuracy on; by default images of --data that the search does not use.",
+            show_default=False,
+        ),
     ] = None,
     max_ms: Annotated[float | None, typer.Option(help="Highest median latency, ms.")] = None,
     max_p95_ms: Annotated[float | None, typer.Option(help="Highest 95th percentile of latency, ms.")] = None,
@@ -120,6 +123,7 @@ def fit(
     from edge_tprune.deploy.journey import Options
     from edge_tprune.files import sha256_json
     from edge_tprune.finetune.request import REFERENCE_CANVASES, parse_time
+    from edge_tprune.models.data import ImageFolder
     from edge_tprune.record.settings import RunRequest
     from edge_tprune.telemetry.environment import describe_machine, read_environment
 
@@ -144,11 +148,17 @@ def fit(
             class_names=loaded.class_names, skip_unreadable=skip_unreadable, quiet=quiet,
         )  # fmt: skip
 
-    photos = images_of(source, True)
-    judged = (
-        images_of(eval_data or source, False, labels=eval_data is not None) if eval_data or source == "reference" else photos
-    )
-    photos_for_int8 = None
+    photos: Dataset
+    judged: Dataset
+    if eval_data or source == "reference":
+        photos, judged = images_of(source, True), images_of(eval_data or source, False, labels=eval_data is not None)
+    else:
+        folder = images_of(source, True, limit=2 * images)
+        assert isinstance(folder, ImageFolder)  # whatever is not the reference task
+        photos, judged = _split(folder, images)
+        if judged is not photos:
+            print_note(f"fit: searching on {len(photos)} of them; accuracy is measured on the other {len(judged)}")
+    photos_for_int8: Dataset | None = None
     if "int8" in precisions:
         photos_for_int8 = open_photos(loaded, calibration, precisions, quiet) or photos
     tuning = None
@@ -214,6 +224,16 @@ def _check_precisions(names: list[str]) -> list[str]:
             f"--precision {','.join(found)}: of several precisions one must be fp32, which the others are compared with"
         )
     return found
+
+
+def _split(images: ImageFolder, most: int) -> tuple[ImageFolder, ImageFolder]:
+    """Images to search on, `most` of them, and images to measure accuracy on: the others, where they are at least half as many; else the same.
+
+    Of many trials the best suits the search's images by chance, too; other images do not know that.
+    """
+    photos = images.first(most)
+    others = images.without(set(photos.files), "searched on")
+    return photos, others if 2 * len(others) >= len(photos) else photos
 
 
 def _without(photos: Dataset, judged: Dataset) -> Dataset:
