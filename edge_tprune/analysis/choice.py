@@ -270,7 +270,8 @@ def _front(rows: Sequence[Row], question: Question) -> Front | None:
     accuracy = accuracy_metric(rows)
     if accuracy is None:
         return None
-    loss = {LIMITS[name][0] for name in ACCURACY_LIMITS} | {accuracy.name, "top1_percent"}
+    loss = {LIMITS[name][0] for name in ACCURACY_LIMITS} | {*OBJECTIVES["accuracy"], *OBJECTIVES["divergence"]}
+    accuracy = question.metric if question.metric.name in loss else accuracy
     asked = [metric for metric in (question.metric, *(limit.metric for limit in question.limits)) if metric.name not in loss]
     cost = asked[0] if asked else question.latency
     return Front(cost, accuracy, pareto_front(rows, cost, accuracy))

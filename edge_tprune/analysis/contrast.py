@@ -51,14 +51,19 @@ class EqualityMargin:
 
     percent: float = 2.0  #: of amounts: latency, power, energy, memory, speed-up
     points: float = 0.5  #: of percentages: accuracy, agreement, missed deadlines
+    divergence: float = 0.001  #: of distances from the unpruned model, which has none: KL in nats, cosine distance
 
     def reach(self, metric: Metric) -> float:
-        """The margin on the scale on which the metric is compared: the logarithm of a factor, or points."""
-        return math.log1p(self.percent / 100) if metric.scale == "ratio" else self.points
+        """The margin on the scale on which the metric is compared: the logarithm of a factor, or a difference in the metric's unit."""
+        if metric.scale == "ratio":
+            return math.log1p(self.percent / 100)
+        return self.points if metric.unit in ("%", "points") else self.divergence
 
     def text(self, metric: Metric) -> str:
-        """'2 %' or '0.5 points'."""
-        return f"{self.percent:g} %" if metric.scale == "ratio" else f"{self.points:g} points"
+        """'2 %', '0.5 points' or '0.001 nats'."""
+        if metric.scale == "ratio":
+            return f"{self.percent:g} %"
+        return f"{self.points:g} points" if metric.unit in ("%", "points") else f"{self.divergence:g} {metric.unit}".rstrip()
 
     @classmethod
     def parse(cls, text: str, default: EqualityMargin) -> EqualityMargin:

@@ -27,7 +27,7 @@ class Metric:
     aggregation: str = ""  #: how many measurements became this number, in words
     short: str = ""  #: label for narrow columns; the label itself where empty
     signed: bool = False  #: whether a gain is written with its plus: changes are
-    scale: Literal["ratio", "difference"] = "ratio"  #: how two values are compared: amounts by factors, percentages by points
+    scale: Literal["ratio", "difference"] = "ratio"  #: how two values are compared: amounts by factors, accuracy by differences
     with_interval: bool = False  #: whether tables show how sure it is
 
     @property
@@ -117,9 +117,13 @@ _ALL = (
         "agreement_percent", "agreement with the unpruned model", "%", "higher", 1, _IMAGES, "agree",
         scale="difference", with_interval=True,
     ),
-    Metric("kl_nats", "KL divergence from the unpruned model", "nats", "lower", 3, _PAIRED, "KL", with_interval=True),
     Metric(
-        "cosine_distance", "cosine distance from the unpruned model", "", "lower", 4, _PAIRED, "cos. dist.", with_interval=True,
+        "kl_nats", "KL divergence from the unpruned model", "nats", "lower", 3, _PAIRED, "KL",
+        scale="difference", with_interval=True,
+    ),
+    Metric(
+        "cosine_distance", "cosine distance from the unpruned model", "", "lower", 4, _PAIRED, "cos. dist.",
+        scale="difference", with_interval=True,
     ),
     Metric("p50_ms", "p50 latency", "ms", "lower", 2, "nearest-rank percentile of all inferences", "p50"),
     Metric("p95_ms", "p95 latency", "ms", "lower", 2, "nearest-rank percentile of all inferences", "p95"),

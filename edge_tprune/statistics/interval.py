@@ -47,8 +47,8 @@ class Interval:
         return Interval(value, low, high, self.confidence)
 
     def to_json(self) -> dict[str, float | None]:
-        """{"value", "low", "high", "confidence"}; unknown ends are null."""
-        return asdict(self)
+        """{"value", "low", "high", "confidence"}; what is not known, or infinite, is null."""
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, value: Any) -> Interval | None:
