@@ -88,7 +88,7 @@ class Choice:
     row: Row
     rows: tuple[Row, ...]  #: all that were to choose from
     headroom: tuple[Headroom, ...]  #: to each constraint, all kept
-    #: Rows that also fit and whose objective equals the best one's; the most accurate of them was taken.
+    #: Rows that also fit and whose objective equals the best one's; the most accurate of them was taken, or the fastest (see `choose`).
     equals: tuple[Row, ...]
     #: Rows that also fit, of which it is not resolved whether their objective is better.
     unresolved: tuple[tuple[Row, Contrast], ...]
@@ -152,7 +152,8 @@ def choose(
 ) -> Answer:
     """The best row that keeps every constraint, or that there is none.
 
-    Rows whose objective equals the best one's within the margin are ties, of which the most accurate is taken. A row that is not
+    Rows whose objective equals the best one's within the margin are ties, of which the most accurate is taken (of equally divergent ones the
+    fastest). A row that is not
     resolved from the best is no tie: the better estimate is taken, and the answer names the others.
 
     Args:
@@ -241,7 +242,8 @@ def _judge(rows: Sequence[Row], question: Question) -> tuple[list[Row], tuple[Ex
 def _best(rows: Sequence[Row], question: Question) -> tuple[Row, tuple[Row, ...]]:
     """The row to prefer, and those that equal it in the objective."""
     metric = question.metric
-    order = [*(METRICS[name] for name in OBJECTIVES["accuracy"]), metric, METRICS["p50_ms"]]
+    names = ["p50_ms", metric.name] if question.objective == "divergence" else [*OBJECTIVES["accuracy"], metric.name, "p50_ms"]
+    order = [METRICS[name] for name in names]
 
     def rank(row: Row) -> list[float]:
         return [row.suspect is not None, *(each.cost(row.value(each.name)) for each in order)]

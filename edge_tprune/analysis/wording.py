@@ -57,7 +57,8 @@ def describe_choice(choice: Choice) -> str:
     if choice.equals:
         names = ", ".join(name_row(other, choice.rows) for other in choice.equals)
         within = question.margin.text(question.metric)
-        text += f" Equal within {within}: {names}. Of equal budgets the most accurate is taken."
+        taken = "fastest" if question.objective == "divergence" else "most accurate"
+        text += f" Equal within {within}: {names}. Of equal budgets the {taken} is taken."
     if choice.unresolved:
         names = ", ".join(name_row(other, choice.rows) for other, _ in choice.unresolved)
         text += f" Not resolved from it: {names} ({describe_need([each for _, each in choice.unresolved])})."
