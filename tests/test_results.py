@@ -160,6 +160,24 @@ def test_the_exact_savings_of_the_readme_are_the_kept_ones() -> None:
     assert stated == [tuple(f"{row[which]['kl']['value']:.3f}" for which in ("without", "with")) for row in rows]
 
 
+def test_fit_against_the_methods_is_the_kept_one() -> None:
+    folder = PROFILES / "equal-latency-deit_tiny"
+    limits = json.loads((folder / "equal_latency.json").read_text(encoding="utf-8"))["rows"]
+    rows = {row["network"]: row for row in limits["zero_tprune at 0.65"]}
+    best = min((row for name, row in rows.items() if name != "fit"), key=lambda row: row["kl_nats"]["value"])
+    further = best["kl_over_fit"]
+    sentence = readme_entry("- [Fit]")
+    assert best["method"] == "bat"
+    assert f"KL {rows['fit']['kl_nats']['value']:.4f}, against {best['kl_nats']['value']:.4f}" in sentence
+    assert f"({best['method']!r}, ".replace("'", "`") + f"{further['low']:+.4f} to {further['high']:+.4f})" in sentence
+    own, found = ({row["network"]: row for row in limits["zero_tprune at 0.5"]}[name] for name in ("bat", "fit"))
+    assert found["method"] == "bat"
+    assert own["kl_over_fit"]["low"] < 0 < own["kl_over_fit"]["high"]
+    text = (PROFILES.parent / "docs" / "fit.md").read_text(encoding="utf-8")
+    for network, row in rows.items():
+        assert network == "fit" or f"| {row['kl_over_fit']['value']:+.4f} (" in text
+
+
 def readme_entry(begin: str) -> str:
     """An entry of a list in the README, as one line."""
     text = (PROFILES.parent / "README.md").read_text(encoding="utf-8")
