@@ -14,7 +14,8 @@ from torch import nn
 
 from edge_tprune.models.loading import load_model
 from edge_tprune.record.reader import read_run
-from edge_tprune.reduction import registry, solve_schedule
+from edge_tprune.reduction import network_shape, registry, solve_schedule
+from tests.benchmarks import latency
 from tests.benchmarks.quantize import table
 from tests.benchmarks.reduction import chosen
 
@@ -176,6 +177,20 @@ def test_fit_against_the_methods_is_the_kept_one() -> None:
     text = (PROFILES.parent / "docs" / "fit.md").read_text(encoding="utf-8")
     for network, row in rows.items():
         assert network == "fit" or f"| {row['kl_over_fit']['value']:+.4f} (" in text
+
+
+@pytest.mark.parametrize("name", ["deit_small", "deit_tiny", "deit_tiny-cpu-time"])
+def test_the_table_of_the_latency_model_is_what_todays_code_makes_of_the_kept_turns(name: str) -> None:
+    folder = PROFILES / "latency-2-core-server"
+    kept = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    shape = network_shape(load_model(kept["model"], "random").model)
+    for run in kept["runs"]:
+        for _, threads, turns, probes, _, *cells in latency.judge(run, shape):
+            assert (
+                f"| {threads} | {turns} | {probes} | {cells[0]} | {cells[1]} | {cells[2]} | {float(cells[3]):.0f} | {cells[4]} | {cells[5]} |"
+                in text
+            )
 
 
 def readme_entry(begin: str) -> str:
