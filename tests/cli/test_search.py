@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_tprune.schedule.latency import KIND as LATENCY_KIND
+from edge_tprune.schedule.latency import Latency, NetworkRecord
 from tests.cli.conftest import Outcome
+from tests.schedule.test_latency import SHAPE, fitted
 
 Command = Callable[..., Outcome]
 
@@ -75,3 +78,16 @@ def test_mistakes_are_one_line(
     assert "secret" not in outcome.err
     assert "Traceback" not in outcome.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_latency_model_is_for_several_methods(command: Command, tmp_path: Path) -> None:
+    """--method would be ignored."""
+    network = NetworkRecord(name="reference", weights_sha256="0" * 64, tokens=197, blocks=12)
+    latency = Latency(
+        run_id="r", network=network, runtime="onnxruntime", precision=None, batch=1, threads=1, power_mode=None, machine="m",
+        status="valid", costs={"p50_ms": fitted(SHAPE, ["evit"])},
+    )  # fmt: skip
+    LATENCY_KIND.write(tmp_path, latency)
+    outcome = command("search", "reference", "--latency", tmp_path, "--max-ms", "8", "--method", "bat")
+    assert outcome.code == 2
+    assert "--latency compares --methods: give --methods bat instead of --method" in outcome.err.replace("\n", " ")

@@ -39,7 +39,9 @@ def search(
         ),
     ],
     choice: ModelChoice,
-    method: Annotated[str, typer.Option(help="See `edge-tprune methods`.")] = "zero_tprune",
+    method: Annotated[
+        str | None, typer.Option(help="See `edge-tprune methods`; zero_tprune by default.", show_default=False)
+    ] = None,
     budgets: Annotated[
         str | None,
         typer.Option(
@@ -136,7 +138,9 @@ def search(
 
     load_plugins(plugin)
     goal = read_goal(latency, budgets, methods, {"p50_ms": max_ms, "p95_ms": max_p95_ms, ENERGY: max_mj}, front)
-    names = [method] if goal.latency is None else list(goal.methods)
+    if goal.latency is not None and method is not None:
+        raise UserError(f"--latency compares --methods: give --methods {method} instead of --method")
+    names = [method or "zero_tprune"] if goal.latency is None else list(goal.methods)
     options = registry.parse_options(registry.method(names[0]), parse_pairs(option or [], "--option"))
     loaded = choice.load(model, names_classes=False, needs_classes=False)
     source = data if data is not None else ("reference" if model == "reference" else None)
