@@ -153,9 +153,12 @@ class Predictor:
             frame = _to_image(frame, self._channel_order, self.input_shape[1:])
         elif isinstance(frame, (str, os.PathLike)):
             frame = read_image(Path(frame), "Give another file")
-        elif not hasattr(frame, "resize"):
+        elif not (hasattr(frame, "convert") and hasattr(frame, "size")):
             raise UserError(f"an image is an array, a file's name or an image of Pillow, not {type(frame).__name__}")
-        return self.bundle.manifest.preprocessing(frame.convert("RGB"))
+        try:
+            return self.bundle.manifest.preprocessing(frame.convert("RGB"))
+        except (OSError, ValueError, ArithmeticError) as error:  # Pillow reads files late, and converts from most modes
+            raise UserError(f"this image cannot be read: {error}. Give another") from error
 
     def top(self, scores: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
         """The `count` classes with the highest scores as (label, probability), the most probable first.
@@ -169,8 +172,8 @@ class Predictor:
         """
         if self.bundle.manifest.model.output.name != LOGITS:
             raise UserError(f"the graph gives {self.bundle.manifest.model.output.name}, which are no scores of classes")
-        if scores.ndim != 1:
-            raise UserError(f"scores of one image have one axis, these have shape {scores.shape}: pass one row")
+        if np.ndim(scores) != 1:
+            raise UserError(f"scores of one image have one axis, these have shape {np.shape(scores)}: pass one row")
         exact = np.exp(scores.astype(np.float64) - scores.max())
         best = np.argsort(-scores, kind="stable")[:count]
         return [(self.labels[i], float(exact[i] / exact.sum())) for i in best]
@@ -355,6 +358,9 @@ def find_budget(bundle: Bundle, budget: float | str | None) -> str:
             return names[0]
         raise UserError(f"bundle {bundle.path} has {len(names)} budgets: name one of {', '.join(names)}")
     if not isinstance(budget, str):
+        if not isinstance(budget, (int, float, np.number)) or not 0 < budget <= 1:
+            what = f"{budget:g}" if isinstance(budget, float) else f"a value of type {type(budget).__name__}"
+            raise UserError(f"a budget is a name, or a share of MACs above 0 and at most 1, not {what}")
         found = [entry.name for entry in bundle.budgets if entry.requested == budget]
         if len(found) == 1:
             return found[0]

@@ -16,6 +16,10 @@ LINE_BYTES = 64_000_000  #: of the longest line that is read
 T = TypeVar("T")
 
 
+#: Of a program. It becomes a part of commands.
+ProgramPath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]{1,1000}\Z")]
+
+
 class Done(msgspec.Struct, frozen=True):
     """An answer of which only counts that it came."""
 
@@ -27,7 +31,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     machine: Annotated[str, Meta(pattern=r"^\w+\Z")]  #: "aarch64"
     glibc: Annotated[str, Meta(pattern=r"^\d{1,2}(\.\d{1,3})*\Z")] | None  #: "2.35"
     python: tuple[Whole, Whole, Whole]
-    executable: str  #: of Python
+    executable: ProgramPath  #: of Python
     venv: bool  #: Python has its module venv
     root: bool  #: logged in as root
     home: str  #: where the agent is installed

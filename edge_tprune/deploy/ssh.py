@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from edge_tprune.deploy import remote
-from edge_tprune.deploy.answers import LINE_BYTES, not_understood, read_answer
+from edge_tprune.deploy.answers import LINE_BYTES, ProgramPath, not_understood, read_answer
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.remote import Json
 from edge_tprune.errors import ConnectionLost, InternalError, UserError
@@ -212,7 +212,7 @@ class Connection:
                 said = line if line.strip() else said
         if found is None:
             raise self._no_python(program, said.decode(errors="replace"))
-        answer = read_answer(found, list[tuple[str, int, int]], str(self.target))
+        answer = read_answer(found, list[tuple[ProgramPath, int, int]], str(self.target))
         pythons = [(path, minor) for path, major, minor in answer if major == 3]
         for path, minor in pythons:
             if minor >= _OLDEST:

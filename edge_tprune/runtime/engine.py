@@ -86,6 +86,8 @@ class Engine(ABC):
 
     def check_input(self, image: np.ndarray) -> None:
         """Refuses an image that the graph was not built for."""
+        if not isinstance(image, np.ndarray):
+            raise UserError(f"the graph takes an array, float32 {self.input_shape}, not {type(image).__name__}")
         if image.shape != self.input_shape or image.dtype != np.float32:
             raise UserError(f"the graph takes float32 {self.input_shape}, but the image is {image.dtype} {image.shape}")
 
@@ -104,8 +106,8 @@ def open_engine(file: Path, runtime: str, *, threads: int, shared: bool = False)
     Raises:
         UserError: an unknown runtime or one whose package is missing, a graph it cannot load, fewer than one thread.
     """
-    if not 1 <= threads <= 1024:
-        raise UserError(f"an engine has 1 to 1024 threads, not {threads}")
+    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise UserError(f"an engine has 1 to 1024 threads, not {threads!r}")
     engine: Engine = _module(runtime).open_engine(Path(file), threads, shared=shared)
     return engine
 

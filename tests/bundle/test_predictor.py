@@ -113,6 +113,31 @@ def test_budgets_by_name_and_by_share(built: Path) -> None:
         edge_tprune.open(bundle, budget=1, channel_order="yuv")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("budget", [[0.6], {}, b"0.6", object(), 10**400, -1, float("nan"), 0])
+def test_a_budget_of_another_kind_is_refused(built: Path, budget: object) -> None:
+    with pytest.raises(UserError, match="a budget is a name, or a share of MACs above 0 and at most 1, not"):
+        edge_tprune.open(built, budget=budget)  # type: ignore[arg-type]
+
+
+def test_what_is_no_image_is_refused(built: Path, tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-900])
+    with edge_tprune.open(built, budget=1.0, threads=1) as model:
+        for frame in (Image.new("RGB", (0, 5)), Image.open(tmp_path / "cut.png"), Image.new("La", (8, 8))):
+            with pytest.raises(UserError, match="this image cannot be read"):
+                model.preprocess(frame)
+        for other in (5, None, object(), [1, 2]):
+            with pytest.raises(UserError, match="an image is an array, a file's name or an image of Pillow"):
+                model.preprocess(other)  # type: ignore[arg-type]
+            with pytest.raises(UserError, match="the graph takes an array"):
+                model.run(other)  # type: ignore[arg-type]
+            with pytest.raises(UserError, match="scores of one image have one axis"):
+                model.top([[1, 2]] if other == [1, 2] else other)  # type: ignore[arg-type]
+    for threads in ("2", 2.5, 0):
+        with pytest.raises(UserError, match="1 to 1024 threads"):
+            edge_tprune.open(built, budget=1.0, threads=threads)  # type: ignore[arg-type]
+
+
 def test_a_wrong_engine_is_refused_and_closed(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(built)
     real = predictor.open_engine

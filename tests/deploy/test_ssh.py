@@ -164,6 +164,14 @@ def test_of_what_a_board_writes_without_end_the_end_is_kept(log: Path, monkeypat
     assert len(str(raised.value)) < 1000
 
 
+@pytest.mark.parametrize("path", ["/a\\u0000b", "/" + "a" * 200_000, "python3", "/a\\nb"])
+def test_a_python_whose_path_is_none_is_not_run(path: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (log.parent / "answer").write_text(f'\n@pythons [["{path}", 3, 12]]\n')
+    monkeypatch.setenv("SSH_LOGIN", f"exec cat {log.parent}/answer")
+    with pytest.raises(UserError, match="orin gave an answer that is not understood"), Connection(Target("orin")):
+        pass
+
+
 @pytest.mark.parametrize("login", ["exec sleep 30", "while :; do echo motd; done"])
 def test_a_board_that_never_answers_is_not_waited_for(login: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_LOGIN", login)
