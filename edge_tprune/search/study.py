@@ -23,10 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import optuna
+from msgspec import Meta
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -269,7 +270,7 @@ class _Tried(msgspec.Struct):
     method: str
     options: dict[str, OptionValue]
     tokens: list[Count]
-    losses: list[float] | None = None  #: one per image; of a trial that was scored on all
+    losses: list[Annotated[float, Meta(ge=-1e6, le=1e6)]] | None = None  #: one per image; of a trial that was scored on all. Bounds refuse NaN
 
 
 def _check_trials(study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:

@@ -276,6 +276,8 @@ def test_a_study_of_another_program_is_left_alone(tmp_path: Path, directions: li
     [
         ("tokens", "abc", "tokens is"),
         ("losses", [], "another number of images"),
+        ("losses", [float("nan")] * 5, "losses"),
+        ("losses", [1e300] * 5, "losses"),
         ("options", [1], "options is"),
     ],
 )
