@@ -54,6 +54,7 @@ def test_no_improvement_is_a_no(command: Command, tmp_path: Path) -> None:
         (["reference", "--budgets", "0.05"], "cannot be reached"),
         (["reference", "--blocks", "13"], "block"),
         (["reference", "--out", "tuned.pth"], "ends in .safetensors"),
+        (["reference", "--class-map", "names.txt"], "--class-map is not used without --labels"),
         (["reference", "--train", "head"], "choose all, norm, late"),
         (["reference", "--images", "20"], "do not fill a batch of 32"),
         (["reference", "--schedule", "absent.json"], "absent.json cannot be read"),

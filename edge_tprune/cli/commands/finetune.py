@@ -110,6 +110,8 @@ def finetune(
     load_plugins(plugin)
     if choice.weights is not None and Path(choice.weights).resolve() == file.resolve():
         raise UserError(f"--out {file} is the file of --weights, which training begins with: choose another --out")
+    if choice.class_map is not None and not labels:
+        raise UserError("--class-map is not used without --labels: leave it out here, and give it to build")
     found = read(schedule) if schedule is not None else None
     if found and method not in (None, found.method):
         raise UserError(f"{schedule} is for method {found.method}, not {method}: leave --method out")
@@ -134,7 +136,7 @@ def finetune(
     )
     loaded = choice.load(model, names_classes=False, needs_classes=False)
     try:
-        photos = _photos(loaded, data, images, choice.class_map if labels else None, labels)
+        photos = _photos(loaded, data, images, choice.class_map, labels)
         if labels:
             print_note(f"{photos.name}: {photos.label_rule}")
         with join_processes(request), show_progress("fine-tuning", quiet) as advance:
