@@ -48,12 +48,14 @@ def parse_pairs(texts: list[str], what: str) -> dict[str, str]:
     """["a=1"] -> {"a": "1"}.
 
     Raises:
-        UserError: a text without "=".
+        UserError: a text without "=", or a name that is given twice.
     """
-    pairs = {}
+    pairs = dict[str, str]()
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise UserError(f"{what} {text!r} is not of the form name=value")
+        if key.strip() in pairs:
+            raise UserError(f"{what} {key.strip()} is given twice: leave one out")
         pairs[key.strip()] = value.strip()
     return pairs

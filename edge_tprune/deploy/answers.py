@@ -36,7 +36,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     root: bool  #: logged in as root
     home: str  #: where the agent is installed
     writable: bool
-    packages: dict[str, str]  #: Python packages of the system: name -> version
+    packages: dict[str, Annotated[str, Meta(max_length=100)]]  #: Python packages of the system: name -> version
     tensorrt: bool
     cuda: str | None
     stamp: Any  #: of the agent that is installed

@@ -195,12 +195,17 @@ def _wanted(files: dict[str, int], out: Path, places: Mapping[str, Path]) -> dic
     """What must be fetched: files that are not here in this size, and what was derived from them.
 
     Raw samples only ever grow; the small files beside them are rewritten as a whole, perhaps in the same size. Raw samples come last: a
-    profile whose collection was cut off before then still lacks some of them, and all of it is fetched again.
+    profile whose collection was cut off before then still lacks some of them, and all of it is fetched again. Samples that are longer here, in
+    the place of the same run, were damaged on the board, and are kept.
     """
-    changed = {path for path, size in files.items() if _size(_target(path, out, places)) != size}
+    here = {path: _size(_target(path, out, places)) for path in files}
+    longer = (
+        {path for path, size in files.items() if path.endswith(".jsonl") and (here[path] or 0) > size} if places else set[str]()
+    )
+    changed = {path for path, size in files.items() if here[path] != size} - longer
     profiles = set(map(_profile_of, changed))
     derived = {path for path in files if _profile_of(path) in profiles and not path.endswith(".jsonl")}
-    raw_last = sorted(changed | derived, key=lambda path: (path.endswith(".jsonl"), path))
+    raw_last = sorted((changed | derived) - longer, key=lambda path: (path.endswith(".jsonl"), path))
     return {path: files[path] for path in raw_last}
 
 

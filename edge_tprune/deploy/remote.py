@@ -2,7 +2,7 @@
 
 It is sent as text through the SSH connection's stdin and executed from there: so it must be one file, and may use the standard
 library alone. A request is one JSON line; files follow as frames (a JSON line, then that many bytes). Answers come after a line
-that no login script prints, as JSON lines and frames.
+that no login script prints, as JSON lines and frames. Empty lines between them say that the program is still at work.
 
 Everything it writes lies in one directory that only the user can read (`~/.edge-tprune`):
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -30,8 +31,10 @@ import platform
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,7 +68,8 @@ def main(stdin: IO[bytes], stdout: IO[bytes]) -> int:
     try:
         request = json.loads(stdin.readline())
         home = _home()
-        answer = COMMANDS[request["do"]](home, request, stdin, stdout)
+        with _beating(stdout):
+            answer = COMMANDS[request["do"]](home, request, stdin, stdout)
     except Refused as refusal:
         answer = {"error": str(refusal)}
     except BrokenPipeError:
@@ -86,10 +90,36 @@ def _home() -> Path:
         raise Refused(f"the home directory there cannot be used: {error}") from error
 
 
+_writing = threading.RLock()  #: held while a line or a frame is written
+
+
+@contextlib.contextmanager
+def _beating(stdout: IO[bytes]) -> Iterator[None]:
+    """Sends an empty line every `HEARTBEAT_S`: the host takes a board that says nothing for gone."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT_S):
+            with _writing:
+                try:
+                    stdout.write(b"\n")
+                    stdout.flush()
+                except (OSError, ValueError):
+                    return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 def answer_line(stdout: IO[bytes], value: Json) -> None:
     """One JSON line."""
-    stdout.write(json.dumps(value).encode() + b"\n")
-    stdout.flush()
+    with _writing:
+        stdout.write(json.dumps(value).encode() + b"\n")
+        stdout.flush()
 
 
 # --- what is here
@@ -389,13 +419,31 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     """
     program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
     environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
-    with _locked(home, RUNNING, BUSY) if request.get("alone") else contextlib.nullcontext():
-        pipe = subprocess.PIPE
-        child = subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, cwd=home, env=environment)
+    with _locked(home, RUNNING, BUSY) if request.get("alone") else contextlib.nullcontext() as lock:
+        pipe, own = (
+            subprocess.PIPE,
+            [] if lock is None else [lock],
+        )  # who measures holds the lock, even if this program is killed
+        child = subprocess.Popen(
+            program,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            cwd=home,
+            env=environment,
+            pass_fds=own,
+            preexec_fn=_end_with_parent,
+        )
         out, gone = _supervise(child, stdin, stdout)
     if gone:
         raise Refused("the connection was lost, so what ran on the board was ended")
     return {"code": child.returncode, "stdout": out.decode(errors="replace")}
+
+
+def _end_with_parent() -> None:
+    """In a child before it becomes its program: Linux ends it when this program is gone."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _supervise(child: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[bytes]) -> tuple[bytes, bool]:
@@ -435,8 +483,8 @@ def _supervise(child: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[byte
 
 
 @contextlib.contextmanager
-def _locked(home: Path, lock: str, busy: str) -> Iterator[None]:
-    """Holds a lock. Waits for its holder as long as one whose connection just broke may take to end, then refuses."""
+def _locked(home: Path, lock: str, busy: str) -> Iterator[int]:
+    """Holds a lock, and gives its file. Waits for its holder as long as one whose connection just broke may take to end, then refuses."""
     handle = os.open(home / lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         deadline = time.monotonic() + 2 * STOP_S
@@ -448,7 +496,7 @@ def _locked(home: Path, lock: str, busy: str) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise Refused(busy) from None
                 time.sleep(0.2)
-        yield
+        yield handle
     finally:
         os.close(handle)
 
@@ -470,8 +518,9 @@ def send(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json
     base = home.joinpath(*_inside(request["directory"]))
     for path, size in request["paths"].items():
         file = base.joinpath(*_inside(path))
-        answer_line(stdout, {"path": path, "bytes": size, "sha256": sha256(file, size)})
-        with file.open("rb") as stream:
+        digest = sha256(file, size)
+        with _writing, file.open("rb") as stream:
+            answer_line(stdout, {"path": path, "bytes": size, "sha256": digest})
             for block in blocks(stream, size):
                 stdout.write(block)
     return {"sent": len(request["paths"])}

@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import msgspec
 
@@ -107,23 +108,52 @@ class _LastWords:
 
 
 class _Program:
-    """A program on a board. One that does not begin to answer in time is ended."""
+    """A program on a board. One of which nothing is heard for too long is ended."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.said = ""  #: the end of what it wrote to stderr, once it has ended
+        self.has_begun = False  #: to answer
         self.is_late = False
-        self._timer = threading.Timer(remote.LOST_S, self._end)
-        self._timer.daemon = True
-        self._timer.start()
+        self._heard_s, self._ended = time.monotonic(), threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
-    def answers(self) -> None:
-        """It answers, or has ended: it may take its time from now on."""
-        self._timer.cancel()
+    def heard(self) -> None:
+        """It answered, or took something."""
+        self._heard_s = time.monotonic()
 
-    def _end(self) -> None:
-        self.is_late = True
-        self.process.kill()
+    def begins(self) -> None:
+        """Its own words begin, behind those of a login script."""
+        self.has_begun = True
+        self.heard()
+
+    def ended(self) -> None:
+        """It need not be watched any more."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, remote.LOST_S / 4)):
+            if time.monotonic() - self._heard_s > remote.LOST_S:
+                self.is_late = True
+                self.process.kill()
+                return
+
+
+class _Heard:
+    """A stream of a program's; whatever passes through it, the program was heard."""
+
+    def __init__(self, stream: IO[bytes], program: _Program) -> None:
+        self._stream, self._program = stream, program
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._program.heard()
+        return data
+
+    def write(self, data: bytes) -> int:
+        written = self._stream.write(data)
+        self._program.heard()
+        return written
 
 
 class Connection:
@@ -240,7 +270,7 @@ class Connection:
     @contextmanager
     def _program(self, words: list[str], stdin: int) -> Iterator[_Program]:
         """A program on the board, started; ended with the block. One that does not answer in time (see `_Program.answers`) is ended, too."""
-        command = [*self._ssh, self.target.host, shlex.join(words)]
+        command = [*self._ssh, self.target.host, "--", shlex.join(words)]  # ssh looks for options behind the host, too
         with _LastWords() as said:
             process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=said.write_end)
         program = _Program(process)
@@ -251,7 +281,7 @@ class Connection:
                 with suppress(subprocess.TimeoutExpired):  # what a login script left running keeps the connection open
                     process.wait(_END_S)
             finally:
-                program.answers()
+                program.ended()
                 process.kill()
                 _close(process.stdin)
         program.said = said.text()
@@ -291,15 +321,15 @@ class Connection:
                 stdin.write(source + json.dumps({"do": do, **request}).encode() + b"\n")
                 stdin.flush()
                 if remote.MARK in lines:  # what a login script prints comes before
-                    program.answers()
+                    program.begins()
                     if payload is not None:
-                        payload(stdin)
+                        payload(cast("IO[bytes]", _Heard(stdin, program)))
                         stdin.flush()
             with _heartbeat(stdin):
-                answer = _read_answer(lines, stdout, on_stderr, on_frame, str(self.target))
+                answer = _read_answer(lines, program, on_stderr, on_frame, str(self.target))
         if answer is None:
             if program.is_late:
-                raise self._silent()
+                raise self._lost(f"nothing was heard for {remote.LOST_S} s") if program.has_begun else self._silent()
             if program.process.returncode == 255:
                 raise self._lost(program.said)
             failed = InternalError if "Traceback" in program.said else UserError
@@ -322,15 +352,21 @@ class Connection:
 
 def _read_answer(
     lines: Iterator[bytes],
-    stream: IO[bytes],
+    program: _Program,
     on_stderr: Callable[[str], None] | None,
     on_frame: Callable[[Json, IO[bytes]], None] | None,
     who: str,
 ) -> Json | None:
     """The last of the lines, without those that come before the answer; None where the stream ended before it."""
+    assert program.process.stdout is not None
+    stream = cast("IO[bytes]", _Heard(program.process.stdout, program))
     for line in lines:
         if not line.endswith(b"\n"):
             return None  # cut off in the middle
+        if program.has_begun:
+            program.heard()
+        if line == b"\n":
+            continue
         value = read_answer(line, Json, who)
         if "stderr" in value:
             if on_stderr is not None:

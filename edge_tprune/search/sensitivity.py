@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -25,6 +26,14 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""  #: hash of everything that it depends on
     counts: Annotated[tuple[Count, ...], Meta(min_length=2)]  #: increasing; the last is the unpruned network's
     loss: tuple[tuple[Distance | None, ...], ...]  #: per block and count; None where the method cannot leave so few
+
+    def __post_init__(self) -> None:
+        if any(more <= fewer for fewer, more in pairwise(self.counts)):
+            raise ValueError("expected token counts that increase")
+        if any(len(row) != len(self.counts) or row[-1] is None for row in self.loss):
+            raise ValueError(
+                f"expected a loss for each of the {len(self.counts)} token counts in every block, and one at the last"
+            )
 
     def added(self, block: int, tokens_in: int, tokens_out: int) -> float:
         """What it costs in loss that a block removes tokens of which earlier ones left `tokens_in`; infinite where the method cannot.

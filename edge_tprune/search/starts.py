@@ -94,10 +94,7 @@ class Tables:
     ) -> None:
         self._file, self._shape, self._exact, self._place = file, shape, exact, place
         self._identity, self._fixed = dict(identity), dict(fixed)
-        try:
-            self._known = {table.key: table for table in KIND.read(file).tables}
-        except UserError:  # none, or one of an older version: tables are made again
-            self._known = {}
+        self._known = {table.key: table for table in KIND.read(file).tables} if file.exists() else {}
 
     def table(self, method: MethodSpace, report: Progress) -> Sensitivity:
         """The table of a method; measured where it is not in the file."""
@@ -114,7 +111,13 @@ class Tables:
                 "batches": _TABLE_BATCHES,
             }
         )
-        if key not in self._known:
+        known = self._known.get(key)
+        blocks = self._shape.blocks - self._exact
+        if known is not None and (known.method, known.counts, len(known.loss)) != (method.name, counts, blocks):
+            raise UserError(
+                f"{self._file} was changed: its table of {method.name} is of another method or network. {KIND.remedy}"
+            )
+        if known is None:
 
             def losses(schedules: Sequence[tuple[int, ...]]) -> list[float]:
                 networks = [Network(method.name, tokens, options, _TABLE_BATCHES) for tokens in schedules]

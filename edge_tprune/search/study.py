@@ -234,7 +234,7 @@ def search(
     place: Scoring = Here(score) if callable(score) else score
     running: dict[int, _Running] = {}
     with _quiet(), _clear_storage_errors():
-        _check_trials(study, distributions)
+        _check_trials(study, distributions, space)
         if not study.get_trials(deepcopy=False):
             for configuration in first:
                 study.enqueue_trial(_parameters(space, configuration), skip_if_exists=True)
@@ -257,7 +257,7 @@ def search(
                 _end_one(study, place, running)
             else:
                 break
-        _check_trials(study, distributions)
+        _check_trials(study, distributions, space)
         results = results_of(space, study.get_trials(deepcopy=False))
     if not results:
         raise _unreachable(space)
@@ -270,10 +270,12 @@ class _Tried(msgspec.Struct):
     method: str
     options: dict[str, OptionValue]
     tokens: list[Count]
-    losses: list[Annotated[float, Meta(ge=-1e6, le=1e6)]] | None = None  #: one per image; of a trial that was scored on all. Bounds refuse NaN
+    losses: list[Annotated[float, Meta(ge=-1e6, le=1e6)]] | None = (
+        None  #: one per image; of a trial that was scored on all. Bounds refuse NaN
+    )
 
 
-def _check_trials(study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:
+def _check_trials(study: optuna.Study, distributions: Mapping[str, BaseDistribution], space: SearchSpace) -> None:
     """Refuses trials that no search of ours wrote.
 
     Raises:
@@ -287,11 +289,12 @@ def _check_trials(study: optuna.Study, distributions: Mapping[str, BaseDistribut
             tried = convert(trial.user_attrs, _Tried)
             if trial.params.keys() != distributions.keys():
                 raise InvalidDocument("its parameters are not those of this search")
+            space.cost.shape.check(tried.tokens)
             if tried.losses is not None:
                 counts.add(len(tried.losses))
             if len(counts) > 1 or 0 in counts:
                 raise InvalidDocument("its losses are of another number of images")
-        except InvalidDocument as error:
+        except (InvalidDocument, UserError) as error:
             raise UserError(
                 f"trial {trial.number} of {study.study_name} is damaged, or of another program ({error}): {_START_AGAIN}"
             ) from error

@@ -206,3 +206,13 @@ def test_raw_logs_are_fetched_last(tmp_path: Path) -> None:
     for path in fetched[:-1]:
         (tmp_path / path).write_text("x" * files[path])
     assert set(_wanted(files, tmp_path, {})) == files.keys()
+
+
+def test_samples_that_are_longer_here_are_kept(tmp_path: Path) -> None:
+    """A board's file system lost the end of a file; or another run has this name here, and the board's is new."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples.jsonl").write_text("x" * 10)
+    there = {"run/samples.jsonl": 5, "run/run.json": 3}
+    assert _wanted(there, tmp_path, {"run": tmp_path / "run"}) == {"run/run.json": 3}
+    assert set(_wanted(there, tmp_path, {})) == set(there)
+    assert set(_wanted(there, tmp_path, {"run": tmp_path / "run-2"})) == set(there)

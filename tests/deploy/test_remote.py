@@ -325,6 +325,22 @@ def test_a_program_is_ended_when_the_host_hangs_up(home: Path, tmp_path: Path) -
     assert (home / "ended").read_text() == "politely"
 
 
+def test_a_measurement_ends_with_the_program_that_watches_it(home: Path, tmp_path: Path) -> None:
+    fake_agent(home, WAITING)
+    process = start(tmp_path, {"do": "run", "arguments": [], "alone": True})
+    assert process.stdout
+    assert process.stdin
+    assert b"begun" in next(first_line(process.stdout))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while not (home / "ended").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.stdin.close()
+    process.stdout.close()
+
+
 def test_a_second_measurement_waits_for_the_first(home: Path, tmp_path: Path) -> None:
     fake_agent(home, WAITING)
     first = start(tmp_path, {"do": "run", "arguments": [], "alone": True})

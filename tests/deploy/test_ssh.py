@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_tprune.deploy import remote
 from edge_tprune.deploy.answers import Done, Facts, Listing
 from edge_tprune.deploy.hosts import Target, parse_target
 from edge_tprune.deploy.ssh import Connection, _login_error
@@ -164,7 +165,30 @@ def test_of_what_a_board_writes_without_end_the_end_is_kept(log: Path, monkeypat
     assert len(str(raised.value)) < 1000
 
 
-@pytest.mark.parametrize("path", ["/a\\u0000b", "/" + "a" * 200_000, "python3", "/a\\nb"])
+def speaking(log: Path, words: str) -> str:
+    """A Python on the board that runs no program of ours: it says `words`."""
+    program = log.parent / "py"
+    program.write_text(f"#!/bin/sh\necho\necho '{remote.MARK.decode().strip()}'\n{words}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_a_board_that_falls_silent_is_not_waited_for(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Connection(Target("orin")) as board:
+        board._python = speaking(log, "exec sleep 30")
+        monkeypatch.setattr("edge_tprune.deploy.remote.LOST_S", 0.4)
+        with pytest.raises(ConnectionLost, match=r"nothing was heard for 0.4 s"):
+            board.call("check", Done)
+
+
+def test_a_board_that_is_at_work_is_waited_for(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Connection(Target("orin")) as board:
+        board._python = speaking(log, "for i in 1 2 3 4 5 6 7 8; do sleep 0.2; echo; done; echo '{}'")
+        monkeypatch.setattr("edge_tprune.deploy.remote.LOST_S", 1.0)
+        assert board.call("check", Done) == Done()
+
+
+@pytest.mark.parametrize("path", ["-oProxyCommand=touch x", "/a\\u0000b", "/" + "a" * 200_000, "python3", "/a\\nb"])
 def test_a_python_whose_path_is_none_is_not_run(path: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (log.parent / "answer").write_text(f'\n@pythons [["{path}", 3, 12]]\n')
     monkeypatch.setenv("SSH_LOGIN", f"exec cat {log.parent}/answer")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from edge_tprune.errors import UserError
 from edge_tprune.schedule import NetworkShape
-from edge_tprune.search.sensitivity import measure, single_schedule, table_counts
+from edge_tprune.search.sensitivity import KIND, measure, single_schedule, table_counts
 
 SHAPE = replace(NetworkShape.plain(41, 1, 5, 24, 24, 96, 1000, 10), read_tokens=1)
 
@@ -52,3 +55,20 @@ def test_noise_does_not_make_fewer_tokens_better() -> None:
     for row in found.loss:
         assert list(row) == sorted(row, reverse=True)  # type: ignore[type-var]
     assert found.loss[0][:3] == pytest.approx((0.3, 0.15, 0.15))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"loss": [[0.1, 0.0]]},
+        {"loss": [[0.1, 0.2, None]] * 2},
+        {"counts": [9, 5, 3]},
+        {"counts": [5, 5, 5]},
+    ],
+)
+def test_a_damaged_table_is_refused(damage: dict[str, object], tmp_path: Path) -> None:
+    table = {"method": "evit", "counts": [3, 5, 9], "loss": [[0.2, 0.1, 0.0]] * 2} | damage
+    document = {"format": KIND.format, "version": KIND.version, "tables": [table]}
+    (tmp_path / "sensitivity.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"sensitivity\.json: tables\[0\]"):
+        KIND.read(tmp_path / "sensitivity.json")

@@ -154,7 +154,9 @@ def build(
     }
     if probe:
         given = {"--budgets": budgets, "--schedule": schedule, "--blocks": blocks, "--option": option}
-        if unwanted := [name for name, value in given.items() if value]:
+        unwanted = [name for name, value in given.items() if value]
+        unwanted += ["--multiple-of"] * (multiple_of != 1) + ["--no-exact-savings"] * (not exact_savings)
+        if unwanted:
             raise UserError(f"--probe has schedules of its own: leave out {', '.join(unwanted)}")
         loaded = choice.load(model, needs_classes=False)
         shared["calibration"] = open_photos(loaded, calibration, shared["precisions"], quiet)

@@ -110,9 +110,13 @@ def _parse_extras(text: str) -> tuple[str, ...]:
 
 def _parse_words(text: str) -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(text))
+        words = tuple(shlex.split(text))
     except ValueError as error:
         raise UserError(f"--profile {text!r}: {error}") from error
+    for option in ("--out", "--resume", "--help", "-h"):
+        if any(word.partition("=")[0] == option for word in words):
+            raise UserError(f"--profile {text!r}: {option} is not for a deployment, which says itself where the profile goes")
+    return words
 
 
 def _document(deployment: Deployment) -> dict[str, object]:

@@ -83,6 +83,7 @@ def explain(
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.export.explain import explain as follow
     from edge_tprune.export.explain import explain_budgets, load_model_of, open_image
+    from edge_tprune.models.reference import NAME as REFERENCE
     from edge_tprune.reduction import registry
     from edge_tprune.report.pictures import check_suffix
 
@@ -91,6 +92,7 @@ def explain(
     if bundle is not None:
         given: dict[str, object] = {"--method": method, "--schedule": schedule, "--blocks": blocks, "--option": option}
         given |= {f"--{name.replace('_', '-')}": value for name, value in choice.given.items() if name != "weights"}
+        given["--model"] = "" if model == REFERENCE else model
         if double := next((name for name, value in given.items() if value), None):
             raise UserError(f"{double} is not for --bundle, whose budgets are built: leave one of the two out")
         opened = Bundle.open(bundle, verify=False)
@@ -105,6 +107,8 @@ def explain(
     for name in names:
         registry.method(name)  # before a model is loaded
     shares = budgets if budgets is not None else ("" if schedule else "0.8,0.65,0.5")
+    if not shares.strip() and not schedule:
+        raise UserError("there is nothing to draw: give --budgets or --schedule")
     pixels = open_image(image)
     explanation = follow(
         choice.load(model),

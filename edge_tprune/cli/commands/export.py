@@ -108,6 +108,8 @@ def export(
         budget, precision = chosen.budget.partition("@")[0], chosen.precision
     elif objective or any(value is not None for value in limits.values()):
         raise UserError("limits and objectives choose a budget from measurements: give --profile too")
+    if plan and format != "triton":
+        raise UserError(f"--plan is for --format triton, not {format}: leave it out")
     request = ExportRequest(
         budget=find_budget(opened, budget),
         format=format,

@@ -133,6 +133,12 @@ def fit(
     run = RunRequest(runtime=runtime, rounds=rounds, seconds_per_round=seconds, threads=threads)
     run.check()
     board = None if host is None else parse_target(host)
+    if board is None and (offline or ssh_config is not None):
+        raise UserError(f"{'--offline' if offline else '--ssh-config'} is for a board: add --host, or leave it out")
+    if calibration is not None and "int8" not in precisions:
+        raise UserError("--calibration is for int8: add --precision fp32,int8, or leave it out")
+    if trials < 1:
+        raise UserError(f"{trials} trials are too few: give 1 or more")
     if finetune_time is not None and not finetune:
         raise UserError("--finetune-time says how long to fine-tune: add --finetune")
     seconds_to_tune = None if finetune_time is None else parse_time(finetune_time, "--finetune-time")

@@ -48,6 +48,8 @@ def report(
     from edge_tprune.errors import UserError
     from edge_tprune.report.report import Request, write_report
 
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {page}: the report is a file whose name ends in .html")
     if (bundle is None) != (images is None):
         raise UserError("--bundle and --images go together: the bundle says which tokens stay, the images what of")
     if weights is not None and bundle is None:
