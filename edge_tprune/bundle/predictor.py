@@ -164,16 +164,23 @@ class Predictor:
         """The `count` classes with the highest scores as (label, probability), the most probable first.
 
         Args:
-            scores: (classes,) of one image.
+            scores: (classes,) of one image, floating-point.
             count: how many.
 
         Raises:
-            UserError: the graph gives no logits, or the scores are of several images.
+            UserError: the graph gives no logits, or the scores are of several images, or no scores of this model.
         """
         if self.bundle.manifest.model.output.name != LOGITS:
             raise UserError(f"the graph gives {self.bundle.manifest.model.output.name}, which are no scores of classes")
         if np.ndim(scores) != 1:
             raise UserError(f"scores of one image have one axis, these have shape {np.shape(scores)}: pass one row")
+        scores = np.asarray(scores)
+        if scores.dtype.kind != "f" or not 0 < len(scores) <= len(self.labels):
+            raise UserError(
+                f"scores are floating-point numbers of the model's {len(self.labels)} classes, not {scores.dtype} {scores.shape}"
+            )
+        if count < 1:
+            raise UserError(f"count is {count}: give 1 or more")
         exact = np.exp(scores.astype(np.float64) - scores.max())
         best = np.argsort(-scores, kind="stable")[:count]
         return [(self.labels[i], float(exact[i] / exact.sum())) for i in best]

@@ -100,10 +100,12 @@ class Governor:
             power_w: likewise.
 
         Raises:
-            UserError: a latency that is not a number.
+            UserError: a latency that is not a number above 0.
         """
         if isnan(latency_ms):
             raise UserError("latency_ms is not a number: give what the last frame's inference took")
+        if latency_ms <= 0:
+            raise UserError(f"latency_ms is {latency_ms:g}: an inference takes more than 0")
         self._recent.append(latency_ms)
         if len(self._recent) == self._window:
             typical_ms = median(self._recent)

@@ -95,6 +95,11 @@ def test_the_best_classes(built: Path) -> None:
         assert model.top(scores[:5], 9)[0] == ("1", pytest.approx(exact[1] / exact.sum()))
         with pytest.raises(UserError, match=r"shape \(1, 6\)"):
             model.top(scores[None])
+        for others in (scores.astype(np.uint8), scores[:0], np.zeros(7, np.float32), scores > 0):
+            with pytest.raises(UserError, match="scores are floating-point numbers of the model's 6 classes"):
+                model.top(others)
+        with pytest.raises(UserError, match="count is -1: give 1 or more"):
+            model.top(scores, -1)
     names = ClassNames(tuple("abcdef"), "test", ("tench, Tinca", "", "", "", "", "f"))
     named = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, class_names=names))
     with edge_tprune.open(named, budget="1.0", threads=1) as model:

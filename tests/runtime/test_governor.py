@@ -95,6 +95,8 @@ def test_a_sensor_that_gives_nan_hides_no_other_limit() -> None:
     for _ in range(5):
         governor.update(5.0, temp_c=float("nan"), power_w=11.0)
     assert governor.budget == "0.5"
+    with pytest.raises(UserError, match="latency_ms is 0: an inference takes more than 0"):
+        Governor(["1.0", "0.5"], deadline_ms=8).update(0.0)
     with pytest.raises(UserError, match="latency_ms is not a number"):
         governor.update(float("nan"))
 
