@@ -326,7 +326,8 @@ class Connection:
                         payload(cast("IO[bytes]", _Heard(stdin, program)))
                         stdin.flush()
             with _heartbeat(stdin):
-                answer = _read_answer(lines, program, on_stderr, on_frame, str(self.target))
+                heard = cast("IO[bytes]", _Heard(stdout, program))
+                answer = _read_answer(_watched(lines, program), heard, on_stderr, on_frame, str(self.target))
         if answer is None:
             if program.is_late:
                 raise self._lost(f"nothing was heard for {remote.LOST_S} s") if program.has_begun else self._silent()
@@ -352,21 +353,17 @@ class Connection:
 
 def _read_answer(
     lines: Iterator[bytes],
-    program: _Program,
+    stream: IO[bytes],
     on_stderr: Callable[[str], None] | None,
     on_frame: Callable[[Json, IO[bytes]], None] | None,
     who: str,
 ) -> Json | None:
     """The last of the lines, without those that come before the answer; None where the stream ended before it."""
-    assert program.process.stdout is not None
-    stream = cast("IO[bytes]", _Heard(program.process.stdout, program))
     for line in lines:
         if not line.endswith(b"\n"):
             return None  # cut off in the middle
-        if program.has_begun:
-            program.heard()
         if line == b"\n":
-            continue
+            continue  # it is still at work
         value = read_answer(line, Json, who)
         if "stderr" in value:
             if on_stderr is not None:
@@ -376,6 +373,14 @@ def _read_answer(
         else:
             return value
     return None
+
+
+def _watched(lines: Iterator[bytes], program: _Program) -> Iterator[bytes]:
+    """The lines of a program; each one was heard, once it speaks itself."""
+    for line in lines:
+        if program.has_begun:
+            program.heard()
+        yield line
 
 
 def _lines(stream: IO[bytes], who: str) -> Iterator[bytes]:
