@@ -68,7 +68,7 @@ def main(stdin: IO[bytes], stdout: IO[bytes]) -> int:
     try:
         request = json.loads(stdin.readline())
         home = _home()
-        with _beating(stdout):
+        with beating(stdout, _writing):
             answer = COMMANDS[request["do"]](home, request, stdin, stdout)
     except Refused as refusal:
         answer = {"error": str(refusal)}
@@ -94,16 +94,16 @@ _writing = threading.RLock()  #: held while a line or a frame is written
 
 
 @contextlib.contextmanager
-def _beating(stdout: IO[bytes]) -> Iterator[None]:
-    """Sends an empty line every `HEARTBEAT_S`: the host takes a board that says nothing for gone."""
+def beating(stream: IO[bytes], lock: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Sends an empty line every `HEARTBEAT_S`: either side takes one that says nothing for gone. `lock` keeps it out of what else is written."""
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
-            with _writing:
+            with lock:
                 try:
-                    stdout.write(b"\n")
-                    stdout.flush()
+                    stream.write(b"\n")
+                    stream.flush()
                 except (OSError, ValueError):
                     return
 
@@ -113,6 +113,7 @@ def _beating(stdout: IO[bytes]) -> Iterator[None]:
         yield
     finally:
         done.set()
+        thread.join()
 
 
 def answer_line(stdout: IO[bytes], value: Json) -> None:
@@ -420,10 +421,8 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
     environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
     with _locked(home, RUNNING, BUSY) if request.get("alone") else contextlib.nullcontext() as lock:
-        pipe, own = (
-            subprocess.PIPE,
-            [] if lock is None else [lock],
-        )  # who measures holds the lock, even if this program is killed
+        pipe = subprocess.PIPE
+        own = [] if lock is None else [lock]  # who measures holds the lock, even if this program is killed
         child = subprocess.Popen(
             program,
             stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar, cast
@@ -325,7 +325,7 @@ class Connection:
                     if payload is not None:
                         payload(cast("IO[bytes]", _Heard(stdin, program)))
                         stdin.flush()
-            with _heartbeat(stdin):
+            with remote.beating(stdin, nullcontext()):
                 heard = cast("IO[bytes]", _Heard(stdout, program))
                 answer = _read_answer(_watched(lines, program), heard, on_stderr, on_frame, str(self.target))
         if answer is None:
@@ -388,28 +388,6 @@ def _lines(stream: IO[bytes], who: str) -> Iterator[bytes]:
         if len(line) == LINE_BYTES:
             raise not_understood(who, f"a line of more than {LINE_BYTES / 1e6:.0f} MB")
         yield line
-
-
-@contextmanager
-def _heartbeat(stdin: IO[bytes]) -> Iterator[None]:
-    """Tells the board, again and again, that somebody is still here."""
-    done = threading.Event()
-
-    def beat() -> None:
-        while not done.wait(remote.HEARTBEAT_S):
-            try:
-                stdin.write(b"\n")
-                stdin.flush()
-            except OSError:
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _login_error(target: Target, said: str) -> UserError:
