@@ -15,8 +15,7 @@ import argparse
 import json
 import random
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from edge_tprune.reduction.host import PrunedViT, network_shape
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency_fit import Measured, fit_cost
 from edge_tprune.schedule.probes import Probe, design_probes
-from tests.benchmarks.reduction import Run, graph_opener, time_turn
+from tests.benchmarks.reduction import graph_opener, time_turn
 
 UNSEEN = "unseen-"  #: how the names of graphs begin that the model never sees
 
@@ -56,7 +55,7 @@ def draw_schedules(shape: NetworkShape, methods: dict[str, Any], count: int, rng
 
 
 def measure(
-    files: list[Path], image: np.ndarray, threads: int, rounds: int, turn: Callable[[Run], float], order: random.Random
+    files: list[Path], image: np.ndarray, threads: int, rounds: int, seconds: float, order: random.Random
 ) -> list[dict[int, float]]:
     """Median latency in ms per graph and round."""
     found: list[dict[int, float]] = [{} for _ in files]
@@ -65,22 +64,8 @@ def measure(
             for done, place in enumerate(order.sample(range(len(files)), len(files))):
                 advance(f"round {number + 1}", number * len(files) + done, rounds * len(files))
                 with graph_opener(files[place], image, threads)() as run:
-                    found[place][number] = turn(run)
+                    found[place][number] = time_turn(run, seconds, fewest=4)
     return found
-
-
-def cpu_turn(run: Run, seconds: float, fewest: int) -> float:
-    """Least CPU time in ms of one run, over a turn of so many seconds of it: what other programs take is not counted.
-
-    The least and not the median, because neighbours on a virtual machine also take shares of a core that the CPU time does not show.
-    """
-    times: list[float] = []
-    run()
-    while len(times) < fewest or sum(times) < 1e3 * seconds:
-        begin = time.process_time()
-        run()
-        times.append(1e3 * (time.process_time() - begin))
-    return min(times)
 
 
 def least(by_round: Sequence[Mapping[int, float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -93,8 +78,7 @@ def least(by_round: Sequence[Mapping[int, float]]) -> tuple[np.ndarray, np.ndarr
 def judge(run: Mapping[str, Any], shape: NetworkShape) -> list[list[str]]:
     """The rows of one batch size and number of threads: the model of the probes against the other graphs, by every estimate of a graph's latency."""
     by_round = [{int(number): ms for number, ms in graph["ms_by_round"].items()} for graph in run["graphs"]]
-    estimates = {} if run["cpu_time"] else {"medians": round_effects(by_round)}
-    estimates["least"] = least(by_round)
+    estimates = {"medians": round_effects(by_round), "least": least(by_round)}
     return [
         [str(run["batch"]), str(run["threads"]), name, *errors_of(run["graphs"], *found, shape)]
         for name, found in estimates.items()
@@ -131,11 +115,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.1, help="least length of one turn")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="take the least CPU time of one thread, not the median of the time that passes: on a busy machine",
-    )
     parser.add_argument("--json", type=Path, help="also write everything measured here")
     parser.add_argument("--read", type=Path, help="measure nothing: judge what --json wrote")
     options = parser.parse_args()
@@ -161,7 +140,6 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     probes = design_probes(shape, methods)
     lowest = min(min(probe.tokens[:-1]) for probe in probes)
     graphs = [*probes, *draw_schedules(shape, methods, options.schedules, rng, lowest)]
-    turn = partial(cpu_turn if options.cpu_time else time_turn, seconds=options.seconds, fewest=4)
     found = []
     for batch in options.batches:
         with tempfile.TemporaryDirectory() as folder, (Path(folder) / "weights.bin").open("wb") as stream:
@@ -176,12 +154,12 @@ def run_all(options: argparse.Namespace) -> list[dict[str, Any]]:
                     save(model, files[-1])
             stream.flush()
             image = np.random.default_rng(0).standard_normal((batch, *loaded.preprocessing.input_size), np.float32)
-            for threads in [1] if options.cpu_time else options.threads:
-                by_round = measure(files, image, threads, options.rounds, turn, rng)
+            for threads in options.threads:
+                by_round = measure(files, image, threads, options.rounds, options.seconds, rng)
                 described = [
                     {"name": g.name, "method": g.method, "tokens": g.tokens, "ms_by_round": r} for g, r in zip(graphs, by_round)
                 ]
-                found.append({"batch": batch, "threads": threads, "cpu_time": options.cpu_time, "graphs": described})
+                found.append({"batch": batch, "threads": threads, "graphs": described})
     return found
 
 
