@@ -107,7 +107,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
     form.check(request, bundle, artifact, name)
     target = form.place(request, name)
     _restore(target)
-    _check_place(target, target / form.about, request.force)
+    _check_place(target, form.about, request.force)
     with proof.open_reference(bundle, budget.name, artifact) as reference, _staging(target) as folder:
         model = read_graph(bundle, artifact)
         bundle.check_unchanged()
@@ -134,11 +134,12 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
         about = replace(about, golden_difference=difference)
         if package.labels:
             package.write(LABELS, "".join(f"{label}\n" for label in package.labels))
-        package.write(form.about, format_json(encode_json(about), indent=1).decode() + "\n")
         form.write(package)
-        files = tuple(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()))
-        _move(folder, target, request.force)
-    return Exported(target, files, difference, about)
+        files = {file.relative_to(folder).as_posix(): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+        about = replace(about, sha256=files)
+        package.write(form.about, format_json(encode_json(about), indent=1).decode() + "\n")
+        _move(folder, target, form.about if request.force else None)
+    return Exported(target, tuple(sorted([*files, form.about])), difference, about)
 
 
 def choose_graph(budget: Budget, request: ExportRequest) -> Artifact:
@@ -238,24 +239,67 @@ def _prepare(package: Package, form: Format, picture: Image.Image) -> np.ndarray
 
 class _About(msgspec.Struct):
     format: str
+    sha256: dict[str, str] | None = None  #: None: written before this was
 
 
-def _check_place(target: Path, about: Path, force: bool) -> None:
+def _check_place(target: Path, about: str, force: bool) -> None:
     """Refuses a directory that is there, unless it is an older export and may be replaced; and a path that ONNX Runtime cannot open."""
     if not is_text(target.absolute()):
         raise UserError(f"--out {target}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    try:
-        ours = decode(read_regular(about, LARGEST_BYTES), _About).format == FORMAT
-    except (OSError, InvalidDocument):
-        ours = False
     if not force:
+        ours = _about(target / about) is not None
         raise UserError(f"{target} exists: choose another --out{', or give --force to replace it' if ours else ''}")
-    if not ours:
+    _check_contents(target, about, target)
+
+
+def _about(file: Path) -> _About | None:
+    """What an export says of itself; None where this is none."""
+    try:
+        found = decode(read_regular(file, LARGEST_BYTES), _About)
+    except (OSError, InvalidDocument):
+        return None
+    return found if found.format == FORMAT else None
+
+
+def _check_contents(folder: Path, about: str, name: Path) -> None:
+    """Refuses to replace what is no export, or holds files that are not the export's own any more.
+
+    Args:
+        folder: where it lies.
+        about: the description of the export, relative to it.
+        name: what to call it.
+    """
+    found = _about(folder / about)
+    if found is None:
         raise UserError(
-            f"{target} exists and is no export of edge-tprune: it is not replaced. Choose another --out, or remove it"
+            f"{name} exists and is no export of edge-tprune: it is not replaced. Choose another --out, or remove it"
         )
+    if found.sha256 is None:
+        raise UserError(
+            f"{name} is an export of an older version, which does not say which files are its own: remove it, or choose another --out"
+        )
+    others = [
+        path
+        for file in sorted(folder.rglob("*"))
+        if (path := file.relative_to(folder).as_posix()) != about
+        and "__pycache__" not in file.parts
+        and (file.is_symlink() or not file.is_dir())
+        and (file.is_symlink() or _sha256(file) != found.sha256.get(path))
+    ]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise UserError(
+            f"{name} holds what the export did not write, or what was changed since: {others[0]}{more}. It is not replaced: move that away, "
+            "or choose another --out"
+        )
+
+
+def _sha256(file: Path) -> str | None:
+    with suppress(OSError):
+        return sha256_file(file)
+    return None
 
 
 @contextmanager
@@ -302,13 +346,21 @@ def _restore(target: Path) -> None:
                 old.rename(target)
 
 
-def _move(folder: Path, target: Path, replace: bool) -> None:
-    """Renames `folder` to `target`. That is refused where files have come to lie there since `_check_place` looked."""
+def _move(folder: Path, target: Path, about: str | None) -> None:
+    """Renames `folder` to `target`. That is refused where files have come to lie there since `_check_place` looked.
+
+    Args:
+        folder: the new export.
+        target: its place.
+        about: where the export that it replaces has its description; None: it replaces none.
+    """
     old = folder.with_name(f"{folder.name}{_MOVED}")
-    if replace:
+    if about is not None:
         with suppress(FileNotFoundError):
             target.rename(old)
     try:
+        if about is not None and old.is_dir() and any(old.iterdir()):
+            _check_contents(old, about, target)
         folder.rename(target)
     except BaseException as error:
         with suppress(OSError):
@@ -316,5 +368,4 @@ def _move(folder: Path, target: Path, replace: bool) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{target} was written by another export in the meantime: choose another --out") from error
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -71,6 +71,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     channel_order: str
     classes: int
     graph_sha256: str
+    #: SHA-256 of every other file of the package, by its path in it.
+    sha256: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     #: Difference of the outputs for the golden image from those of the bundle's graph.
     golden_difference: float | msgspec.UnsetType = msgspec.UNSET
 

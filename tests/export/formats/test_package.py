@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.formats import package, proof
 from edge_tprune.export.formats.package import FORMATS, export_package
 from edge_tprune.export.formats.request import ExportRequest
+from edge_tprune.files import sha256_file
 from edge_tprune.models.class_names import ClassNames
 from tests.export.formats.alone import run_alone
 
@@ -123,9 +125,43 @@ def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
     export_package(named, request(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"empty exists: choose another --out, or give --force to replace it$"):
         export_package(named, request(tmp_path / "empty"))
+    (tmp_path / "empty/__pycache__").mkdir()
+    (tmp_path / "empty/__pycache__/a.pyc").write_text("of an import")
     export_package(named, request(tmp_path / "empty", budget="1.0", force=True))
     assert json.loads((tmp_path / "empty/model.json").read_text())["budget"] == "1.0"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda out: (out / "notes.txt").write_text("mine"), r"notes\.txt"),
+        (lambda out: (out / "README.md").write_text("mine"), r"README\.md"),
+        (lambda out: (out / "link").symlink_to("/dev/null"), "link"),
+        (lambda out: os.mkfifo(out / "pipe"), "pipe"),
+        (lambda out: [(out / name).write_text("") for name in "ab"], "a and 1 more"),
+    ],
+)
+def test_an_export_to_which_a_person_added_something_is_not_replaced(
+    named: Bundle, tmp_path: Path, change: Callable[[Path], object], names: str
+) -> None:
+    out = tmp_path / "out"
+    first = export_package(named, request(out, format="python"))
+    assert first.about.sha256 == {name: sha256_file(out / name) for name in first.files if name != "model.json"}
+    change(out)
+    before = {path: path.lstat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(UserError, match=rf"or what was changed since: {names}\. It is not replaced"):
+        export_package(named, request(out, budget="1.0", force=True))
+    assert {path: path.lstat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_an_export_that_does_not_say_which_files_are_its_own_is_not_replaced(named: Bundle, tmp_path: Path) -> None:
+    export_package(named, request(tmp_path / "out"))
+    said = json.loads((tmp_path / "out/model.json").read_text())
+    del said["sha256"]
+    (tmp_path / "out/model.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match="of an older version, which does not say"):
+        export_package(named, request(tmp_path / "out", force=True))
 
 
 def test_an_export_that_was_killed_while_it_took_its_place_loses_none(named: Bundle, tmp_path: Path) -> None:
@@ -159,19 +195,16 @@ def test_of_two_at_once_neither_is_written_over(
     """The other one ends between the look at the place and the move."""
     look = package._check_place
 
-    def look_and_be_late(target: Path, about: Path, force: bool) -> None:
+    def look_and_be_late(target: Path, about: str, force: bool) -> None:
         look(target, about, force)
         target.mkdir()
         (target / "model.json").write_text("the other one's")
 
     monkeypatch.setattr(package, "_check_place", look_and_be_late)
-    if force:  # what it replaces is whatever lies there when it is moved
-        export_package(named, request(tmp_path / "out", force=True))
-        assert json.loads((tmp_path / "out" / "model.json").read_text())["name"]
-    else:
-        with pytest.raises(UserError, match="out was written by another export in the meantime"):
-            export_package(named, request(tmp_path / "out"))
-        assert (tmp_path / "out" / "model.json").read_text() == "the other one's"
+    why = "is no export of edge-tprune" if force else "out was written by another export in the meantime"
+    with pytest.raises(UserError, match=why):
+        export_package(named, request(tmp_path / "out", force=force))
+    assert (tmp_path / "out" / "model.json").read_text() == "the other one's"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
