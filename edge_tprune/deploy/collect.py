@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,10 +26,6 @@ LIMIT_BYTES = 4_000_000_000  #: of one collection
 LIMIT_FILES = 20_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")
 _DEPTH = 4  #: a profile is a flat directory; what its writer may add lies little deeper
-_owners: dict[
-    Path, str
-] = {}  #: which board's profile a directory takes at this moment: other threads collect from other boards
-_choosing = threading.Lock()
 
 
 def collect(connection: Connection, out: Path) -> list[Path]:
@@ -37,6 +33,7 @@ def collect(connection: Connection, out: Path) -> list[Path]:
 
     Each file appears whole or not at all, readable by the user alone. What its writer has not finished (hidden files) stays there.
     A profile is called after the second in which it began and its board's host name: where another run has that name here, NAME-2 is taken.
+    Other boards' profiles may come into `out` at the same time, from other threads and processes.
 
     Raises:
         UserError: the board offers something that does not belong into a profile, or more than `LIMIT_BYTES` (nothing is written then); or a
@@ -45,15 +42,19 @@ def collect(connection: Connection, out: Path) -> list[Path]:
     who = str(connection.target)
     files = check_listing(connection.call("list", Listing, directory="profiles").files, who)
     names = sorted(set(map(_profile_of, _wanted(files, out, {}))))
-    with _places_for(names, _run_ids(connection, files, names, out), out, who) as places:
-        wanted = _wanted({path: size for path, size in files.items() if _profile_of(path) in places}, out, places)
-        if not wanted:
-            return []
+    files = {path: size for path, size in files.items() if _profile_of(path) in names}
+    with tempfile.TemporaryDirectory(prefix="etp-") as draft:
+        runs = _fetch_runs(connection, files, names, Path(draft))
+        places = {name: _place_of(out, name, _run_id(runs.get(name))) for name in names}
+        wanted = _wanted(files, out, places)
         need, free = sum(wanted.values()), _free(out)
         if need > free:
             raise UserError(f"{out}: the profiles of {who} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here")
+        places = {name: _claim(out, name, runs.get(name)) for name in sorted(set(map(_profile_of, wanted)))}
+    wanted = _wanted({path: size for path, size in files.items() if _profile_of(path) in places}, out, places)
+    if wanted:
         _fetch(connection, Receiver(out, wanted, who, places))
-    return sorted({_target(path, out, places) for path in map(_profile_of, wanted)})
+    return sorted(places.values())
 
 
 def _fetch(connection: Connection, receiver: Receiver) -> None:
@@ -63,49 +64,57 @@ def _fetch(connection: Connection, receiver: Receiver) -> None:
         raise UserError(f"{connection.target} did not send {next(iter(receiver.missing))}, which it has. Repeat the command")
 
 
-def _run_ids(connection: Connection, files: dict[str, int], names: Sequence[str], out: Path) -> dict[str, str | None]:
-    """By name, which run a profile on the board is of; of those that have a namesake here."""
-    runs = {f"{name}/{RUN}": name for name in names if (out / name / RUN).exists()}
-    wanted = {path: min(files[path], LARGEST_BYTES) for path in runs if path in files}
-    if not wanted:
-        return {}
-    with tempfile.TemporaryDirectory(prefix="etp-") as draft:
-        _fetch(connection, Receiver(Path(draft), wanted, str(connection.target)))
-        return {runs[path]: _run_id(Path(draft) / path) for path in wanted}
+def _fetch_runs(connection: Connection, files: Mapping[str, int], names: Sequence[str], draft: Path) -> dict[str, Path]:
+    """Brings the run.json of each profile into `draft`: the files by the profile's name, where the board has one."""
+    paths = [path for name in names if (path := f"{name}/{RUN}") in files]
+    wanted = {path: min(files[path], LARGEST_BYTES) for path in paths}
+    if wanted:
+        _fetch(connection, Receiver(draft, dict(wanted), str(connection.target)))
+    return {_profile_of(path): draft / path for path in wanted}
 
 
-@contextmanager
-def _places_for(names: Sequence[str], runs: Mapping[str, str | None], out: Path, who: str) -> Iterator[dict[str, Path]]:
-    """By its name on the board, where each profile has its place here: at that of the same run, or at one that no other board takes."""
-    places: dict[str, Path] = {}
-    with _choosing:
-        for name in names:
-            place, number = out / name, 1
-            while _owners.get(place, who) != who or _is_of_another(place / RUN, runs.get(name)):
-                number += 1
-                place = out / f"{name}-{number}"
-            places[name] = place
-        _owners.update(dict.fromkeys(places.values(), who))
-    try:
-        yield places
-    finally:
-        with _choosing:
-            for place in places.values():
-                _owners.pop(place, None)
+def _place_of(out: Path, name: str, run: str | None) -> Path:
+    """Where a board's profile has its place here: at that of the same run, or else at the first that no other run has."""
+    place, number = out / name, 1
+    while (here := _run_id(place / RUN)) is not None and here != run:  # a run.json that is damaged is to be replaced
+        number += 1
+        place = out / f"{name}-{number}"
+    return place
 
 
-def _is_of_another(file: Path, run: str | None) -> bool:
-    """Whether a run.json here is of another run; one that is damaged is to be replaced."""
-    here = _run_id(file)
-    return here is not None and here != run
+def _claim(out: Path, name: str, file: Path | None) -> Path:
+    """`_place_of`, made, with the profile's run.json in it: whoever looks from now on sees whose place it is.
+
+    Args:
+        out: where profiles are collected.
+        name: of the profile on the board.
+        file: its run.json.
+    """
+    run = _run_id(file)
+    while True:
+        place = _place_of(out, name, run)
+        if file is None or os.path.lexists(place / RUN):
+            return place
+        with clear_write_errors(place):
+            _make_private(out, place)
+            handle, draft = tempfile.mkstemp(prefix=f".{RUN}.", suffix=".tmp", dir=place)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(file.read_bytes())
+                with suppress(FileExistsError):  # another process was faster, maybe for another board: look again
+                    os.link(draft, place / RUN)
+            finally:
+                Path(draft).unlink()
 
 
 class _Run(msgspec.Struct):
     run_id: str
 
 
-def _run_id(file: Path) -> str | None:
-    """Which run a run.json is of; None where it does not say."""
+def _run_id(file: Path | None) -> str | None:
+    """Which run a run.json is of; None where it does not say, or is not there."""
+    if file is None:
+        return None
     try:
         return decode(read_regular(file, LARGEST_BYTES), _Run).run_id
     except (OSError, InvalidDocument):

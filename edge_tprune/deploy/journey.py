@@ -25,7 +25,7 @@ from edge_tprune.deploy.answers import Done, Facts, Ran, Wanted, not_understood,
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.ssh import Connection, hang_up
-from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, NegativeAnswer, UserError
+from edge_tprune.errors import ConnectionLost, EdgeTPruneError, NegativeAnswer, UserError
 from edge_tprune.files import sha256_file
 
 _AT_ONCE = 16  #: boards
@@ -124,8 +124,8 @@ def _check(target: Target, facts: Facts) -> None:
 
 
 def _unused_tensorrt(facts: Facts, options: Options) -> str | None:
-    """What to say where the board's GPU is there and its CPU is measured: the default runtime is the one that works everywhere."""
-    if options.profile is None or not facts.tensorrt or any("tensorrt" in word for word in options.profile):
+    """What to say where the board's GPU is there, and its CPU is measured because nobody named a runtime: the default works everywhere."""
+    if options.profile is None or not facts.tensorrt or any(word.startswith("--runtime") for word in options.profile):
         return None
     return "the board has TensorRT, but this measures ONNX Runtime on its CPU; the GPU is measured with --runtime tensorrt"
 
@@ -286,7 +286,8 @@ def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Opti
         reason = lines[-1].removeprefix("edge-tprune: ") if lines else f"exit code {answer.code}"
         if answer.code < 0:
             reason = f"the measurement was ended there by signal {-answer.code}. Is the board's memory full?"
-        kind: type[EdgeTPruneError] = {1: NegativeAnswer, 3: InternalError}.get(answer.code, UserError)
+        # A fault of the agent's (exit code 3) asked for a report there, and wrote what belongs into it to a file on the board.
+        kind: type[EdgeTPruneError] = NegativeAnswer if answer.code == 1 else UserError
         raise kind(f"{connection.target}: {reason}")
 
 

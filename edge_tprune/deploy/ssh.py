@@ -27,7 +27,7 @@ from edge_tprune.deploy import remote
 from edge_tprune.deploy.answers import LINE_BYTES, ProgramPath, not_understood, read_answer
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.remote import Json
-from edge_tprune.errors import ConnectionLost, InternalError, UserError
+from edge_tprune.errors import ConnectionLost, UserError
 from edge_tprune.files import open_regular
 from edge_tprune.text import command_line
 
@@ -306,8 +306,7 @@ class Connection:
             request: the rest of the request.
 
         Raises:
-            UserError: the board refuses, with its reason; or what it answers is not understood.
-            InternalError: the program on the board failed.
+            UserError: the board refuses, with its reason; what it answers is not understood; or the program there failed.
             ConnectionLost: the connection broke.
         """
         source = Path(remote.__file__).read_bytes()
@@ -333,8 +332,10 @@ class Connection:
                 raise self._lost(f"nothing was heard for {remote.LOST_S} s") if program.has_begun else self._silent()
             if program.process.returncode == 255:
                 raise self._lost(program.said)
-            failed = InternalError if "Traceback" in program.said else UserError
-            raise failed(f"{self.target}: the program on the board ended unexpectedly: {_last_line(program.said)}")
+            raise UserError(
+                f"{self.target}: the program on the board ended unexpectedly: {_last_line(program.said)}. Repeat the command; "
+                "if it ends so again, please report it"
+            )
         if "error" in answer:
             raise UserError(f"{self.target}: {answer['error']}")
         return read_answer(msgspec.json.encode(answer), kind, str(self.target))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -180,20 +182,30 @@ def test_boards_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     assert run_of(first, tmp_path) == [tmp_path / "name"]
 
 
-def test_two_boards_of_one_name_at_the_same_time(tmp_path: Path) -> None:
-    inner = FakeBoard({"name/run.json": b'{"run_id":"two"}'})
-    inner.target = "jetson@elsewhere"
-    found: list[Path] = []
+def test_many_collections_at_once_keep_runs_apart_and_none_twice(tmp_path: Path) -> None:
+    """Two boards whose runs have one name, each collected by several processes into one new directory."""
+    boards = {
+        run: {f"name/{f}": json.dumps({"run_id": run}).encode() for f in ("run.json", "a.json")} for run in ("one", "two")
+    }
+    for attempt in range(20):
+        out, start = tmp_path / str(attempt), Barrier(6)
 
-    class Slow(FakeBoard):
-        def call(self, do: str, kind: Any, on_frame: Any = None, **request: Any) -> Any:
-            if do == "send":
-                found.extend(run_of(inner, tmp_path))
-            return super().call(do, kind, on_frame, **request)
+        class Prompt(FakeBoard):
+            def call(self, do: str, kind: Any, on_frame: Any = None, start: Barrier = start, **request: Any) -> Any:
+                answer = super().call(do, kind, on_frame, **request)
+                if do == "list":
+                    start.wait()
+                return answer
 
-    assert run_of(Slow({"name/run.json": b'{"run_id":"one"}'}), tmp_path) == [tmp_path / "name"]
-    assert found == [tmp_path / "name-2"]
-    assert json.loads((tmp_path / "name/run.json").read_text()) == {"run_id": "one"}
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda run, Board=Prompt, out=out: run_of(Board(boards[run]), out), ["one", "two"] * 3))
+        found = {
+            path.name: {file.name: json.loads(file.read_text())["run_id"] for file in path.iterdir()} for path in out.iterdir()
+        }
+        assert sorted(found) == ["name", "name-2"]
+        assert {tuple(sorted(files.items())) for files in found.values()} == {
+            (("a.json", run), ("run.json", run)) for run in boards
+        }
 
 
 def test_raw_logs_are_fetched_last(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_tprune.agent.doctor.finding import Diagnosis
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.cli.progress import BoardProgress
 from edge_tprune.deploy import journey, ssh
-from edge_tprune.deploy.answers import Done, Wanted
+from edge_tprune.deploy.answers import Done, Ran, Wanted
 from edge_tprune.deploy.hosts import Target
-from edge_tprune.errors import UserError
+from edge_tprune.errors import EdgeTPruneError, NegativeAnswer, UserError
+from edge_tprune.telemetry.boards import Board
 
 FACTS: dict[str, Any] = {
     "python": [3, 10, 12],
@@ -73,8 +75,27 @@ def test_a_gpu_that_is_not_measured_is_named() -> None:
     assert "--runtime tensorrt" in (warning(("--rounds", "3"), tensorrt=True) or "")
     assert warning(("--runtime", "tensorrt"), tensorrt=True) is None
     assert warning(("--runtime=tensorrt",), tensorrt=True) is None
+    assert warning(("--runtime", "onnxruntime"), tensorrt=True) is None, "it was chosen"
     assert warning(("--rounds", "3")) is None
     assert warning(None, tensorrt=True) is None
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, NegativeAnswer), (2, UserError), (3, UserError), (-9, UserError)])
+def test_what_a_measurement_on_a_board_came_to_is_passed_on(code: int, kind: type[Exception]) -> None:
+    """A fault there (exit code 3) asked for a report there."""
+
+    class FakeConnection:
+        target = "orin"
+
+        def call(self, do: str, answer: Any, on_stderr: Any = None, **request: Any) -> Ran:
+            on_stderr("edge-tprune: it is so\n")
+            return Ran(code=code, stdout="")
+
+    board = Board("x", "x", None, (), (), None, None, None, None, None)
+    doctor = Diagnosis(format="f", version=1, tool_version="1", root="/", board=board, ready=True, findings=())
+    with pytest.raises(EdgeTPruneError, match=r"orin: (it is so|the measurement was ended there by signal 9)") as raised:
+        journey._profile(FakeConnection(), "b", doctor, journey.Options(profile=()), BoardProgress(quiet=True))  # type: ignore[arg-type]
+    assert type(raised.value) is kind
 
 
 def test_only_what_the_system_lacks_is_carried() -> None:
@@ -112,7 +133,7 @@ def test_a_signal_ends_a_deployment_between_two_requests(bundle: Bundle, monkeyp
     assert time.monotonic() - start < 20
 
 
-class Board:
+class FakeBoard:
     """Takes what it is sent."""
 
     target = Target("orin")
@@ -148,4 +169,4 @@ def test_a_bundle_that_changes_while_it_is_copied_is_said(change: str, bundle: B
         manifest = bundle.path / "manifest.json"
         manifest.write_text(manifest.read_text().replace(bundle.manifest.fingerprint, "0" * 64))
     with pytest.raises(UserError, match="tiny was changed while it was being copied: repeat the command"):
-        journey._copy_bundle(Board(meanwhile), bundle, BoardProgress(True))  # type: ignore[arg-type]
+        journey._copy_bundle(FakeBoard(meanwhile), bundle, BoardProgress(True))  # type: ignore[arg-type]
