@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import os
+import select
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,22 +15,28 @@ from edge_tprune.telemetry.source import NoReading
 
 _LARGEST = 1 << 20  #: a sensor's file has one line; /proc/stat of many cores has thousands
 _BLOCK = 1 << 14
+_WAIT_S = 10.0  #: for the writer of a pipe; drivers answer within milliseconds
 
 
 def read_text(file: Path | str, *, wait: bool = False) -> str:
     """The text of a small file without the blanks and NULs around it.
 
     Unbuffered and binary: a power-gated sensor fails with EAGAIN, which Python's buffered readers do not handle. Drivers ignore
-    O_NONBLOCK; where the file is a pipe (a test, the simulator), only `wait` waits for a writer.
+    O_NONBLOCK; where the file is a pipe (a test, the simulator), only `wait` waits for a writer, for ten seconds.
 
     Raises:
         NoReading: the file is absent, refuses, is empty or is not text.
     """
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if wait else os.O_NONBLOCK))
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            data = b""
-            while len(data) < _LARGEST and (block := os.read(handle, _BLOCK)):
+            waits, data = wait and stat.S_ISFIFO(os.fstat(handle).st_mode), b""
+            deadline_s = time.monotonic() + _WAIT_S
+            while len(data) < _LARGEST:
+                if waits and not _has_come(handle, deadline_s):
+                    raise NoReading(f"no answer from {_short_name(file)} within {_WAIT_S:g} s")
+                if not (block := os.read(handle, _BLOCK)):
+                    break
                 data += block
         finally:
             os.close(handle)
@@ -40,6 +49,13 @@ def read_text(file: Path | str, *, wait: bool = False) -> str:
     if not text:
         raise NoReading(f"{_short_name(file)} is empty")
     return text
+
+
+def _has_come(pipe: int, deadline_s: float) -> bool:
+    """Waits until something can be read from a pipe, its end included; False where the deadline passes first."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(max(0.0, 1e3 * (deadline_s - time.monotonic()))))
 
 
 def read_number(file: Path | str, *, wait: bool = False) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,27 @@ def test_refusals_are_named(tmp_path: Path) -> None:
         assert str(raised.value) == reason
         assert sysfs.text_or_none(tmp_path / "a" / name) is None
     os.close(writer)
+
+
+def test_a_pipe_whose_writer_does_not_come_is_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree for --sysroot may hold anything."""
+    monkeypatch.setattr(sysfs, "_WAIT_S", 0.05)
+    os.mkfifo(tmp_path / "curr1_input")
+    with pytest.raises(NoReading, match=r"no answer from .*/curr1_input within 0\.05 s"):
+        sysfs.read_number(tmp_path / "curr1_input", wait=True)
+    writer = os.open(tmp_path / "curr1_input", os.O_RDWR | os.O_NONBLOCK)
+    os.write(writer, b"12")  # and never the end
+    with pytest.raises(NoReading, match="no answer"):
+        sysfs.read_number(tmp_path / "curr1_input", wait=True)
+    os.close(writer)
+
+
+def test_a_pipe_answers_when_its_writer_ends(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "curr1_input")
+    thread = threading.Thread(target=(tmp_path / "curr1_input").write_text, args=("12\n",))
+    thread.start()
+    assert sysfs.read_number(tmp_path / "curr1_input", wait=True) == 12
+    thread.join()
 
 
 def test_directories_are_in_counting_order(tmp_path: Path) -> None:
