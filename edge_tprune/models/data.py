@@ -121,11 +121,21 @@ class ImageFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Of the relative file names, sizes and labels, in order."""
+        """Of the relative file names, sizes and labels, in order.
+
+        Raises:
+            UserError: a file is not there any more.
+        """
         digest = hashlib.sha256()
         for file, label in zip(self.files, self.labels):
+            try:
+                size = file.stat().st_size
+            except OSError as error:
+                raise UserError(
+                    f"{format_path(file)} was there a moment ago: {error.strerror}. Run the command again"
+                ) from error
             name = os.fsencode(file.relative_to(self.root).as_posix())
-            digest.update(name + f" {file.stat().st_size}{f' {label}' if self.labelled else ''}\n".encode())
+            digest.update(name + f" {size}{f' {label}' if self.labelled else ''}\n".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:

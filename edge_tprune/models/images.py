@@ -36,6 +36,7 @@ _JUNK_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
 
 # Resized to the model's size, a picture that is longer than this many times its width would take gigabytes.
 _LONGEST_RATIO = 200
+_MOST_WAYS = 100  #: that links may make to one directory
 # Pixels: a JPEG can be decoded to about this size several times as fast, and every byte of it is read all the same.
 _CHECK_SIDE = 64
 
@@ -210,14 +211,27 @@ def _cause(error: Exception, file: Path) -> str:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Every entry below `root` that is not a directory."""
+    """Every entry below `root` that is not a directory.
+
+    Raises:
+        UserError: a directory cannot be read, or links lead to it in very many ways.
+    """
     waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    ways: Counter[tuple[int, int]] = Counter()
     while waiting:
         directory, inside = waiting.pop()
-        status = directory.stat()
+        try:
+            status = directory.stat()
+        except OSError as error:
+            raise _unreadable(directory, error) from error
         identity = (status.st_dev, status.st_ino)
         if identity in inside:
             continue
+        ways[identity] += 1
+        if ways[identity] > _MOST_WAYS:  # directories that all link to each other: the ways through them grow as the factorial
+            raise UserError(
+                f"links below {format_path(root)} lead to {format_path(directory.resolve())} in more than {_MOST_WAYS} ways: remove some"
+            )
         for entry in _entries(directory):
             if _is_directory(entry):
                 waiting.append((Path(entry.path), inside | {identity}))
@@ -230,9 +244,13 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
         with os.scandir(directory) as entries:
             return [entry for entry in entries if not _is_junk(entry.name)]
     except OSError as error:
-        raise UserError(
-            f"directory {format_path(directory)} cannot be read: {error.strerror}. Check its permissions, or give another"
-        ) from error
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(directory: Path, error: OSError) -> UserError:
+    return UserError(
+        f"directory {format_path(directory)} cannot be read: {error.strerror}. Check its permissions, or give another"
+    )
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

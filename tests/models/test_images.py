@@ -170,6 +170,16 @@ def test_a_link_to_itself_is_a_broken_link(tmp_path: Path) -> None:
     assert listing.left_out == {"broken link": 2}
 
 
+def test_directories_that_all_link_to_each_other_end(tmp_path: Path) -> None:
+    names = [f"d{number}" for number in range(12)]
+    for name in names:
+        save_image(tmp_path / name / "1.png")
+        for other in names:
+            (tmp_path / name / other).symlink_to(tmp_path / other)
+    with pytest.raises(UserError, match=r"lead to .* in more than 100 ways: remove some"):
+        list_images(tmp_path)
+
+
 def test_postscript_is_never_given_to_ghostscript(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
