@@ -109,7 +109,7 @@ class Predictor:
             float32: logits (classes,) of one image, (n, classes) of several; other outputs likewise, without or with the axis of images.
 
         Raises:
-            UserError: an image that cannot be read, or an array that is no image.
+            UserError: an image that cannot be read, an array that is no image, or one of which the graph gives no finite numbers.
         """
         if isinstance(frames, (list, tuple)) or (isinstance(frames, np.ndarray) and frames.ndim == 4):
             return self._answer(frames)
@@ -126,7 +126,17 @@ class Predictor:
             for place, frame in enumerate(some):
                 batch[place] = self.preprocess(frame)
             parts.append(self.run(batch)[: len(some)])
-        return np.concatenate(parts)
+        scores = np.concatenate(parts)
+        if not np.isfinite(scores).all():
+            place = int(np.flatnonzero(~np.isfinite(scores).reshape(len(scores), -1).all(1))[0])
+            frame = frames[place]
+            wrong = isinstance(frame, np.ndarray) and frame.dtype == np.float32 and not np.isfinite(frame).all()
+            raise UserError(
+                f"image {place} has NaN or infinity among its values: give finite numbers"
+                if wrong
+                else f"budget {self._current} in {self.precision} gives NaN or infinity for image {place}: use another precision"
+            )
+        return scores
 
     def run(self, batch: np.ndarray) -> np.ndarray:
         """The output (B, ...) of a whole prepared batch (B, C, H, W), float32 both. This is what `latency_ms` and profiles time.

@@ -83,6 +83,20 @@ def test_what_is_no_image_is_refused_in_one_line(built: Path, frame: object) -> 
             model("absent.jpg")
 
 
+def test_numbers_that_are_none_are_no_scores(built: Path) -> None:
+    with edge_tprune.open(built, budget="1.0", threads=1) as model:
+        frames = np.zeros((3, *model.input_shape[1:]), np.float32)
+        for value in (np.nan, np.inf):
+            frames[1, 0, 5, 5] = value
+            with pytest.raises(UserError, match="image 1 has NaN or infinity among its values"):
+                model(frames)
+            with pytest.raises(UserError, match="image 0 has NaN"):
+                model(frames[1])
+        frames[1] = 3e38  # which overflows within the network
+        with pytest.raises(UserError, match=r"budget 1\.0 in fp32 gives NaN or infinity for image 1"):
+            model(list(frames))
+
+
 def test_the_best_classes(built: Path) -> None:
     bundle = Bundle.open(built)
     scores = np.array([0.0, 3.0, -1.0, 3.0, 1.0, 800.0], np.float32)
