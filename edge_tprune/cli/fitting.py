@@ -125,6 +125,8 @@ class Fit:
     def _run(self) -> tuple[Round, Answer]:
         out, words, state = self.request.out, self.request.words, self.state()
         state = state.without_shorter_searches(words, self.request.trials)
+        if self.tuning is not None:
+            state = state.without_other_tuning(words, self.tuning.seconds)
         while (step := state.next_step(words, self.request.precisions, self.tuning is not None)) != "answer":
             if step == "probe":
                 state = msgspec.structs.replace(state, probes={**state.probes, **self._probe(state)})
@@ -278,19 +280,23 @@ class Fit:
         """Fine-tunes the network that was chosen, for the unpruned network and that schedule, and measures it again."""
         name, chosen = self._chosen(latest)
         if chosen is None:
-            return Tuned(candidate=name, verdict="nothing was pruned: there is nothing to fine-tune")
+            return Tuned(
+                candidate=name, verdict="nothing was pruned: there is nothing to fine-tune", seconds=self.tuning.seconds
+            )
         from edge_tprune.finetune.request import Request
         from edge_tprune.finetune.run import finetune
 
         assert self.tuning is not None
         share = round(network_shape(self.loaded.model).share(chosen.tokens), 4)
-        weights = self.request.out / f"{latest.bundle}-{name}.safetensors"
+        seconds = self.tuning.seconds
+        made = f"{latest.bundle}-{name}" + ("" if seconds is None else f"-{seconds:g}s")  # another time is another training
+        weights = self.request.out / f"{made}.safetensors"
         asked = Request(
             method=chosen.method,
             budgets=(1.0, share),
             schedules={f"{share:g}": chosen.tokens},
             options=dict(chosen.options),
-            seconds=self.tuning.seconds,
+            seconds=seconds,
             seed=self.request.seed,
         )
         print_note(f"fit: fine-tuning {name} on {len(self.tuning.photos)} photos")
@@ -298,13 +304,13 @@ class Fit:
             result = finetune(self.loaded, self.tuning.photos, weights, asked, progress=self.advance, say=print_note)
         except NegativeAnswer as no:
             print_note(f"fit: {no}")
-            return Tuned(candidate=name, verdict=str(no))
+            return Tuned(candidate=name, verdict=str(no), seconds=seconds)
         print_note(f"fit: {result.verdict}")
-        bundle, precisions = self._build_networks(self.tuning.reload(weights), [chosen], f"{latest.bundle}-tuned")
+        bundle, precisions = self._build_networks(self.tuning.reload(weights), [chosen], f"{made}-tuned")
         bundle = self._judge(bundle, precisions)
         profile = self.runs.profile(bundle, ",".join(precisions))
         place = str(profile.relative_to(self.request.out))
-        return Tuned(candidate=name, verdict=result.verdict, bundle=f"{latest.bundle}-tuned", profile=place)
+        return Tuned(candidate=name, verdict=result.verdict, seconds=seconds, bundle=f"{made}-tuned", profile=place)
 
     def _chosen(self, of: Round) -> tuple[str, Candidate | None]:
         """The name of what is chosen in a round, and the candidate that it is; None for the network without pruning, or where nothing is chosen."""

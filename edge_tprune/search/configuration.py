@@ -139,7 +139,7 @@ def decide(
     output = output or adapter.default_output
     check_output(adapter, output, False)
     shape = network_shape(loaded.model, loaded.name, output, reducers[0], options)
-    score = score or SCORES[output][0]
+    score = SCORES[output][0] if score is None else score
     if score not in SCORES[output]:
         raise UserError(f"no score {score!r} for {output}: choose {' or '.join(SCORES[output])}")
     if score == ERROR and not dataset.labelled:
@@ -286,8 +286,9 @@ def search_limits(
                 report(f"{_limit_text(settings, limit)}{so_far}", number * of + done, of * len(settings.limits))
 
             results = search(
-                study, space, place or score, trials=settings.trials, seed=settings.record.seed, first=starts, report=show
-            )
+                study, space, place or score, trials=settings.trials, seed=settings.record.seed, first=starts, images=len(dataset),
+                report=show,
+            )  # fmt: skip
             patterns = {own_pattern(space, method) for method in space.methods}
             own = {each.configuration.method: each for each in results if each.configuration in patterns}
             found.append(Found(space, results, own))

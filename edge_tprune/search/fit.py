@@ -53,6 +53,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
 
     candidate: Name
     verdict: str  #: of the fine-tuning, in words
+    seconds: float | None = None  #: that it was given; None: as long as `finetune` takes by default
     bundle: RelativePath | None = None  #: None where it brought nothing
     profile: RelativePath | None = None
 
@@ -86,6 +87,11 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
         rounds = {name: found for name, found in self.rounds.items() if name != limits}
         tuned = {name: found for name, found in self.tuned.items() if name != limits}
         return msgspec.structs.replace(self, rounds=rounds, tuned=tuned)
+
+    def without_other_tuning(self, limits: str, seconds: float | None) -> FitState:
+        """Without the fine-tuning for these limits, if it was given another time."""
+        tuned = {name: found for name, found in self.tuned.items() if name != limits or found.seconds == seconds}
+        return msgspec.structs.replace(self, tuned=tuned)
 
     def without_removed(self, exists: Callable[[str], bool]) -> FitState:
         """What of it is still there: a step whose output somebody removed is to be done again.

@@ -208,6 +208,7 @@ def search(
     trials: int,
     seed: int = 0,
     first: Sequence[Configuration] = (),
+    images: int | None = None,
     report: Report | None = None,
 ) -> list[Result]:
     """Runs the search until `trials` configurations were scored or dropped, those that the study knows included.
@@ -220,6 +221,7 @@ def search(
         trials: how many to try, `first` included.
         seed: of all that is drawn.
         first: configurations to begin with.
+        images: how many losses a network has, where that is known.
         report: called as (trials done, of, the best so far) before each trial.
 
     Returns:
@@ -234,7 +236,7 @@ def search(
     place: Scoring = Here(score) if callable(score) else score
     running: dict[int, _Running] = {}
     with _quiet(), _clear_storage_errors():
-        _check_trials(study, distributions, space)
+        _check_trials(study, distributions, space, images)
         if not study.get_trials(deepcopy=False):
             for configuration in first:
                 study.enqueue_trial(_parameters(space, configuration), skip_if_exists=True)
@@ -257,7 +259,7 @@ def search(
                 _end_one(study, place, running)
             else:
                 break
-        _check_trials(study, distributions, space)
+        _check_trials(study, distributions, space, images)
         results = results_of(space, study.get_trials(deepcopy=False))
     if not results:
         raise _unreachable(space)
@@ -275,13 +277,15 @@ class _Tried(msgspec.Struct):
     )
 
 
-def _check_trials(study: optuna.Study, distributions: Mapping[str, BaseDistribution], space: SearchSpace) -> None:
+def _check_trials(
+    study: optuna.Study, distributions: Mapping[str, BaseDistribution], space: SearchSpace, images: int | None
+) -> None:
     """Refuses trials that no search of ours wrote.
 
     Raises:
         UserError: naming the first, and what is wrong with it.
     """
-    counts = set[int]()
+    counts = set[int]() if images is None else {images}
     for trial in study.get_trials(deepcopy=False):
         if trial.state not in _DECIDED:
             continue

@@ -23,6 +23,7 @@ from edge_tprune.models import reference
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
+TOKENS = ",".join(["20"] * 12)
 COMMANDS = ["methods", "build", "eval", "explain", "deploy", "doctor", "profile", "compare", "select", "report"]
 
 
@@ -240,6 +241,15 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["build", "reference", "--weights", "random", "--option", "vote=3"], "Did you mean votes"),
         (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
         (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),
+        (
+            ["build", "reference", "--schedule", TOKENS, "--multiple-of", "8"],
+            "--multiple-of is for pruning to a share .* leave --multiple-of out",
+        ),
+        (
+            ["build", "reference", "--schedule", TOKENS, "--blocks", "4,7", "--multiple-of", "8"],
+            "--blocks and --multiple-of are for pruning",
+        ),
+        (["build", "reference", "--budgets", "1.0", "--blocks", "4"], "--blocks is for pruning"),
         (["explain", "absent.jpg"], "absent.jpg does not exist"),
         (["explain", "."], r"\. is a directory"),
         (["explain", "reference:5000"], "no canvas '5000'"),

@@ -66,6 +66,14 @@ def test_more_trials_are_another_search() -> None:
     assert (longer.rounds, longer.tuned) == ({"b": (found,)}, {"b": tuned["b"]})
 
 
+def test_another_time_is_another_fine_tuning() -> None:
+    tuned = {"a": Tuned(candidate="fit-1", verdict="better", seconds=300), "b": Tuned(candidate="1.0", verdict="none")}
+    state = FitState(key="k", tuned=tuned)
+    assert state.without_other_tuning("a", 300) == state.without_other_tuning("b", None) == state
+    assert state.without_other_tuning("a", None).tuned == {"b": tuned["b"]}
+    assert state.without_other_tuning("b", 300).tuned == {"a": tuned["a"]}
+
+
 def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     state = FitState(key="k")
     assert state.next_step("a", ["fp32"]) == "probe"

@@ -293,6 +293,13 @@ def test_damaged_trials_are_one_line(tmp_path: Path, key: str, value: object, wh
         run(tmp_path / "found", 3, Landscape())
 
 
+def test_trials_on_another_number_of_images_are_one_line(tmp_path: Path) -> None:
+    count = len(run(tmp_path / "found", 2, Landscape())[0].losses)
+    assert run(tmp_path / "found", 3, Landscape(), images=count)
+    with pytest.raises(UserError, match="another number of images"):
+        run(tmp_path / "found", 4, Landscape(), images=count + 1)
+
+
 def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     search(open_study(open_storage(tmp_path / "x", url), "0.65", {}), SPACE, Landscape(), trials=2)

@@ -168,6 +168,13 @@ def build(
         loaded = choice.load(model, needs_classes=False)
         shared["calibration"] = open_photos(loaded, calibration, shared["precisions"], quiet)
         requests = _request_budgets(budgets, schedules)
+        unused = ["--blocks"] * bool(blocks) + ["--multiple-of"] * (multiple_of != 1)
+        if unused and all(request.tokens is not None or request.share == 1 for request in requests):
+            named = " and ".join(unused)
+            raise UserError(
+                f"{named} {'are' if len(unused) > 1 else 'is'} for pruning to a share of MACs, and no such share is asked for: add "
+                f"--budgets 0.65, or leave {named} out"
+            )
         settings = decide(
             loaded,
             method,

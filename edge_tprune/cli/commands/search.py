@@ -168,7 +168,7 @@ def search(
         metric=goal.metric,
         limits=goal.limits,
         trials=trials,
-        stages=parse_range(stages, "--stages") if stages else None,
+        stages=None if stages is None else parse_range(stages, "--stages"),
         score=score,
         seed=seed,
         options=options,
