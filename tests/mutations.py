@@ -1,6 +1,7 @@
-"""Seeded damage to the files of a bundle or a profile: every field of every document, every region of every file.
+"""Seeded damage to the files that commands keep: every field of every document, every region of every file.
 
-python -m tests.mutations --count 100000      damages a small bundle and a small profile that often; stops at the first wrong answer
+python -m tests.mutations --count 100000      damages a small bundle, a profile, a search, a fine-tuning and a fit that often in all; stops at the
+                                              first wrong answer
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ import contextlib
 import io
 import json
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from edge_tprune.cli import main
+from edge_tprune.errors import UserError
+from edge_tprune.finetune.run import _Run
+from edge_tprune.finetune.trainer import Trainer
+from edge_tprune.schedule.latency import KIND as LATENCY_KIND
+from edge_tprune.search.fit import KIND as FIT_KIND
 
 CODES = (0, 1, 2)
 _DEEP = "\0deep"  # stands for JSON that Python's own writer refuses to write
@@ -114,24 +122,58 @@ def wrong_answer(arguments: Sequence[str]) -> str:
 
 
 def attack(path: Path, commands: Sequence[Sequence[str]], count: int, seed: int) -> None:
-    """Damages the bundle or profile at `path` `count` times, and runs one of `commands` each time; the files are put back.
+    """Damages what is at `path` `count` times, and runs one of `commands` each time; the files are put back.
 
     Raises:
         AssertionError: a command ended in a way that none may.
     """
-    for number in range(count):
-        chance = random.Random(f"{seed} {number}")
-        file, before = damage(path, chance)
-        command = chance.choice(commands)
-        after = file.read_bytes() if file.exists() else None
-        try:
-            wrong = wrong_answer(command)
-        finally:
-            file.write_bytes(before)
-        if wrong:
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Path(shutil.copytree(path, Path(scratch) / "kept"))
+        for number in range(count):
+            chance = random.Random(f"{seed} {number}")
+            file, _ = damage(path, chance)
+            command = chance.choice(commands)
+            after = file.read_bytes() if file.exists() else None
+            with _nothing_made():
+                wrong = wrong_answer(command)
+            _put_back(path, kept)
+            if not wrong:
+                continue
             where = Path(tempfile.mkdtemp(prefix="mutation-")) / file.name
             where.write_bytes(after or b"")
             raise AssertionError(f"seed {seed}, number {number}: {' '.join(command)} with {file.name} as in {where}: {wrong}")
+
+
+@contextlib.contextmanager
+def _nothing_made() -> Iterator[None]:
+    """Ends commands that have read everything, and begin to build, measure or train: that takes seconds and finds no damage."""
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise UserError("stopped: what follows makes files anew")
+
+    makers = ("edge_tprune.export.builder.build", "edge_tprune.cli.fitting.build", "edge_tprune.cli.fit_runs.start_run")
+    with contextlib.ExitStack() as stack:
+        for maker in (*makers, "edge_tprune.finetune.run._Run._stretch"):
+            stack.enter_context(patch(maker, stop))
+        yield
+
+
+def _put_back(path: Path, kept: Path) -> None:
+    """Makes the files at `path` those of `kept`, where they are not."""
+    for file in path.rglob("*"):
+        if not file.is_dir() and not (kept / file.relative_to(path)).exists():
+            file.unlink()
+    for file in kept.rglob("*"):
+        place = path / file.relative_to(kept)
+        if file.is_dir():
+            place.mkdir(exist_ok=True)
+        elif not place.exists() or _differ(place, file):
+            shutil.copy2(file, place)
+
+
+def _differ(file: Path, kept: Path) -> bool:
+    now, then = file.stat(), kept.stat()
+    return (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns)
 
 
 def profile_commands(profile: Path) -> list[list[str]]:
@@ -148,6 +190,69 @@ def bundle_commands(bundle: Path) -> list[list[str]]:
     return [["engines", str(bundle), "--json"], ["eval", str(bundle), "--limit", "1", "--quiet"]]
 
 
+def search_command(place: Path) -> list[str]:
+    """A small search, which goes on from what is in `place`."""
+    size = ["--trials", "3", "--images", "8", "--threads", "1", "--quiet"]
+    return ["search", "reference", "--weights", "random", "--method", "evit", *size, "--out", str(place / "schedule.json")]
+
+
+def search_commands(place: Path) -> list[list[str]]:
+    """Commands that read what a search left."""
+    build = ["build", "reference", "--weights", "random", "--schedule", str(place / "schedule.json"), "--out", str(place / "x")]
+    return [search_command(place), build]
+
+
+def finetune_command(place: Path) -> list[str]:
+    """A small fine-tuning, which goes on from what is in `place`."""
+    size = [
+        "--budgets",
+        "1.0,0.65",
+        "--epochs",
+        "1",
+        "--images",
+        "64",
+        "--batch",
+        "8",
+        "--rate",
+        "1e-4",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
+    return ["finetune", "reference", "--method", "evit", *size, "--out", str(place / "tuned.safetensors")]
+
+
+def finetune_commands(place: Path) -> list[list[str]]:
+    """Commands that read what a fine-tuning left."""
+    weights = str(place / "tuned.safetensors")
+    return [finetune_command(place), ["build", "reference", "--weights", weights, "--out", str(place / "x"), "--quiet"]]
+
+
+def fit_command(place: Path, max_ms: float) -> list[str]:
+    """A small fit, which goes on from what is in `place`."""
+    size = ["--trials", "2", "--images", "8", "--rounds", "2", "--seconds", "0.02", "--threads", "1", "--quiet", "--force"]
+    return [
+        "fit",
+        "reference",
+        "--weights",
+        "random",
+        "--methods",
+        "evit",
+        *size,
+        "--max-ms",
+        f"{max_ms:.4f}",
+        "--out",
+        str(place),
+    ]
+
+
+def fit_commands(place: Path) -> list[list[str]]:
+    """Commands that read what a fit left."""
+    probes = place / FIT_KIND.read(place).probes["fp32"]
+    limit = next(iter(FIT_KIND.read(place).rounds)).partition("=")[2].partition(" ")[0]
+    return [fit_command(place, float(limit)), ["latency", str(probes), "--json", "--force"]]
+
+
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
@@ -155,8 +260,18 @@ def _main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         bundle, profile = make_journey(Path(scratch))
-        for place, commands in ((profile, profile_commands(profile)), (bundle, bundle_commands(bundle))):
-            attack(place, commands, options.count // 2, options.seed)
+        search, fit = make_search(Path(scratch) / "search"), make_fit(Path(scratch) / "fit")
+        begun, tuned = make_tuned(Path(scratch) / "begun", 2), make_tuned(Path(scratch) / "tuned", 99)
+        places = (
+            (profile, profile_commands(profile), 0.4),
+            (bundle, bundle_commands(bundle), 0.3),
+            (search, search_commands(search), 0.1),
+            (begun, finetune_commands(begun)[:1], 0.05),
+            (tuned, finetune_commands(tuned), 0.05),
+            (fit, fit_commands(fit), 0.1),
+        )
+        for place, commands, share in places:
+            attack(place, commands, round(share * options.count), options.seed)
     print(f"{options.count} mutations from seed {options.seed}: no wrong end")
 
 
@@ -170,6 +285,35 @@ def make_journey(root: Path) -> tuple[Path, Path]:
     assert main(["profile", str(bundle), "--out", str(root / "profiles"), *short]) == 0
     (profile,) = (root / "profiles").iterdir()
     return bundle, profile
+
+
+def make_search(place: Path) -> Path:
+    """A finished search."""
+    assert main(search_command(place)) == 0
+    return place
+
+
+def make_tuned(place: Path, stretches: int) -> Path:
+    """A fine-tuning that was interrupted after so many of its stretches, or is finished, and then may have brought nothing."""
+    train, left = _Run._stretch, iter(range(stretches))
+
+    def train_or_stop(run: _Run, trainer: Trainer) -> Trainer:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return train(run, trainer)
+
+    with patch("edge_tprune.finetune.run._Run._stretch", train_or_stop):
+        assert main(finetune_command(place)) in (0, 1, 130)
+    return place
+
+
+def make_fit(place: Path) -> Path:
+    """A finished fit, which may have missed its limit: measurements this short decide nothing."""
+    assert main(fit_command(place, 1e6)) == 0
+    probes = place / FIT_KIND.read(place).probes["fp32"]
+    full = LATENCY_KIND.read(probes).cost("p50_ms").full
+    assert main(fit_command(place, 0.85 * full)) in (0, 1)
+    return place
 
 
 if __name__ == "__main__":
