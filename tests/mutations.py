@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from edge_tprune.cli import main
+from edge_tprune.cli import fit_runs, fitting, main
 from edge_tprune.errors import UserError
+from edge_tprune.export import builder
 from edge_tprune.finetune.run import _Run
 from edge_tprune.finetune.trainer import Trainer
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
@@ -151,10 +152,9 @@ def _nothing_made() -> Iterator[None]:
     def stop(*arguments: object, **options: object) -> None:
         raise UserError("stopped: what follows makes files anew")
 
-    makers = ("edge_tprune.export.builder.build", "edge_tprune.cli.fitting.build", "edge_tprune.cli.fit_runs.start_run")
     with contextlib.ExitStack() as stack:
-        for maker in (*makers, "edge_tprune.finetune.run._Run._stretch"):
-            stack.enter_context(patch(maker, stop))
+        for place, maker in ((builder, "build"), (fitting, "build"), (fit_runs, "start_run"), (_Run, "_stretch")):
+            stack.enter_context(patch.object(place, maker, stop))
         yield
 
 
@@ -264,11 +264,11 @@ def _main() -> None:
         begun, tuned = make_tuned(Path(scratch) / "begun", 2), make_tuned(Path(scratch) / "tuned", 99)
         places = (
             (profile, profile_commands(profile), 0.4),
-            (bundle, bundle_commands(bundle), 0.3),
+            (bundle, bundle_commands(bundle), 0.37),
             (search, search_commands(search), 0.1),
             (begun, finetune_commands(begun)[:1], 0.05),
             (tuned, finetune_commands(tuned), 0.05),
-            (fit, fit_commands(fit), 0.1),
+            (fit, fit_commands(fit), 0.03),
         )
         for place, commands, share in places:
             attack(place, commands, round(share * options.count), options.seed)
@@ -302,7 +302,7 @@ def make_tuned(place: Path, stretches: int) -> Path:
             raise KeyboardInterrupt
         return train(run, trainer)
 
-    with patch("edge_tprune.finetune.run._Run._stretch", train_or_stop):
+    with patch.object(_Run, "_stretch", train_or_stop):
         assert main(finetune_command(place)) in (0, 1, 130)
     return place
 

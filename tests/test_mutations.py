@@ -49,7 +49,7 @@ def test_damaged_fine_tunings_end_in_order(tmp_path: Path, stretches: int) -> No
 
 def test_damaged_fits_end_in_order(tmp_path: Path) -> None:
     place = make_fit(tmp_path / "fit")
-    attack(place, fit_commands(place), EACH, seed=400)
+    attack(place, fit_commands(place), EACH // 3, seed=400)
 
 
 def test_damage_changes_every_file(journey: tuple[Path, Path], tmp_path: Path) -> None:

@@ -278,17 +278,15 @@ class Fit:
 
     def _tune(self, latest: Round) -> Tuned:
         """Fine-tunes the network that was chosen, for the unpruned network and that schedule, and measures it again."""
+        assert self.tuning is not None
+        seconds = self.tuning.seconds
         name, chosen = self._chosen(latest)
         if chosen is None:
-            return Tuned(
-                candidate=name, verdict="nothing was pruned: there is nothing to fine-tune", seconds=self.tuning.seconds
-            )
+            return Tuned(candidate=name, verdict="nothing was pruned: there is nothing to fine-tune", seconds=seconds)
         from edge_tprune.finetune.request import Request
         from edge_tprune.finetune.run import finetune
 
-        assert self.tuning is not None
         share = round(network_shape(self.loaded.model).share(chosen.tokens), 4)
-        seconds = self.tuning.seconds
         made = f"{latest.bundle}-{name}" + ("" if seconds is None else f"-{seconds:g}s")  # another time is another training
         weights = self.request.out / f"{made}.safetensors"
         asked = Request(

@@ -91,7 +91,7 @@ def test_what_a_measurement_on_a_board_came_to_is_passed_on(code: int, kind: typ
             on_stderr("edge-tprune: it is so\n")
             return Ran(code=code, stdout="")
 
-    board = Board("x", "x", None, (), (), None, None, None, None, None)
+    board = Board("x", "x", None, (), (), None, None, None, None, None, None)
     doctor = Diagnosis(format="f", version=1, tool_version="1", root="/", board=board, ready=True, findings=())
     with pytest.raises(EdgeTPruneError, match=r"orin: (it is so|the measurement was ended there by signal 9)") as raised:
         journey._profile(FakeConnection(), "b", doctor, journey.Options(profile=()), BoardProgress(quiet=True))  # type: ignore[arg-type]
