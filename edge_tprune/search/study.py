@@ -291,7 +291,9 @@ def _check_trials(
             continue
         try:
             tried = convert(trial.user_attrs, _Tried)
-            if trial.params.keys() != distributions.keys():
+            if trial.params.keys() != distributions.keys() or not all(
+                _is_in(trial.params[name], distribution) for name, distribution in distributions.items()
+            ):
                 raise InvalidDocument("its parameters are not those of this search")
             space.cost.shape.check(tried.tokens)
             if tried.losses is not None:
@@ -302,6 +304,14 @@ def _check_trials(
             raise UserError(
                 f"trial {trial.number} of {study.study_name} is damaged, or of another program ({error}): {_START_AGAIN}"
             ) from error
+
+
+def _is_in(value: object, distribution: BaseDistribution) -> bool:
+    """Whether a parameter is one that the search can draw."""
+    if isinstance(distribution, FloatDistribution):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and distribution.low <= value <= distribution.high
+    assert isinstance(distribution, CategoricalDistribution)
+    return any(value == choice and type(value) is type(choice) for choice in distribution.choices)
 
 
 def results_of(space: SearchSpace, trials: Sequence[FrozenTrial]) -> list[Result]:

@@ -293,6 +293,19 @@ def test_damaged_trials_are_one_line(tmp_path: Path, key: str, value: object, wh
         run(tmp_path / "found", 3, Landscape())
 
 
+@pytest.mark.parametrize("value", ["0.5", None, [0.5], True, float("nan"), float("inf"), -0.1, 1.1])
+def test_parameters_that_no_search_draws_are_one_line(tmp_path: Path, value: object) -> None:
+    run(tmp_path / "found", 2, Landscape())
+    lines = [json.loads(line) for line in (tmp_path / "found.journal").read_text().splitlines()]
+    for line in lines:
+        if line.get("param_name", "").startswith("block"):
+            line["param_value_internal"] = value
+            break
+    (tmp_path / "found.journal").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"is damaged, or of another program|cannot be read"):
+        run(tmp_path / "found", 3, Landscape())
+
+
 def test_trials_on_another_number_of_images_are_one_line(tmp_path: Path) -> None:
     count = len(run(tmp_path / "found", 2, Landscape())[0].losses)
     assert run(tmp_path / "found", 3, Landscape(), images=count)
