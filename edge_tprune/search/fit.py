@@ -22,6 +22,8 @@ from edge_tprune.statistics import Interval
 MOST_ROUNDS = 3
 STATE = "fit.json"
 FULL, EXACT = "1.0", "exact"
+FAR_BELOW = 0.95  #: of a bound: what is faster gives tokens away
+MARGIN = 0.99  #: of a bound, at which another round aims
 
 Step = Literal["probe", "search", "measure", "tune", "answer"]
 
@@ -220,15 +222,19 @@ def next_aim(
 ) -> float | None:
     """What another round should aim at; None where none is needed.
 
-    One is needed where no candidate keeps the bound, or where all predictions were too high by more than their interval, so that tokens were given
-    away. The new aim is the bound, corrected by how far the best candidate was off.
+    One is needed where no candidate keeps the bound; and where tokens were given away: all predictions were too high by more than their interval, or
+    the best candidate missed the bound and those that keep it are far below. The new aim is the bound, corrected by how far the best candidate was
+    off, and a little less: of networks right at the bound every second one misses it.
     """
     pairs = [(p, m) for p, m in zip(predicted, measured) if p is not None and m is not None]
     if not pairs:
         return None
     ratios = [m / p.value for p, m in pairs]
-    given_away = all(p.low is not None and m < p.low for p, m in pairs)
+    keep = [m for _, m in pairs if m <= bound]
+    given_away = all(p.low is not None and m < p.low for p, m in pairs) or (
+        pairs[0][1] > bound and bool(keep) and max(keep) < FAR_BELOW * bound
+    )
     if met and not given_away:
         return None
-    again = bound / ratios[0]
+    again = MARGIN * bound / ratios[0]
     return None if abs(again / aim - 1) < 1e-3 else again

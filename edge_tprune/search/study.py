@@ -309,7 +309,9 @@ def _check_trials(
 def _is_in(value: object, distribution: BaseDistribution) -> bool:
     """Whether a parameter is one that the search can draw."""
     if isinstance(distribution, FloatDistribution):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and distribution.low <= value <= distribution.high
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and distribution.low <= value <= distribution.high
+        )
     assert isinstance(distribution, CategoricalDistribution)
     return any(value == choice and type(value) is type(choice) for choice in distribution.choices)
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.equal_latency --model deit_tiny_patch16_224 --weights w.safetensors --photos photos --data imagenet-sample
 
-The limits are the latencies of one method (`--anchor`) at its own schedules for `--budgets`. `edge-tprune fit` gets each limit as `--max-ms`, as a share of
-the unpruned network's latency in fit's own probes, so that a machine that changed its pace meanwhile does not count. Then every method gets the budget at
+The limits are the latencies of one method (`--anchor`) at its own schedules for `--budgets`, as fit's own latency model predicts them: a machine that changed
+its pace since the probes does not count. `edge-tprune fit` gets each limit as `--max-ms`. Then every method gets the budget at
 which its own schedule takes as long as the network that fit found: its graphs at budgets around the anchor's are timed, each directly before or after fit's
 network, the budget is interpolated, and its graph is built and timed in the same way. KL from the unpruned network is of the exported graphs in ONNX Runtime
 on the images of `--data`, which the search never saw; differences are paired by image, times by turn. 95 % intervals.
@@ -39,6 +39,7 @@ from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.runtime.engine import default_threads, open_engine
+from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.statistics import mean_interval, paired_difference
 from edge_tprune.telemetry.environment import read_environment
@@ -71,15 +72,6 @@ class Bench:
             return None
         found = next(each for each in settings.budgets if each.schedule.requested == budget)
         return self.graphs.save(found.module, name), found.schedule.tokens
-
-    def share(self, method: str, budget: float, rounds: int, seconds: float) -> float:
-        """Latency of a method at a budget, as a share of the unpruned network's."""
-        found = self.write(method, budget)
-        if found is None:
-            raise SystemExit(f"{method} cannot reach {budget:g}")
-        pair = {method: (self.opener(found[0]), self.opener(self.unpruned))}
-        times = measure({}, pair, rounds, seconds, 5, "the limit")
-        return paired_ratio(times.methods[method], times.oracles[method]).value
 
     def ladders(
         self, methods: Sequence[str], budget: float, beside: Path, rounds: int, seconds: float
@@ -140,8 +132,8 @@ class Fitted:
     tokens: tuple[int, ...]
 
 
-def run_fit(options: argparse.Namespace, share: float) -> Fitted:
-    """`edge-tprune fit` at a share of the unpruned network's latency in its own probes."""
+def run_fit(options: argparse.Namespace, shape: NetworkShape, anchor: tuple[int, ...]) -> Fitted:
+    """`edge-tprune fit` at the latency that its own model predicts of a schedule of `--anchor`."""
     out = options.out / "fit"
     command = [sys.executable, "-m", "edge_tprune", "fit", options.model, "--data", options.photos, "--out", str(out)]
     command += ["--weights", options.weights] if options.weights else []
@@ -157,12 +149,15 @@ def run_fit(options: argparse.Namespace, share: float) -> Fitted:
     if not (out / "fit.json").exists():
         fit(1e6)  # nothing has to be pruned: this makes the probes alone
     probes = json.loads((out / "fit.json").read_text())["probes"]["fp32"]
-    limit = share * LATENCY_KIND.read(out / probes).cost("p50_ms").full
-    answer = fit(limit)
+    predicted = LATENCY_KIND.read(out / probes).cost("p50_ms").predict(shape, options.anchor, anchor)
+    if predicted is None:
+        raise SystemExit(f"the latency of {options.anchor} is not known: name it in --fit-methods")
+    print_note(f"{options.anchor} is predicted to take {predicted.value:.2f} ms")
+    answer = fit(predicted.value)
     bundle = Bundle.open(Path(answer["bundle"]))
     budget = bundle.budget(answer["answer"]["chosen"]["budget"])
     method = budget.method or bundle.manifest.method
-    return Fitted(limit, bundle.path / budget.artifact("onnxruntime").file, method.name, tuple(budget.schedule))
+    return Fitted(predicted.value, bundle.path / budget.artifact("onnxruntime").file, method.name, tuple(budget.schedule))
 
 
 def compare(bench: Bench, fitted: Fitted, anchor: float, dataset: Dataset, options: argparse.Namespace) -> list[Row]:
@@ -273,10 +268,10 @@ def main() -> None:
     with open_graphs(loaded, 1) as graphs:
         bench = Bench(loaded, graphs, options.threads)
         for budget in parse_list(options.budgets, float, "--budgets"):
-            share = bench.share(options.anchor, budget, 3 * options.rounds, options.seconds)
             name = f"{options.anchor} at {budget:g}"
-            print_note(f"{name} takes {100 * share:.1f} % of the unpruned network's time")
-            fitted = run_fit(options, share)
+            if (anchor := bench.write(options.anchor, budget)) is None:
+                raise SystemExit(f"{options.anchor} cannot reach {budget:g}")
+            fitted = run_fit(options, network_shape(loaded.model), anchor[1])
             rows = compare(bench, fitted, budget, dataset, options)
             rows.sort(key=lambda row: (row.get("kl_nats") or {"value": 1e9})["value"])
             document["limits_ms"][name], document["rows"][name] = fitted.limit_ms, rows

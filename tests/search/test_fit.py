@@ -121,8 +121,12 @@ def test_another_round_measures_the_best_so_far_again() -> None:
 def test_another_round_where_predictions_were_off() -> None:
     said = [Interval(8.0, 7.8, 8.2), None]
     assert next_aim(8.0, 8.0, said, [7.9, 9.0], met=True) is None
-    assert next_aim(8.0, 8.0, said, [8.8, 9.0], met=False) == pytest.approx(8.0 / 1.1)
-    assert next_aim(8.0, 8.0, said, [7.2, 9.0], met=True) == pytest.approx(8.0 / 0.9), "tokens were given away"
+    assert next_aim(8.0, 8.0, said, [8.8, 9.0], met=False) == pytest.approx(0.99 * 8.0 / 1.1)
+    assert next_aim(8.0, 8.0, said, [7.2, 9.0], met=True) == pytest.approx(0.99 * 8.0 / 0.9), "tokens were given away"
+    assert next_aim(8.0, 8.0, said, [8.1, 7.5], met=True) == pytest.approx(0.99 * 8.0 / (8.1 / 8.0)), (
+        "the one that keeps it is far below"
+    )
+    assert next_aim(8.0, 8.0, said, [8.1, 7.7], met=True) is None
     assert next_aim(8.0, 8.0, [None], [7.2], met=False) is None
 
 
