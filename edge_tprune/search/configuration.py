@@ -80,7 +80,8 @@ class Found:
 
     space: SearchSpace
     results: list[Result]  #: the best first
-    own: Mapping[str, Result] = field(default_factory=dict)  #: method -> its own pattern, where that was among the trials
+    own: Mapping[str, Result] = field(default_factory=dict)  #: method -> its own pattern, where that was scored on all images
+    patterns: Mapping[str, Configuration] = field(default_factory=dict)  #: method -> its own pattern, where that fits the space
 
     @property
     def best(self) -> Result:
@@ -289,9 +290,9 @@ def search_limits(
                 study, space, place or score, trials=settings.trials, seed=settings.record.seed, first=starts, images=len(dataset),
                 report=show,
             )  # fmt: skip
-            patterns = {own_pattern(space, method) for method in space.methods}
-            own = {each.configuration.method: each for each in results if each.configuration in patterns}
-            found.append(Found(space, results, own))
+            patterns = {method.name: pattern for method in space.methods if (pattern := own_pattern(space, method)) is not None}
+            own = {each.configuration.method: each for each in results if each.configuration in patterns.values()}
+            found.append(Found(space, results, own, patterns))
             if warn is not None and (text := few_images(results)):
                 warn(text)
     return found

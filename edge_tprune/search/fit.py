@@ -171,20 +171,23 @@ def pick_candidates(found: Found, model: CostModel, fixed: Mapping[str, OptionVa
 
     What a method's step costs is the least certain part of a prediction: the search prefers methods whose step was measured too cheap, and only
     another method can show that. Where one method was searched, the second best takes its place. Of many trials the best one suits the search's
-    images by chance, too: a method's own pattern, which was not chosen on them, can show that on others.
+    images by chance, too: a method's own pattern, which was not chosen on them, can show that on others, even if the search dropped it.
     """
     space, shape, best = found.space, found.space.cost.shape, found.best.configuration
     others = [result for result in found.results if result.configuration != best]
     second = next((result for result in others if result.configuration.method != best.method), [*others, found.best][0])
     safe = _at_limit(found, space.limit / (1 + model.reach))
-    own = found.own.get(best.method, second)
+    own = found.patterns.get(best.method)
+    own_schedule = None if own is None else space.schedule(own)
     chosen = [
         (best, found.best.schedule.tokens),
         (second.configuration, second.schedule.tokens),
-        (own.configuration, own.schedule.tokens),
+        (own, None if own_schedule is None else own_schedule.tokens),
         (best, safe),
     ]
-    networks = dict.fromkeys((one.method, one.options, tokens) for one, tokens in chosen if tokens is not None)
+    networks = dict.fromkeys(
+        (one.method, one.options, tokens) for one, tokens in chosen if one is not None and tokens is not None
+    )
     return [
         Candidate(
             name="candidate",
@@ -230,7 +233,7 @@ def next_aim(
     if not pairs:
         return None
     ratios = [m / p.value for p, m in pairs]
-    keep = [m for _, m in pairs if m <= bound]
+    keep = [m for m in measured if m is not None and m <= bound]
     given_away = all(p.low is not None and m < p.low for p, m in pairs) or (
         pairs[0][1] > bound and bool(keep) and max(keep) < FAR_BELOW * bound
     )

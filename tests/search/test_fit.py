@@ -196,7 +196,9 @@ def test_the_best_methods_own_pattern_is_a_candidate() -> None:
         schedule = space.schedule(configuration)
         assert schedule is not None
         results.append(Result(configuration, schedule, (0.1 + len(results),) * 5))
-    found = pick_candidates(Found(space, results, {"evit": results[2]}), MODEL, {}, "fp32")
+    found = pick_candidates(Found(space, results, patterns={"evit": results[2].configuration}), MODEL, {}, "fp32")
     assert [each.tokens for each in found[:3]] == [result.schedule.tokens for result in results]
     assert len(found) == 4
-    assert len(pick_candidates(Found(space, results, {"evit": results[0]}), MODEL, {}, "fp32")) == 3
+    assert len(pick_candidates(Found(space, results, patterns={"evit": results[0].configuration}), MODEL, {}, "fp32")) == 3
+    dropped = Found(space, results[:2], patterns={"evit": results[2].configuration})
+    assert results[2].schedule.tokens in [each.tokens for each in pick_candidates(dropped, MODEL, {}, "fp32")]
