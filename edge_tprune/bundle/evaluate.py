@@ -101,7 +101,12 @@ def evaluate(
         progress=progress,
         warn=warn,
     )
+    dropped = sorted(_records(bundle.manifest).keys() - found.records.keys())
     stored = revise(bundle, lambda now: _with_results(now, found))
+    if warn is not None and (lost := [label for label in dropped if label not in _records(stored.manifest)]):
+        warn(
+            f"the accuracy of {', '.join(lost)} was of other images, and is no longer in the bundle: evaluate all budgets on the same"
+        )
     of_precision = {label: record for label, record in found.records.items() if precision == "fp32" or "@" in label}
     return stored, {label.partition("@")[0]: record for label, record in of_precision.items()}
 

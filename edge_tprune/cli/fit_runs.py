@@ -83,13 +83,20 @@ class Runs:
             found = find_profiles(self.place)
         except UserError:
             return []
-        return [path for path in found if _is_of(path, bundle.manifest.fingerprint, precision)]
+        return [path for path in found if self._is_of(path, bundle, precision)]
 
-
-def _is_of(path: Path, fingerprint: str, precision: str) -> bool:
-    try:
-        document = read_run(path, keep=False).document
-    except UserError as error:
-        print_note(f"fit: not used: {error}")
-        return False
-    return document.bundle.fingerprint == fingerprint and (document.settings.precision or "") == precision
+    def _is_of(self, path: Path, bundle: Bundle, precision: str) -> bool:
+        """Whether a profile is of this bundle, asked for in the same way, with the accuracy that the bundle has now."""
+        try:
+            document = read_run(path, keep=False).document
+        except UserError as error:
+            print_note(f"fit: not used: {error}")
+            return False
+        asked = msgspec.structs.replace(self.request, precision=None)
+        return (
+            document.bundle.fingerprint == bundle.manifest.fingerprint
+            and (document.settings.precision or "") == precision
+            and not asked.differences(document.settings)
+            and {b.accuracy.data.sha256 for b in document.budgets if b.accuracy is not None}
+            == {b.accuracy.data.sha256 for b in bundle.budgets if b.accuracy is not None}
+        )

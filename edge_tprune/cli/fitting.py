@@ -15,6 +15,7 @@ from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
+from edge_tprune.bundle.manifest import KIND as BUNDLE_KIND
 from edge_tprune.cli.fit_runs import Runs
 from edge_tprune.cli.terminal import print_note, print_warning
 from edge_tprune.errors import NegativeAnswer, UserError
@@ -22,7 +23,7 @@ from edge_tprune.export.builder import build
 from edge_tprune.export.probes import decide_probes
 from edge_tprune.export.settings import BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_build
-from edge_tprune.files import clear_write_errors, exclusive
+from edge_tprune.files import clear_write_errors, exclusive, sha256_json
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
@@ -154,7 +155,12 @@ class Fit:
     def rows(self, of: Round) -> list[Row]:
         """What was measured in a round."""
         assert of.profile is not None
-        return list(load_rows(self.request.out / of.profile))
+        profile, bundle = self.request.out / of.profile, self.request.out / of.bundle
+        rows = list(load_rows(profile))
+        made_of = BUNDLE_KIND.read(bundle).fingerprint
+        if any(row.profile.document.bundle.fingerprint != made_of for row in rows):
+            raise UserError(f"{profile} is not of {bundle}: remove it, and run the command again to measure it")
+        return rows
 
     def state(self) -> FitState:
         """What is there.
@@ -247,7 +253,7 @@ class Fit:
                 f"of {model.full:.4g} unpruned"
             )
         print_note(f"fit: searching at {metric} {aim:.4g} in {precision}")
-        name = metric if precision == DEFAULT else f"{metric}-{precision}"
+        name = f"{metric}-{precision}-{sha256_json(latency.run_id)[:8]}"  # trials are of one latency model
         (found,) = search_limits(
             self.loaded, settings, self.photos, request.out / "search" / f"{name}.json", workers=request.workers,
             progress=self.advance, warn=print_note,
@@ -363,7 +369,8 @@ class Fit:
         """The bundle with the accuracy of every network, in float32 and in int8, measured on the CPU of this machine."""
         integers = INTEGERS in precisions
         known = [budget.accuracy_by_precision.get(INTEGERS) if integers else budget.accuracy for budget in bundle.budgets]
-        if None not in known:
+        images = self.judged.fingerprint
+        if all(record is not None and record.data.sha256 == images for record in known):
             return bundle
 
         def show(done: int, of: int) -> None:

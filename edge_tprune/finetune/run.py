@@ -36,8 +36,8 @@ from edge_tprune.models.adapter import LOGITS
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
-from edge_tprune.reduction import network_shape
-from edge_tprune.reduction.code import code_sha256
+from edge_tprune.reduction import network_shape, registry
+from edge_tprune.reduction.code import method_code_sha256
 
 RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
 
@@ -99,7 +99,7 @@ def finetune(
             **request.to_json(),
             "model": loaded.name,
             "weights_sha256": loaded.weights_sha256,
-            "code": code_sha256(),
+            "code": method_code_sha256(registry.method(request.method)),
             **loaded.settings,
         }
         asked |= {"data": dataset.name, "data_sha256": dataset.fingerprint, "processes": processes()[1]}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_tprune.analysis import latency
@@ -195,3 +198,17 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     assert step(second.state()) == "answer"
     with pytest.raises(NegativeAnswer, match="no schedule of this network meets p50_ms"):
         fit(max_p50_ms=0.001 * full).run()
+    # Other images and other rounds, as after somebody removed fit.json: nothing that was measured otherwise is used.
+    (tmp_path / "fit.json").unlink()
+    runs = Runs(tmp_path / "profiles", msgspec.structs.replace(run, rounds=4))
+    third = replace(second, judged=ReferenceTask(9, "test"), runs=runs)
+    latest, _ = third.run()
+    (document,) = {id(row.profile): row.profile.document for row in third.rows(latest)}.values()
+    assert document.settings.rounds == 4
+    assert {budget.accuracy.images for budget in document.budgets if budget.accuracy} == {9}
+    # A profile of something else in its place.
+    assert latest.profile is not None
+    shutil.rmtree(tmp_path / latest.profile)
+    shutil.copytree(tmp_path / third.state().probes["fp32"], tmp_path / latest.profile)
+    with pytest.raises(UserError, match=r"is not of .*: remove it"):
+        third.run()

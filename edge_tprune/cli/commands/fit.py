@@ -125,6 +125,9 @@ def fit(
     from edge_tprune.finetune.request import REFERENCE_CANVASES, parse_time
     from edge_tprune.models.data import ImageFolder
     from edge_tprune.record.settings import RunRequest
+    from edge_tprune.reduction import registry
+    from edge_tprune.reduction.code import method_code_sha256
+    from edge_tprune.reduction.own import is_own
     from edge_tprune.telemetry.environment import describe_machine, read_environment
 
     load_plugins(plugin)
@@ -175,7 +178,7 @@ def fit(
         {
             "model": [loaded.name, loaded.weights_sha256, loaded.settings],
             "images": [photos.fingerprint, judged.fingerprint],
-            "methods": names,
+            "methods": [*names, *(method_code_sha256(kind) for kind in map(registry.method, names) if is_own(kind))],
             "seed": seed,
             "calibration": photos_for_int8.fingerprint if calibration is not None and photos_for_int8 is not None else None,
             "run": [runtime, threads, rounds, seconds, batch, host],

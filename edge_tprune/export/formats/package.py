@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
         form.write(package)
         files = {file.relative_to(folder).as_posix(): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()}
         about = replace(about, sha256=files)
-        package.write(form.about, format_json(encode_json(about), indent=1).decode() + "\n")
+        package.write(form.about, _text_of(about).decode())
         _move(folder, target, form.about if request.force else None)
     return Exported(target, tuple(sorted([*files, form.about])), difference, about)
 
@@ -246,6 +246,8 @@ def _check_place(target: Path, about: str, force: bool) -> None:
     """Refuses a directory that is there, unless it is an older export and may be replaced; and a path that ONNX Runtime cannot open."""
     if not is_text(target.absolute()):
         raise UserError(f"--out {target}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
+    if target.is_symlink():
+        raise UserError(f"--out {target} is a link: give the directory itself")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not force:
@@ -283,10 +285,9 @@ def _check_contents(folder: Path, about: str, name: Path) -> None:
     others = [
         path
         for file in sorted(folder.rglob("*"))
-        if (path := file.relative_to(folder).as_posix()) != about
-        and "__pycache__" not in file.parts
-        and (file.is_symlink() or not file.is_dir())
-        and (file.is_symlink() or _sha256(file) != found.sha256.get(path))
+        if (file.is_symlink() or not file.is_dir())
+        and not (file.suffix == ".pyc" and file.parent.name == "__pycache__")
+        and not _is_own(file, path := file.relative_to(folder).as_posix(), about, found.sha256)
     ]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -296,10 +297,21 @@ def _check_contents(folder: Path, about: str, name: Path) -> None:
         )
 
 
-def _sha256(file: Path) -> str | None:
-    with suppress(OSError):
-        return sha256_file(file)
-    return None
+def _is_own(file: Path, path: str, about: str, sha256: Mapping[str, str]) -> bool:
+    """Whether a file is as an export wrote it. The description holds no hash of itself: written again, it must be the same."""
+    if file.is_symlink():
+        return False
+    try:
+        if path == about:
+            return read_regular(file, LARGEST_BYTES) == _text_of(decode(read_regular(file, LARGEST_BYTES), Description))
+        return path in sha256 and sha256_file(file) == sha256[path]
+    except (OSError, InvalidDocument):  # a pipe, or a file that this user may not read, is not the export's
+        return False
+
+
+def _text_of(about: Description) -> bytes:
+    """model.json."""
+    return format_json(encode_json(about), indent=1) + b"\n"
 
 
 @contextmanager
@@ -355,10 +367,10 @@ def _move(folder: Path, target: Path, about: str | None) -> None:
         about: where the export that it replaces has its description; None: it replaces none.
     """
     old = folder.with_name(f"{folder.name}{_MOVED}")
-    if about is not None:
-        with suppress(FileNotFoundError):
-            target.rename(old)
     try:
+        if about is not None:
+            with suppress(FileNotFoundError):
+                target.rename(old)
         if about is not None and old.is_dir() and any(old.iterdir()):
             _check_contents(old, about, target)
         folder.rename(target)

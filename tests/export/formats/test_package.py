@@ -139,6 +139,11 @@ def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
         (lambda out: (out / "README.md").write_text("mine"), r"README\.md"),
         (lambda out: (out / "link").symlink_to("/dev/null"), "link"),
         (lambda out: os.mkfifo(out / "pipe"), "pipe"),
+        (
+            lambda out: (out / "model.json").write_text((out / "model.json").read_text().replace("{", '{"note":"mine",', 1)),
+            r"model\.json",
+        ),
+        (lambda out: [(out / "__pycache__").mkdir(), (out / "__pycache__/notes.txt").write_text("mine")], "__pycache__/notes"),
         (lambda out: [(out / name).write_text("") for name in "ab"], "a and 1 more"),
     ],
 )
@@ -150,9 +155,17 @@ def test_an_export_to_which_a_person_added_something_is_not_replaced(
     assert first.about.sha256 == {name: sha256_file(out / name) for name in first.files if name != "model.json"}
     change(out)
     before = {path: path.lstat().st_mtime_ns for path in out.rglob("*")}
-    with pytest.raises(UserError, match=rf"or what was changed since: {names}\. It is not replaced"):
+    with pytest.raises(UserError, match=rf"or what was changed since: {names}.* It is not replaced"):
         export_package(named, request(out, budget="1.0", force=True))
     assert {path: path.lstat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_link_is_not_replaced(named: Bundle, tmp_path: Path) -> None:
+    export_package(named, request(tmp_path / "real"))
+    (tmp_path / "out").symlink_to("real")
+    with pytest.raises(UserError, match="out is a link: give the directory itself"):
+        export_package(named, request(tmp_path / "out", force=True))
+    assert sorted(os.listdir(tmp_path)) == ["out", "real"]
 
 
 def test_an_export_that_does_not_say_which_files_are_its_own_is_not_replaced(named: Bundle, tmp_path: Path) -> None:
