@@ -106,8 +106,10 @@ def test_judging_one_budget_keeps_the_others_results_on_the_same_images(bundle: 
     (results,) = bundle.path.glob("eval-*.npz")
     with np.load(results, allow_pickle=False) as stored:
         assert stored["top5/0.8"].shape == (21, 5)
-    bundle, _ = evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1, budgets=["0.6"])
+    said: list[str] = []
+    bundle, _ = evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1, budgets=["0.6"], warn=said.append)
     assert bundle.budget("0.8").accuracy is None, "other images: no longer comparable"
+    assert any("the accuracy of 0.8 was of other images" in text for text in said)
     Bundle.open(bundle.path)
 
 
