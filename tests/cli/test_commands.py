@@ -242,11 +242,11 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["build", "reference", "--weights", "random", "--blocks", "4,40"], "blocks 1 to 12"),
         (["build", "reference", "--weights", "random", "--schedule", "197,100"], "2 token counts"),
         (
-            ["build", "reference", "--schedule", TOKENS, "--multiple-of", "8"],
+            ["build", "reference", "--schedule", TOKENS, "--budgets", "1.0", "--multiple-of", "8"],
             "--multiple-of is for pruning to a share .* leave --multiple-of out",
         ),
         (
-            ["build", "reference", "--schedule", TOKENS, "--blocks", "4,7", "--multiple-of", "8"],
+            ["build", "reference", "--schedule", TOKENS, "--budgets", "1.0", "--blocks", "4,7", "--multiple-of", "8"],
             "--blocks and --multiple-of are for pruning",
         ),
         (["build", "reference", "--budgets", "1.0", "--blocks", "4"], "--blocks is for pruning"),
