@@ -303,7 +303,8 @@ def _is_own(file: Path, path: str, about: str, sha256: Mapping[str, str]) -> boo
         return False
     try:
         if path == about:
-            return read_regular(file, LARGEST_BYTES) == _text_of(decode(read_regular(file, LARGEST_BYTES), Description))
+            data = read_regular(file, LARGEST_BYTES)
+            return data == _text_of(decode(data, Description))
         return path in sha256 and sha256_file(file) == sha256[path]
     except (OSError, InvalidDocument):  # a pipe, or a file that this user may not read, is not the export's
         return False
