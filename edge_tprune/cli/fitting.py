@@ -274,9 +274,11 @@ class Fit:
             own = [candidate for candidate in latest.candidates if candidate.precision == precision]
             values = {row.budget.partition("@")[0]: row.value(metric) for row in rows if row.precision == precision}
             met = isinstance(self._choose_among([row for row in rows if row.precision == precision]), Choice)
-            aim = next_aim(
-                latest.aims.get(precision, bound), bound, [c.predicted for c in own], [values.get(c.name) for c in own], met
-            )
+            pairs = [(candidate.predicted, values.get(candidate.name)) for candidate in own]
+            if not pairs:  # nothing seemed to need pruning: the network without it stands for the candidates
+                unpruned = latency.cost(metric).predict(shape, SLICE, shape.exact_schedule())
+                pairs = [(unpruned, values.get(EXACT, values.get(FULL)))]
+            aim = next_aim(latest.aims.get(precision, bound), bound, [p for p, _ in pairs], [m for _, m in pairs], met)
             # Between these candidates and the network without pruning, measured beside them, there may be nothing.
             if aim is not None and not needs_no_pruning(latency.cost(metric), shape, aim):
                 again[precision] = aim

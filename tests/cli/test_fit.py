@@ -20,7 +20,7 @@ from edge_tprune.files import exclusive
 from edge_tprune.models.data import ImageFolder, ReferenceTask
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
-from edge_tprune.search.fit import KIND, FitState
+from edge_tprune.search.fit import KIND, FitState, needs_no_pruning
 from tests.cli.conftest import Outcome
 from tests.small import small_model
 
@@ -196,6 +196,12 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     assert step(second.state()) == "measure", "what somebody removed is made again"
     (tmp_path / "away").rename(tmp_path / latest.bundle)
     assert step(second.state()) == "answer"
+    # It seemed to need no pruning, and missed the limit when it was measured: that is no answer.
+    real, calls = needs_no_pruning, iter([True])
+    monkeypatch.setattr("edge_tprune.cli.fitting.needs_no_pruning", lambda *given: next(calls, None) or real(*given))
+    latest, _ = fit(max_p50_ms=0.7 * full).run()
+    assert latest.candidates == ()
+    assert 0 < latest.again["fp32"] < full
     with pytest.raises(NegativeAnswer, match="no schedule of this network meets p50_ms"):
         fit(max_p50_ms=0.001 * full).run()
     # Other images and other rounds, as after somebody removed fit.json: nothing that was measured otherwise is used.
