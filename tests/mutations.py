@@ -150,7 +150,7 @@ def _nothing_made() -> Iterator[None]:
     """Ends commands that have read everything, and begin to build, measure or train: that takes seconds and finds no damage."""
 
     def stop(*arguments: object, **options: object) -> None:
-        raise UserError("stopped: what follows makes files anew")
+        raise UserError("stopped before files are made")
 
     with contextlib.ExitStack() as stack:
         for place, maker in ((builder, "build"), (fitting, "build"), (fit_runs, "start_run"), (_Run, "_stretch")):

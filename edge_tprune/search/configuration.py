@@ -80,7 +80,6 @@ class Found:
 
     space: SearchSpace
     results: list[Result]  #: the best first
-    own: Mapping[str, Result] = field(default_factory=dict)  #: method -> its own pattern, where that was scored on all images
     patterns: Mapping[str, Configuration] = field(default_factory=dict)  #: method -> its own pattern, where that fits the space
 
     @property
@@ -90,8 +89,9 @@ class Found:
 
     @property
     def default(self) -> Result | None:
-        """The first method's own pattern, where it was among the trials."""
-        return self.own.get(self.space.methods[0].name)
+        """The first method's own pattern, where it was scored on all images."""
+        own = self.patterns.get(self.space.methods[0].name)
+        return next((result for result in self.results if result.configuration == own), None)
 
 
 def decide(
@@ -291,8 +291,7 @@ def search_limits(
                 report=show,
             )  # fmt: skip
             patterns = {method.name: pattern for method in space.methods if (pattern := own_pattern(space, method)) is not None}
-            own = {each.configuration.method: each for each in results if each.configuration in patterns.values()}
-            found.append(Found(space, results, own, patterns))
+            found.append(Found(space, results, patterns))
             if warn is not None and (text := few_images(results)):
                 warn(text)
     return found

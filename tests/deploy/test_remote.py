@@ -313,12 +313,20 @@ def first_line(stream: IO[bytes]) -> Iterator[bytes]:
             yield stream.readline()
 
 
-def test_a_program_is_ended_when_the_host_hangs_up(home: Path, tmp_path: Path) -> None:
+def start_waiting(home: Path, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """A measurement on the board that has begun, and goes on until it is ended."""
     fake_agent(home, WAITING)
     process = start(tmp_path, {"do": "run", "arguments": [], "alone": True})
     assert process.stdout
     assert process.stdin
     assert b"begun" in next(first_line(process.stdout))
+    return process
+
+
+def test_a_program_is_ended_when_the_host_hangs_up(home: Path, tmp_path: Path) -> None:
+    process = start_waiting(home, tmp_path)
+    assert process.stdout
+    assert process.stdin
     process.stdin.close()  # the host is gone
     assert b"connection was lost" in process.stdout.read()
     process.wait()
@@ -326,11 +334,9 @@ def test_a_program_is_ended_when_the_host_hangs_up(home: Path, tmp_path: Path) -
 
 
 def test_a_measurement_ends_with_the_program_that_watches_it(home: Path, tmp_path: Path) -> None:
-    fake_agent(home, WAITING)
-    process = start(tmp_path, {"do": "run", "arguments": [], "alone": True})
+    process = start_waiting(home, tmp_path)
     assert process.stdout
     assert process.stdin
-    assert b"begun" in next(first_line(process.stdout))
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30
