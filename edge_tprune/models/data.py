@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edge_tprune.errors import UserError
+from edge_tprune.files import sha256_file
 from edge_tprune.models import labels
 from edge_tprune.models.class_names import ClassNames, read_class_map
 from edge_tprune.models.images import find_unreadable, format_path, list_images, read_image
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 REFERENCE = "reference"  #: the built-in task, where a directory could be named
 
 D = TypeVar("D", bound="Dataset")
+
+_HASHING = 4  # threads that hash files
 
 
 class Dataset(Protocol):
@@ -119,23 +123,18 @@ class ImageFolder:
         """Whether the images' classes are known."""
         return bool(self.labels) and self.labels[0] >= 0
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Of the relative file names, sizes and labels, in order.
+        """Of the relative file names, their contents and labels, in order.
 
         Raises:
-            UserError: a file is not there any more.
+            UserError: a file is not there any more, or cannot be read.
         """
         digest = hashlib.sha256()
-        for file, label in zip(self.files, self.labels):
-            try:
-                size = file.stat().st_size
-            except OSError as error:
-                raise UserError(
-                    f"{format_path(file)} was there a moment ago: {error.strerror}. Run the command again"
-                ) from error
-            name = os.fsencode(file.relative_to(self.root).as_posix())
-            digest.update(name + f" {size}{f' {label}' if self.labelled else ''}\n".encode())
+        with ThreadPoolExecutor(_HASHING) as pool:
+            for file, label, content in zip(self.files, self.labels, pool.map(_content, self.files)):
+                name = os.fsencode(file.relative_to(self.root).as_posix())
+                digest.update(name + f" {content}{f' {label}' if self.labelled else ''}\n".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -162,6 +161,14 @@ class ImageFolder:
 
     def _picked(self, indices: list[int]) -> ImageFolder:
         return replace(self, files=tuple(self.files[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
+
+
+def _content(file: Path) -> str:
+    """SHA-256 of an image file."""
+    try:
+        return sha256_file(file)
+    except OSError as error:
+        raise UserError(f"{format_path(file)} was there a moment ago: {error.strerror}. Run the command again") from error
 
 
 def open_dataset(

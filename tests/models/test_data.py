@@ -133,6 +133,10 @@ def test_fingerprints_tell_datasets_apart(tmp_path: Path) -> None:
     before = found[0].fingerprint
     shutil.move(root, tmp_path / "moved")
     assert open_dataset(tmp_path / "moved", 2).fingerprint == before
+    photo = next((tmp_path / "moved").rglob("*.png"))
+    data = photo.read_bytes()
+    photo.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same name and size
+    assert open_dataset(tmp_path / "moved", 2).fingerprint != before
 
 
 def test_sample_images_are_real_and_differ() -> None:
