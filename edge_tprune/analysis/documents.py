@@ -45,6 +45,7 @@ def row_document(row: Row) -> JsonObject:
         "model": row.model,
         "method": row.method,
         "budget": row.budget,
+        "precision": row.precision,
         "unpruned": row.unpruned,
         "tokens": row.tokens,
         "schedule": list(row.schedule),

@@ -3,10 +3,11 @@
     python -m tests.benchmarks.equal_latency --model deit_tiny_patch16_224 --weights w.safetensors --photos photos --data imagenet-sample
 
 The limits are the latencies of one method (`--anchor`) at its own schedules for `--budgets`, as fit's own latency model predicts them: a machine that changed
-its pace since the probes does not count. `edge-tprune fit` gets each limit as `--max-ms`. Then every method gets the budget at
-which its own schedule takes as long as the network that fit found: its graphs at budgets around the anchor's are timed, each directly before or after fit's
-network, the budget is interpolated, and its graph is built and timed in the same way. KL from the unpruned network is of the exported graphs in ONNX Runtime
-on the images of `--data`, which the search never saw; differences are paired by image, times by turn. 95 % intervals.
+its pace since the probes does not count. `edge-tprune fit` gets each limit as `--max-ms`, once in float32 and once with the precisions of
+`--fit-precision`. Then every method gets the budget at which its own schedule takes as long as the network that fit found in float32: its graphs at budgets
+around the anchor's are timed, each directly before or after that network, the budget is interpolated, and its graph is built and timed in the same way; methods
+are in float32. KL from the unpruned network is of the exported graphs in ONNX Runtime on the images of `--data`, which the search never saw; differences from
+fit's answer are paired by image, times by turn. 95 % intervals.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ from tests.benchmarks.reduction import Graphs, Opener, chosen, graph_opener, mea
 from tests.benchmarks.tables import write_table
 
 LADDER = (0.82, 0.91, 1.0, 1.12)  #: shares of the anchor's budget, at which graphs are timed to find the budget of a latency
+FLOAT, ANY = (
+    "fit",
+    "fit --precision",
+)  #: what fit is called in the table: in float32, and choosing among the precisions of `--fit-precision`
 Row = dict[str, Any]
 
 
@@ -126,45 +131,63 @@ def budget_of_equal(points: Sequence[tuple[float, float]]) -> float | None:
 class Fitted:
     """What `edge-tprune fit` answered."""
 
-    limit_ms: float
     file: Path  #: the graph
+    precision: str
     method: str
     tokens: tuple[int, ...]
 
 
-def run_fit(options: argparse.Namespace, shape: NetworkShape, anchor: tuple[int, ...]) -> Fitted:
-    """`edge-tprune fit` at the latency that its own model predicts of a schedule of `--anchor`."""
+def run_fit(options: argparse.Namespace, shape: NetworkShape, anchor: tuple[int, ...]) -> tuple[float, dict[str, Fitted]]:
+    """The latency in ms that fit's own model predicts of a schedule of `--anchor`, and the answers of `edge-tprune fit` at that limit, by name."""
     out = options.out / "fit"
     command = [sys.executable, "-m", "edge_tprune", "fit", options.model, "--data", options.photos, "--out", str(out)]
     command += ["--weights", options.weights] if options.weights else []
     command += ["--methods", options.fit_methods, "--images", str(options.images), "--trials", str(options.trials)]
     command += ["--threads", str(options.threads), "--rounds", str(options.fit_rounds), "--json", "--force"]
 
-    def fit(limit: float) -> dict[str, Any]:
-        done = subprocess.run([*command, "--max-ms", f"{limit:.4f}"], stdout=subprocess.PIPE, check=False)
+    def fit(limit: float, precision: str) -> Fitted:
+        asked = [*command, "--max-ms", f"{limit:.4f}", "--precision", precision]
+        done = subprocess.run(asked, stdout=subprocess.PIPE, check=False)
         if done.returncode:
             raise SystemExit(f"fit at {limit:.2f} ms ended with {done.returncode}")
-        return json.loads(done.stdout)  # type: ignore[no-any-return]
+        answer = json.loads(done.stdout)
+        bundle, chosen = Bundle.open(Path(answer["bundle"])), answer["answer"]["chosen"]
+        budget = bundle.budget(chosen["budget"].partition("@")[0])
+        method = budget.method or bundle.manifest.method
+        file = bundle.path / budget.artifact("onnxruntime", chosen["precision"]).file
+        return Fitted(file, chosen["precision"], method.name, tuple(budget.schedule))
 
     if not (out / "fit.json").exists():
-        fit(1e6)  # nothing has to be pruned: this makes the probes alone
+        fit(1e6, "fp32")  # nothing has to be pruned: this makes the probes alone
     probes = json.loads((out / "fit.json").read_text())["probes"]["fp32"]
     predicted = LATENCY_KIND.read(out / probes).cost("p50_ms").predict(shape, options.anchor, anchor)
     if predicted is None:
         raise SystemExit(f"the latency of {options.anchor} is not known: name it in --fit-methods")
     print_note(f"{options.anchor} is predicted to take {predicted.value:.2f} ms")
-    answer = fit(predicted.value)
-    bundle = Bundle.open(Path(answer["bundle"]))
-    budget = bundle.budget(answer["answer"]["chosen"]["budget"])
-    method = budget.method or bundle.manifest.method
-    return Fitted(predicted.value, bundle.path / budget.artifact("onnxruntime").file, method.name, tuple(budget.schedule))
+    found = {FLOAT: fit(predicted.value, "fp32")}
+    if options.fit_precision != "fp32":
+        found[ANY] = fit(predicted.value, options.fit_precision)
+    return predicted.value, found
 
 
-def compare(bench: Bench, fitted: Fitted, anchor: float, dataset: Dataset, options: argparse.Namespace) -> list[Row]:
-    """A row for the network that fit found, and one for each method at its latency."""
-    ladders = bench.ladders(options.methods.split(), anchor, fitted.file, max(3, options.rounds // 2), options.seconds)
-    files = {"fit": fitted.file}
-    rows: dict[str, Row] = {"fit": {"network": "fit", "method": fitted.method, "budget": None, "tokens": list(fitted.tokens)}}
+def compare(
+    bench: Bench, fitted: Mapping[str, Fitted], anchor: float, dataset: Dataset, options: argparse.Namespace
+) -> list[Row]:
+    """A row for each network that fit found, and one for each method at the latency of the one in float32."""
+    beside, answer = fitted[FLOAT].file, list(fitted)[-1]
+    ladders = bench.ladders(options.methods.split(), anchor, beside, max(3, options.rounds // 2), options.seconds)
+    files = {name: each.file for name, each in fitted.items()}
+    rows: dict[str, Row] = {
+        name: {
+            "network": name,
+            "precision": each.precision,
+            "method": each.method,
+            "budget": None,
+            "tokens": list(each.tokens),
+            "answer": name == answer,
+        }
+        for name, each in fitted.items()
+    }
     for method, points in ladders.items():
         budget = budget_of_equal(points)
         if budget is None or (found := bench.write(method, budget)) is None:
@@ -172,9 +195,9 @@ def compare(bench: Bench, fitted: Fitted, anchor: float, dataset: Dataset, optio
             continue
         files[method], tokens = found
         rows[method] = {"network": method, "method": method, "budget": budget, "tokens": list(tokens)}
-    openers = {name: (bench.opener(file), bench.opener(fitted.file)) for name, file in files.items() if name != "fit"}
+    openers = {name: (bench.opener(file), bench.opener(beside)) for name, file in files.items() if name != FLOAT}
     latencies = measure(
-        {"unpruned": bench.opener(bench.unpruned), "fit": bench.opener(fitted.file)},
+        {"unpruned": bench.opener(bench.unpruned), FLOAT: bench.opener(beside)},
         openers,
         options.rounds,
         options.seconds,
@@ -184,13 +207,14 @@ def compare(bench: Bench, fitted: Fitted, anchor: float, dataset: Dataset, optio
     divergences = bench.divergences(files, dataset)
     macs = network_shape(bench.loaded.model)
     for name in files:
-        mine = latencies.alone["fit"] if name == "fit" else latencies.methods[name]
+        mine = latencies.alone[FLOAT] if name == FLOAT else latencies.methods[name]
         rows[name]["median_ms"] = statistics.median(mine.values())
         rows[name]["macs_share"] = macs.share(rows[name]["tokens"])
         rows[name]["kl_nats"] = mean_interval(divergences[name]).to_json()
-        if name != "fit":
+        if name != FLOAT:
             rows[name]["time_over_fit"] = paired_ratio(mine, latencies.oracles[name]).to_json()
-            rows[name]["kl_over_fit"] = paired_difference(divergences[name], divergences["fit"]).to_json()
+        if name != answer:
+            rows[name]["kl_over_fit"] = paired_difference(divergences[name], divergences[answer]).to_json()
     return list(rows.values())
 
 
@@ -200,9 +224,9 @@ HEADINGS = (
     "blocks that remove",
     "MACs (%)",
     "ms",
-    "time, of fit's",
+    "time, of fit's in fp32",
     "KL (nats)",
-    "KL less fit's",
+    "KL less the answer's",
     "resolved",
 )
 TEXT = ("limit", "network", "blocks that remove", "resolved")
@@ -216,14 +240,10 @@ def cells(limit: str, row: Row, full: int) -> list[str]:
     for number, after in enumerate(row["tokens"][:-1], 1):
         blocks += [number] if after < before else []
         before = after
-    shown = ["", "", ""]
-    if row["network"] != "fit":
-        shown = [
-            show_interval(row["time_over_fit"], 3, ""),
-            show_interval(row["kl_over_fit"], 4),
-            "yes" if is_resolved(row["kl_over_fit"]) else "no",
-        ]
-    name = f"`fit` ({row['method']})" if row["network"] == "fit" else f"`{row['network']}`"
+    shown = [show_interval(row["time_over_fit"], 3, "") if "time_over_fit" in row else "", "", ""]
+    if "kl_over_fit" in row:
+        shown[1:] = [show_interval(row["kl_over_fit"], 4), "yes" if is_resolved(row["kl_over_fit"]) else "no"]
+    name = f"`{row['network']}`" if "answer" not in row else f"`{row['network']}`: {row['method']}, {row['precision']}"
     numbers = [f"{100 * row['macs_share']:.1f}", f"{row['median_ms']:.2f}", shown[0], show_interval(row["kl_nats"], 4, "")]
     return [limit, name, ", ".join(map(str, blocks)), *numbers, *shown[1:]]
 
@@ -240,6 +260,7 @@ def main() -> None:
     names = [m for m in sorted({**registry.methods(), **registry.baselines()}) if m not in ("none", "slice")]
     parser.add_argument("--methods", default=" ".join(names), help="with spaces; as for tests.benchmarks.methods")
     parser.add_argument("--fit-methods", default="zero_tprune,bat,mctf,diffrate,tome", help="that fit chooses among")
+    parser.add_argument("--fit-precision", default="fp32,int8", help="that fit chooses among, after it was asked for float32")
     parser.add_argument("--images", type=int, default=200, help="of --photos, for the search")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--fit-rounds", type=positive, default=20)
@@ -271,10 +292,10 @@ def main() -> None:
             name = f"{options.anchor} at {budget:g}"
             if (anchor := bench.write(options.anchor, budget)) is None:
                 raise SystemExit(f"{options.anchor} cannot reach {budget:g}")
-            fitted = run_fit(options, network_shape(loaded.model), anchor[1])
+            limit, fitted = run_fit(options, network_shape(loaded.model), anchor[1])
             rows = compare(bench, fitted, budget, dataset, options)
             rows.sort(key=lambda row: (row.get("kl_nats") or {"value": 1e9})["value"])
-            document["limits_ms"][name], document["rows"][name] = fitted.limit_ms, rows
+            document["limits_ms"][name], document["rows"][name] = limit, rows
             lines += [cells(name, row, full) for row in rows]
             # After every limit: what took a quarter of an hour is kept if the next one is interrupted.
             write_json(options.out / "equal_latency.json", document)
