@@ -27,6 +27,7 @@ LIMITS: dict[str, tuple[str, Literal["max", "min"]]] = {
     "min_agreement": ("agreement_percent", "min"),
     "max_cosine_distance": ("cosine_distance", "max"),
     "min_fps": ("throughput_images_per_s", "min"),
+    "min_speedup": ("speedup", "min"),
     "max_peak_memory_mb": ("peak_memory_mb", "max"),
     "max_missed_percent": ("missed_deadlines_percent", "max"),
 }

@@ -76,14 +76,19 @@ class FitRequest:
         """The limits and precisions: what rounds are kept under."""
         return " ".join([*(f"{name}={bound:g}" for name, bound in sorted(self.limits.items())), ",".join(self.precisions)])
 
-    @property
-    def bounds(self) -> dict[str, float]:
-        """The bounds that the latency model can search under, by its metric. A rate becomes a median latency."""
+    def bounds(self, unpruned_ms: float) -> dict[str, float]:
+        """The bounds that the latency model can search under, by its metric. A rate and a speed-up become a median latency.
+
+        Args:
+            unpruned_ms: median latency of the unpruned network, in float32 where that is among the precisions.
+        """
         found = {METRICS[name]: bound for name, bound in self.limits.items() if name in METRICS}
+        medians = [found["p50_ms"]] if "p50_ms" in found else []
         if "min_fps" in self.limits:
-            rate = 1e3 * self.batch / self.limits["min_fps"]
-            found["p50_ms"] = min(rate, found.get("p50_ms", rate))
-        return found
+            medians.append(1e3 * self.batch / self.limits["min_fps"])
+        if "min_speedup" in self.limits:
+            medians.append(unpruned_ms / self.limits["min_speedup"])
+        return {**found, "p50_ms": min(medians)} if medians else found
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,11 @@ class Fit:
         """The latency model of a precision."""
         return LATENCY_KIND.read(self.request.out / state.probes[precision])
 
+    def bound(self, state: FitState, precision: str) -> tuple[str, float]:
+        """The metric that leaves least in a precision, and its bound, as the probes tell."""
+        unpruned = self.latency(state, self.request.precisions[0]).cost("p50_ms").full
+        return tightest(self.latency(state, precision), self.request.bounds(unpruned))
+
     def rows(self, of: Round) -> list[Row]:
         """What was measured in a round."""
         assert of.profile is not None
@@ -214,7 +224,7 @@ class Fit:
         aims, candidates, misses = dict[str, float](), list[Candidate](), list[str]()
         for precision in request.precisions:
             latency = self.latency(state, precision)
-            metric, bound = tightest(latency, request.bounds)
+            metric, bound = self.bound(state, precision)
             aims[precision] = aim = state.aim(request.words, precision, bound)
             settled = state.settled(request.words, precision)
             if settled is not None:
@@ -268,17 +278,22 @@ class Fit:
         profile = self.runs.profile(bundle, ",".join(precisions))
         measured = msgspec.structs.replace(latest, profile=str(profile.relative_to(self.request.out)))
         rows, again = self.rows(measured), dict[str, float]()
+        unpruned = next((row.value("p50_ms") for row in rows if row.unpruned and row.precision == precisions[0]), None)
         for precision in precisions:
             latency = self.latency(state, precision)
-            metric, bound = tightest(latency, self.request.bounds)
+            metric, expected = self.bound(state, precision)
+            bound = expected if unpruned is None else self.request.bounds(unpruned)[metric]
+            pace = bound / expected  # of this run against the probes', where the bound is a speed-up; else 1
             own = [candidate for candidate in latest.candidates if candidate.precision == precision]
             values = {row.budget.partition("@")[0]: row.value(metric) for row in rows if row.precision == precision}
             met = isinstance(self._choose_among([row for row in rows if row.precision == precision]), Choice)
             pairs = [(candidate.predicted, values.get(candidate.name)) for candidate in own]
             if not pairs:  # nothing seemed to need pruning: the network without it stands for the candidates
-                unpruned = latency.cost(metric).predict(shape, SLICE, shape.exact_schedule())
-                pairs = [(unpruned, values.get(EXACT, values.get(FULL)))]
-            aim = next_aim(latest.aims.get(precision, bound), bound, [p for p, _ in pairs], [m for _, m in pairs], met)
+                without = latency.cost(metric).predict(shape, SLICE, shape.exact_schedule())
+                pairs = [(without, values.get(EXACT, values.get(FULL)))]
+            predictions = [None if predicted is None else predicted.scaled(pace) for predicted, _ in pairs]
+            aim = next_aim(pace * latest.aims.get(precision, expected), bound, predictions, [m for _, m in pairs], met)
+            aim = None if aim is None else aim / pace
             # Between these candidates and the network without pruning, measured beside them, there may be nothing.
             if aim is not None and not needs_no_pruning(latency.cost(metric), shape, aim):
                 again[precision] = aim

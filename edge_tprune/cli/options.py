@@ -53,6 +53,7 @@ _LIMITS: dict[str, object] = {
         help="Largest mean distance (1 - cosine) of embeddings, features or tokens from the unpruned model's."
     ),
     "min_fps": typer.Option(help="Lowest rate, images per second."),
+    "min_speedup": typer.Option(help="Lowest speed-up over the unpruned network, such as 1.5."),
     "max_peak_memory_mb": typer.Option(help="Highest peak memory, MB (10^6 bytes)."),
     "max_missed_percent": typer.Option(help="Most missed deadlines at a fixed rate, per cent of the frames."),
 }

@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.equal_latency --model deit_tiny_patch16_224 --weights w.safetensors --photos photos --data imagenet-sample
 
-The limits are the latencies of one method (`--anchor`) at its own schedules for `--budgets`, as fit's own latency model predicts them: a machine that changed
-its pace since the probes does not count. `edge-tprune fit` gets each limit as `--max-ms`, once in float32 and once with the precisions of
-`--fit-precision`. Then every method gets the budget at which its own schedule takes as long as the network that fit found in float32: its graphs at budgets
-around the anchor's are timed, each directly before or after that network, the budget is interpolated, and its graph is built and timed in the same way; methods
-are in float32. KL from the unpruned network is of the exported graphs in ONNX Runtime on the images of `--data`, which the search never saw; differences from
-fit's answer are paired by image, times by turn. 95 % intervals.
+The limits are the latencies of one method (`--anchor`) at its own schedules for `--budgets`: measured turn by turn with the unpruned network, and given to
+`edge-tprune fit` as `--min-speedup`, so that the pace of the machine does not count; once in float32, and once with the precisions of `--fit-precision`.
+Then every method gets the budget at which its own schedule takes as long as the network that fit found in float32: its graphs at budgets around the anchor's
+are timed, each directly before or after that network, the budget is interpolated, and its graph is built and timed in the same way; methods are in float32. KL
+from the unpruned network is of the exported graphs in ONNX Runtime on the images of `--data`, which the search never saw; differences from fit's answer are
+paired by image, times by turn. 95 % intervals.
 """
 
 from __future__ import annotations
@@ -40,19 +40,15 @@ from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.runtime.engine import default_threads, open_engine
-from edge_tprune.schedule import NetworkShape
-from edge_tprune.schedule.latency import KIND as LATENCY_KIND
-from edge_tprune.statistics import mean_interval, paired_difference
+from edge_tprune.statistics import Interval, mean_interval, paired_difference
 from edge_tprune.telemetry.environment import read_environment
 from tests.benchmarks.judge import is_resolved, show_interval
 from tests.benchmarks.reduction import Graphs, Opener, chosen, graph_opener, measure, open_graphs, paired_ratio, positive
 from tests.benchmarks.tables import write_table
 
 LADDER = (0.82, 0.91, 1.0, 1.12)  #: shares of the anchor's budget, at which graphs are timed to find the budget of a latency
-FLOAT, ANY = (
-    "fit",
-    "fit --precision",
-)  #: what fit is called in the table: in float32, and choosing among the precisions of `--fit-precision`
+#: what fit is called in the table: in float32, and choosing among the precisions of `--fit-precision`
+FLOAT, ANY = "fit", "fit --precision"
 Row = dict[str, Any]
 
 
@@ -77,6 +73,11 @@ class Bench:
             return None
         found = next(each for each in settings.budgets if each.schedule.requested == budget)
         return self.graphs.save(found.module, name), found.schedule.tokens
+
+    def speedup(self, file: Path, rounds: int, seconds: float) -> Interval:
+        """Of a graph over the unpruned network, turn by turn."""
+        times = measure({}, {"anchor": (self.opener(self.unpruned), self.opener(file))}, 2 * rounds, seconds, 5, "anchor")
+        return paired_ratio(times.methods["anchor"], times.oracles["anchor"])
 
     def ladders(
         self, methods: Sequence[str], budget: float, beside: Path, rounds: int, seconds: float
@@ -137,19 +138,19 @@ class Fitted:
     tokens: tuple[int, ...]
 
 
-def run_fit(options: argparse.Namespace, shape: NetworkShape, anchor: tuple[int, ...]) -> tuple[float, dict[str, Fitted]]:
-    """The latency in ms that fit's own model predicts of a schedule of `--anchor`, and the answers of `edge-tprune fit` at that limit, by name."""
+def run_fit(options: argparse.Namespace, speedup: float) -> dict[str, Fitted]:
+    """The answers of `edge-tprune fit` to a speed-up, by name."""
     out = options.out / "fit"
     command = [sys.executable, "-m", "edge_tprune", "fit", options.model, "--data", options.photos, "--out", str(out)]
     command += ["--weights", options.weights] if options.weights else []
     command += ["--methods", options.fit_methods, "--images", str(options.images), "--trials", str(options.trials)]
     command += ["--threads", str(options.threads), "--rounds", str(options.fit_rounds), "--json", "--force"]
 
-    def fit(limit: float, precision: str) -> Fitted:
-        asked = [*command, "--max-ms", f"{limit:.4f}", "--precision", precision]
+    def fit(precision: str) -> Fitted:
+        asked = [*command, "--min-speedup", f"{speedup:.4f}", "--precision", precision]
         done = subprocess.run(asked, stdout=subprocess.PIPE, check=False)
         if done.returncode:
-            raise SystemExit(f"fit at {limit:.2f} ms ended with {done.returncode}")
+            raise SystemExit(f"fit at a speed-up of {speedup:.2f} ended with {done.returncode}")
         answer = json.loads(done.stdout)
         bundle, chosen = Bundle.open(Path(answer["bundle"])), answer["answer"]["chosen"]
         budget = bundle.budget(chosen["budget"].partition("@")[0])
@@ -157,17 +158,10 @@ def run_fit(options: argparse.Namespace, shape: NetworkShape, anchor: tuple[int,
         file = bundle.path / budget.artifact("onnxruntime", chosen["precision"]).file
         return Fitted(file, chosen["precision"], method.name, tuple(budget.schedule))
 
-    if not (out / "fit.json").exists():
-        fit(1e6, "fp32")  # nothing has to be pruned: this makes the probes alone
-    probes = json.loads((out / "fit.json").read_text())["probes"]["fp32"]
-    predicted = LATENCY_KIND.read(out / probes).cost("p50_ms").predict(shape, options.anchor, anchor)
-    if predicted is None:
-        raise SystemExit(f"the latency of {options.anchor} is not known: name it in --fit-methods")
-    print_note(f"{options.anchor} is predicted to take {predicted.value:.2f} ms")
-    found = {FLOAT: fit(predicted.value, "fp32")}
+    found = {FLOAT: fit("fp32")}
     if options.fit_precision != "fp32":
-        found[ANY] = fit(predicted.value, options.fit_precision)
-    return predicted.value, found
+        found[ANY] = fit(options.fit_precision)
+    return found
 
 
 def compare(
@@ -280,7 +274,7 @@ def main() -> None:
         "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "threads": options.threads,
         "environment": asdict(read_environment()),
-        "limits_ms": {},
+        "speedups": {},
         "rows": {},
     }
     full = network_shape(loaded.model).tokens
@@ -292,10 +286,12 @@ def main() -> None:
             name = f"{options.anchor} at {budget:g}"
             if (anchor := bench.write(options.anchor, budget)) is None:
                 raise SystemExit(f"{options.anchor} cannot reach {budget:g}")
-            limit, fitted = run_fit(options, network_shape(loaded.model), anchor[1])
+            speedup = bench.speedup(anchor[0], options.rounds, options.seconds)
+            print_note(f"{name}: {speedup.value:.3f} times as fast as the unpruned network")
+            fitted = run_fit(options, speedup.value)
             rows = compare(bench, fitted, budget, dataset, options)
             rows.sort(key=lambda row: (row.get("kl_nats") or {"value": 1e9})["value"])
-            document["limits_ms"][name], document["rows"][name] = limit, rows
+            document["speedups"][name], document["rows"][name] = speedup.to_json(), rows
             lines += [cells(name, row, full) for row in rows]
             # After every limit: what took a quarter of an hour is kept if the next one is interrupted.
             write_json(options.out / "equal_latency.json", document)

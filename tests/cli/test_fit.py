@@ -30,7 +30,7 @@ Command = Callable[..., Outcome]
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj or --min-fps"),
+        ([], "fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj, --min-fps or --min-speedup"),
         (["--max-ms", "-3"], "--max-ms -3 is no limit"),
         (["--max-ms", "3", "--rounds", "0"], "rounds must be"),
         (["--max-ms", "3", "--methods", "evti"], "Did you mean evit"),
@@ -66,6 +66,20 @@ def test_two_in_one_directory_do_not_overwrite_each_other(tmp_path: Path) -> Non
     with exclusive(out / "fit.json", "fit"), pytest.raises(UserError, match="another fit is at work on it"):
         fit.run()
     assert not (out / "fit.json").exists()
+
+
+def test_a_rate_and_a_speedup_bound_the_median() -> None:
+    from edge_tprune.cli.fitting import FitRequest
+
+    def bounds(**limits: float) -> dict[str, float]:
+        return FitRequest(Path(), ("evit",), limits, ("fp32",), 4, 1, 0, False).bounds(30.0)
+
+    assert bounds(max_p95_ms=7.0) == {"p95_ms": 7.0}
+    assert bounds(min_speedup=1.5) == {"p50_ms": 20.0}
+    assert bounds(min_fps=100.0) == {"p50_ms": 40.0}, "batches of four images"
+    assert bounds(min_fps=100.0, min_speedup=2.0, max_p50_ms=17.0, max_energy_mj=3.0) == {
+        "p50_ms": 15.0, "energy_mj_per_image": 3.0,
+    }  # fmt: skip
 
 
 def test_a_fit_is_of_one_machine(tmp_path: Path) -> None:
@@ -186,6 +200,12 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     probes = (tmp_path / "probe-fp32" / "manifest.json").stat().st_mtime_ns
     second = fit(max_p50_ms=0.8 * full)
     latest, _ = second.run()
+    # The same as a speed-up: what is chosen has it in the run itself, whatever the pace of the machine.
+    faster = fit(min_speedup=1.25)
+    found = [row for row in faster.rows(faster.run()[0]) if row.budget.startswith("fit-")]
+    answer = faster.run()[1]
+    assert found
+    assert not isinstance(answer, Choice) or (answer.row.value("speedup") or 0) >= 1.25
     assert (tmp_path / "probe-fp32" / "manifest.json").stat().st_mtime_ns == probes
     assert 1 <= len(latest.candidates) <= 4
     assert all(candidate.method == "evit" for candidate in latest.candidates)
@@ -199,7 +219,7 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     # It seemed to need no pruning, and missed the limit when it was measured: that is no answer.
     real, calls = needs_no_pruning, iter([True])
     monkeypatch.setattr("edge_tprune.cli.fitting.needs_no_pruning", lambda *given: next(calls, None) or real(*given))
-    latest, _ = fit(max_p50_ms=0.7 * full).run()
+    latest, _ = fit(min_speedup=2.0).run()
     assert latest.candidates == ()
     assert 0 < latest.again["fp32"] < full
     with pytest.raises(NegativeAnswer, match="no schedule of this network meets p50_ms"):

@@ -56,6 +56,7 @@ def fit(
     max_p95_ms: Annotated[float | None, typer.Option(help="Highest 95th percentile of latency, ms.")] = None,
     max_energy_mj: Annotated[float | None, typer.Option(help="Highest energy per image, idle included, mJ.")] = None,
     min_fps: Annotated[float | None, typer.Option(help="Lowest rate, images per second.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Lowest speed-up over the unpruned network, such as 1.5.")] = None,
     methods: Annotated[str, typer.Option(help="Methods to compare, comma-separated; at most six.")] = "zero_tprune",
     images: Annotated[int, typer.Option(help="Use at most this many images.")] = 200,
     trials: Annotated[int, typer.Option(help="Configurations to try per search.")] = 30,
@@ -131,7 +132,15 @@ def fit(
     from edge_tprune.telemetry.environment import describe_machine, read_environment
 
     load_plugins(plugin)
-    limits = _check_limits({"max_p50_ms": max_ms, "max_p95_ms": max_p95_ms, "max_energy_mj": max_energy_mj, "min_fps": min_fps})
+    limits = _check_limits(
+        {
+            "max_p50_ms": max_ms,
+            "max_p95_ms": max_p95_ms,
+            "max_energy_mj": max_energy_mj,
+            "min_fps": min_fps,
+            "min_speedup": min_speedup,
+        }
+    )
     precisions = _check_precisions(parse_list(precision, str, "--precision"))
     run = RunRequest(runtime=runtime, rounds=rounds, seconds_per_round=seconds, threads=threads)
     run.check()
@@ -214,7 +223,7 @@ def _check_limits(given: dict[str, float | None]) -> dict[str, float]:
 
     limits = {name: bound for name, bound in given.items() if bound is not None}
     if not limits:
-        raise UserError("fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj or --min-fps")
+        raise UserError("fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj, --min-fps or --min-speedup")
     for name, bound in limits.items():
         if not 0 < bound < float("inf"):
             option = "--max-ms" if name == "max_p50_ms" else option_name(name)
