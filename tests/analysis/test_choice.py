@@ -66,6 +66,15 @@ def test_the_nearest_to_the_unpruned_network(rows):
     assert choose(with_vectors, {"max_p50_ms": 1e6}, "divergence").row is with_vectors[2]
 
 
+def test_a_speedup_is_a_limit_like_any_other(rows):
+    speeds = {row.budget: row.value("speedup") for row in rows}
+    fastest = max(speeds.values())
+    choice = choose(rows, {"min_speedup": fastest}, "accuracy")
+    assert speeds[choice.row.budget] == fastest
+    assert f"a speed-up of at least {fastest:.2f}" in describe_choice(choice)
+    assert isinstance(choose(rows, {"min_speedup": fastest + 0.01}, "accuracy"), NoChoice)
+
+
 def test_a_stricter_drop_gives_a_slower_budget(rows):
     assert choose(rows, {"max_top1_drop": 0.5}).row.budget == "0.8"
     assert choose(rows, {"max_top1_drop": 0}).row.budget == "0.9"

@@ -211,6 +211,8 @@ def fit(
             print_choice(answer)
     if not isinstance(answer, Choice):
         raise NegativeAnswer(describe_failure(answer))
+    if "int8" not in precisions and not answer.row.unpruned:
+        print_note("int8 was not tried: with --precision fp32,int8 a network that removes fewer tokens may meet the limit")
     print_note(
         f"bundle: {where / latest.bundle}, budget {answer.row.budget}; "
         f"report: {command_line('edge-tprune', 'report', where / (latest.profile or ''))}"
