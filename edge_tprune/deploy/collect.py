@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import msgspec
 
+from edge_tprune.agent.accuracy import ACCURACY
 from edge_tprune.deploy import remote
 from edge_tprune.deploy.answers import Done, Listing
 from edge_tprune.deploy.ssh import Connection
@@ -21,18 +22,24 @@ from edge_tprune.documents import LARGEST_BYTES, InvalidDocument, decode
 from edge_tprune.errors import UserError
 from edge_tprune.files import atomic_writer, clear_write_errors, read_regular
 from edge_tprune.record.document import RUN
+from edge_tprune.record.lines import SAMPLES, SENSORS
+from edge_tprune.record.summary import SUMMARY
+from edge_tprune.record.trace import TRACE
+from edge_tprune.schedule.latency import LATENCY
 
+FILES = frozenset((RUN, SAMPLES, SENSORS, SUMMARY, TRACE, ACCURACY, LATENCY))  #: that a profile may have
 LIMIT_BYTES = 4_000_000_000  #: of one collection
 LIMIT_FILES = 20_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")
-_DEPTH = 4  #: a profile is a flat directory; what its writer may add lies little deeper
+_DEPTH = 4  #: of what may lie on a board beside profiles, which are flat
 
 
 def collect(connection: Connection, out: Path) -> list[Path]:
     """Brings the board's profiles into `out`, and returns those that are new or have grown.
 
-    Each file appears whole or not at all, readable by the user alone. What its writer has not finished (hidden files) stays there.
-    A profile is called after the second in which it began and its board's host name: where another run has that name here, NAME-2 is taken.
+    Each file appears whole or not at all, readable by the user alone. What its writer has not finished (hidden files) stays there, and so
+    does what is no profile's. A profile is called after the second in which it began and its board's host name: where another run, or anything
+    else, has that name here, NAME-2 is taken.
     Other boards' profiles may come into `out` at the same time, from other threads and processes.
 
     Raises:
@@ -45,12 +52,12 @@ def collect(connection: Connection, out: Path) -> list[Path]:
     files = {path: size for path, size in files.items() if _profile_of(path) in names}
     with tempfile.TemporaryDirectory(prefix="etp-") as draft:
         runs = _fetch_runs(connection, files, names, Path(draft))
-        places = {name: _place_of(out, name, _run_id(runs.get(name))) for name in names}
+        places = {name: _place_of(out, name, _run_id(runs[name])) for name in names}
         wanted = _wanted(files, out, places)
         need, free = sum(wanted.values()), _free(out)
         if need > free:
             raise UserError(f"{out}: the profiles of {who} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here")
-        places = {name: _claim(out, name, runs.get(name)) for name in sorted(set(map(_profile_of, wanted)))}
+        places = {name: _claim(out, name, runs[name]) for name in sorted(set(map(_profile_of, wanted)))}
     wanted = _wanted({path: size for path, size in files.items() if _profile_of(path) in places}, out, places)
     if wanted:
         _fetch(connection, Receiver(out, wanted, who, places))
@@ -65,24 +72,35 @@ def _fetch(connection: Connection, receiver: Receiver) -> None:
 
 
 def _fetch_runs(connection: Connection, files: Mapping[str, int], names: Sequence[str], draft: Path) -> dict[str, Path]:
-    """Brings the run.json of each profile into `draft`: the files by the profile's name, where the board has one."""
-    paths = [path for name in names if (path := f"{name}/{RUN}") in files]
-    wanted = {path: min(files[path], LARGEST_BYTES) for path in paths}
+    """Brings the run.json of each profile into `draft`: the files by the profile's name."""
+    wanted = {(path := f"{name}/{RUN}"): min(files[path], LARGEST_BYTES) for name in names}
     if wanted:
         _fetch(connection, Receiver(draft, dict(wanted), str(connection.target)))
     return {_profile_of(path): draft / path for path in wanted}
 
 
 def _place_of(out: Path, name: str, run: str | None) -> Path:
-    """Where a board's profile has its place here: at that of the same run, or else at the first that no other run has."""
+    """Where a board's profile has its place here: at that of the same run, or else at the first that nothing else has."""
     place, number = out / name, 1
-    while (here := _run_id(place / RUN)) is not None and here != run:  # a run.json that is damaged is to be replaced
+    while not _may_hold(place, run):
         number += 1
         place = out / f"{name}-{number}"
     return place
 
 
-def _claim(out: Path, name: str, file: Path | None) -> Path:
+def _may_hold(place: Path, run: str | None) -> bool:
+    """Whether `place` is free, or has this run already. A run.json that is damaged is to be replaced, if a profile is all that lies there."""
+    if not os.path.lexists(place):
+        return True
+    if not place.is_dir():
+        return False
+    if (here := _run_id(place / RUN)) is not None:
+        return here == run
+    names = {entry.name for entry in place.iterdir() if not entry.name.startswith(".")}
+    return not names or (RUN in names and names <= FILES)
+
+
+def _claim(out: Path, name: str, file: Path) -> Path:
     """`_place_of`, made, with the profile's run.json in it: whoever looks from now on sees whose place it is.
 
     Args:
@@ -93,7 +111,7 @@ def _claim(out: Path, name: str, file: Path | None) -> Path:
     run = _run_id(file)
     while True:
         place = _place_of(out, name, run)
-        if file is None or os.path.lexists(place / RUN):
+        if os.path.lexists(place / RUN):
             return place
         with clear_write_errors(place):
             _make_private(out, place)
@@ -111,10 +129,8 @@ class _Run(msgspec.Struct):
     run_id: str
 
 
-def _run_id(file: Path | None) -> str | None:
+def _run_id(file: Path) -> str | None:
     """Which run a run.json is of; None where it does not say, or is not there."""
-    if file is None:
-        return None
     try:
         return decode(read_regular(file, LARGEST_BYTES), _Run).run_id
     except (OSError, InvalidDocument):
@@ -132,7 +148,7 @@ def _target(path: str, out: Path, places: Mapping[str, Path]) -> Path:
 
 
 def check_listing(files: Any, who: str) -> dict[str, int]:
-    """The listing {path: bytes} without hidden files; refused where it could write outside its directory, or fill the disk.
+    """The files of profiles in a listing {path: bytes}; refused where it could write outside its directory, or fill the disk.
 
     Raises:
         UserError: naming what is wrong.
@@ -155,7 +171,8 @@ def check_listing(files: Any, who: str) -> dict[str, int]:
             f"{who} offers {len(shown)} files of {sum(shown.values()) / 1e9:.1f} GB in its profiles, more than is collected at once. "
             "Remove old ones there"
         )
-    return shown
+    profiles = {_profile_of(path) for path in shown if path == f"{_profile_of(path)}/{RUN}"}
+    return {path: size for path, size in shown.items() if _profile_of(path) in profiles and path.partition("/")[2] in FILES}
 
 
 class Receiver:

@@ -50,13 +50,14 @@ def test_a_profile_arrives_private_and_whole(tmp_path: Path) -> None:
 
 
 def test_only_what_grew_is_fetched_again_with_what_is_derived_from_it(tmp_path: Path) -> None:
-    board = FakeBoard({"a/samples.jsonl": b"1\n", "a/summary.json": b"{1}", "b/samples.jsonl": b"1\n"})
+    runs = {f"{name}/run.json": json.dumps({"run_id": name}).encode() for name in "ab"}
+    board = FakeBoard({**runs, "a/samples.jsonl": b"1\n", "a/summary.json": b"{1}", "b/samples.jsonl": b"1\n"})
     run_of(board, tmp_path)
     assert run_of(board, tmp_path) == []
     board.sent.clear()
     board.contents.update({"a/samples.jsonl": b"1\n2\n", "a/summary.json": b"{2}"})
     assert run_of(board, tmp_path) == [tmp_path / "a"]
-    assert board.sent == ["a/summary.json", "a/samples.jsonl"]
+    assert board.sent == ["a/run.json", "a/run.json", "a/summary.json", "a/samples.jsonl"]  # first alone: whose place it is
     assert (tmp_path / "a" / "summary.json").read_bytes() == b"{2}"
 
 
@@ -103,7 +104,7 @@ def test_a_size_bomb_is_refused_before_a_byte_is_taken() -> None:
 def test_what_does_not_fit_here_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_free", lambda out: 3)
     with pytest.raises(UserError, match="MB are free here"):
-        run_of(FakeBoard({"run/a": b"1234"}), tmp_path / "out")
+        run_of(FakeBoard({"run/run.json": b"1234"}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -137,7 +138,7 @@ def test_a_link_that_lies_here_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="symbolic link"):
-        run_of(FakeBoard({"run/a": b"1234"}), tmp_path / "out")
+        run_of(FakeBoard({"run/run.json": b"1234"}), tmp_path / "out")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -182,10 +183,31 @@ def test_boards_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     assert run_of(first, tmp_path) == [tmp_path / "name"]
 
 
+def test_what_is_no_profiles_stays_on_the_board(tmp_path: Path) -> None:
+    others = ("run/sitecustomize.py", "run/logs/run.json", "run/deep/er/samples.jsonl", "notes/summary.json", "notes/todo.txt")
+    board = FakeBoard({"run/run.json": b'{"run_id": "one"}', **dict.fromkeys(others, b"evil")})
+    assert run_of(board, tmp_path) == [tmp_path / "run"]
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()] == ["run/run.json"]
+
+
+@pytest.mark.parametrize("mine", ["notes.txt", "run.json", "summary.json"])
+def test_a_directory_of_the_users_own_is_left_alone(tmp_path: Path, mine: str) -> None:
+    """`--collect .`: a board chooses the names of its profiles."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for name in {mine, "notes.txt"} if mine == "run.json" else {mine}:
+        (tmp_path / "mine" / name).write_text("mine")
+    runs = {f"{name}/run.json": json.dumps({"run_id": name}).encode() for name in ("mine", "file")}
+    board = FakeBoard({**runs, **{f"{name}/summary.json": b"theirs" for name in ("mine", "file")}})
+    assert run_of(board, tmp_path) == [tmp_path / "file-2", tmp_path / "mine-2"]
+    assert run_of(board, tmp_path) == []
+    assert {file.read_text() for file in [tmp_path / "file", *(tmp_path / "mine").iterdir()]} == {"mine"}
+
+
 def test_many_collections_at_once_keep_runs_apart_and_none_twice(tmp_path: Path) -> None:
     """Two boards whose runs have one name, each collected by several processes into one new directory."""
     boards = {
-        run: {f"name/{f}": json.dumps({"run_id": run}).encode() for f in ("run.json", "a.json")} for run in ("one", "two")
+        run: {f"name/{f}": json.dumps({"run_id": run}).encode() for f in ("run.json", "summary.json")} for run in ("one", "two")
     }
     for attempt in range(20):
         out, start = tmp_path / str(attempt), Barrier(6)
@@ -204,7 +226,7 @@ def test_many_collections_at_once_keep_runs_apart_and_none_twice(tmp_path: Path)
         }
         assert sorted(found) == ["name", "name-2"]
         assert {tuple(sorted(files.items())) for files in found.values()} == {
-            (("a.json", run), ("run.json", run)) for run in boards
+            (("run.json", run), ("summary.json", run)) for run in boards
         }
 
 
