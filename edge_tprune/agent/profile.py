@@ -134,11 +134,7 @@ def resume(
         CheckFailed, Interrupted: as for `profile`.
     """
     progress = progress or Progress()
-    before = read_run(path, keep=False)
-    if before.document.version < VERSION:
-        raise UserError(f"profile {path} has format version {before.document.version}, which cannot be resumed. Profile again")
-    if before.end == "complete":
-        raise UserError(f"profile {path} is complete: there is nothing to resume")
+    before = _read_unfinished(path)
     inputs, described = _open_inputs(bundle, images)
     _refuse_changes(before, bundle, request or RunRequest(), budgets, described, root)
     settings = before.document.settings
@@ -146,10 +142,26 @@ def resume(
     runtime_version(settings.runtime)
     engines = _prepare_engines(bundle, chosen, settings.runtime, settings.precision, progress)
     check_space(path)
-    done = frozenset((turn.round, turn.budget) for turn in before.turns if turn.complete)
     with Observer(root) as observer, Recorder.reopen(path) as recorder:
+        before = _read_unfinished(path)  # again: what wrote it until now may have gone on
+        done = frozenset((turn.round, turn.budget) for turn in before.turns if turn.complete)
+        recorder.begin_session()
         session = Session(bundle, settings, engines, recorder, observer, inputs, data, root, progress, before.sessions, done)
         return run_session(session, trace)
+
+
+def _read_unfinished(path: Path) -> Run:
+    """The run at `path`.
+
+    Raises:
+        UserError: it is complete, or of a version that cannot be resumed.
+    """
+    run = read_run(path, keep=False)
+    if run.document.version < VERSION:
+        raise UserError(f"profile {path} has format version {run.document.version}, which cannot be resumed. Profile again")
+    if run.end == "complete":
+        raise UserError(f"profile {path} is complete: there is nothing to resume")
+    return run
 
 
 def _in_precisions(chosen: Sequence[Budget], runtime: str, wanted: str | None) -> tuple[list[Budget], str]:

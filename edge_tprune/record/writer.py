@@ -60,16 +60,23 @@ class Recorder:
 
     @classmethod
     def reopen(cls, path: Path) -> Recorder:
-        """Goes on with a run that ended early.
+        """Opens a run that ended early; nobody else writes it from now on. `begin_session` goes on with it.
 
         Raises:
             UserError: the run is still going on, or its directory cannot be written.
         """
         with clear_write_errors(path / SAMPLES):
-            recorder = cls(path, LogWriter(path / SAMPLES))
-            (path / SUMMARY).unlink(missing_ok=True)  # it is of the sessions before, and this one may be killed, too
-        recorder.append(ResumeLine(t_ns=clock_ns(), utc=_utc_now()))
-        return recorder
+            return cls(path, LogWriter(path / SAMPLES))
+
+    def begin_session(self) -> None:
+        """Goes on with a run that was opened again.
+
+        Raises:
+            UserError: its directory cannot be written.
+        """
+        with clear_write_errors(self.path / SUMMARY):
+            (self.path / SUMMARY).unlink(missing_ok=True)  # it is of the sessions before, and this one may be killed, too
+        self.append(ResumeLine(t_ns=clock_ns(), utc=_utc_now()))
 
     def append(self, line: LogLine | CheckLine, *, sync: bool = True) -> None:
         """Adds one line to samples.jsonl.

@@ -104,6 +104,27 @@ def test_a_run_that_is_going_on_is_left_alone(tmp_path: Path) -> None:
     assert read_run(recorder.path).notes == ("still here",)
 
 
+def test_a_run_that_went_on_until_it_was_locked_is_not_measured_twice(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may end what it measures between the first look at a run and its lock."""
+    path = profile(bundle, tmp_path, QUICK, budgets=["small"])
+    whole, summary = (path / SAMPLES).read_bytes(), (path / "summary.json").read_bytes()
+    cut(path, 4, b"")
+    reopen = Recorder.reopen
+
+    def late(path: Path) -> Recorder:
+        (path / SAMPLES).write_bytes(whole)
+        (path / "summary.json").write_bytes(summary)
+        return reopen(path)
+
+    monkeypatch.setattr("edge_tprune.agent.profile.Recorder.reopen", late)
+    with pytest.raises(UserError, match="is complete: there is nothing to resume"):
+        resume(bundle, path)
+    assert (path / SAMPLES).read_bytes() == whole
+    assert (path / "summary.json").exists()
+
+
 def test_long_turns_are_kept_in_parts(bundle: Bundle, tmp_path: Path) -> None:
     path = profile(bundle, tmp_path, replace(QUICK, rounds=1, seconds_per_round=2.3), budgets=["small"])
     lines = [json.loads(line) for line in (path / SAMPLES).read_text().splitlines()]
