@@ -16,6 +16,7 @@ LINE_BYTES = 64_000_000  #: of the longest line that is read
 T = TypeVar("T")
 
 
+Text = Annotated[str, Meta(max_length=200)]
 #: Of a program. It becomes a part of commands.
 ProgramPath = Annotated[str, Meta(pattern=r"^/[^\x00-\x1f\x7f]{1,1000}\Z")]
 
@@ -27,18 +28,18 @@ class Done(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What `remote.check` says of a board."""
 
-    system: str  #: "linux"
-    machine: Annotated[str, Meta(pattern=r"^\w+\Z")]  #: "aarch64"
-    glibc: Annotated[str, Meta(pattern=r"^\d{1,2}(\.\d{1,3})*\Z")] | None  #: "2.35"
+    system: Text  #: "linux"
+    machine: Annotated[str, Meta(pattern=r"^\w{1,50}\Z")]  #: "aarch64"
+    glibc: Annotated[str, Meta(pattern=r"^\d{1,2}(\.\d{1,3}){0,3}\Z")] | None  #: "2.35"
     python: tuple[Whole, Whole, Whole]
     executable: ProgramPath  #: of Python
     venv: bool  #: Python has its module venv
     root: bool  #: logged in as root
-    home: str  #: where the agent is installed
+    home: Annotated[str, Meta(max_length=4096)]  #: where the agent is installed
     writable: bool
-    packages: dict[str, Annotated[str, Meta(max_length=100)]]  #: Python packages of the system: name -> version
+    packages: dict[Text, Annotated[str, Meta(max_length=100)]]  #: Python packages of the system: name -> version
     tensorrt: bool
-    cuda: str | None
+    cuda: Text | None
     stamp: Any  #: of the agent that is installed
 
 

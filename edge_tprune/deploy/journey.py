@@ -25,8 +25,9 @@ from edge_tprune.deploy.answers import Done, Facts, Ran, Wanted, not_understood,
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.ssh import Connection, hang_up
-from edge_tprune.errors import ConnectionLost, EdgeTPruneError, NegativeAnswer, UserError
+from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.files import sha256_file
+from edge_tprune.text import one_line
 
 _AT_ONCE = 16  #: boards
 _HANG_UP_S = 0.2
@@ -82,7 +83,18 @@ def deploy(bundle: Bundle, target: Target, options: Options, watcher: Watcher) -
         _journey(bundle, target, options, watcher, deployment)
     except EdgeTPruneError as error:
         deployment.error = error
+    except (OSError, MemoryError) as error:
+        deployment.error = UserError(f"{target}: this machine says: {_describe_refusal(error)}")
+    except Exception as error:  # it ends this board's journey, and no other's
+        deployment.error = InternalError(f"{target}: {type(error).__name__}: {one_line(error)}")
+        deployment.error.__cause__ = error
     return deployment
+
+
+def _describe_refusal(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return f"{error.strerror or one_line(error)}{f': {error.filename}' if error.filename else ''}"
 
 
 def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher, deployment: Deployment) -> None:

@@ -17,6 +17,8 @@ from edge_tprune.deploy.ssh import _read_answer
 from edge_tprune.errors import UserError
 from edge_tprune.telemetry.boards import identify
 
+from .test_journey import FACTS
+
 FINDING = {"topic": "board", "level": "ok", "text": "Orin", "fix": None}
 DIAGNOSIS = to_builtins(
     Diagnosis(
@@ -51,6 +53,15 @@ def test_an_answer_that_is_none_is_one_line(kind: type[Any], text: bytes) -> Non
 def test_values_out_of_range_are_refused(kind: type[Any], answer: Any) -> None:
     with pytest.raises(UserError, match="not understood"):
         read_answer(json.dumps(answer).encode(), kind, "orin")
+
+
+@pytest.mark.parametrize("entry", ["system", "machine", "glibc", "home", "cuda"])
+def test_text_without_end_is_refused(entry: str) -> None:
+    long = "2" + ".1" * 5000 if entry == "glibc" else "1" * 5000
+    with pytest.raises(UserError, match=f"not understood: {entry} is ") as raised:
+        read_answer(json.dumps({**FACTS, entry: long}).encode(), Facts, "orin")
+    assert len(str(raised.value)) < 500
+    read_answer(json.dumps(FACTS).encode(), Facts, "orin")
 
 
 @pytest.mark.parametrize(

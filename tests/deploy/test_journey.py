@@ -13,11 +13,12 @@ import pytest
 
 from edge_tprune.agent.doctor.finding import Diagnosis
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.cli.commands.deploy import _raise_for_failures
 from edge_tprune.cli.progress import BoardProgress
 from edge_tprune.deploy import journey, ssh
 from edge_tprune.deploy.answers import Done, Ran, Wanted
 from edge_tprune.deploy.hosts import Target
-from edge_tprune.errors import EdgeTPruneError, NegativeAnswer, UserError
+from edge_tprune.errors import EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.telemetry.boards import Board
 
 FACTS: dict[str, Any] = {
@@ -131,6 +132,30 @@ def test_a_signal_ends_a_deployment_between_two_requests(bundle: Bundle, monkeyp
         journey.deploy_all(bundle, [Target("orin")], journey.Options(), lambda target: BoardProgress(True))
     assert begun == [-9]
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (PermissionError(13, "Permission denied", "/tmp/x"), UserError, "orin: this machine says: Permission denied: /tmp/x"),
+        (MemoryError(), UserError, "orin: this machine says: out of memory"),
+        (ValueError("a\nb"), InternalError, "orin: ValueError: a b"),
+    ],
+)
+def test_what_goes_wrong_with_one_board_ends_no_other(
+    error: Exception, kind: type[Exception], says: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(target: Target, **_: object) -> Any:
+        raise error if target.host == "orin" else UserError("no such host")
+
+    monkeypatch.setattr(journey, "Connection", connect)
+    targets = [Target("orin"), Target("nano")]
+    first, second = journey.deploy_all(bundle, targets, journey.Options(), lambda target: BoardProgress(True))
+    assert (type(first.error), str(first.error)) == (kind, says)
+    assert str(second.error) == "no such host"
+    with pytest.raises(kind, match="2 of 2 boards failed: orin, nano") as raised:
+        _raise_for_failures([first, second])
+    assert raised.value.__cause__ is first.error
 
 
 class FakeBoard:

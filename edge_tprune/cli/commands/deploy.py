@@ -95,9 +95,9 @@ def _raise_for_failures(deployments: Sequence[Deployment]) -> None:
         raise failed[0].error
     if failed:
         kinds: tuple[type[EdgeTPruneError], ...] = (InternalError, UserError, NegativeAnswer)
-        worst = next(kind for kind in kinds if any(isinstance(deployment.error, kind) for deployment in failed))
+        worst, first = next((kind, each.error) for kind in kinds for each in failed if isinstance(each.error, kind))
         names = ", ".join(str(deployment.target) for deployment in failed)
-        raise worst(f"{len(failed)} of {len(deployments)} boards failed: {names}")
+        raise worst(f"{len(failed)} of {len(deployments)} boards failed: {names}") from first
 
 
 def _parse_extras(text: str) -> tuple[str, ...]:
