@@ -40,6 +40,8 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
             f"profile {path} was disturbed while it measured ({status}: {reasons}): profile again on a quiet machine, "
             "or pass --force to take it as it is"
         )
+    if untimed := [row.budget for row in rows if not row.rounds]:
+        raise UserError(f"profile {path} has no times of {', '.join(untimed)}: a model needs every graph. Profile again")
     shape = _shape(document)
     costs = {metric: _cost(shape, metric, rows) for metric in METRICS}
     if all(row.values.get(ENERGY) is not None for row in rows):

@@ -11,10 +11,19 @@ import pytest
 from edge_tprune.analysis.latency import model_latency, round_effects
 from edge_tprune.errors import UserError
 
+from .conftest import Profiles
+
 
 def test_a_profile_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         model_latency(tmp_path / "nothing")
+
+
+def test_graphs_that_were_not_timed_are_named(profiles: Profiles, tmp_path: Path) -> None:
+    lines = [line for line in profiles.lines(profiles.info()) if (line["kind"], line.get("budget")) != ("round", "0.8")]
+    path = profiles.write(tmp_path / "run", lines=lines)
+    with pytest.raises(UserError, match=r"has no times of 0\.8: a model needs every graph"):
+        model_latency(path, force=True)
 
 
 def test_what_a_round_did_to_all_graphs_is_taken_out() -> None:
