@@ -21,6 +21,7 @@ import edge_tprune
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.models import reference
 from tests.cli.conftest import Outcome
+from tests.small import built, loaded  # noqa: F401
 
 Command = Callable[..., Outcome]
 TOKENS = ",".join(["20"] * 12)
@@ -130,6 +131,17 @@ def test_report_with_sample_images(command: Command, journey: tuple[Path, Path],
     for block in stages:
         assert page.count(f"block {block}: {schedule[block - 1] - 1} patch tokens") == 4
     assert len(page) < 2_000_000
+
+
+def test_tokens_of_another_bundle_are_not_shown(
+    command: Command,
+    journey: tuple[Path, Path],
+    built: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    outcome = command("report", journey[1], "--out", tmp_path / "r.html", "--bundle", built, "--images", "reference")
+    one_line(outcome, 2, f"bundle {built} is not what was profiled")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_explain_draws_what_a_bundle_does(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:

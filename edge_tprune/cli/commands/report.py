@@ -45,6 +45,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: the chosen budget, tables, plots, the environment, and how to reproduce it."""
     from edge_tprune.analysis.contrast import WITHIN_RUN, EqualityMargin
+    from edge_tprune.analysis.loading import load_rows
+    from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.errors import UserError
     from edge_tprune.report.report import Request, write_report
 
@@ -55,18 +57,21 @@ def report(
     if weights is not None and bundle is None:
         raise UserError("--weights is for --bundle and --images")
     pictures = [_parse_picture(text) for text in picture or []]
+    rows = load_rows(profiles)
     samples: list[dict[str, object]] = []
     if bundle is not None and images is not None:
         from edge_tprune.cli.model_views import require_host
 
         require_host()
+        if Bundle.open(bundle).manifest.fingerprint not in {row.profile.document.bundle.fingerprint for row in rows}:
+            raise UserError(f"bundle {bundle} is not what was profiled: name the bundle of {', '.join(map(str, profiles))}")
         from edge_tprune.export.explain import explain_bundle
         from edge_tprune.report.pictures import describe_explanation
 
         samples = [describe_explanation(explanation, photo=True) for explanation in explain_bundle(bundle, images, weights)]
     margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within is not None else WITHIN_RUN
     request = Request(limits, objective, margin, samples)
-    written = write_report(profiles, page, request, pictures)
+    written = write_report(rows, page, request, pictures)
     for _, file in pictures:
         print_note(f"drew {file}")
     if json:
