@@ -111,6 +111,7 @@ def profile_rows(samples: Samples) -> list[Row]:
         KeyError,
         TypeError,
         ValueError,
+        ArithmeticError,
         AttributeError,
     ) as error:  # in what the bundle wrote, which the types of a run do not cover
         raise UserError(

@@ -40,7 +40,7 @@ def read_samples(path: Path) -> Samples:
     """Reads the profile at `path`, whole or cut short.
 
     Raises:
-        UserError: not a profile, a newer format, or a file that is damaged anywhere but in its last line.
+        UserError: not a profile, a newer format, a file that is damaged anywhere but in its last line, or values that make no sense.
     """
     run = read_run(path)
     summary, warnings = _find_summary(run)
@@ -68,4 +68,7 @@ def _find_summary(run: Run) -> tuple[Summary | None, list[str]]:
             return summary, []
     except UserError as error:
         warnings.append(str(error))
-    return (summarize(run) if run.turns else None), warnings
+    try:
+        return (summarize(run) if run.turns else None), warnings
+    except (ArithmeticError, ValueError) as error:  # each value is in range, and what follows from all of them is not
+        raise UserError(f"profile {run.path} holds values that make no sense ({error!r}). Copy the profile again") from error

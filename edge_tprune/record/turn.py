@@ -129,6 +129,8 @@ class Stored(Sequence[T], Generic[T]):
 def _check_part(line: PartLine, budgets: Collection[str]) -> None:
     if line.budget not in budgets:
         raise InvalidDocument(f"budget is {line.budget!r}: this run has no such budget")
+    if isinstance(line, TurnLine) and line.end_ns is not None and line.end_ns <= line.t_ns:
+        raise InvalidDocument(f"end_ns is {line.end_ns}: expected more than t_ns, {line.t_ns}")
     count = len(line.start_ns)
     lists = {
         "latency_ns": line.latency_ns,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.boards import Board, guess_input
-from edge_tprune.telemetry.metric import SensorMetric
+from edge_tprune.telemetry.metric import LONGEST_INTERVAL_S, SensorMetric
 from edge_tprune.telemetry.source import NOT_REPORTED, Clock, NoReading, Sensor, SensorSource
 
 _INA3221_SHUNT_STEP_V = 40e-6  #: the smallest change of the voltage across the shunt that the chip can show
@@ -198,8 +198,14 @@ def _hwmon_directories(root: Path) -> Iterator[tuple[Path, str | None]]:
         yield directory, address if re.fullmatch(r"\d+-[0-9a-f]{4}", address) else None
 
 
+def _interval_s(directory: Path) -> float | None:
+    """None where the driver does not say, or says what cannot be."""
+    interval_s = (sysfs.number_or_none(directory / "update_interval") or 0.0) / 1000
+    return interval_s if 0 < interval_s <= LONGEST_INTERVAL_S else None
+
+
 def _ina3221(directory: Path, chip: str) -> Iterator[Rail]:
-    interval_ms = sysfs.number_or_none(directory / "update_interval")
+    interval_s = _interval_s(directory)
     for channel in (1, 2, 3):  # 7 is the sum of the shunt voltages
         label = sysfs.text_or_none(directory / f"in{channel}_label")
         if label is None or label.upper() == _NOT_CONNECTED or sysfs.number_or_none(directory / f"in{channel}_enable") == 0:
@@ -219,7 +225,7 @@ def _ina3221(directory: Path, chip: str) -> Iterator[Rail]:
             current_file=f"curr{channel}_input",
             warn_alarm_file=f"curr{channel}_max_alarm",
             critical_alarm_file=f"curr{channel}_crit_alarm",
-            interval_s=interval_ms / 1000 if interval_ms else None,
+            interval_s=interval_s,
             step_mw=step_mw,
         )
 
@@ -231,7 +237,6 @@ def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
     unnamed = "VIN" if name.startswith("ina238") else f"{name}_{address or directory.name}"
     label = next((text for file in ("power1_label", "in1_label") if (text := sysfs.text_or_none(directory / file))), unnamed)
     ina238 = name.startswith("ina238")
-    interval_ms = sysfs.number_or_none(directory / "update_interval")
     shunt_uohm = sysfs.number_or_none(directory / "shunt_resistor")
     yield Rail(
         label=label,
@@ -243,7 +248,7 @@ def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
         current_file=None,
         warn_alarm_file="power1_max_alarm",
         critical_alarm_file=None,
-        interval_s=interval_ms / 1000 if interval_ms else INA238_INTERVAL_S if ina238 else None,
+        interval_s=_interval_s(directory) or (INA238_INTERVAL_S if ina238 else None),
         step_mw=_INA238_STEP_MW_UOHM / shunt_uohm if shunt_uohm and ina238 else None,
     )
 

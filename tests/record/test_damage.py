@@ -90,6 +90,7 @@ def _set(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], object]:
         (_set("load_ms", to=float("nan")), "load_ms is nan"),
         (_set("stages_ns", to={"h2d": [1]}), r"stages_ns\.h2d is a list of 1"),
         (_set("missed", to="none"), 'missed is "none"'),
+        (_set("end_ns", to=0), "end_ns is 0: expected more than t_ns"),
         (_set("kind", to=5), "kind is 5"),
     ],
 )
@@ -180,6 +181,8 @@ def test_a_reading_that_is_no_number_is_named(whole: Path, tmp_path: Path, value
         (_set("plan", "seconds_per_round", to=float("nan")), r"plan\.seconds_per_round is nan"),
         (_set("plan", "sources", 0, "period_s", to=0), r"plan\.sources\[0\]\.period_s is 0"),
         (_set("plan", "sources", 0, "metrics", 0, "aggregation", to="sum"), r"metrics\[0\]\.aggregation is \"sum\""),
+        (_set("plan", "sources", 0, "metrics", 0, "interval_s", to=-1), r"metrics\[0\]\.interval_s is -1"),
+        (_set("plan", "sources", 0, "metrics", 0, "interval_s", to=1e308), r"metrics\[0\]\.interval_s is 1e\+308"),
         (_set("budgets", 0, "macs", to=-1), r"budgets\[0\]\.macs is -1"),
         (_set("budgets", 0, "schedule", to=[0]), r"budgets\[0\]\.schedule\[0\] is 0"),
         (_set("budgets", 0, "artifact", to=None), r"budgets\[0\]\.artifact is null"),

@@ -54,6 +54,12 @@ def test_a_board_that_measures_its_total(tmp_path: Path) -> None:
     assert "not the wall" in metrics["total_power_mw"].help
 
 
+@pytest.mark.parametrize("interval_ms", [0, -430, 10**12])
+def test_an_interval_that_cannot_be_is_not_known(tmp_path: Path, interval_ms: int) -> None:
+    chip(tmp_path, CHIP, channel(1, "VDD_IN", 5040, 800), interval_ms=interval_ms)
+    assert [rail.interval_s for rail in find_rails(tmp_path)] == [None]
+
+
 def agx_orin(root: Path) -> None:
     chip(
         root,
