@@ -81,7 +81,10 @@ def revise(bundle: Bundle, change: Callable[[Bundle], Revision]) -> Bundle:
                 write_bytes(bundle.path / name, data)
             KIND.write(bundle.path, revision.manifest)
         except BaseException:
-            _remove(bundle.path, revision.files.keys() - now.files.keys())
+            with suppress(
+                UserError
+            ):  # it may have come between the new manifest and the word of the file system that it is safe
+                _remove(bundle.path, revision.files.keys() - KIND.read(bundle.path).all_files.keys())
             raise
         wanted = revision.manifest.all_files.keys()
         left_behind = {file.name for file in bundle.path.glob(f"{RESULTS}*.npz")}  # by a process that was killed

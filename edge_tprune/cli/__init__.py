@@ -110,7 +110,7 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
     """Says in one line how the command failed, and returns its exit code."""
     if isinstance(error, EdgeTPruneError) and not isinstance(error, InternalError):
         return _fail(str(error), error.exit_code)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return _fail("out of memory: close what else uses it, or give smaller numbers", 2)
     if isinstance(error, BlockingIOError) or (isinstance(error, RuntimeError) and str(error) == "can't start new thread"):
         return _fail("no more processes or threads can be started: end others of this user, or raise the limit (ulimit -u)", 2)
@@ -126,6 +126,13 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
         return _fail(said, 2)
     debug = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
     return _fail(describe_fault(error, arguments, debug), InternalError.exit_code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch found no memory, on a GPU or here: it has no one kind of error for that."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    )
 
 
 def _fail(message: str, code: int) -> int:

@@ -67,6 +67,8 @@ def open_data(
     from edge_tprune.models.data import REFERENCE, check_readable, open_dataset, open_images
     from edge_tprune.models.images import describe_left_out, format_path
 
+    if limit is not None and limit < 1:
+        raise UserError(f"cannot take {limit} images: give 1 or more")
     if class_map is not None and (not labels or str(source) == REFERENCE):
         why = "the reference task has labels of its own" if labels else "this output has no classes"
         raise UserError(f"--class-map {format_path(class_map)} is not used: {why}. Leave it out")

@@ -191,7 +191,13 @@ class Fit:
                 f"{self.request.out} was measured on {state.machine}, and this is {self.machine}: choose another --out, or "
                 "measure there"
             )
-        return state.without_removed(lambda path: (self.request.out / path).exists())
+        state = state.without_removed(lambda path: (self.request.out / path).exists())
+        if self.request.force:
+            return state
+        # What --force took before is not taken without it.
+        disturbed = {precision for precision in state.probes if self.latency(state, precision).status in ("suspect", "invalid")}
+        kept = {precision: path for precision, path in state.probes.items() if precision not in disturbed}
+        return msgspec.structs.replace(state, probes=kept)
 
     def _probe(self, state: FitState) -> dict[str, str]:
         """Profiles of probes in every precision that has none. One run for each: a graph's neighbours in a run should be of its kind."""
@@ -251,6 +257,7 @@ class Fit:
     def _search_in(self, precision: str, latency: Latency, metric: str, aim: float) -> list[Candidate] | str:
         """The candidates of one precision, or why there are none."""
         request, model = self.request, latency.cost(metric)
+        aim = float(f"{aim:.6g}")  # as the study's name says it: two limits of one name would be two searches in one study
         settings = decide_search(
             self.loaded, request.methods, self.photos, latency=latency, metric=metric, limits=[aim],
             trials=request.trials, seed=request.seed,
@@ -310,7 +317,10 @@ class Fit:
         from edge_tprune.finetune.run import finetune
 
         share = round(network_shape(self.loaded.model).share(chosen.tokens), 4)
-        made = f"{latest.bundle}-{name}" + ("" if seconds is None else f"-{seconds:g}s")  # another time is another training
+        network = sha256_json([chosen.method, chosen.options, chosen.tokens])[:8]
+        made = f"{latest.bundle}-{name}-{network}" + (
+            "" if seconds is None else f"-{seconds:g}s"
+        )  # another time is another training
         weights = self.request.out / f"{made}.safetensors"
         asked = Request(
             method=chosen.method,

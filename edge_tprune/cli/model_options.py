@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -192,8 +193,19 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal, or else the text itself: as timm's own scripts read --model-kwargs."""
+    """A Python literal, or else the text itself: as timm's own scripts read --model-kwargs.
+
+    Raises:
+        UserError: a literal that no bundle can state: a set, bytes, a complex or infinite number.
+    """
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"--model-kwargs {text}: give true, false, none, a number, a text, or a list or dictionary of these"
+        ) from error
+    return value

@@ -104,6 +104,7 @@ class Photos:
         self.size = preprocessing.size
         self.filter = Image.Resampling[preprocessing.interpolation.upper()]
         self.side = math.floor(min(self.size) / preprocessing.crop_pct)
+        self.grey = len(preprocessing.mean) == 1
         self.mean = torch.tensor(preprocessing.mean)[:, None, None] * 255
         self.std = torch.tensor(preprocessing.std)[:, None, None] * 255
         self._small: dict[int, np.ndarray] = {}
@@ -166,7 +167,7 @@ class Photos:
         return self._normalise([self._crop(spot, least_area, flip)])[0]
 
     def _crop(self, spot: Spot, least_area: float, flip: bool) -> np.ndarray:
-        """(H, W, 3) uint8."""
+        """(H, W, C) uint8."""
         draw = np.random.default_rng([self.seed, spot.epoch, spot.photo])
         pixels = self._small.get(spot.photo)
         image = Image.fromarray(pixels if pixels is not None else self._reduced(spot.photo)[0])
@@ -174,7 +175,7 @@ class Photos:
         image = image.resize(self.size[::-1], self.filter, box=box)
         if flip and draw.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(image)
+        return np.asarray(image.convert("L"))[..., None] if self.grey else np.asarray(image)
 
     def _normalise(self, crops: Sequence[np.ndarray]) -> Tensor:
         """(B, 3, H, W) float32. Not in the threads that crop: each would start PyTorch's own threads, which then wait for a core."""

@@ -55,10 +55,12 @@ class Request(msgspec.Struct, frozen=True):
             raise UserError(f"{dataset.name} has no labels: leave --labels out, or give one sub-directory of photos per class")
         if self.train not in TRAINED:
             raise UserError(f"--train {self.train!r} is not known: choose {', '.join(TRAINED)}")
-        if self.device not in (None, "cpu", "cuda") and not str(self.device).startswith("cuda:"):
-            raise UserError(f"--device {self.device!r} is not known: choose cpu or cuda")
+        if self.device is not None and not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", self.device):
+            raise UserError(f"--device {self.device!r} is not known: choose cpu, cuda or cuda:0")
         if self.device not in (None, "cpu") and not torch.cuda.is_available():
             raise UserError(f"--device {self.device}: PyTorch sees no GPU here. Leave --device out to train on the CPU")
+        if self.device is not None and int(self.device.partition(":")[2] or 0) >= max(1, torch.cuda.device_count()):
+            raise UserError(f"--device {self.device}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
         if self.batch < 1:
             raise UserError(f"--batch {self.batch} is out of range: give 1 or more")
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
@@ -121,6 +123,7 @@ def schedules_of(loaded: LoadedModel, request: Request) -> dict[str, tuple[int, 
     return found
 
 
+_LONGEST = 1000 * 3600.0  # seconds
 _TIME = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
 
 
@@ -133,6 +136,6 @@ def parse_time(text: str, option: str = "--time") -> float:
     found = _TIME.fullmatch(text.strip().lower())
     parts = {unit: float(value) for unit, value in (found.groupdict() if found else {}).items() if value}
     seconds = sum(parts[unit] * size for unit, size in (("h", 3600), ("m", 60), ("s", 1)) if unit in parts)
-    if not parts or seconds <= 0:
-        raise UserError(f"{option} {text!r} is not a time: give 20m, 1h30m or 90s")
+    if not parts or not 0 < seconds <= _LONGEST:
+        raise UserError(f"{option} {text!r} is not a time to train for: give 20m, 1h30m or 90s, at most 1000h")
     return seconds

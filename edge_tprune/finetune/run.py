@@ -33,11 +33,14 @@ from edge_tprune.finetune.store import (
 )  # fmt: skip
 from edge_tprune.finetune.trainer import NotFinite, Trainer, TrainerState, processes
 from edge_tprune.models.adapter import LOGITS
-from edge_tprune.models.data import Dataset
+from edge_tprune.models.checkpoint import CONFIG
+from edge_tprune.models.data import REFERENCE, Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
+from edge_tprune.models.records import imagenet_names, to_config
 from edge_tprune.reduction import network_shape, registry
 from edge_tprune.reduction.code import method_code_sha256
+from edge_tprune.text import one_line
 
 RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
 
@@ -411,7 +414,13 @@ class _Run:
             "trained_share": share,
             "seed": recipe.seed,
         }
-        return {"edge_tprune_finetune": json.dumps(made)}
+        texts = {"edge_tprune_finetune": json.dumps(made)}
+        if self.loaded.name != REFERENCE:
+            names = self.loaded.class_names
+            if names is not None and (known := imagenet_names(self.loaded.model)) is not None and names.names == known.names:
+                names = None  # their number says as much
+            texts[CONFIG] = json.dumps(to_config(self.loaded.name, self.loaded.arguments, self.loaded.preprocessing, names))
+        return texts
 
 
 @contextmanager
@@ -421,9 +430,15 @@ def join_processes(request: Request) -> Iterator[None]:
         yield
         return
     gpu = request.device != "cpu" and torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        if gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if gpu else "gloo")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, and the other processes cannot be joined ({one_line(error)}): begin with torchrun, "
+            "or unset both to train in one process"
+        ) from error
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from edge_tprune.errors import UserError
 from edge_tprune.models.images import format_path
+
+CONFIG = "edge_tprune_config"  #: key of a .safetensors file's metadata: a configuration as in a hub's `config.json`
 
 _PREFERRED = (
     "model.safetensors",
@@ -52,6 +54,7 @@ class WeightsFile:
     preprocessor: Mapping[str, object] = field(default_factory=dict)  #: of `preprocessor_config.json`
     metadata: Mapping[str, str] = field(default_factory=dict)  #: of a .safetensors file
     numpy: Path | None = None  #: a JAX archive, which a model of timm reads by itself
+    config_place: str = "config.json"  #: where `config` is from
 
     @property
     def shown(self) -> str:
@@ -78,6 +81,9 @@ def read_weights(path: Path) -> WeightsFile:
             f"weights file {format_path(path)} is part {int(part[1])} of {int(part[2])}: give the directory, or the index of the parts"
         )
     content, metadata = _read_file(path)
+    if CONFIG in metadata:
+        config = _parse_config(metadata[CONFIG], f"the configuration in {format_path(path)}")
+        return WeightsFile(path, content, config, metadata=metadata, config_place="the header")
     config, preprocessor = _read_configs(path.parent) if path.name in _PREFERRED else ({}, {})
     return WeightsFile(path, content, config, preprocessor, metadata)
 
@@ -107,6 +113,8 @@ def _read_directory(path: Path) -> WeightsFile:
             )
         file = found[0]
     read = read_weights(file)
+    if CONFIG in read.metadata:
+        return replace(read, path=path)
     return WeightsFile(path, read.content, *_read_configs(path), read.metadata, read.numpy)
 
 
@@ -118,15 +126,21 @@ def _read_config(file: Path) -> Mapping[str, object]:
     if not file.is_file():
         return {}
     try:
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{format_path(file)} is not readable JSON ({' '.join(str(error).split())})") from error
+        return _parse_config(file.read_bytes(), format_path(file))
+    except OSError as error:
+        raise UserError(f"{format_path(file)} cannot be read: {error.strerror}") from error
+
+
+def _parse_config(text: str | bytes, shown: str) -> Mapping[str, object]:
+    """A configuration as a hub keeps it, which messages call `shown`."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown} is not readable JSON ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict):
-        raise UserError(f"{format_path(file)} is not a configuration: its JSON is no object")
+        raise UserError(f"{shown} is not a configuration: its JSON is no object")
     if not _is_bounded(document):
-        raise UserError(
-            f"{format_path(file)} is not a configuration: it holds a number beyond 1e300, or lists nested {_DEEPEST} deep"
-        )
+        raise UserError(f"{shown} is not a configuration: it holds a number beyond 1e300, or lists nested {_DEEPEST} deep")
     return document
 
 

@@ -292,7 +292,7 @@ def to_class_names(record: object, classes: int, source: str) -> ClassNames | No
         pairs = [(v, k) if isinstance(v, int) else (k, v) for k, v in record.items()]
         try:
             numbered = sorted((int(i), name) for i, name in pairs)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         if [i for i, _ in numbered] != list(range(classes)):
             return None

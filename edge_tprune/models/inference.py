@@ -122,6 +122,8 @@ def _image_size(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, give
     patches = _patches(tensors, shape, int(grid[0] * grid[1]))
     if patches is None or patches == grid[0] * grid[1]:
         return {}, []
+    if patches < 1:
+        raise UserError(f"{file} has position embeddings for no patches: it is damaged, or of another network")
     side = math.isqrt(patches)
     if side * side != patches:
         raise UserError(

@@ -148,7 +148,10 @@ def _load_local(name: str, options: ModelOptions) -> LoadedModel:
             f"{directory}/config.json does not say of which timm model it is: give the model's name and --weights {directory}"
         )
     check_name(architecture)
-    return _load_file(architecture, file if options.weights is None else read_weights(Path(options.weights)), options)
+    if options.weights is not None:
+        own = read_weights(Path(options.weights))
+        file = own if own.config or own.preprocessor else replace(own, config=file.config, preprocessor=file.preprocessor)
+    return _load_file(architecture, file, options)
 
 
 def _load_reference(options: ModelOptions) -> LoadedModel:
@@ -199,7 +202,11 @@ def _load_file(name: str, file: WeightsFile, options: ModelOptions) -> LoadedMod
 
 def _load_numpy(name: str, file: WeightsFile, arguments: Arguments, options: ModelOptions) -> LoadedModel:
     """From a JAX archive, by the model's own reader. It passes over what does not fit, so every weight is marked before."""
-    heads = [value for key, value in file.content.items() if key.endswith("head/bias") and isinstance(value, Tensor)]
+    heads = [
+        value
+        for key, value in file.content.items()
+        if key.endswith("head/bias") and isinstance(value, Tensor) and value.ndim == 1
+    ]
     remarks = []
     if heads and "num_classes" not in arguments:
         arguments = {**arguments, "num_classes": int(heads[0].shape[-1])}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edge_tprune.errors import UserError
 from edge_tprune.models.checkpoint import WeightsFile
 from edge_tprune.models.class_names import ClassNames, contradicted, to_class_names, to_index
+from edge_tprune.models.preprocess import Preprocessing
 
 _NAME_KEYS = (
     "class_names",
@@ -81,7 +82,7 @@ def _name_records(file: WeightsFile) -> Iterator[tuple[str, str, Any]]:
         if key in file.metadata:
             with suppress(ValueError, RecursionError):
                 yield file.shown, key, json.loads(file.metadata[key])
-    for source, document in ((f"config.json of {file.shown}", file.config), (file.shown, file.content)):
+    for source, document in ((f"{file.config_place} of {file.shown}", file.config), (file.shown, file.content)):
         for holder in _HOLDERS:
             record = plain(document.get(holder)) if holder else document
             if isinstance(record, Mapping):
@@ -120,7 +121,7 @@ def find_preprocessing(file: WeightsFile) -> tuple[dict[str, object], list[str]]
     """The preprocessing that a checkpoint or what lies beside it records, by timm's names, and what to say of it."""
     for source, found in (
         (f"preprocessor_config.json of {file.shown}", _of_preprocessor(file)),
-        (f"config.json of {file.shown}", _of_timm(_timm_config(file))),
+        (f"{file.config_place} of {file.shown}", _of_timm(_timm_config(file))),
         (f"the training arguments in {file.shown}", _of_timm(plain(file.content.get("args")))),
     ):
         if found:
@@ -177,6 +178,28 @@ def model_arguments(file: WeightsFile) -> dict[str, object]:
     if config.get("fixed_input_size") and isinstance(size, (list, tuple)) and len(size) == 3:
         found.setdefault("img_size", size[1] if size[1] == size[2] else tuple(size[1:]))
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def to_config(
+    name: str, arguments: Mapping[str, object], preprocessing: Preprocessing, names: ClassNames | None
+) -> dict[str, object]:
+    """What a hub's `config.json` would say of a model: for the header of weights that are made from it, so that they are loaded in the same way.
+
+    Args:
+        name: of the timm model.
+        arguments: that timm was given.
+        preprocessing: of its images.
+        names: of its classes, where they are not to be known from their number.
+    """
+    found: dict[str, object] = {
+        "architecture": name,
+        "model_args": dict(arguments),
+        "pretrained_cfg": {key: getattr(preprocessing, key) for key in _PREPROCESSING},
+    }
+    if names is not None:
+        found["label_names"] = names.names
+        found |= {"label_descriptions": dict(zip(names.names, names.descriptions))} if names.descriptions else {}
+    return found
 
 
 def _timm_config(file: WeightsFile) -> Mapping[str, object]:

@@ -228,7 +228,7 @@ def find(
     by_budget = isinstance(settings.cost, MacsCost)
     for limit, each in zip(settings.limits, found):
         name = limit if by_budget else round(each.best.schedule.share, 4)
-        entries[f"{name:g}"] = _describe(each, settings, first.method)
+        entries[f"{name:g}"] = _describe(each, settings, first)
     document = ScheduleFile(
         method=first.method, options={**settings.fixed, **dict(first.options)}, budgets=entries, found=settings.record
     )
@@ -251,6 +251,8 @@ def search_limits(
     """The search at every limit, without the file. Arguments and errors as `find`; `scorer` where the images were read before."""
     if out.suffix != ".json" or out.is_dir():
         raise UserError(f"--out {out}: a schedule file is a file whose name ends in .json")
+    if out.name == TABLES:
+        raise UserError(f"--out {out}: sensitivity tables are kept under that name: choose another")
     if workers < 1:
         raise UserError(f"{workers} workers are too few: give 1 or more")
     plugins = plugin_files(method.name for method in settings.methods) if workers > 1 else []
@@ -280,7 +282,9 @@ def search_limits(
             chosen = dict(found[0].best.configuration.options) if found and isinstance(settings.cost, MacsCost) else None
             space = settings.space(limit, chosen)
             starts = _starts(space, tables if settings.trials >= WORTH_TABLES else None, report)
-            study = open_study(trials_at, f"{out.stem} {limit:g}", settings.header(limit))
+            # Trials under other options are of another study: more trials of the first budget may change what it chose.
+            kept = "".join(f" {name}={value}" for name, value in sorted((chosen or {}).items()))
+            study = open_study(trials_at, f"{out.stem} {limit:g}{kept}", settings.header(limit))
 
             def show(done: int, of: int, best: Result | None, number: int = number, limit: float = limit) -> None:
                 so_far = f", best {best.loss:.4f}" if best else ""
@@ -330,12 +334,12 @@ def _with_options(method: MethodSpace, options: Mapping[str, Sequence[Any]]) -> 
     return MethodSpace(method.name, method.fewest, method.removal, options)
 
 
-def _describe(found: Found, settings: SearchSettings, method: str) -> FoundSchedule:
+def _describe(found: Found, settings: SearchSettings, first: Configuration) -> FoundSchedule:
     best, default, score = found.best, found.default, settings.record.score
     interval = mean_interval(best.losses)
     before = None if default is None else mean_interval(default.losses)
     configuration = best.configuration
-    own = configuration.method != method
+    own = (configuration.method, configuration.options) != (first.method, first.options)
     predicted = None
     if isinstance(settings.cost, MeasuredCost):
         model = settings.cost.model
@@ -347,7 +351,7 @@ def _describe(found: Found, settings: SearchSettings, method: str) -> FoundSched
         blocks=configuration.blocks,
         weights=configuration.weights,
         method=configuration.method if own else None,
-        options=dict(configuration.options) if own else None,
+        options={**settings.fixed, **dict(configuration.options)} if own else None,
         predicted=predicted,
         **{score: interval, f"default_{score}": before},
     )

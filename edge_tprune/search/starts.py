@@ -124,5 +124,7 @@ class Tables:
                 return score_all(self._place, networks, lambda done, of: report(f"sensitivity of {method.name}", done, of))
 
             self._known[key] = measure(self._shape, method.name, counts, method.fewest, losses, exact=self._exact, key=key)
-            KIND.write(self._file, SensitivityTables(tables=tuple(self._known.values())))
+            # Another search beside this one may have written its own meanwhile.
+            there = {table.key: table for table in KIND.read(self._file).tables} if self._file.exists() else {}
+            KIND.write(self._file, SensitivityTables(tables=tuple({**there, **self._known}.values())))
         return self._known[key]

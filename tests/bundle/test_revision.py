@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -148,6 +149,26 @@ def test_a_failed_revision_leaves_what_was_there(bundle: Bundle) -> None:
         revise(bundle, not_a_manifest)
     assert (bundle.path / "manifest.json").read_bytes() == before
     assert not (bundle.path / "new.txt").exists()
+
+
+def test_an_interruption_after_the_new_manifest_leaves_what_it_names(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or a disk that fails, while the rename of the manifest is made durable."""
+    real = KIND.write
+
+    def interrupted(*given: object) -> None:
+        real(*given)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    def add(now: Bundle) -> Revision:
+        entry = FileEntry(sha256=hashlib.sha256(b"x").hexdigest(), bytes=1)
+        return Revision(
+            msgspec.structs.replace(now.manifest, files={**now.manifest.files, "new.txt": entry}), {"new.txt": b"x"}
+        )
+
+    monkeypatch.setattr(type(KIND), "write", lambda self, *given: interrupted(*given))
+    with pytest.raises(KeyboardInterrupt):
+        revise(bundle, add)
+    assert Bundle.open(bundle.path).manifest.files["new.txt"].bytes == 1
 
 
 def test_a_link_to_a_bundle_takes_the_same_lock(bundle: Bundle, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def test_no_improvement_is_a_no(command: Command, tmp_path: Path) -> None:
         (["reference", "--images", "20"], "do not fill a batch of 32"),
         (["reference", "--schedule", "absent.json"], "absent.json cannot be read"),
         (["reference", "--device", "tpu"], "--device 'tpu'"),
+        (["reference", "--device", "cuda:x"], "--device 'cuda:x'"),
+        (["reference", "--schedule", "two.json"], "has budgets of other methods or options (evit, tome)"),
         (["reference", "--weights", "other.safetensors"], "are not those of reference"),
         (["reference", "--data", "photos", "--labels", "--data", "photos"], "give --data once"),
         (["reference", "--data", "photos", "--labels"], "has 1 class directory but the model has 10 classes"),
@@ -72,6 +74,17 @@ def test_mistakes_are_one_line(
 
     monkeypatch.chdir(tmp_path)
     save_file({"a": torch.ones(2)}, "other.safetensors")
+    Path("two.json").write_text(
+        json.dumps(
+            {
+                "format": "edge-tprune-schedule", "version": 1, "method": "evit", "options": {},
+                "budgets": {
+                    "0.8": {"tokens": [65, 50, 50, 50, 50, 50, 50, 1], "share": 0.8},
+                    "0.6": {"tokens": [65, 30, 30, 30, 30, 30, 30, 1], "share": 0.6, "method": "tome", "options": {}},
+                },
+            }
+        )
+    )  # fmt: skip
     Path("photos/some").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save("photos/some/a.png")
     before = sorted(tmp_path.rglob("*"))
@@ -89,6 +102,13 @@ def test_the_weights_that_training_begins_with_are_not_written_over(command: Com
     assert done.code == 2
     assert "choose another --out" in done.err
     assert file.read_bytes() == b"mine"
+    (tmp_path / "hub").mkdir()
+    inside = tmp_path / "hub" / "model.safetensors"
+    inside.write_bytes(b"mine")
+    for words in (("reference", "--weights", tmp_path / "hub"), (f"local-dir:{tmp_path / 'hub'}",)):
+        done = command("finetune", *words, "--out", inside)
+        assert (done.code, "choose another --out" in done.err) == (2, True)
+    assert inside.read_bytes() == b"mine"
 
 
 def test_an_interrupted_fine_tuning_is_an_interruption_in_other_commands_too() -> None:

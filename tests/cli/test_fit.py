@@ -38,6 +38,8 @@ Command = Callable[..., Outcome]
         (["--max-ms", "3", "--precision", "fp16,int8"], "of several precisions one must be fp32"),
         (["--max-ms", "3", "--host", "-oProxyCommand=x"], "does not name a board"),
         (["--max-ms", "3", "--finetune-time", "5m"], "add --finetune"),
+        (["--max-ms", "3", "--class-map", "map.txt"], "--class-map gives labels to the images of --eval-data"),
+        (["--min-speedup", "nan"], "--min-speedup nan is no limit"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command, tmp_path: Path) -> None:
@@ -211,6 +213,9 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     assert all(candidate.method == "evit" for candidate in latest.candidates)
     assert {c.name for c in latest.candidates} < {row.budget for row in second.rows(latest)}
     assert second.run()[0] == latest, "what is done is not done again"
+    # What was taken by force is not taken without it: three rounds are too few to trust.
+    assert second.latency(second.state(), "fp32").status == "suspect"
+    assert replace(second, request=replace(second.request, force=False)).state().probes == {}
     step = partial(FitState.next_step, limits=second.request.words, precisions=("fp32",))
     (tmp_path / latest.bundle).rename(tmp_path / "away")
     assert step(second.state()) == "measure", "what somebody removed is made again"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from edge_tprune import __version__
 from edge_tprune.errors import ConnectionLost, InternalError, NegativeAnswer, UnresolvedAnswer, UserError
@@ -111,6 +112,14 @@ NO_PROCESS = "no more processes or threads can be started: end others of this us
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), NO_PROCESS),
         (RuntimeError("can't start new thread"), NO_PROCESS),
         (MemoryError(), "out of memory: close what else uses it, or give smaller numbers"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+            "out of memory: close what else uses it, or give smaller numbers",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "out of memory: close what else uses it, or give smaller numbers",
+        ),
     ],
 )
 def test_what_the_machine_refuses_is_no_fault(

@@ -65,6 +65,12 @@ def test_options_are_read_and_can_be_typed_again(words: list[str], expected: Mod
     assert chosen(*shlex.split(choice.words)).options() == expected
 
 
+@pytest.mark.parametrize("value", ["{1}", "1j", "b'x'", "1e999", "[{2}]"])
+def test_a_literal_that_no_bundle_can_state_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match=r"--model-kwargs .*: give true, false"):
+        chosen("--model-kwargs", f"qkv_bias={value}").options()
+
+
 @pytest.mark.parametrize("size", ["big", "0", "-3", "1,2,3", ""])
 def test_a_size_that_is_none_is_refused(size: str) -> None:
     with pytest.raises(UserError, match="--img-size"):

@@ -4,6 +4,7 @@ import threading
 from itertools import chain
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -52,6 +53,13 @@ def test_a_crop_lies_in_the_photo(width: int, height: int, ratio: float, least_a
     assert 3 / 4 - 1e-6 <= shape <= 4 / 3 + 1e-6
     largest = min(width, height * ratio) ** 2 / ratio
     assert (right - left) * (bottom - top) >= min(least_area * width * height, largest) * (1 - 1e-6)
+
+
+def test_crops_for_a_grey_network_are_grey(dataset: ImageFolder, network: LoadedModel) -> None:
+    grey = msgspec.structs.replace(network.preprocessing, input_size=(1, 48, 48), mean=(0.5,), std=(0.5,))
+    photos = Photos(dataset, range(4), grey, seed=0, workers=1)
+    (pixels, _), *_ = photos.batches(iter([[Spot(0, 0), Spot(1, 0)]]), 0.5, True)
+    assert pixels.shape == (2, 1, 48, 48)
 
 
 def test_crops_are_those_of_the_seed_the_epoch_and_the_photo(

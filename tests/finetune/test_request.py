@@ -22,7 +22,7 @@ def test_times(text: str, seconds: float) -> None:
     assert parse_time(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "20", "m", "-5m", "0s", "20min", "1m1h"])
+@pytest.mark.parametrize("text", ["", "20", "m", "-5m", "0s", "20min", "1m1h", "1001h", "9" * 400 + "h"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UserError, match="give 20m, 1h30m or 90s"):
         parse_time(text)
@@ -38,6 +38,7 @@ def test_what_is_no_time(text: str) -> None:
         ({"batch": 34}, OUT, r"has 40 photos: 8 are held out, and the other 32 do not fill a batch of 34"),
         ({"epochs": 0.0}, OUT, "--epochs 0 is out of range"),
         ({"epochs": float("nan")}, OUT, "--epochs nan is out of range"),
+        ({"device": "cuda:x"}, OUT, "choose cpu, cuda or cuda:0"),
         ({"rate": 2.0}, OUT, "--rate 2 is out of range"),
         ({"seconds": 60.0}, OUT, "--time and --epochs"),
     ],

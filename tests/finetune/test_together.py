@@ -12,9 +12,11 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
+from edge_tprune.errors import UserError
 from edge_tprune.finetune.distill import Students, Teacher
 from edge_tprune.finetune.holdout import HoldOut
 from edge_tprune.finetune.photos import Photos, split
+from edge_tprune.finetune.run import join_processes
 from edge_tprune.finetune.store import Store
 from edge_tprune.models.data import ImageFolder
 from edge_tprune.models.loading import LoadedModel
@@ -91,3 +93,12 @@ def test_two_processes_take_the_step_that_one_takes(
         )
     assert result.rows[1].divergence < result.rows[1].divergence_before
     assert [file.name for file in tmp_path.glob("*.run/*.safetensors")] == []
+
+
+def test_what_a_launcher_left_in_the_environment_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"RANK and WORLD_SIZE are set, .* or unset both"), join_processes(REQUEST):
+        pass

@@ -65,6 +65,12 @@ def test_embeddings_for_no_square_of_patches_need_the_image_size(tmp_path: Path)
     assert is_loaded(load_model(NAME, options=ModelOptions(path, img_size=(96, 160))).model, own)
 
 
+def test_embeddings_for_no_patches_are_refused(tmp_path: Path, state: State) -> None:
+    empty = {**state, "pos_embed": state["pos_embed"][:, :0]}
+    with pytest.raises(UserError, match="position embeddings for no patches"):
+        load_model(NAME, saved(tmp_path, empty))
+
+
 def test_models_that_take_any_size_are_created_for_one(tmp_path: Path, state: State) -> None:
     assert timm.create_model(NAME).dynamic_img_size
     for loaded in (load_model(NAME, saved(tmp_path, state)), load_model(NAME, "random")):

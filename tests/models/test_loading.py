@@ -82,6 +82,9 @@ def test_jax_archives(tmp_path: Path) -> None:
     load_checkpoint(model, str(tmp_path / "w.npz"))
     assert is_loaded(loaded.model, model.state_dict())
     np.savez(tmp_path / "w.npz", **{key: value for key, value in arrays.items() if not key.startswith("head")})
+    np.savez(tmp_path / "scalar.npz", **{**arrays, "head/bias": np.float32(1.0)})
+    with pytest.raises(UserError, match="do not fit"):
+        load_model(name, options=ModelOptions(tmp_path / "scalar.npz", model_kwargs={"depth": 1}))
     with pytest.raises(UserError, match=r"hold nothing, or no finite numbers, for head\.weight"):
         load_model(name, options=ModelOptions(tmp_path / "w.npz", model_kwargs={"depth": 1}))
 

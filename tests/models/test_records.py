@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from edge_tprune.errors import UserError
+from edge_tprune.models.checkpoint import CONFIG
 from edge_tprune.models.loading import LoadedModel, ModelOptions, load_model
+from edge_tprune.models.records import to_config
 from tests.models.files import saved
 from tests.models.weights import NAME, State, is_loaded, state_of
 
@@ -112,6 +114,36 @@ def test_class_names_are_kept_from_the_checkpoints_own_record(tmp_path: Path, re
     assert loaded.class_names is not None
     assert loaded.class_names.names == ("ant", "bee", "cow")
     assert "w.pth" in loaded.class_names.source
+
+
+def test_class_numbers_without_end_are_no_class_numbers(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"state_dict": state_of(num_classes=1), "class_names": {float("inf"): "a"}})
+    assert load_model(NAME, path).class_names is None
+
+
+def test_a_header_says_how_weights_are_loaded_as_a_directory_does(tmp_path: Path) -> None:
+    """As of the fine-tuned weights of a model whose directory says it."""
+    own = state_of(num_classes=3, img_size=96)
+    config = {
+        "architecture": NAME, "model_args": {"img_size": 96}, "label_names": ["ant", "bee", "cow"],
+        "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8, "input_size": [3, 96, 96]},
+    }  # fmt: skip
+    hub = save_hub(tmp_path / "hub", own, config)
+    first = load_model(NAME, hub)
+    said = to_config(first.name, first.arguments, first.preprocessing, first.class_names)
+    save_file(own, tmp_path / "tuned.safetensors", {CONFIG: json.dumps(said)})
+    for name in (NAME, f"local-dir:{hub}"):
+        tuned = load_model(name, tmp_path / "tuned.safetensors")
+        assert tuned.preprocessing == first.preprocessing
+        assert tuned.arguments == first.arguments
+        assert first.class_names is not None
+        assert tuned.class_names is not None
+        assert tuned.class_names.names == first.class_names.names
+    save_file(own, tmp_path / "plain.safetensors")
+    assert load_model(f"local-dir:{hub}", tmp_path / "plain.safetensors").preprocessing == first.preprocessing
+    save_file(own, tmp_path / "damaged.safetensors", {CONFIG: "[" * 100_000})
+    with pytest.raises(UserError, match=r"the configuration in \S*damaged.safetensors is not readable JSON"):
+        load_model(NAME, tmp_path / "damaged.safetensors")
 
 
 def test_records_that_contradict_each_other_are_refused(tmp_path: Path) -> None:

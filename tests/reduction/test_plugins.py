@@ -39,7 +39,8 @@ def _registered_as_before() -> Iterator[None]:
     registry._METHODS.clear()
     registry._METHODS.update(before)
     for name in set(sys.modules) - modules:
-        del sys.modules[name]
+        if not (getattr(sys.modules[name], "__file__", None) or sys.prefix).startswith(sys.prefix):  # torch's are imported once
+            del sys.modules[name]
     plugins.load_announced.cache_clear()
 
 
@@ -128,6 +129,23 @@ def test_a_method_whose_shapes_depend_on_the_image_cannot_be_exported(
     with pytest.raises(UserError, match=r"method keep_longest cannot be exported .* may depend on an image"):
         export(pruned, FORMS["onnxruntime"], 1, (3, 32, 32))
     assert "def forward" not in "".join(capfd.readouterr())
+
+
+def test_a_change_of_what_a_plugin_imports_changes_the_hash_of_its_code(tmp_path: Path) -> None:
+    name = f"helper_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text("COUNT = 1\n")
+    (tmp_path / "unrelated.py").write_text("COUNT = 1\n")
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"import {name}\n{SOURCE}")
+    plugins.load_plugin(plugin)
+    method = registry.method("keep_longest")
+    before = method_code_sha256(method)
+    (tmp_path / "unrelated.py").write_text("COUNT = 2\n")
+    assert method_code_sha256(method) == before
+    (tmp_path / f"{name}.py").write_text("COUNT = 2\n")
+    assert method_code_sha256(method) != before
+    plugins.load_plugin(plugin)
+    assert method_code_sha256(registry.method("keep_longest")) != before, "what was imported before counts too"
 
 
 def test_a_change_of_a_plugin_changes_the_hash_of_its_code(tmp_path: Path) -> None:

@@ -82,6 +82,49 @@ def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedMode
     assert all(options == {"attentive": document.options["attentive"]} for options in tried)
 
 
+def test_more_trials_may_change_the_options_of_all_budgets(
+    reference: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials of the second budget under the first ones are no damage, and are kept."""
+    out, images = tmp_path / "bat.json", ReferenceTask(20, "train")
+    first = find(reference, "bat", [0.6, 0.8], images, out, trials=2, stages=(3, 3))
+    real = configuration.search
+
+    def other(study: Any, space: Any, *given: Any, **more: Any) -> Any:
+        found = real(study, space, *given, **more)
+        if study.study_name != "bat 0.6":
+            return found
+        best = found[0].configuration
+        changed = replace(best, options=(("attentive", 0.7), ("matched", 0.4)))
+        return [replace(found[0], configuration=changed), *found[1:]]
+
+    monkeypatch.setattr(configuration, "search", other)
+    second = find(reference, "bat", [0.6, 0.8], images, out, trials=3, stages=(3, 3))
+    assert first.options != second.options == {"attentive": 0.7, "matched": 0.4}
+
+
+def test_an_entry_with_other_options_says_so(reference: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a latency model every limit has options of its own."""
+    out, images = tmp_path / "bat.json", ReferenceTask(20, "train")
+    real = configuration.search_limits
+
+    def each_its_own(*given: Any, **more: Any) -> Any:
+        first, second = real(*given, **more)
+        best = second.results[0]
+        changed = replace(best.configuration, options=(("attentive", 0.7), ("matched", 0.4)))
+        return [first, replace(second, results=[replace(best, configuration=changed), *second.results[1:]])]
+
+    monkeypatch.setattr(configuration, "search_limits", each_its_own)
+    document = find(reference, "bat", [0.6, 0.8], images, out, trials=2, stages=(3, 3))
+    assert document.budgets["0.6"].options is None
+    assert (document.budgets["0.8"].method, document.budgets["0.8"].options) == ("bat", {"attentive": 0.7, "matched": 0.4})
+
+
+def test_a_search_does_not_overwrite_the_tables(reference: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sensitivity tables are kept under that name"):
+        find(reference, "evit", [0.6], ReferenceTask(4, "train"), tmp_path / configuration.TABLES, trials=1)
+
+
 def test_scores_are_those_of_the_networks(reference: LoadedModel) -> None:
     shape = network_shape(reference.model)
     schedule = from_tokens(shape, [197] * 3 + [120] * 9)

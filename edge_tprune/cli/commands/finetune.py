@@ -108,13 +108,22 @@ def finetune(
     from edge_tprune.search.schedule_file import read
 
     load_plugins(plugin)
-    if choice.weights is not None and Path(choice.weights).resolve() == file.resolve():
-        raise UserError(f"--out {file} is the file of --weights, which training begins with: choose another --out")
+    begins_with = [Path(name) for name in (choice.weights, model.partition("local-dir:")[2]) if name]
+    if any(
+        file.resolve() == one.resolve() or (file.exists() and file.resolve().parent == one.resolve()) for one in begins_with
+    ):
+        raise UserError(f"--out {file} is a file of the weights, which training begins with: choose another --out")
     if choice.class_map is not None and not labels:
         raise UserError("--class-map is not used without --labels: leave it out here, and give it to build")
     found = read(schedule) if schedule is not None else None
     if found and method not in (None, found.method):
         raise UserError(f"{schedule} is for method {found.method}, not {method}: leave --method out")
+    own = found and {entry.method for entry in found.budgets.values() if entry.method is not None}
+    if found and own:
+        raise UserError(
+            f"{schedule} has budgets of other methods or options ({', '.join(sorted({found.method, *own}))}), and finetune trains one method: "
+            "search with one, under a budget, or leave the others out of the file"
+        )
     method = found.method if found else method or "bat"
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
     if threads is not None:

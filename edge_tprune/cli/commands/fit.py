@@ -151,6 +151,8 @@ def fit(
         raise UserError("--calibration is for int8: add --precision fp32,int8, or leave it out")
     if trials < 1:
         raise UserError(f"{trials} trials are too few: give 1 or more")
+    if choice.class_map is not None and eval_data is None:
+        raise UserError("--class-map gives labels to the images of --eval-data: add those, or leave it out")
     if finetune_time is not None and not finetune:
         raise UserError("--finetune-time says how long to fine-tune: add --finetune")
     seconds_to_tune = None if finetune_time is None else parse_time(finetune_time, "--finetune-time")
@@ -162,7 +164,7 @@ def fit(
 
     def images_of(place: str, training: bool, limit: int | None = images, labels: bool = False) -> Dataset:
         return open_data(
-            place, loaded.model.num_classes, limit=limit, training=training, labels=labels, class_map=choice.class_map,
+            place, loaded.model.num_classes, limit=limit, training=training, labels=labels, class_map=choice.class_map if labels else None,
             class_names=loaded.class_names, skip_unreadable=skip_unreadable, quiet=quiet,
         )  # fmt: skip
 
