@@ -232,24 +232,28 @@ def receive(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
         if digest not in files or offset < 0 or size < 0 or offset + size != files[digest]:
             raise Refused("a file was sent that was not announced")
         partial = incoming / digest
-        if _size(partial) != offset:
+        if _size(partial) < offset:
             raise Refused("a transfer does not continue where it stopped. Repeat the command")
-        _append(partial, stdin, size)
+        _take(partial, stdin, offset, size)
         if sha256(partial) != digest:
             partial.unlink()
             raise Refused("a file arrived damaged (its SHA-256 differs). Repeat the command")
         taken += 1
 
 
-def _append(path: Path, stdin: IO[bytes], size: int) -> None:
-    """Appends `size` bytes of `stdin`; what came stays when the connection breaks, and goes when the disk is full."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def _take(path: Path, stdin: IO[bytes], offset: int, size: int) -> None:
+    """Writes `size` bytes of `stdin` at `offset`; what came stays when the connection breaks, and goes when the disk is full.
+
+    Two deployments may send one file at once: both write the same bytes to the same places.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         received = 0
         for block in blocks(stdin, size):
             received += len(block)
             while block:
-                block = block[os.write(handle, block) :]
+                written = os.pwrite(handle, block, offset)
+                block, offset = block[written:], offset + written
         os.fsync(handle)
     except OSError:
         path.unlink(missing_ok=True)
@@ -278,7 +282,12 @@ def _hashes(directory: Path) -> dict[str, str]:
 def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     """Puts `files` ({path: {"sha256", "bytes"}}) into place as bundles/<name>: all of them, or none."""
     name, files = _name(request["name"]), request["files"]
-    bundles, incoming = _directory(home, "bundles"), home / "incoming"
+    bundles = _directory(home, "bundles")
+    with _locked(home, "bundles.lock", "another deployment is changing the board's bundles: repeat the command in a while"):
+        return _place(bundles, home / "incoming", name, files)
+
+
+def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     target, fresh, old = bundles / name, bundles / f".{name}.new", bundles / f".{name}.old"
     if old.is_dir() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)

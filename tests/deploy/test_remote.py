@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -150,6 +151,37 @@ def test_a_bundle_appears_whole_or_not_at_all(talk: Talk, home: Path) -> None:
     assert talk("bundle", name="net", files=files)["path"] == str(home / "bundles" / "net")
     assert (home / "bundles" / "net" / "onnx" / "b").read_bytes() == second
     assert list((home / "incoming").iterdir()) == []
+
+
+def test_two_deployments_may_send_one_file_at_once(talk: Talk, home: Path, tmp_path: Path) -> None:
+    data = os.urandom(600_000)
+    first = start(tmp_path, {"do": "receive", "files": {digest(data): len(data)}})
+    assert first.stdin
+    sent = frame(data)
+    first.stdin.write(sent[:300_000])
+    first.stdin.flush()
+    file = home / "incoming" / digest(data)
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert send(talk, data) == {"received": 1}
+    out, _ = first.communicate(sent[300_000:] + b"{}\n")
+    assert json.loads(out.splitlines()[-1]) == {"received": 1}
+    assert file.read_bytes() == data
+
+
+def test_bundles_are_put_into_place_one_after_the_other(talk: Talk, home: Path, tmp_path: Path) -> None:
+    data = b"k" * 5000
+    send(talk, data)
+    with (home / "bundles.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = start(tmp_path, {"do": "bundle", "name": "net", "files": bundle_files(a=data)})
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        assert not (home / "bundles" / "net").exists()
+    process.communicate()
+    assert (home / "bundles" / "net" / "a").read_bytes() == data
 
 
 def test_an_updated_bundle_reuses_what_it_has_and_loses_what_it_had(talk: Talk, home: Path) -> None:
