@@ -22,10 +22,10 @@ from edge_tprune.analysis.contrast import (
     EqualityMargin,
     combine,
     count_to_resolve,
+    image_bits,
     interval_of,
     is_same_evaluation,
     resolve,
-    same_images,
 )
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Row, find_differences
@@ -189,9 +189,10 @@ def _judge(old: Row, new: Row, metric: Metric, family: int, margin: EqualityMarg
     if before is None or after is None:
         raise ValueError(f"{metric.name} was not measured at both times")
     margin = EqualityMargin(margin.percent, max(margin.points, _LEAST_POINTS.get(metric.name, 0.0)))
-    ours, theirs = new.per_image.get(metric.name), old.per_image.get(metric.name)
+    bits = image_bits(new, old, metric)
     count, unit = min(old.rounds, new.rounds), "rounds"
-    if ours is not None and theirs is not None and same_images(old, new):
+    if bits is not None:
+        ours, theirs = bits
         won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
         interval = bonferroni(paired_share_difference(won, lost, ours.size).scaled(100), family)
         beyond, single, count, unit = mcnemar(won, lost) < SIGNIFICANCE / family, False, ours.size, "images"
@@ -207,7 +208,7 @@ def _judge(old: Row, new: Row, metric: Metric, family: int, margin: EqualityMarg
     verdict: ChangeVerdict = "equal" if close else "not resolved"
     if not close and beyond and _is_beyond(interval.value, metric, margin):
         verdict = "better" if metric.is_better(after, before) else "worse"
-    if metric.name in ACCURACY and ours is None:  # how many images there were is not recorded beside it
+    if metric.name in ACCURACY and bits is None:  # how many images there were is not recorded beside it
         count, unit = 0, "images"
     needed = count_to_resolve(interval, metric, margin, count) if verdict == "not resolved" and count else None
     no_worse = verdict in ("equal", "better") or (verdict != "worse" and not _may_be_worse(interval, metric, margin))

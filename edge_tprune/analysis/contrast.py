@@ -12,6 +12,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_tprune.analysis.conditions import NOT_EVALUATED, UNKNOWN
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Row
@@ -199,15 +202,24 @@ def same_images(a: Row, b: Row) -> bool:
     return a.conditions.get(key) == b.conditions.get(key) not in (None, UNKNOWN, NOT_EVALUATED)
 
 
+def image_bits(a: Row, b: Row, metric: Metric) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Which images count for either, (images,) each; None where they cannot be paired image by image."""
+    ours, theirs = a.per_image.get(metric.name), b.per_image.get(metric.name)
+    if ours is None or theirs is None or ours.size != theirs.size or not same_images(a, b):
+        return None
+    return ours, theirs
+
+
 def interval_of(row: Row, metric: Metric) -> Interval | None:
     """How sure a row's value is, or what is as uncertain as it is; None where unknown."""
     return row.intervals.get(_INTERVAL_OF.get(metric.name, metric.name))
 
 
 def _by_image(a: Row, b: Row, metric: Metric, margin: EqualityMargin) -> Contrast | None:
-    ours, theirs = a.per_image.get(metric.name), b.per_image.get(metric.name)
-    if ours is None or theirs is None or not same_images(a, b):
+    bits = image_bits(a, b, metric)
+    if bits is None:
         return None
+    ours, theirs = bits
     only_ours, only_theirs, total = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), ours.size
     interval = paired_share_difference(only_ours, only_theirs, total).scaled(100)
     found = make_contrast(interval, metric, margin, total, "images")

@@ -99,6 +99,7 @@ def test_accuracy_is_paired_by_image(profiles):
     assert _verdicts(find_changes([row(right)], [row(jittered)])) == {"top1_percent": "not resolved"}
     assert _verdicts(find_changes([row(right)], [row(jittered)], EqualityMargin(points=2))) == {"top1_percent": "equal"}
     assert _verdicts(find_changes([row(right)], [row(right.copy())])) == {"top1_percent": "equal"}
+    assert set(_verdicts(find_changes([row(right)], [row(right[:500])]))) == {"top1_percent"}, "a part of them, under one hash"
 
 
 def test_accuracy_on_other_images_and_power_from_another_sensor_are_not_compared(profiles):
