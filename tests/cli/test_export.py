@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,26 @@ def test_mistakes_are_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_profile_of_tensorrt_exports_its_graph(
+    journey: tuple[Path, Path],
+    built: Path,  # noqa: F811
+    command: Run,
+    tmp_path: Path,
+) -> None:
+    profile = tmp_path / "profile"
+    shutil.copytree(journey[1], profile)
+    run = json.loads((profile / "run.json").read_text())
+    manifest = json.loads((built / "manifest.json").read_text())
+    run["bundle"]["fingerprint"] = manifest["fingerprint"]
+    run["plan"]["runtime"] = "tensorrt"
+    (profile / "run.json").write_text(json.dumps(run).replace('"0.5"', '"0.6"'))
+    for file in ("samples.jsonl", "summary.json"):
+        (profile / file).write_text((profile / file).read_text().replace('"0.5"', '"0.6"'))
+    done = command("export", built, "--profile", profile, "--minimize", "macs", "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["opset"] == 18
+
+
 def test_a_profile_chooses_the_budget(journey: tuple[Path, Path], built: Path, command: Run, tmp_path: Path) -> None:  # noqa: F811
     bundle, profile = journey
     selected = json.loads(command("select", profile, "--minimize", "macs", "--json").out)
@@ -71,6 +92,8 @@ def test_a_profile_chooses_the_budget(journey: tuple[Path, Path], built: Path, c
     assert json.loads(done.out)["budget"] == selected["chosen"]["budget"]
     done = command("export", bundle, "--profile", profile, "--max-p95-ms", "0.0001", "--out", tmp_path / "none")
     assert done.code == 1
+    done = command("export", bundle, "--profile", profile, "--runtime", "tensorrt", "--out", tmp_path / "none")
+    assert (done.code, "measured onnxruntime. Leave --runtime out" in done.err) == (2, True)
     done = command("export", built, "--profile", profile, "--out", tmp_path / "none")
     assert (done.code, "is of another build than bundle" in done.err) == (2, True)
     assert not (tmp_path / "none").exists()

@@ -44,8 +44,12 @@ def export(
     objective: Minimize = None,
     format: Annotated[str, typer.Option(help="onnx, python, cpp, triton, deepstream or isaac-ros.")] = "onnx",
     runtime: Annotated[
-        str, typer.Option(help="Runtime that will run the graph: onnxruntime, tensorrt or tensorrt-rtx.")
-    ] = "onnxruntime",
+        str | None,
+        typer.Option(
+            help="Runtime that will run the graph: onnxruntime, tensorrt or tensorrt-rtx; with --profile that of the profile.",
+            show_default="onnxruntime",
+        ),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(help="fp32, fp16, mixed or int8; by default the first that the bundle was built for.", show_default=False),
@@ -105,6 +109,13 @@ def export(
         if budget is not None or precision is not None:
             raise UserError("--profile chooses budget and precision: leave --budget and --precision out")
         chosen = choose_from(profile, opened, limits, objective)
+        measured = chosen.profile.document.settings.runtime
+        if runtime not in (None, measured):
+            raise UserError(
+                f"--runtime {runtime}: profile {chosen.profile.path} measured {measured}. Leave --runtime out, or give --budget and "
+                "--precision instead of --profile"
+            )
+        runtime = measured
         budget, precision = chosen.budget.partition("@")[0], chosen.precision
     elif objective or any(value is not None for value in limits.values()):
         raise UserError("limits and objectives choose a budget from measurements: give --profile too")
@@ -114,7 +125,7 @@ def export(
         budget=find_budget(opened, budget),
         format=format,
         out=out,
-        runtime=runtime,
+        runtime=runtime or "onnxruntime",
         precision=precision,
         frame=(parse_frame_size(frame_size) if frame_size else FRAME) if fold_preprocessing else None,
         channel_order="bgr" if bgr else "rgb",
