@@ -149,8 +149,10 @@ def choose_graph(budget: Budget, request: ExportRequest) -> Artifact:
         UserError: there is none, naming the version that the graph needs.
     """
     artifact = budget.artifact(request.runtime, request.precision)
-    if request.onnxruntime_version is None or request.runtime != "onnxruntime":
+    if request.onnxruntime_version is None:
         return artifact
+    if request.runtime != "onnxruntime":
+        raise UserError(f"--onnxruntime-version is of ONNX Runtime, and this is for {request.runtime}: leave it out")
     others = [a for a in budget.artifacts if a.is_graph and a.precision == artifact.precision]
     wanted = _version(request.onnxruntime_version)
     for graph in (artifact, *others):

@@ -234,6 +234,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(
         ({"format": "python", "runtime": "tensorrt-rtx"}, "no loader for tensorrt-rtx"),
         ({"onnxruntime_version": "1.9"}, "opset 23, which ONNX Runtime has from 1.23 on, and the target has 1.9"),
         ({"onnxruntime_version": "new"}, "--onnxruntime-version 'new'"),
+        ({"onnxruntime_version": "1.18", "runtime": "tensorrt"}, "is of ONNX Runtime, and this is for tensorrt: leave it out"),
     ):
         with pytest.raises(UserError, match=message) as error:
             export_package(named, request(tmp_path / "out", **changes))
