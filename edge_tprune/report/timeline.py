@@ -35,7 +35,7 @@ class Trace:
 
     name: str
     seconds: np.ndarray  #: float64 (points,)
-    mean: np.ndarray  #: float64 (points,); NaN breaks the line where nothing was read
+    mean: np.ndarray  #: float64 (points,); NaN breaks the line where nothing was read, or what was read overflows
     low: np.ndarray | None  #: likewise: the lowest reading that a point stands for; None where it stands for one
     high: np.ndarray | None
 
@@ -138,7 +138,8 @@ def make_timeline(run: Run) -> Timeline:
         for session, begin, end, number, budget, p50 in rows
         if number % every == 0
     )
-    lanes = tuple(_lanes(_on_clock(series, clock), clock.seconds))
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is a gap in its line
+        lanes = tuple(_lanes(_on_clock(series, clock), clock.seconds))
     return Timeline(
         budgets=budgets,
         turns=turns,
@@ -189,7 +190,8 @@ def thinned(name: str, seconds: np.ndarray, values: np.ndarray, span: float) -> 
     usual = float(np.median(steps)) if len(steps) else span
     breaks = np.flatnonzero(steps > _GAP * usual) + 1
     seconds = np.insert(seconds, breaks, (seconds[breaks - 1] + seconds[breaks]) / 2)
-    broken = [None if each is None else np.insert(each, breaks, np.nan) for each in (mean, low, high)]
+    finite = [None if each is None else np.where(np.isfinite(each), each, np.nan) for each in (mean, low, high)]
+    broken = [None if each is None else np.insert(each, breaks, np.nan) for each in finite]
     return Trace(name, seconds, np.asarray(broken[0]), broken[1], broken[2])
 
 

@@ -51,6 +51,16 @@ def test_a_pause_breaks_the_line():
     assert 3 < trace.seconds[4] < 30
 
 
+def test_what_overflows_is_a_gap(profiles, tmp_path):
+    readings = [(index, "board", {"total_energy_mj": 1.7e308 * (-1) ** index, "a_power_w": 1.7e308}) for index in range(700)]
+    data = _with_readings(profiles, tmp_path / "run", readings)
+    json.dumps(data.to_json(), allow_nan=False)
+    assert [trace.name for trace in data.lanes[0].traces] == ["total", "a"]
+    total, other = (np.isnan(trace.mean) for trace in data.lanes[0].traces)
+    assert total.all()
+    assert 0 < other.sum() < len(other)
+
+
 def test_sensors_find_their_lane_and_unit(profiles, tmp_path):
     values = {
         "total_power_mw": 5000.0, "vdd_cpu_power_mw": 2000.0, "gpu_frequency_mhz": 800.0, "soc_temperature_celsius": 51.5,
