@@ -13,6 +13,7 @@ from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import write_bytes
+from edge_tprune.text import printable
 
 Record = dict[str, object]
 
@@ -43,7 +44,7 @@ def records(rows: Sequence[Row]) -> list[Record]:
     return [
         {
             "profile": row.profile.name,
-            "run_id": row.profile.document.run_id,
+            "run_id": printable(row.profile.document.run_id),
             "started_utc": row.profile.started_utc,
             "method": row.method,
             "budget": row.budget,

@@ -62,6 +62,7 @@ def test_another_ending_is_refused_and_nothing_written(rows, tmp_path):
 def test_a_spreadsheet_runs_nothing_and_numbers_stay_numbers(profiles, tmp_path):
     evil = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1)"]
     info = profiles.info()
+    info["run_id"] = "1\n=2\x1b]0;x\x07"
     for budget, name in zip(info["budgets"], evil):
         budget["name"] = name
     lines = profiles.lines(info, {budget["name"]: 10.0 for budget in info["budgets"]})
@@ -70,6 +71,7 @@ def test_a_spreadsheet_runs_nothing_and_numbers_stay_numbers(profiles, tmp_path)
         read = list(csv.DictReader(stream))
     assert [record["budget"] for record in read[:4]] == [f"'{name}" for name in evil]
     assert {record["profile"] for record in read} == {"'=run"}
+    assert all(value.isprintable() for record in read for value in record.values())
     assert float(read[3]["top1_change_points"]) < 0, "a negative number is no formula"
     for record in read:
         assert not any(value.startswith(("=", "+", "@", "\t", "\r")) for value in record.values())
