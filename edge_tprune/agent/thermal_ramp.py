@@ -6,6 +6,7 @@ being the share of the time in which it works; its surroundings warm up and cool
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -103,15 +104,26 @@ def profile_governor(
         ramp: by default from 25 to 60 degrees and back, in nine minutes.
 
     Raises:
-        UserError: no budget, or a deadline that is not above 0.
+        UserError: no budget, a deadline that is not above 0, or a ramp that is none.
     """
     ramp = ramp or ThermalRamp()
+    _check(ramp, deadline_ms)
     governor = Governor([cost.budget for cost in costs], deadline_ms=deadline_ms)
     governed = _run(costs, governor, deadline_ms, board, ramp)
     fixed = {cost.budget: _run([cost], None, deadline_ms, board, ramp) for cost in costs}
     return GovernorProfile(
         board=board, deadline_ms=deadline_ms, ramp=ramp, governed=governed, fixed=fixed, decisions=tuple(governor.decisions)
     )
+
+
+def _check(ramp: ThermalRamp, deadline_ms: float) -> None:
+    numbers = {"deadline_ms": deadline_ms, **msgspec.structs.asdict(ramp)}
+    if wrong := [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+        raise UserError(f"{wrong[0]}: give a finite number")
+    if wrong := [f"{name} is {numbers[name]:g}" for name in ("deadline_ms", "rise_s", "fall_s") if numbers[name] <= 0]:
+        raise UserError(f"{wrong[0]}: it must be above 0")
+    if ramp.hold_s < 0:
+        raise UserError(f"hold_s is {ramp.hold_s:g}: it must be at least 0")
 
 
 def _run(costs: Sequence[BudgetCost], governor: Governor | None, deadline_ms: float, board: str, ramp: ThermalRamp) -> Outcome:

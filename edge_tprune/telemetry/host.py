@@ -64,7 +64,7 @@ def meminfo(root: Path = Path("/")) -> dict[str, int]:
     Raises:
         NoReading: there is none.
     """
-    found = re.findall(r"^(\w+): +(\d+) kB$", sysfs.read_text(root / "proc/meminfo"), re.MULTILINE)
+    found = re.findall(r"^(\w+): +(\d{1,15}) kB$", sysfs.read_text(root / "proc/meminfo"), re.MULTILINE)
     return {name: int(kibibytes) * 1024 for name, kibibytes in found}
 
 

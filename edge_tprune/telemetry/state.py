@@ -136,7 +136,7 @@ def read_clocks(root: Path = Path("/")) -> Clocks:
 
 def read_power_mode(root: Path = Path("/")) -> PowerMode | None:
     """The power mode: from the files that nvpmodel keeps, or from the program where those are not readable."""
-    status = re.search(r"pmode:(\d+)", sysfs.text_or_none(root / "var/lib/nvpmodel/status") or "")
+    status = re.search(r"pmode:(\d{1,9})(?!\d)", sysfs.text_or_none(root / "var/lib/nvpmodel/status") or "")
     if status:
         number = int(status[1])
         return PowerMode(number, _mode_names(root).get(number))
@@ -150,13 +150,13 @@ def parse_nvpmodel(text: str) -> PowerMode | None:
     name = re.search(r"NV Power Mode:[ \t]*(\S.*?)\s*$", text, re.MULTILINE)
     if name is None:
         return None
-    number = re.search(r"^\s*(\d+)\s*$", text[name.end() :], re.MULTILINE)
+    number = re.search(r"^\s*(\d{1,9})\s*$", text[name.end() :], re.MULTILINE)
     return PowerMode(int(number[1]) if number else None, name[1])
 
 
 def _mode_names(root: Path) -> dict[int, str]:
     text = sysfs.text_or_none(root / "etc/nvpmodel.conf") or ""
-    found = re.findall(r"^[ \t]*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^>\n#]*[^>\s#])", text, re.MULTILINE)
+    found = re.findall(r"^[ \t]*<\s*POWER_MODEL\s+ID=(\d{1,9})\s+NAME=([^>\n#]*[^>\s#])", text, re.MULTILINE)
     return {int(number): name for number, name in found}
 
 

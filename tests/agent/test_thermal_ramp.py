@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -50,6 +51,22 @@ def test_heat_follows_surroundings_and_load() -> None:
     assert max(row.surroundings_c for row in busy.trace) == SHORT.high_c
     assert len(busy.trace) == 36
     assert busy.frames == 4500
+
+
+@pytest.mark.parametrize(
+    ("changes", "deadline_ms", "says"),
+    [
+        ({"rise_s": 0.0}, 40, "rise_s is 0: it must be above 0"),
+        ({"fall_s": 0.0}, 40, "fall_s is 0: it must be above 0"),
+        ({"hold_s": -1.0}, 40, "hold_s is -1: it must be at least 0"),
+        ({"high_c": math.nan}, 40, "high_c is nan: give a finite number"),
+        ({}, math.inf, "deadline_ms is inf: give a finite number"),
+        ({}, 0, "deadline_ms is 0: it must be above 0"),
+    ],
+)
+def test_a_ramp_that_is_none(changes: dict[str, float], deadline_ms: float, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        profile_governor([cost("1.0", 30, 80)], deadline_ms=deadline_ms, ramp=msgspec.structs.replace(SHORT, **changes))
 
 
 def test_every_budget_may_be_too_slow() -> None:

@@ -110,6 +110,21 @@ def test_state_of_a_machine_that_tells_everything(tmp_path: Path) -> None:
     assert found["jtop"] == {"socket": "/run/jtop.sock"}
 
 
+def test_numbers_without_end_are_not_known(tmp_path: Path) -> None:
+    digits = "1" * 5000
+    write(
+        tmp_path,
+        {
+            "var/lib/nvpmodel/status": f"pmode:{digits}",
+            "etc/nvpmodel.conf": f"< POWER_MODEL ID={digits} NAME=X >",
+            "proc/meminfo": f"MemAvailable: {digits} kB\nSwapTotal: 5 kB\n",
+        },
+    )
+    state = read_state(tmp_path)
+    assert (state.power_mode, state.memory_available_bytes, state.swap.total_bytes) == (None, None, 5 * 1024)
+    assert parse_nvpmodel(f"NV Power Mode: X\n{digits}\n") == PowerMode(None, "X")
+
+
 def test_state_of_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     assert asdict(read_state(tmp_path)) == {
         "power_mode": None,
