@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.progress import (
     BarColumn,
@@ -78,9 +78,10 @@ class _LineProgress:
 
 class DrawingFilter:
     """Lets through what a progress bar needs, of what a board's program writes: colours, erasing a line, moving up. Nothing else steers
-    this terminal: no title, no clipboard, no answer back."""
+    this terminal: no title, no clipboard, no answer back, no hidden text."""
 
-    _ALLOWED = re.compile(r"\x1b\[(\d{0,3}(;\d{0,3})*m|\d{0,2}[AK]|\?25[lh])")
+    _STYLE = r"(?:[0-4]|2[1-4]|3[0-79]|9[0-7]|38;5;\d{1,3}|38;2;\d{1,3};\d{1,3};\d{1,3})"
+    _ALLOWED = re.compile(rf"\x1b\[((?:{_STYLE}(?:;{_STYLE})*)?m|\d{{0,2}}[AK]|\?25[lh])")
     _UNFINISHED = re.compile(r"\x1b(\[[\d;?]{0,30})?$")
 
     def __init__(self) -> None:
@@ -110,6 +111,7 @@ class BoardProgress:
         self._live = self._console.is_terminal and not quiet
         self._quiet = quiet
         self._filter = DrawingFilter()
+        self._drawn = False  #: by a board's program, which need not have undone it
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._live)
         self._task = self._bar.add_task("", total=None, visible=False)
@@ -120,9 +122,19 @@ class BoardProgress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+        self._undo_drawing()
+
+    def _undo_drawing(self) -> None:
+        """Plain text and a cursor again."""
+        if self._drawn:
+            self._drawn = False
+            with suppress(OSError):
+                self._console.file.write("\x1b[0m\x1b[?25h")
+                self._console.file.flush()
 
     def step(self, text: str) -> None:
         """Something begins."""
+        self._undo_drawing()
         self._bar.update(self._task, visible=False)
         if text == "profiling":
             self._bar.stop()  # the board draws now
@@ -136,6 +148,7 @@ class BoardProgress:
     def live(self, text: str) -> None:
         """What a program on the board writes while it runs, as it comes."""
         if self._live:
+            self._drawn = True
             self._console.file.write(self._filter.pass_on(text))
             self._console.file.flush()
 
