@@ -195,9 +195,9 @@ class Fit:
         if self.request.force:
             return state
         # What --force took before is not taken without it.
-        disturbed = {precision for precision in state.probes if self.latency(state, precision).status in ("suspect", "invalid")}
-        kept = {precision: path for precision, path in state.probes.items() if precision not in disturbed}
-        return msgspec.structs.replace(state, probes=kept)
+        known = [precision for precision in self.request.precisions if precision in state.probes]
+        disturbed = {precision for precision in known if self.latency(state, precision).status != "valid"}
+        return state.without_probes(disturbed)
 
     def _probe(self, state: FitState) -> dict[str, str]:
         """Profiles of probes in every precision that has none. One run for each: a graph's neighbours in a run should be of its kind."""
@@ -290,9 +290,10 @@ class Fit:
             latency = self.latency(state, precision)
             metric, expected = self.bound(state, precision)
             bound = expected if unpruned is None else self.request.bounds(unpruned)[metric]
-            pace = bound / expected  # of this run against the probes', where the bound is a speed-up; else 1
+            pace = bound / expected  # of this run against the probes', where a speed-up is what bounds; else 1
             own = [candidate for candidate in latest.candidates if candidate.precision == precision]
-            values = {row.budget.partition("@")[0]: row.value(metric) for row in rows if row.precision == precision}
+            judged = {row.budget.partition("@")[0]: row for row in rows if row.precision == precision}
+            values = {name: self._bounded(row, metric, bound, unpruned) for name, row in judged.items()}
             met = isinstance(self._choose_among([row for row in rows if row.precision == precision]), Choice)
             pairs = [(candidate.predicted, values.get(candidate.name)) for candidate in own]
             if not pairs:  # nothing seemed to need pruning: the network without it stands for the candidates
@@ -305,6 +306,13 @@ class Fit:
             if aim is not None and not needs_no_pruning(latency.cost(metric), shape, aim):
                 again[precision] = aim
         return msgspec.structs.replace(measured, again=again)
+
+    def _bounded(self, row: Row, metric: str, bound: float, unpruned_ms: float | None) -> float | None:
+        """What of a row is held against the bound. A speed-up is judged round by round: the ratio of two medians may tell otherwise."""
+        speedup, wanted = row.value("speedup"), self.request.limits.get("min_speedup")
+        if metric == "p50_ms" and unpruned_ms and speedup and wanted and bound == unpruned_ms / wanted:
+            return unpruned_ms / speedup
+        return row.value(metric)
 
     def _tune(self, latest: Round) -> Tuned:
         """Fine-tunes the network that was chosen, for the unpruned network and that schedule, and measures it again."""

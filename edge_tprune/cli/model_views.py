@@ -160,7 +160,10 @@ def search_table(file: ScheduleFile) -> Table:
     rows = []
     for name, entry in file.budgets.items():
         predicted = [] if metric is None else [_interval((entry.predicted or {}).get(metric), 2)]
-        label = name if entry.method is None else f"{name} {entry.method}"
+        own = (
+            [] if entry.method is None else [entry.method, *(f"{key}={value}" for key, value in (entry.options or {}).items())]
+        )
+        label = " ".join([name, *own])
         rows.append([label, schedule_text(entry.tokens), *predicted, *(_interval(loss, 4) for loss in entry.losses(score))])
     labels = ([] if metric is None else [f"{metric}, predicted"]) + [f"{score} ({unit})", f"{score} of the defaults"]
     scores = [Heading(label, right=True) for label in labels]

@@ -15,7 +15,7 @@ from edge_tprune.finetune.recipe import ALL, MOST_EPOCHS, TRAINED
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import solve_schedule
-from edge_tprune.text import is_text
+from edge_tprune.text import count_of, is_text
 
 REFERENCE_CANVASES = 1500  #: of the reference task, where no photos are named
 CROPS = 18_000  #: shown in a fine-tuning of the default length, within `EPOCHS`
@@ -60,7 +60,9 @@ class Request(msgspec.Struct, frozen=True):
         if self.device not in (None, "cpu") and not torch.cuda.is_available():
             raise UserError(f"--device {self.device}: PyTorch sees no GPU here. Leave --device out to train on the CPU")
         if self.device is not None and int(self.device.partition(":")[2] or 0) >= max(1, torch.cuda.device_count()):
-            raise UserError(f"--device {self.device}: there are {torch.cuda.device_count()} GPUs here, counted from 0")
+            raise UserError(
+                f"--device {self.device}: this machine has {count_of(torch.cuda.device_count(), 'GPU')}, counted from 0"
+            )
         if self.batch < 1:
             raise UserError(f"--batch {self.batch} is out of range: give 1 or more")
         if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:

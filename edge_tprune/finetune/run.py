@@ -145,6 +145,7 @@ class _Run:
     ) -> None:
         self.loaded, self.dataset, self.out, self.request, self.schedules = loaded, dataset, out, request, schedules
         self.store, self.decisions = store, decisions
+        self.configuration = _configuration(loaded)
         self.first = processes()[0] == 0
         self.progress = progress if progress and self.first else lambda what, done, of: None
         self.say = say if say and self.first else lambda text: None
@@ -414,13 +415,26 @@ class _Run:
             "trained_share": share,
             "seed": recipe.seed,
         }
-        texts = {"edge_tprune_finetune": json.dumps(made)}
-        if self.loaded.name != REFERENCE:
-            names = self.loaded.class_names
-            if names is not None and (known := imagenet_names(self.loaded.model)) is not None and names.names == known.names:
-                names = None  # their number says as much
-            texts[CONFIG] = json.dumps(to_config(self.loaded.name, self.loaded.arguments, self.loaded.preprocessing, names))
-        return texts
+        return {"edge_tprune_finetune": json.dumps(made), **self.configuration}
+
+
+def _configuration(loaded: LoadedModel) -> dict[str, str]:
+    """Of the header: how the network is loaded.
+
+    Raises:
+        UserError: an argument of timm's that no file can state.
+    """
+    if loaded.name == REFERENCE:
+        return {}
+    names = loaded.class_names
+    if names is not None and (known := imagenet_names(loaded.model)) is not None and names.names == known.names:
+        names = None  # their number says as much
+    try:
+        return {CONFIG: json.dumps(to_config(loaded.name, loaded.arguments, loaded.preprocessing, names), allow_nan=False)}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the header of the weights cannot state how {loaded.name} is made ({error}): give plain model_kwargs"
+        ) from error
 
 
 @contextmanager

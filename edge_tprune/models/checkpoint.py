@@ -54,12 +54,17 @@ class WeightsFile:
     preprocessor: Mapping[str, object] = field(default_factory=dict)  #: of `preprocessor_config.json`
     metadata: Mapping[str, str] = field(default_factory=dict)  #: of a .safetensors file
     numpy: Path | None = None  #: a JAX archive, which a model of timm reads by itself
-    config_place: str = "config.json"  #: where `config` is from
+    config_source: str = ""  #: where `config` is from, in words; "" for `config.json`
 
     @property
     def shown(self) -> str:
         """What messages call it."""
         return format_path(self.path.name or self.path)
+
+    @property
+    def config_shown(self) -> str:
+        """What messages call the configuration."""
+        return self.config_source or f"config.json of {self.shown}"
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -83,7 +88,7 @@ def read_weights(path: Path) -> WeightsFile:
     content, metadata = _read_file(path)
     if CONFIG in metadata:
         config = _parse_config(metadata[CONFIG], f"the configuration in {format_path(path)}")
-        return WeightsFile(path, content, config, metadata=metadata, config_place="the header")
+        return WeightsFile(path, content, config, metadata=metadata, config_source=f"the header of {format_path(path.name)}")
     config, preprocessor = _read_configs(path.parent) if path.name in _PREFERRED else ({}, {})
     return WeightsFile(path, content, config, preprocessor, metadata)
 

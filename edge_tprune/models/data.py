@@ -168,7 +168,7 @@ def _content(file: Path) -> str:
     try:
         return sha256_file(file)
     except OSError as error:
-        raise UserError(f"{format_path(file)} was there a moment ago: {error.strerror}. Run the command again") from error
+        raise UserError(f"{format_path(file)} cannot be read any more: {error.strerror}. Run the command again") from error
 
 
 def open_dataset(

@@ -150,7 +150,11 @@ def _load_local(name: str, options: ModelOptions) -> LoadedModel:
     check_name(architecture)
     if options.weights is not None:
         own = read_weights(Path(options.weights))
-        file = own if own.config or own.preprocessor else replace(own, config=file.config, preprocessor=file.preprocessor)
+        file = (
+            own
+            if own.config or own.preprocessor
+            else replace(own, config=file.config, preprocessor=file.preprocessor, config_source=file.config_shown)
+        )
     return _load_file(architecture, file, options)
 
 

@@ -82,7 +82,7 @@ def _name_records(file: WeightsFile) -> Iterator[tuple[str, str, Any]]:
         if key in file.metadata:
             with suppress(ValueError, RecursionError):
                 yield file.shown, key, json.loads(file.metadata[key])
-    for source, document in ((f"{file.config_place} of {file.shown}", file.config), (file.shown, file.content)):
+    for source, document in ((file.config_shown, file.config), (file.shown, file.content)):
         for holder in _HOLDERS:
             record = plain(document.get(holder)) if holder else document
             if isinstance(record, Mapping):
@@ -121,7 +121,7 @@ def find_preprocessing(file: WeightsFile) -> tuple[dict[str, object], list[str]]
     """The preprocessing that a checkpoint or what lies beside it records, by timm's names, and what to say of it."""
     for source, found in (
         (f"preprocessor_config.json of {file.shown}", _of_preprocessor(file)),
-        (f"{file.config_place} of {file.shown}", _of_timm(_timm_config(file))),
+        (file.config_shown, _of_timm(_timm_config(file))),
         (f"the training arguments in {file.shown}", _of_timm(plain(file.content.get("args")))),
     ):
         if found:

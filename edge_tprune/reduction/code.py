@@ -6,13 +6,12 @@ import hashlib
 import inspect
 import sys
 from functools import lru_cache
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 from edge_tprune.reduction.own import is_own
 from edge_tprune.reduction.registry import Reducer
-
-HELPERS: dict[str, tuple[Path, ...]] = {}
-"""Module of a plugin -> the files that it imported from its directory."""
+from edge_tprune.text import PLUGIN_MODULE
 
 
 @lru_cache(maxsize=1)
@@ -34,19 +33,19 @@ def method_code_sha256(method: type[Reducer]) -> str:
     digest = hashlib.sha256(code_sha256().encode())
     try:
         own = Path(inspect.getsourcefile(method) or "")
-        for file in [own, *_parts(method)]:
+        for file in [own, *_parts(method, own)]:
             digest.update(file.read_bytes())
-    except (OSError, TypeError):  # typed into a notebook
+    except (OSError, TypeError, SyntaxError):  # typed into a notebook
         digest.update(f"{method.__module__}.{method.__qualname__}".encode())
     return digest.hexdigest()
 
 
-def _parts(method: type[Reducer]) -> list[Path]:
-    """Other files of the code of one's own: what a plugin imported from its directory, or the modules of an installed package."""
-    if method.__module__ in HELPERS:
-        return list(HELPERS[method.__module__])
-    package = method.__module__.partition(".")[0]
-    modules = [
-        module for name, module in list(sys.modules.items()) if name.startswith(f"{package}.") and name != method.__module__
-    ]
-    return sorted({Path(file) for module in modules if (file := getattr(module, "__file__", None))})
+def _parts(method: type[Reducer], own: Path) -> list[Path]:
+    """Other files of the code of one's own: what a plugin imports from its directory, or those of an installed package."""
+    if method.__module__.startswith(PLUGIN_MODULE):
+        finder = ModuleFinder([str(own.resolve().parent)], excludes=["edge_tprune"])
+        finder.run_script(str(own))  # reads it, and runs nothing
+        files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+        return sorted(file for file in files if file.resolve() != own.resolve())
+    package = getattr(sys.modules.get(method.__module__.partition(".")[0]), "__file__", None) or ""
+    return sorted(Path(package).parent.rglob("*.py")) if Path(package).name == "__init__.py" else []

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from edge_tprune.errors import UserError
 from edge_tprune.reduction import registry
-from edge_tprune.reduction.code import HELPERS
 from edge_tprune.reduction.own import describe_own_error, keep_torch_settings
 from edge_tprune.reduction.registry import Reducer
 from edge_tprune.text import PLUGIN_MODULE, one_line
@@ -46,7 +45,6 @@ def load_plugin(file: Path) -> list[str]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where a class's source is looked for
     beside = str(file.resolve().parent)
-    known = set(sys.modules)
     sys.path.insert(0, beside)  # as of a script: modules beside it can be imported
     try:
         with keep_torch_settings():
@@ -57,9 +55,6 @@ def load_plugin(file: Path) -> list[str]:
     finally:
         with suppress(ValueError):  # the plugin may have changed the path
             sys.path.remove(beside)
-    imported = [Path(place) for key in set(sys.modules) - known if (place := getattr(sys.modules[key], "__file__", None))]
-    helpers = {each for each in imported if Path(beside) in each.parents and each.resolve() != file.resolve()}
-    HELPERS[name] = tuple(sorted({*HELPERS.get(name, ()), *helpers}))
     added = [key for key, cls in registry.methods().items() if before.get(key) is not cls]
     if not added:
         raise UserError(

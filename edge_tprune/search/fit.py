@@ -6,7 +6,7 @@ measurement misses what was predicted, the next round aims at another limit. Wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -66,7 +66,7 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
     key: str  #: hash of what all of it depends on: model, weights, images, methods, runtime, batch
     machine: str = ""  #: that it is measured on, and its power mode; not known of a board and of older fits
     probes: dict[str, RelativePath] = {}  #: precision -> profile of the probe bundle, with its latency.json
-    rounds: dict[str, Annotated[tuple[Round, ...], Meta(min_length=1)]] = {}  #: by the limits, as words
+    rounds: dict[str, Annotated[tuple[Round, ...], Meta(min_length=1)]] = {}  #: by the limits and precisions, as words
     tuned: dict[str, Tuned] = {}  #: likewise
 
     def next_step(self, limits: str, precisions: Sequence[str], tune: bool = False) -> Step:
@@ -94,6 +94,19 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
         """Without the fine-tuning for these limits, if it was given another time."""
         tuned = {name: found for name, found in self.tuned.items() if name != limits or found.seconds == seconds}
         return msgspec.structs.replace(self, tuned=tuned)
+
+    def without_probes(self, precisions: Collection[str]) -> FitState:
+        """Without the probes of these precisions, and what was found with them."""
+
+        def apart(limits: str) -> bool:
+            return not {*limits.rpartition(" ")[2].split(",")} & {*precisions}
+
+        return msgspec.structs.replace(
+            self,
+            probes={precision: path for precision, path in self.probes.items() if precision not in precisions},
+            rounds={limits: found for limits, found in self.rounds.items() if apart(limits)},
+            tuned={limits: found for limits, found in self.tuned.items() if apart(limits)},
+        )
 
     def without_removed(self, exists: Callable[[str], bool]) -> FitState:
         """What of it is still there: a step whose output somebody removed is to be done again.

@@ -131,21 +131,25 @@ def test_a_method_whose_shapes_depend_on_the_image_cannot_be_exported(
     assert "def forward" not in "".join(capfd.readouterr())
 
 
-def test_a_change_of_what_a_plugin_imports_changes_the_hash_of_its_code(tmp_path: Path) -> None:
-    name = f"helper_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text("COUNT = 1\n")
+def test_a_change_of_what_plugins_import_changes_the_hash_of_their_code(tmp_path: Path) -> None:
+    """Also of the second that imports it, and of what is imported only when it computes."""
+    helper = f"helper_{tmp_path.name.replace('-', '_')}"
     (tmp_path / "unrelated.py").write_text("COUNT = 1\n")
-    plugin = tmp_path / "mine.py"
-    plugin.write_text(f"import {name}\n{SOURCE}")
-    plugins.load_plugin(plugin)
-    method = registry.method("keep_longest")
-    before = method_code_sha256(method)
+    (tmp_path / "first.py").write_text(f"import {helper}\n{SOURCE}")
+    late = SOURCE.replace("        return Keep", f"        import {helper}\n\n        return Keep")
+    (tmp_path / "second.py").write_text(late.replace("keep_longest", "keep_too").replace("KeepLongest", "KeepToo"))
+
+    def hashes(count: int) -> list[str]:
+        (tmp_path / f"{helper}.py").write_text(f"COUNT = {count}\n")
+        return [method_code_sha256(registry.method(name)) for name in ("keep_longest", "keep_too")]
+
+    (tmp_path / f"{helper}.py").write_text("COUNT = 1\n")
+    for name in ("first.py", "second.py"):
+        plugins.load_plugin(tmp_path / name)
+    before = hashes(1)
     (tmp_path / "unrelated.py").write_text("COUNT = 2\n")
-    assert method_code_sha256(method) == before
-    (tmp_path / f"{name}.py").write_text("COUNT = 2\n")
-    assert method_code_sha256(method) != before
-    plugins.load_plugin(plugin)
-    assert method_code_sha256(registry.method("keep_longest")) != before, "what was imported before counts too"
+    assert hashes(1) == before
+    assert not {*hashes(2)} & {*before}
 
 
 def test_a_change_of_a_plugin_changes_the_hash_of_its_code(tmp_path: Path) -> None:

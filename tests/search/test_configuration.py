@@ -76,7 +76,7 @@ def test_options_are_searched_at_the_first_budget_and_kept(reference: LoadedMode
     assert document.options["matched"] == 0.1
     assert set(document.options) == {"matched", "attentive"}
     assert document.found is not None
-    study = open_study(open_storage(out, None), "bat 0.8", {}, check=False)
+    study = open_study(open_storage(out, None), f"bat 0.8 attentive={document.options['attentive']}", {}, check=False)
     tried = [trial.user_attrs["options"] for trial in study.get_trials() if "options" in trial.user_attrs]
     assert tried
     assert all(options == {"attentive": document.options["attentive"]} for options in tried)

@@ -165,6 +165,11 @@ def build(
         schedules = read_schedules(schedule)
         method = schedules.choose_method(method, "zero_tprune")
         options = registry.parse_options(registry.any_method(method), parse_pairs(option or [], "--option"))
+        if options and schedules.own:
+            raise UserError(
+                f"--option is not for budgets {', '.join(schedules.own)} of the schedule file, which have methods or options of their own: "
+                "leave it out, or change the file"
+            )
         loaded = choice.load(model, needs_classes=False)
         shared["calibration"] = open_photos(loaded, calibration, shared["precisions"], quiet)
         requests = _request_budgets(budgets, schedules)

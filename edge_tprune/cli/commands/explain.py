@@ -102,7 +102,7 @@ def explain(
         return
     schedules = read_schedules(schedule)
     if schedules.own:
-        raise UserError("the schedule file has budgets of several methods: give the tokens after each block instead")
+        raise UserError("the schedule file has budgets of several methods or options: give the tokens after each block instead")
     names = list(dict.fromkeys(parse_list(schedules.choose_method(method, "zero_tprune"), str, "--methods")))
     for name in names:
         registry.method(name)  # before a model is loaded

@@ -112,7 +112,9 @@ def finetune(
     if any(
         file.resolve() == one.resolve() or (file.exists() and file.resolve().parent == one.resolve()) for one in begins_with
     ):
-        raise UserError(f"--out {file} is a file of the weights, which training begins with: choose another --out")
+        raise UserError(
+            f"--out {file} is a file of the weights that training begins with, or lies beside them: choose another --out"
+        )
     if choice.class_map is not None and not labels:
         raise UserError("--class-map is not used without --labels: leave it out here, and give it to build")
     found = read(schedule) if schedule is not None else None

@@ -149,6 +149,8 @@ def fit(
         raise UserError(f"{'--offline' if offline else '--ssh-config'} is for a board: add --host, or leave it out")
     if calibration is not None and "int8" not in precisions:
         raise UserError("--calibration is for int8: add --precision fp32,int8, or leave it out")
+    if images < 1:
+        raise UserError(f"--images {images} is out of range: give 1 or more")
     if trials < 1:
         raise UserError(f"{trials} trials are too few: give 1 or more")
     if choice.class_map is not None and eval_data is None:
@@ -213,8 +215,10 @@ def fit(
             print_choice(answer)
     if not isinstance(answer, Choice):
         raise NegativeAnswer(describe_failure(answer))
-    if "int8" not in precisions and not answer.row.unpruned:
-        print_note("int8 was not tried: with --precision fp32,int8 a network that removes fewer tokens may meet the limit")
+    pruned = any(candidate.name == answer.row.budget.partition("@")[0] for candidate in latest.candidates)
+    if "int8" not in precisions and pruned:
+        tried = ",".join(dict.fromkeys(["fp32", *precisions, "int8"]))
+        print_note(f"int8 was not tried: with --precision {tried} a network that removes fewer tokens may meet the limit")
     print_note(
         f"bundle: {where / latest.bundle}, budget {answer.row.budget}; "
         f"report: {command_line('edge-tprune', 'report', where / (latest.profile or ''))}"
