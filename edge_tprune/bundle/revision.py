@@ -95,7 +95,8 @@ def revise(bundle: Bundle, change: Callable[[Bundle], Revision]) -> Bundle:
 def _remove(path: Path, names: set[str]) -> None:
     for name in names:
         with suppress(OSError):
-            (path / name).unlink()
+            if (path / name).parent.resolve().is_relative_to(path.resolve()):  # not through a link of a bundle of others
+                (path / name).unlink()
 
 
 def check_revisable(path: Path, more_bytes: int = 0) -> None:

@@ -21,7 +21,7 @@ import torch
 from edge_tprune.bundle.bundle import Bundle, set_aside
 from edge_tprune.bundle.golden import OUTLIERS
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
-from edge_tprune.bundle.revision import manifest_lock, work_lock
+from edge_tprune.bundle.revision import RESULTS, manifest_lock, work_lock
 from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
 from edge_tprune.export import migration
@@ -89,10 +89,12 @@ def build(
 
 
 def _check_place(out: Path) -> None:
-    """Refuses a place where something other than a bundle is, or profiles in one: it would be lost. A damaged bundle is one that says to be one.
+    """Refuses a place where something other than a bundle is, or profiles or other files in one: they would be lost.
+
+    A damaged bundle is one that says to be one.
 
     Raises:
-        UserError: it is no bundle, and no empty directory; or it holds a profile.
+        UserError: it is no bundle, and no empty directory; or it holds what the bundle does not name.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -106,6 +108,20 @@ def _check_place(out: Path) -> None:
         raise UserError(
             f"{out} holds a profile, {profile.relative_to(out)}, which would be lost: move it away, or choose another --out"
         )
+    if (other := _foreign_file(out)) is not None:
+        raise UserError(
+            f"{out} holds {other}, which is not the bundle's and would be lost: move it away, or choose another --out"
+        )
+
+
+def _foreign_file(out: Path) -> str | None:
+    """A file in a bundle's directory that the bundle does not name; None where its manifest cannot be read."""
+    try:
+        own = {*KIND.read(out).all_files, MANIFEST}
+    except UserError:
+        return None
+    files = (file.relative_to(out).as_posix() for file in sorted(out.rglob("*")) if file.is_symlink() or not file.is_dir())
+    return next((name for name in files if name not in own and not name.startswith((".", RESULTS, "engines/"))), None)
 
 
 def _write(

@@ -35,7 +35,7 @@ def method_code_sha256(method: type[Reducer]) -> str:
         own = Path(inspect.getsourcefile(method) or "")
         for file in [own, *_parts(method, own)]:
             digest.update(file.read_bytes())
-    except (OSError, TypeError, SyntaxError):  # typed into a notebook
+    except (OSError, TypeError):  # typed into a notebook
         digest.update(f"{method.__module__}.{method.__qualname__}".encode())
     return digest.hexdigest()
 
@@ -43,9 +43,14 @@ def method_code_sha256(method: type[Reducer]) -> str:
 def _parts(method: type[Reducer], own: Path) -> list[Path]:
     """Other files of the code of one's own: what a plugin imports from its directory, or those of an installed package."""
     if method.__module__.startswith(PLUGIN_MODULE):
-        finder = ModuleFinder([str(own.resolve().parent)], excludes=["edge_tprune"])
-        finder.run_script(str(own))  # reads it, and runs nothing
-        files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+        beside = own.resolve().parent
+        finder = ModuleFinder([str(beside)], excludes=["edge_tprune"])
+        try:
+            finder.run_script(str(own))  # reads it, and runs nothing
+        except Exception:  # it does not know every way of importing, such as from a directory without __init__.py
+            files = {*beside.glob("*.py"), *beside.glob("*/*.py")}
+        else:
+            files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
         return sorted(file for file in files if file.resolve() != own.resolve())
     package = getattr(sys.modules.get(method.__module__.partition(".")[0]), "__file__", None) or ""
     return sorted(Path(package).parent.rglob("*.py")) if Path(package).name == "__init__.py" else []

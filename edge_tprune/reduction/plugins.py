@@ -42,6 +42,8 @@ def load_plugin(file: Path) -> list[str]:
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"plugin {file} is not a Python file: give one whose name ends with .py")
+    _check_namesakes(file)
+    known = set(sys.modules)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where a class's source is looked for
     beside = str(file.resolve().parent)
@@ -55,12 +57,26 @@ def load_plugin(file: Path) -> list[str]:
     finally:
         with suppress(ValueError):  # the plugin may have changed the path
             sys.path.remove(beside)
+    _HELPERS.update(set(sys.modules) - known)
     added = [key for key, cls in registry.methods().items() if before.get(key) is not cls]
     if not added:
         raise UserError(
             f"plugin {file} registers no method: decorate a subclass of edge_tprune.reduction.Reducer with @edge_tprune.reduction.register"
         )
     return added
+
+
+_HELPERS: set[str] = set()  #: names of modules that plugins imported
+
+
+def _check_namesakes(file: Path) -> None:
+    """Refuses a plugin beside which a module lies whose name another plugin's module has: Python would give it that one."""
+    for name in sorted(_HELPERS & set(sys.modules)):
+        own, other = file.resolve().parent / f"{name}.py", getattr(sys.modules[name], "__file__", None)
+        if own.is_file() and other and Path(other).resolve() != own:
+            raise UserError(
+                f"plugin {file} has a module {name} beside it, and another plugin has one too, {other}: rename one of them"
+            )
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ decide which tokens go on and what becomes of the others (an `Outcome`). Adding 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -194,6 +195,11 @@ def register(cls: _R) -> _R:
     wrong = [name for name, option in options(cls).items() if type(option.default) not in (bool, int, float, str)]
     if wrong:
         raise TypeError(f"{cls.__name__}: option {wrong[0]} needs a default that is a bool, an int, a float or a str")
+    endless = [
+        name for name, option in options(cls).items() if isinstance(option.default, float) and not math.isfinite(option.default)
+    ]
+    if endless:
+        raise TypeError(f"{cls.__name__}: option {endless[0]} needs a default that is finite")
     unknown = cls.needs - EVIDENCE.keys()
     if unknown:
         raise TypeError(f"{cls.__name__} needs unknown evidence {sorted(unknown)}: choose from {sorted(EVIDENCE)}")
@@ -331,6 +337,8 @@ def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, Opt
             parsed[key] = readers[kind](text)
         except ValueError as error:
             raise UserError(f"method {cls.name}: option {key}={text!r} is not a {kind.__name__}") from error
+        if kind is float and not math.isfinite(parsed[key]):
+            raise UserError(f"method {cls.name}: option {key}={text!r} is no finite number")
     return parsed
 
 

@@ -88,11 +88,13 @@ def read(path: Path) -> ScheduleFile:
     for name in file.budgets:
         if not _is_share(name):
             raise UserError(f"schedule file {path}: budget {name!r} is not a share of MACs such as 0.65. {KIND.remedy}")
-    known = registry.options(registry.method(file.method))
-    for option, value in file.options.items():
-        if option in known and type(value) is not type(known[option].default):
-            kind = type(known[option].default).__name__
-            raise UserError(f"schedule file {path}: option {option} is {value!r}, not a {kind}. {KIND.remedy}")
+    own = [(entry.method, entry.options or {}) for entry in file.budgets.values() if entry.method is not None]
+    for method, options in [(file.method, file.options), *own]:
+        known = registry.options(registry.method(method))
+        for option, value in options.items():
+            if option in known and type(value) is not type(known[option].default):
+                kind = type(known[option].default).__name__
+                raise UserError(f"schedule file {path}: option {option} of {method} is {value!r}, not a {kind}. {KIND.remedy}")
     return file
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import KIND, FileEntry
-from edge_tprune.bundle.revision import Revision, check_revisable, revise
+from edge_tprune.bundle.revision import Revision, _remove, check_revisable, revise
 from edge_tprune.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +149,18 @@ def test_a_failed_revision_leaves_what_was_there(bundle: Bundle) -> None:
         revise(bundle, not_a_manifest)
     assert (bundle.path / "manifest.json").read_bytes() == before
     assert not (bundle.path / "new.txt").exists()
+
+
+def test_nothing_is_removed_through_a_link_that_leads_out(tmp_path: Path) -> None:
+    """A bundle of others may name a file of the user's as old results."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine").write_text("mine")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "eval-x").symlink_to(tmp_path / "home")
+    (tmp_path / "bundle" / "eval-y.npz").touch()
+    _remove(tmp_path / "bundle", {"eval-x/mine", "eval-y.npz"})
+    assert (tmp_path / "home" / "mine").exists()
+    assert not (tmp_path / "bundle" / "eval-y.npz").exists()
 
 
 def test_an_interruption_after_the_new_manifest_leaves_what_it_names(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,18 @@ def test_only_a_bundle_is_replaced(tmp_path: Path, said: str | None) -> None:
         _check_place(tmp_path)
 
 
+def test_what_a_bundle_does_not_name_is_not_lost(loaded: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    build(loaded, decide_by_default(loaded, "evit", budgets=[1.0]), out)
+    (out / "engines").mkdir()
+    (out / "engines" / "old.plan").touch()
+    (out / "eval-0.npz").touch()
+    _check_place(out)
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.md, which is not the bundle's and would be lost"):
+        _check_place(out)
+
+
 def test_the_name_of_a_bundle_is_no_pattern(tmp_path: Path) -> None:
     of_another = tmp_path / ".ab.building-1"
     own = tmp_path / ".a[b].building-1"

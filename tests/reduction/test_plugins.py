@@ -152,6 +152,30 @@ def test_a_change_of_what_plugins_import_changes_the_hash_of_their_code(tmp_path
     assert not {*hashes(2)} & {*before}
 
 
+def test_a_plugin_may_import_from_a_plain_directory(tmp_path: Path) -> None:
+    parts = tmp_path / f"parts_{tmp_path.name.replace('-', '_')}"
+    parts.mkdir()
+    (parts / "score.py").write_text("COUNT = 1\n")
+    (tmp_path / "own.py").write_text(f"from {parts.name}.score import COUNT\n{SOURCE}")
+    plugins.load_plugin(tmp_path / "own.py")
+    before = method_code_sha256(registry.method("keep_longest"))
+    (parts / "score.py").write_text("COUNT = 2\n")
+    assert method_code_sha256(registry.method("keep_longest")) != before
+
+
+def test_two_plugins_with_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    helper = f"helper_{tmp_path.name.replace('-', '_')}"
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{helper}.py").write_text(f"COUNT = {number}\n")
+        names = SOURCE.replace("keep_longest", f"keep_{folder}").replace("KeepLongest", f"Keep{folder.upper()}")
+        (tmp_path / folder / "own.py").write_text(f"import {helper}\n{names}")
+    plugins.load_plugin(tmp_path / "a" / "own.py")
+    with pytest.raises(UserError, match=f"has a module {helper} beside it, and another plugin has one too"):
+        plugins.load_plugin(tmp_path / "b" / "own.py")
+    plugins.load_plugin(tmp_path / "a" / "own.py")
+
+
 def test_a_change_of_a_plugin_changes_the_hash_of_its_code(tmp_path: Path) -> None:
     found = []
     for text in (SOURCE, SOURCE + "\n# changed\n"):

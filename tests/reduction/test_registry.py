@@ -64,6 +64,9 @@ def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
         edge_tprune.prune(vit, method="evitt", budget=0.5)
     with pytest.raises(UserError, match=r"no option 'fusee'\. Did you mean fuse"):
         edge_tprune.prune(vit, method="evit", budget=0.8, fusee=True)
+    for text in ("nan", "inf", "-inf"):
+        with pytest.raises(UserError, match=f"similar='{text}' is no finite number"):
+            registry.parse_options(registry.method("zero_tprune"), {"similar": text})
     with pytest.raises(UserError, match="votes='many' is not a int"):
         registry.parse_options(registry.method("zero_tprune"), {"votes": "many"})
     with pytest.raises(UserError, match="fuse='perhaps' is not a bool"):

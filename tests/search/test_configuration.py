@@ -120,6 +120,14 @@ def test_an_entry_with_other_options_says_so(reference: LoadedModel, tmp_path: P
     assert (document.budgets["0.8"].method, document.budgets["0.8"].options) == ("bat", {"attentive": 0.7, "matched": 0.4})
 
 
+def test_options_of_an_entry_have_the_types_of_its_method(tmp_path: Path) -> None:
+    entry = {"tokens": [50, 40, 30], "share": 0.6, "method": "bat", "options": {"attentive": "x"}}
+    file = {"format": "edge-tprune-schedule", "version": 1, "method": "evit", "options": {}, "budgets": {"0.6": entry}}
+    (tmp_path / "s.json").write_text(json.dumps(file))
+    with pytest.raises(UserError, match="option attentive of bat is 'x', not a float"):
+        read(tmp_path / "s.json")
+
+
 def test_a_search_does_not_overwrite_the_tables(reference: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sensitivity tables are kept under that name"):
         find(reference, "evit", [0.6], ReferenceTask(4, "train"), tmp_path / configuration.TABLES, trials=1)

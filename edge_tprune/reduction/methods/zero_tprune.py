@@ -53,6 +53,7 @@ from edge_tprune.reduction.outcome import Keep, Merge, Outcome
 from edge_tprune.reduction.registry import ATTENTION, KEYS, Evidence, Reducer, Stage, register
 
 V_MIN, V_MAX = 0.01, 0.7
+MOST_VOTES = 1000  #: iterations, each of which is a product of matrices in the graph
 PARTITIONS = ("sequential", "alternate", "random")
 
 
@@ -108,8 +109,8 @@ class ZeroTPrune(Reducer):
             raise UserError(f"method zero_tprune: partition is {partition!r}; it is one of {', '.join(PARTITIONS)}")
         if not 0 <= similar <= 1:
             raise UserError(f"method zero_tprune: similar is {similar:g}; it is a share, from 0 (never S) to 1 (only S)")
-        if votes < 0:
-            raise UserError(f"method zero_tprune: votes is {votes}; give 1 or more, or 0 for the paper's numbers")
+        if not 0 <= votes <= MOST_VOTES:
+            raise UserError(f"method zero_tprune: votes is {votes}; give 1 to {MOST_VOTES}, or 0 for the paper's numbers")
         if renormalise and merge:
             raise UserError(
                 "method zero_tprune: renormalise has nothing to divide where duplicates merge: add --option merge=false"
