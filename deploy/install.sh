@@ -138,9 +138,30 @@ plan_system() {
 
 # --- the user's part
 
-make_venv() { rm -rf "$home/venv" && mkdir -p "$home" && chmod 700 "$home" && "$python" -m venv --system-site-packages "$home/venv"; }
+# Two measurements, or one and an installation, would disturb each other: `edge-tprune deploy` and campaigns hold the same lock.
+locked=''
+take_lock() {
+    [ -z "$locked" ] || return 0
+    mkdir -p "$home" && chmod 700 "$home" && exec 9>"$home/running.lock" && {
+        ! command -v flock >/dev/null || flock -n 9 || { echo "install.sh: something is being measured here: wait for it to finish, or stop it" >&2; return 1; }
+    } && locked=1
+}
 
-install_agent() { "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --force-reinstall "$source${extras:+[$extras]}" && echo "$stamp" >"$home/venv/install.sh.stamp"; }
+# The agent that is there is set aside until the new one is complete; a virtual environment works at its own place alone.
+set_aside() {
+    if [ -d "$home/venv.old" ] && [ ! -f "$home/venv/edge-tprune.json" ]; then rm -rf "$home/venv"; fi # an installation was cut off half-way
+    [ ! -d "$home/venv" ] || { rm -rf "$home/venv.old" && mv "$home/venv" "$home/venv.old"; }
+}
+
+put_back() { [ ! -d "$home/venv.old" ] || { rm -rf "$home/venv" && mv "$home/venv.old" "$home/venv"; }; }
+
+make_venv() { take_lock && trap put_back EXIT && set_aside && "$python" -m venv --system-site-packages "$home/venv"; }
+
+install_agent() {
+    take_lock \
+        && "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --force-reinstall "$source${extras:+[$extras]}" \
+        && echo "$stamp" >"$home/venv/install.sh.stamp" && rm -rf "$home/venv.old" && trap - EXIT && exec 9>&-
+}
 
 link_command() { mkdir -p "$HOME/.local/bin" && ln -sfn "$home/venv/bin/edge-tprune" "$HOME/.local/bin/edge-tprune"; }
 

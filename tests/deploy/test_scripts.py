@@ -85,6 +85,48 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> No
     assert len(done.stderr.splitlines()) == 1
 
 
+def install_with(tmp_path: Path, pip: str) -> subprocess.CompletedProcess[str]:
+    """The user's part, on a machine whose Python makes environments in which pip is this command."""
+    programs = tmp_path / "bin"
+    programs.mkdir(exist_ok=True)
+    python = f'#!/bin/sh\n[ "$2" != venv ] || {{ mkdir -p "$4/bin" && printf "#!/bin/sh\\n{pip}\\n" >"$4/bin/python" && chmod +x "$4/bin/python"; }}\n'
+    for name, text in {"python3": python, "id": "#!/bin/sh\necho 1000\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "agent.whl").touch()
+    arguments = ("--yes", "--wheel", str(tmp_path / "agent.whl"), "--extras", "ort")
+    return install(tmp_path, *arguments, path=f"{programs}:{os.environ['PATH']}")
+
+
+def test_the_agent_that_is_there_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    home = tmp_path / "home" / ".edge-tprune"
+    (home / "venv").mkdir(parents=True)
+    (home / "venv" / "edge-tprune.json").write_text("of deploy")
+    failed = install_with(tmp_path, "exit 1")
+    assert (failed.returncode, "this failed: install the agent" in failed.stderr) == (1, True)
+    assert (home / "venv" / "edge-tprune.json").read_text() == "of deploy"
+    assert not (home / "venv.old").exists()
+    (home / "venv").rename(home / "venv.old")  # cut off half-way
+    (home / "venv").mkdir()
+    assert install_with(tmp_path, "exit 1").returncode == 1
+    assert (home / "venv" / "edge-tprune.json").read_text() == "of deploy"
+    done = install_with(tmp_path, "exit 0")
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in (home / "venv").iterdir()) == ["bin", "install.sh.stamp"]
+    assert not (home / "venv.old").exists()
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock (util-linux) is not installed")
+def test_nothing_is_installed_under_a_measurement(tmp_path: Path) -> None:
+    home = tmp_path / "home" / ".edge-tprune"
+    (home / "venv").mkdir(parents=True)
+    with (home / "running.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        done = install_with(tmp_path, "exit 0")
+    assert (done.returncode, "something is being measured here" in done.stderr) == (1, True)
+    assert list((home / "venv").iterdir()) == []
+
+
 def test_a_campaign_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     """The script of the service: begun, killed without warning, begun again, and over."""
     agent = tmp_path / ".edge-tprune"
