@@ -139,7 +139,7 @@ def test_accuracy_on_the_same_images_is_paired_image_by_image(profiles):
     assert unclear.needed > 1000
     assert contrast(row(bits), row(lost, "other images"), TOP1).resolution == "not resolved"
     assert not same_images(row(bits), row(lost, "other images"))
-    assert contrast(row(bits), row(bits[:500]), TOP1).resolution == "not resolved", "a part of them, under one hash"
+    assert contrast(row(bits), row(lost[:500]), TOP1).resolution == "not resolved", "a part of them, under one hash"
 
 
 def test_the_unpruned_model_has_no_contrast_with_itself(profiles):
