@@ -300,7 +300,11 @@ class Fit:
                 without = latency.cost(metric).predict(shape, SLICE, shape.exact_schedule())
                 pairs = [(without, values.get(EXACT, values.get(FULL)))]
             predictions = [None if predicted is None else predicted.scaled(pace) for predicted, _ in pairs]
-            aim = next_aim(pace * latest.aims.get(precision, expected), bound, predictions, [m for _, m in pairs], met)
+            names = {candidate.name for candidate in own} | {FULL, EXACT}
+            others = [value for name, value in values.items() if name not in names]  # networks that another precision found
+            aim = next_aim(
+                pace * latest.aims.get(precision, expected), bound, predictions, [*(m for _, m in pairs), *others], met
+            )
             aim = None if aim is None else aim / pace
             # Between these candidates and the network without pruning, measured beside them, there may be nothing.
             if aim is not None and not needs_no_pruning(latency.cost(metric), shape, aim):

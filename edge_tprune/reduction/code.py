@@ -50,7 +50,7 @@ def _parts(method: type[Reducer], own: Path) -> list[Path]:
         except Exception:  # it does not know every way of importing, such as from a directory without __init__.py
             files = {*beside.glob("*.py"), *beside.glob("*/*.py")}
         else:
-            files = {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+            files = {Path(file) for module in finder.modules.values() if (file := getattr(module, "__file__", None))}
         return sorted(file for file in files if file.resolve() != own.resolve())
     package = getattr(sys.modules.get(method.__module__.partition(".")[0]), "__file__", None) or ""
     return sorted(Path(package).parent.rglob("*.py")) if Path(package).name == "__init__.py" else []

@@ -238,6 +238,8 @@ def next_aim(
 ) -> float | None:
     """What another round should aim at; None where none is needed.
 
+    The first of `measured` are those of which something was predicted, in the same order; the others are of other networks in this precision.
+
     One is needed where no candidate keeps the bound; and where tokens were given away: all predictions were too high by more than their interval, or
     the best candidate missed the bound and those that keep it are far below. The new aim is the bound, corrected by how far the best candidate was
     off, and a little less: of networks right at the bound every second one misses it.
