@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.models import get_pretrained_cfg
 
 from edge_tprune.errors import UserError, did_you_mean
+from edge_tprune.files import read_regular
 from edge_tprune.models.architecture import create
 from edge_tprune.models.families import REFUSED, adapt
 
 MODULES = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "deit", "eva", "beit")
 """timm's modules that create the classes which adapters take."""
+
+_LARGEST_PAGE = 16_000_000  # bytes
 
 BEGIN, END = "<!-- tables of `edge-tprune models`: begin -->", "<!-- tables of `edge-tprune models`: end -->"
 
@@ -143,6 +147,29 @@ def _format_architecture(group: list[Entry]) -> str:
         f"| `{first.architecture}` | {len(group)} | {first.kind} | {height} x {width} | {first.tokens} | {first.blocks} | "
         f"{first.macs / 1e9:.2f} | {first.output} |"
     )
+
+
+def read_page(file: Path) -> str:
+    """The Markdown document that tables go into; an empty one where there is no file.
+
+    Raises:
+        UserError: it cannot be read, is no text in UTF-8, or has other marker lines than one pair: what lies between is replaced, and may be prose.
+    """
+    try:
+        document = read_regular(file, _LARGEST_PAGE).decode()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}. Give a Markdown file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not text in UTF-8 (byte {error.start + 1}). Save it as UTF-8") from error
+    begins, ends = document.count(BEGIN), document.count(END)
+    if (begins, ends) != (0, 0) and ((begins, ends) != (1, 1) or document.index(BEGIN) > document.index(END)):
+        raise UserError(
+            f"{file} has {begins} times {BEGIN} and {ends} times {END}: it must have each once, in this order, or neither. Put them right, or "
+            "remove them to have the tables at the end"
+        )
+    return document
 
 
 def insert_tables(document: str, tables: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import timm
 import torch
 
+from edge_tprune.cli import main
 from edge_tprune.errors import UserError
-from edge_tprune.models.catalog import BEGIN, END, examine, format_markdown, insert_tables, pretrained_names
+from edge_tprune.models.catalog import BEGIN, END, examine, format_markdown, insert_tables, pretrained_names, read_page
 from edge_tprune.models.families import REFUSED
 from edge_tprune.reduction import network_shape
 
@@ -53,6 +55,31 @@ def test_tables_go_between_the_marker_lines() -> None:
     assert once.startswith("# Models\n\nProse.\n\n" + BEGIN)
     assert insert_tables(once + "More.\n", tables) == once + "More.\n"
     assert insert_tables("", tables) == f"{BEGIN}\n\n{tables}\n{END}\n"
+
+
+def test_a_page_that_cannot_take_the_tables_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "models.md"
+    assert read_page(page) == ""
+    for text in ("# Models", f"{BEGIN}\r\nold\r\n{END}\r\nMore."):
+        page.write_bytes(text.encode())
+        assert read_page(page) == text
+    for wrong in (f"{BEGIN}\nMore.", f"Prose.\n{END}", f"{END}\nProse.\n{BEGIN}", f"{BEGIN}\nProse.\n{BEGIN}\nold\n{END}"):
+        page.write_text(wrong)
+        with pytest.raises(UserError, match="it must have each once, in this order, or neither"):
+            read_page(page)
+    page.write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"is not text in UTF-8 \(byte 4\)"):
+        read_page(page)
+
+
+def test_a_page_that_is_no_file_is_refused_before_a_network_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edge_tprune.models.catalog.pretrained_names", lambda pattern: pytest.fail("networks are tried"))
+    os.mkfifo(tmp_path / "pipe")
+    for file, what in ((tmp_path / "pipe", "named pipe"), (Path("/dev/zero"), "device"), (tmp_path, "directory")):
+        assert main(["models", "deit_tiny*", "--update", str(file)]) == 2
+        assert f"cannot be read: it is a {what}, not a file" in capsys.readouterr().err
 
 
 def test_kept_tables_are_of_this_timm() -> None:

@@ -38,17 +38,17 @@ def models(
     from edge_tprune.cli.model_views import require_host
 
     require_host()
-    from edge_tprune.files import clear_write_errors, write_text
-    from edge_tprune.models.catalog import examine, format_markdown, insert_tables, pretrained_names
+    from edge_tprune.files import write_text
+    from edge_tprune.models.catalog import examine, format_markdown, insert_tables, pretrained_names, read_page
 
+    if update is not None:
+        read_page(update)  # a file that cannot take the tables is refused before minutes are spent on them
     names = pretrained_names(pattern)
     with show_progress("networks", quiet) as advance:
         entries = list(examine(names, lambda done: advance("networks", done, len(names))))
     taken = sum(entry.refused is None for entry in entries)
     if update is not None:
-        with clear_write_errors(update):
-            document = update.read_text(encoding="utf-8") if update.exists() else ""
-            write_text(update, insert_tables(document, format_markdown(entries)))
+        write_text(update, insert_tables(read_page(update), format_markdown(entries)))
     if json:
         print_json({"tried": len(entries), "taken": taken, "models": [asdict(entry) for entry in entries]})
         return
