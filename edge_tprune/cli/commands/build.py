@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_tprune.cli.data_options import open_photos
+from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.model_options import ModelChoice, Plugins, load_plugins, with_model_options
 from edge_tprune.cli.options import Json, Quiet
 from edge_tprune.cli.parsing import parse_list, parse_pairs
@@ -16,6 +17,7 @@ from edge_tprune.cli.root import command
 from edge_tprune.cli.schedules import Schedules, read_schedules
 from edge_tprune.cli.terminal import print_json, print_note, print_table, print_warning
 from edge_tprune.errors import UserError
+from edge_tprune.text import command_line
 
 if TYPE_CHECKING:
     from edge_tprune.export.settings import BudgetRequest
@@ -133,7 +135,7 @@ def build(
     from edge_tprune.cli.model_views import bundle_table, engines_table, require_host
 
     require_host()
-    from edge_tprune.bundle.engines import CarriedEngine, build_ahead
+    from edge_tprune.bundle.engines import AHEAD, CarriedEngine, build_ahead
     from edge_tprune.bundle.manifest import KIND
     from edge_tprune.bundle.outputs import LOGITS
     from edge_tprune.export.builder import build as build_bundle
@@ -203,8 +205,12 @@ def build(
         print_warning(remark)
     opened, engines = built.bundle, list[CarriedEngine]()
     if targets:
-        with show_progress("building engines", quiet) as advance:
-            opened, engines = build_ahead(opened, targets, force=force, progress=advance, warn=print_warning)
+        try:
+            with show_progress("building engines", quiet) as advance:
+                opened, engines = build_ahead(opened, targets, force=force, progress=advance, warn=print_warning)
+        except KeyboardInterrupt as stop:
+            again = command_line("edge-tprune", "engines", path, "--runtime", AHEAD, "--target", ",".join(targets))
+            raise Interruption(f"interrupted: the bundle is built; build its engines with: {again}") from stop
     up_to_date = built.reused and all(engine.reused for engine in engines)
     print_note(f"{opened.path} is up to date" if up_to_date else f"built {opened.path}")
     if json:
