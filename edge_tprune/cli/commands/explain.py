@@ -109,12 +109,17 @@ def explain(
     shares = budgets if budgets is not None else ("" if schedule else "0.8,0.65,0.5")
     if not shares.strip() and not schedule:
         raise UserError("there is nothing to draw: give --budgets or --schedule")
+    wanted = parse_list(shares, float, "--budgets") if shares.strip() else []
+    if blocks and all(share == 1 for share in wanted):
+        raise UserError(
+            "--blocks is for pruning to a share of MACs, and no such share is asked for: add --budgets 0.65, or leave --blocks out"
+        )
     pixels = open_image(image)
     explanation = follow(
         choice.load(model),
         pixels,
         names,
-        parse_list(shares, float, "--budgets") if shares.strip() else [],
+        wanted,
         schedules=[*schedules.typed, *schedules.found.values()],
         name=Path(image).name,
         blocks=parse_list(blocks, int, "--blocks") if blocks else None,
