@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from edge_tprune.simulator.faults import KINDS, FileFault
 from edge_tprune.simulator.tree import FAULTS, STATE, Tree, run
 from edge_tprune.simulator.truth import true_energy_mj
 from edge_tprune.text import command_line
+
+_MOST = 1e9  #: of sensors' noise, and of seconds
 
 
 def main(arguments: list[str]) -> int:
@@ -42,9 +45,9 @@ def _simulate(arguments: list[str]) -> int:
     parser.add_argument("board", help=", ".join(BOARDS))
     parser.add_argument("directory", type=Path, help="new, empty, or left by an earlier simulation")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sensors' phases and noise")
-    parser.add_argument("--noise", type=float, default=0.5, help="noise of the sensors, in steps (default: 0.5)")
+    parser.add_argument("--noise", type=_amount, default=0.5, help="noise of the sensors, in steps (default: 0.5)")
     parser.add_argument("--locked", action="store_true", help="lock the clocks at their maximum")
-    parser.add_argument("--seconds", type=float, help="how long to run; by default until Ctrl-C")
+    parser.add_argument("--seconds", type=_amount, help="how long to run; by default until Ctrl-C")
     options = parser.parse_args(arguments)
     tree = Tree(
         options.directory,
@@ -62,6 +65,14 @@ def _simulate(arguments: list[str]) -> int:
     finally:
         tree.close()
     return 0
+
+
+def _amount(text: str) -> float:
+    """A number from 0, as argparse reads it."""
+    with suppress(ValueError):
+        if 0 <= (amount := float(text)) < _MOST:
+            return amount
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {_MOST:g}")
 
 
 def _fault(arguments: list[str]) -> int:

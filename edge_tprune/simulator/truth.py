@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_tprune.documents import InvalidDocument, decode
 from edge_tprune.errors import UserError
 
 TRUTH = "simulator/truth.jsonl"
@@ -22,7 +23,7 @@ def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
     """What the board in `directory` dissipated in a window.
 
     Raises:
-        UserError: nothing is known of a part of the window.
+        UserError: nothing is known of a part of the window, or what is known is damaged.
     """
     times_ns, energies_mj = [], []
     for line in _lines(directory / TRUTH):
@@ -45,6 +46,9 @@ def _lines(file: Path) -> Iterator[_Line]:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"no simulated board in {file.parents[1]}: {error.strerror}") from error
-    for line in data.splitlines(keepends=True):
-        if line.endswith(b"\n"):  # the last one may be half written
-            yield msgspec.json.decode(line, type=_Line)
+    *whole, _ = data.split(b"\n")  # the last one may be half written
+    for number, line in enumerate(whole, 1):
+        try:
+            yield decode(line, _Line)
+        except InvalidDocument as error:
+            raise UserError(f"{file}: line {number} is damaged: {error}. Start the simulated board again") from error

@@ -318,6 +318,25 @@ def test_mistakes_are_one_clear_line(
     assert identify(nano.directory).key == "thor"
 
 
+@pytest.mark.parametrize("option", ["--noise", "--seconds"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "1e300", "much"])
+def test_amounts_out_of_range_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["orin-nano", str(tmp_path / "board"), f"{option}={value}"])
+    assert end.value.code == 2
+    assert f"argument {option}: '{value}' is not a number from 0 to 1e+09" in capsys.readouterr().err
+    assert not (tmp_path / "board").exists()
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff", b"[" * 5000, b'{"t_ns": 1}', b'{"t_ns": "x", "total_mj": 1}', b""])
+def test_a_damaged_record_of_the_energy_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes) -> None:
+    (tmp_path / "simulator").mkdir()
+    (tmp_path / TRUTH).write_bytes(b'{"t_ns": 0, "total_mj": 0}\n' + line + b'\n{"t_ns": 9, "total_mj": 5}\n')
+    assert main(["energy", str(tmp_path), "0", "9"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "truth.jsonl: line 2 is damaged: " in said
+
+
 def test_the_command_follows_this_machine_in_real_time(tmp_path: Path) -> None:
     directory = tmp_path / "board"
     command = [sys.executable, "-m", "edge_tprune.simulator", "orin-nano", str(directory), "--seed", "3"]
