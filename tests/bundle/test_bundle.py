@@ -77,6 +77,10 @@ def test_paths_that_leave_the_bundle_are_refused(bundle: Bundle, path: str) -> N
         # What holds between entries.
         (lambda m: m["files"].pop("golden.npz"), "it does not list golden.npz"),
         (lambda m: m["budgets"][1].update(name="1.0"), "budget 1.0 is there twice"),
+        (
+            lambda m: m.update(budgets=[m["budgets"][0] | {"name": f"b{number}"} for number in range(1001)]),
+            "it has 1001 budgets, more than 1000",
+        ),
         (lambda m: m["budgets"][1]["schedule"].pop(), "budget 0.8 has 3 token counts for 4 blocks"),
         (lambda m: m["budgets"][1]["parity"].clear(), "budget 0.8 has a graph for onnxruntime, and no parity of it"),
         (lambda m: m["preprocessing"].update(input_size=[3, 32, 32]), "graphs take (1, 3, 48, 48), and images"),
