@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import KIND, MANIFEST
+from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError
 from edge_tprune.models import reference
 from edge_tprune.models.class_names import ClassNames
-from edge_tprune.models.data import ImageFolder, open_dataset
+from edge_tprune.models.data import ReferenceTask, open_images
 from edge_tprune.models.images import check_sides, eight_bit_rgb, format_path, image_formats
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, ModelOptions, load_model
 from edge_tprune.reduction import registry, solve_schedule
@@ -76,14 +79,14 @@ class Fates:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class a network finds likeliest."""
+    """The class a network finds likeliest. All None where its output has no classes."""
 
-    index: int
-    name: str
-    probability: float
+    index: int | None = None
+    name: str | None = None
+    probability: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.name} {self.probability:.2f}"
+        return "no classes" if self.probability is None else f"{self.name} {self.probability:.2f}"
 
     def to_json(self) -> dict[str, object]:
         """For `--json`."""
@@ -273,12 +276,11 @@ def explain_bundle(path: Path, images: Path, weights: str | None = None, count: 
     bundle = Bundle.open(path, verify=False)
     if images.is_file():
         shown = [(images.name, open_image(str(images)))]
+    elif str(images) == reference.NAME:
+        shown = [(f"canvas {i}", ReferenceTask(count)[i][0]) for i in range(count)]
     else:
-        data = open_dataset(images, bundle.manifest.model.classes, count)
-        names = (
-            [file.name for file in data.files] if isinstance(data, ImageFolder) else [f"canvas {i}" for i in range(len(data))]
-        )
-        shown = [(name, data[index][0]) for index, name in enumerate(names)]
+        folder = open_images(images).first(count)
+        shown = [(file.name, folder[index][0]) for index, file in enumerate(folder.files)]
     loaded = load_model_of(bundle, weights)
     return [explain_budgets(loaded, bundle, image, name) for name, image in shown]
 
@@ -287,18 +289,30 @@ def load_model_of(bundle: Bundle, weights: str | None = None) -> LoadedModel:
     """The model that a bundle was built from, with the bundle's own preprocessing and class names.
 
     Raises:
-        UserError: its weights were read from a file, and none is given; or other weights are.
+        UserError: its weights were read from a file, and none is given; or other weights are; or the bundle's images do not fit the model.
     """
     model = bundle.manifest.model
     if weights is None and model.weights not in (reference.NAME, PRETRAINED):
         weights = RANDOM if model.weights == RANDOM else None
         if weights is None:
             raise UserError(f"bundle {bundle.path} was built with the weights {model.weights}: give them with --weights FILE")
-    given = {name: value for name, value in model.arguments.items() if name != "num_classes"}
-    loaded = load_model(model.name, options=ModelOptions(weights, model.classes, model_kwargs=given))
+    given = dict(model.arguments)
+    classes = given.pop("num_classes", None)  # of the network, which may have a head that the graphs leave out
+    if model.output.name == LOGITS:
+        classes = model.classes
+    options = ModelOptions(weights, cast("int | None", classes), model_kwargs=given)
+    loaded = load_model(model.name, options=options)
+    if loaded.weights_sha256 != model.weights_sha256 and weights not in (None, RANDOM):  # perhaps it was built with --no-ema
+        with suppress(UserError):
+            loaded = load_model(model.name, options=replace(options, use_ema=False))
     if loaded.weights_sha256 != model.weights_sha256:
         raise UserError(
             f"the weights {weights or loaded.weights} are not those that bundle {bundle.path} was built with: give --weights FILE"
+        )
+    size, own = bundle.manifest.preprocessing.input_size, loaded.preprocessing.input_size
+    if size != own:
+        raise UserError(
+            f"bundle {bundle.path}: {MANIFEST} says that images have the size {size}, and {loaded.name} takes {own}. {KIND.remedy}"
         )
     return replace(loaded, preprocessing=bundle.manifest.preprocessing, class_names=bundle.manifest.class_names)
 
@@ -320,15 +334,17 @@ def explain_budgets(
         UserError: an unknown budget.
     """
     tensor = loaded.transform()(image)[None]
-    rows = []
+    rows, classifies = [], bundle.manifest.model.output.name == LOGITS
     for budget in bundle.budgets if budgets is None else [bundle.budget(each) for each in budgets]:
         method = budget.method or bundle.manifest.method
         pruned = PrunedViT(loaded.model, registry.method(method.name), budget.schedule, method.options)
         if not pruned.reducers and budgets is None:
             continue  # the unpruned network, or what it is with exact savings
         share = budget.requested or round(budget.macs_share, 3)
-        rows.append(_row(loaded, pruned, tensor, method.name, share, method.options, budget.macs_share))
-    return _explanation(loaded, tensor, name, rows)
+        row = _row(loaded, pruned, tensor, method.name, share, method.options, budget.macs_share)
+        rows.append(row if classifies else replace(row, prediction=Prediction()))
+    explanation = _explanation(loaded, tensor, name, rows)
+    return explanation if classifies else replace(explanation, unpruned=Prediction())
 
 
 def fates(members: np.ndarray, prefix: int, block: int) -> Fates:

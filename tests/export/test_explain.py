@@ -6,18 +6,25 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
-from edge_tprune.export.explain import Explanation, explain, fates, open_image
+from edge_tprune.export.builder import build
+from edge_tprune.export.explain import Explanation, explain, explain_budgets, explain_bundle, fates, load_model_of, open_image
 from edge_tprune.models import reference
-from edge_tprune.models.loading import LoadedModel, load_model
+from edge_tprune.models.loading import LoadedModel, ModelOptions, load_model
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.report.panels import enlarged, panel
+from edge_tprune.report.pictures import page
+from tests.models.files import saved
+from tests.models.weights import NAME, state_of
+from tests.small import decide
 
 GRID = (6, 6)
 METHODS = sorted(set(registry.methods()) - {"none"})
@@ -163,3 +170,54 @@ def test_mistakes(loaded: LoadedModel, image: Image.Image) -> None:
 def test_the_name_of_a_photo_need_not_be_text(loaded: LoadedModel, image: Image.Image) -> None:
     explained = explain(loaded, image, ["slice"], [0.6], blocks=[2, 3], name=os.fsdecode(b"caf\xe9.jpg"))
     assert explained.image == r"caf\xe9.jpg"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights and their moving average."""
+    content = {"state_dict": state_of(3, num_classes=5), "state_dict_ema": state_of(4, num_classes=5)}
+    return saved(tmp_path_factory.mktemp("weights"), content)
+
+
+@pytest.fixture(scope="module")
+def features(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Built with --output features and --no-ema."""
+    loaded = load_model(NAME, options=ModelOptions(checkpoint, use_ema=False))
+    settings = decide(loaded, "evit", budgets=[0.7], output="features")
+    return build(loaded, settings, tmp_path_factory.mktemp("features") / "bundle").bundle
+
+
+def test_a_bundle_whose_output_has_no_classes_is_drawn_without_them(
+    features: Bundle, checkpoint: Path, image: Image.Image
+) -> None:
+    loaded = load_model_of(features, str(checkpoint))
+    assert loaded.weights_sha256 == features.manifest.model.weights_sha256
+    explained = explain_budgets(loaded, features, image, "a.png")
+    assert "Unpruned: no classes" in page(explained)
+    nothing = {"class": None, "name": None, "probability": None}
+    document = explained.to_json()
+    assert document["unpruned"] == nothing
+    assert [row.to_json()["prediction"] for row in explained.rows] == [nothing]
+
+
+def test_images_of_a_bundle_need_no_labels(features: Bundle, checkpoint: Path, image: Image.Image, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):  # as many classes as no output has
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / f"{name}.png")
+    drawn = explain_bundle(features.path, tmp_path, str(checkpoint))
+    assert [each.image for each in drawn] == ["cat.png", "dog.png"]
+    drawn = explain_bundle(features.path, Path("reference"), str(checkpoint), count=2)
+    assert [each.image for each in drawn] == ["canvas 0", "canvas 1"]
+
+
+def test_other_weights_than_the_bundles_are_refused(features: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="are not those that bundle"):
+        load_model_of(features, str(saved(tmp_path, state_of(5, num_classes=5))))
+
+
+def test_images_that_do_not_fit_the_bundles_network_are_refused(features: Bundle, checkpoint: Path) -> None:
+    manifest = features.manifest
+    preprocessing = msgspec.structs.replace(manifest.preprocessing, input_size=(3, 96, 96))
+    damaged = Bundle(features.path, msgspec.structs.replace(manifest, preprocessing=preprocessing))
+    with pytest.raises(UserError, match=r"says that images have the size \(3, 96, 96\), and test_vit takes \(3, 160, 160\)"):
+        load_model_of(damaged, str(checkpoint))
