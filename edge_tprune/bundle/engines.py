@@ -16,7 +16,7 @@ from edge_tprune.files import sha256_file
 from edge_tprune.runtime.cuda import open_cuda
 from edge_tprune.runtime.tensorrt.build_process import EngineBuild, GraphSource
 from edge_tprune.runtime.tensorrt.builder import BuildError, Progress
-from edge_tprune.runtime.tensorrt.cache import Warn, build_for_device, engine_key, find_or_build
+from edge_tprune.runtime.tensorrt.cache import Warn, build_for_device, engine_key, find_or_build, has_settings
 from edge_tprune.runtime.tensorrt.library import MODULES, Library, load, rtx_targets, target_of
 from edge_tprune.runtime.tensorrt.record import EngineRecord, EngineSettings, Platform, read_record, record_file
 from edge_tprune.telemetry.environment import read_environment
@@ -47,14 +47,15 @@ def prepare(
         budget: its name.
         runtime: what will run it.
         precision: of the graph; by default the one that the bundle was built for first.
-        settings: of a build.
+        settings: of a build; an engine file that was built with others is built again.
         force: build again whatever is there.
         cache: where engine files are kept; by default the user's cache.
         progress: called while building.
         warn: called with what a person should know about a build.
 
     Raises:
-        UserError: the budget has no graph for `runtime` in `precision`; no library, driver or GPU; the build failed.
+        UserError: the budget has no graph for `runtime` in `precision`; no library, driver or GPU; the build failed; the bundle carries an engine
+            file that was built with other settings.
     """
     chosen = bundle.budget(budget)
     graph = chosen.artifact(runtime, precision)
@@ -64,6 +65,11 @@ def prepare(
     if runtime == AHEAD and not force and here.sm is not None:
         carried = chosen.engine_file(graph.precision, target_of(here.sm), here.version)
         if carried is not None:
+            if not has_settings(bundle.path / carried.file, settings or EngineSettings()):
+                raise UserError(
+                    f"budget {budget}: the bundle carries an engine for this GPU, which was built with other settings. Build that again with "
+                    f"--target {carried.target}"
+                )
             return bundle.path / carried.file
     source = graph_source(bundle, chosen, graph)
     return engine_of(source, runtime, settings=settings, force=force, cache=cache, progress=progress, warn=warn)
@@ -169,7 +175,7 @@ def build_ahead(
     Args:
         bundle: an opened (and verified) bundle with graphs for tensorrt-rtx.
         targets: "sm86", ...
-        settings: of the build.
+        settings: of the build; an engine file that was built with others is built again.
         force: build again what is there already.
         progress: called while building, with the number of engine files done.
         warn: called with what a person should know.

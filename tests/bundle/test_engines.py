@@ -20,7 +20,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Device, open_cuda
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.runtime.tensorrt.library import Library, load
-from edge_tprune.runtime.tensorrt.record import read_record
+from edge_tprune.runtime.tensorrt.record import EngineSettings, read_record
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,12 @@ def test_prepare_finds_the_engine_that_the_bundle_carries(ahead: Path, gpu_here:
     bundle = Bundle.open(ahead)
     assert prepare(bundle, "0.6", "tensorrt-rtx") == ahead / "engines" / "0.6.explicit.sm86.plan"
     assert prepare(bundle, "0.6", "onnxruntime") == ahead / "onnx" / "0.6.attention-op.onnx"
+
+
+def test_settings_that_the_engine_in_the_bundle_does_not_have_are_refused(ahead: Path, gpu_here: None) -> None:
+    bundle = Bundle.open(ahead)
+    with pytest.raises(UserError, match=r"built with other settings\. Build that again with --target sm86"):
+        prepare(bundle, "0.6", "tensorrt-rtx", settings=EngineSettings(optimization_level=5))
 
 
 def test_prepare_does_not_take_one_of_another_version(

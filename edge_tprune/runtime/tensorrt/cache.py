@@ -11,6 +11,7 @@ one is never run: the right one is built beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from edge_tprune.files import clear_write_errors, user_cache
 from edge_tprune.runtime.tensorrt.build_process import EngineBuild, GraphSource, build_in_process
 from edge_tprune.runtime.tensorrt.builder import Progress
-from edge_tprune.runtime.tensorrt.record import EngineKey, EngineSettings, Platform, is_whole
+from edge_tprune.runtime.tensorrt.record import EngineKey, EngineSettings, Platform, is_whole, read_record
 
 Warn = Callable[[str], None]
 
@@ -64,13 +65,25 @@ def build_for_device(
     return EngineBuild(source, key, engines_folder(root) / name, settings or EngineSettings(), timing)
 
 
+def has_settings(engine_file: Path, settings: EngineSettings) -> bool:
+    """Whether a file was built with these settings, as far as they are given: None is any."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    record = read_record(engine_file) if given else None
+    return not given or (record is not None and given.items() <= asdict(record.settings).items())
+
+
+def _is_there(build: EngineBuild) -> bool:
+    return is_whole(build.file, build.key) and has_settings(build.file, build.settings)
+
+
 def find_or_build(
     build: EngineBuild, *, force: bool = False, progress: Progress | None = None, warn: Warn | None = None
 ) -> bool:
     """Sees to it that the engine file of `build` is there; True where it had to be built. Two processes never build the same one.
 
     Args:
-        build: what to build. A file of its key that is there already is used with whatever settings it was built, unless `force`.
+        build: what to build. A file of its key that is there already is used, unless it was built with other settings than those that are
+            given.
         force: build it again.
         progress: called while building.
         warn: called with what a person should know.
@@ -79,7 +92,7 @@ def find_or_build(
         UserError: the build failed, or the file cannot be written.
     """
     file = build.file
-    if not force and is_whole(file, build.key):
+    if not force and _is_there(build):
         return False
     with clear_write_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +104,7 @@ def find_or_build(
                 progress("waiting for another process that builds this engine", 0, 0)
             lock.acquire()
     try:
-        if not force and is_whole(file, build.key):  # the other process built it
+        if not force and _is_there(build):  # the other process built it
             return False
         for stale in file.parent.glob(f".{file.name}*.tmp"):  # of a build that was killed: the lock says that none is at work
             stale.unlink(missing_ok=True)

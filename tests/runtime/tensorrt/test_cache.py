@@ -26,12 +26,14 @@ from edge_tprune.runtime.tensorrt.library import Library
 from edge_tprune.runtime.tensorrt.record import (
     EngineSettings,
     Platform,
+    encode_record,
     encode_timing_cache,
     is_whole,
     read_record,
     read_timing_cache,
     record_file,
 )
+from tests.runtime.tensorrt.engine_files import write_engine_file
 
 PLATFORM = Platform(
     runtime="tensorrt-rtx",
@@ -125,6 +127,23 @@ def test_builds_once_and_tells_what_it_built(build: EngineBuild) -> None:
     assert not find_or_build(build)
     assert build.file.stat().st_mtime_ns == written
     assert find_or_build(build, force=True)
+
+
+def test_a_file_built_with_other_settings_is_built_again(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_engine_file(tmp_path / "small.plan", PLATFORM)
+    record = read_record(file)
+    assert record is not None
+    record = msgspec.structs.replace(record, settings=EngineSettings(optimization_level=3))
+    record_file(file).write_bytes(encode_record(record))
+    monkeypatch.setattr("edge_tprune.runtime.tensorrt.cache.build_in_process", lambda build, progress: record)
+    there = EngineBuild(source_of(Bundle.open(built)), record.key, file, EngineSettings())
+    for settings, again in (
+        (EngineSettings(), False),
+        (EngineSettings(optimization_level=3), False),
+        (EngineSettings(optimization_level=5), True),
+        (EngineSettings(workspace_mb=64, optimization_level=3), True),
+    ):
+        assert find_or_build(replace(there, settings=settings)) == again
 
 
 def test_an_engine_file_of_another_key_or_a_damaged_one_is_rebuilt_not_run(build: EngineBuild) -> None:
