@@ -185,7 +185,7 @@ def test_what_is_kept_is_said(command: Command, monkeypatch: pytest.MonkeyPatch,
     def load_rows(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edge_tprune.report.report.load_rows", load_rows)
+    monkeypatch.setattr("edge_tprune.analysis.loading.load_rows", load_rows)
     outcome = command("report", tmp_path)
     assert (outcome.code, outcome.err) == (130, "edge-tprune: interrupted: nothing was written\n")
 
