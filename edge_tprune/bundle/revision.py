@@ -81,9 +81,8 @@ def revise(bundle: Bundle, change: Callable[[Bundle], Revision]) -> Bundle:
                 write_bytes(bundle.path / name, data)
             KIND.write(bundle.path, revision.manifest)
         except BaseException:
-            with suppress(
-                UserError
-            ):  # it may have come between the new manifest and the word of the file system that it is safe
+            # The new manifest may be in place already: what it names stays.
+            with suppress(UserError):
                 _remove(bundle.path, revision.files.keys() - KIND.read(bundle.path).all_files.keys())
             raise
         wanted = revision.manifest.all_files.keys()

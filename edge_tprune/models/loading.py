@@ -149,12 +149,10 @@ def _load_local(name: str, options: ModelOptions) -> LoadedModel:
         )
     check_name(architecture)
     if options.weights is not None:
-        own = read_weights(Path(options.weights))
-        file = (
-            own
-            if own.config or own.preprocessor
-            else replace(own, config=file.config, preprocessor=file.preprocessor, config_source=file.config_shown)
-        )
+        given = read_weights(Path(options.weights))
+        if not (given.config or given.preprocessor):  # those of the directory hold for them
+            given = replace(given, config=file.config, preprocessor=file.preprocessor, config_source=file.config_shown)
+        file = given
     return _load_file(architecture, file, options)
 
 

@@ -97,15 +97,12 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
 
     def without_probes(self, precisions: Collection[str]) -> FitState:
         """Without the probes of these precisions, and what was found with them."""
-
-        def apart(limits: str) -> bool:
-            return not {*limits.rpartition(" ")[2].split(",")} & {*precisions}
-
+        rounds = {limits: found for limits, found in self.rounds.items() if found[-1].aims.keys().isdisjoint(precisions)}
         return msgspec.structs.replace(
             self,
             probes={precision: path for precision, path in self.probes.items() if precision not in precisions},
-            rounds={limits: found for limits, found in self.rounds.items() if apart(limits)},
-            tuned={limits: found for limits, found in self.tuned.items() if apart(limits)},
+            rounds=rounds,
+            tuned={limits: found for limits, found in self.tuned.items() if limits in rounds},
         )
 
     def without_removed(self, exists: Callable[[str], bool]) -> FitState:
