@@ -17,7 +17,7 @@ from edge_tprune.runtime.cuda import open_cuda
 from edge_tprune.runtime.tensorrt.build_process import EngineBuild, GraphSource
 from edge_tprune.runtime.tensorrt.builder import BuildError, Progress
 from edge_tprune.runtime.tensorrt.cache import Warn, build_for_device, engine_key, find_or_build, has_settings
-from edge_tprune.runtime.tensorrt.library import MODULES, Library, load, rtx_targets, target_of
+from edge_tprune.runtime.tensorrt.library import MODULES, Library, load, rtx_targets, target_of, unserved
 from edge_tprune.runtime.tensorrt.record import EngineRecord, EngineSettings, Platform, read_record, record_file
 from edge_tprune.telemetry.environment import read_environment
 
@@ -116,9 +116,11 @@ def this_platform(runtime: str, root: Path = Path("/")) -> Platform:
     """What identifies this device and the software that builds and runs its engine files.
 
     Raises:
-        UserError: no library, driver or GPU.
+        UserError: no library, driver or GPU, or a GPU that the library does not serve: it would build an engine and then refuse to load it.
     """
     library, device, where = load(runtime), open_cuda().device, read_environment(root)
+    if why := unserved(library, device.sm):
+        raise UserError(why)
     return Platform(
         runtime=runtime,
         version=library.version,

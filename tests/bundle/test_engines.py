@@ -17,9 +17,9 @@ from edge_tprune.bundle.engines import build_ahead, prepare, this_platform
 from edge_tprune.bundle.manifest import KIND, Artifact
 from edge_tprune.cli import main
 from edge_tprune.errors import UserError
-from edge_tprune.runtime.cuda import Device, open_cuda
+from edge_tprune.runtime.cuda import Device
 from edge_tprune.runtime.engine import open_engine
-from edge_tprune.runtime.tensorrt.library import Library, load
+from edge_tprune.runtime.tensorrt.library import Library
 from edge_tprune.runtime.tensorrt.record import EngineSettings, read_record
 
 
@@ -114,6 +114,20 @@ def test_settings_that_the_engine_in_the_bundle_does_not_have_are_refused(ahead:
     bundle = Bundle.open(ahead)
     with pytest.raises(UserError, match=r"built with other settings\. Build that again with --target sm86"):
         prepare(bundle, "0.6", "tensorrt-rtx", settings=EngineSettings(optimization_level=5))
+
+
+def test_a_gpu_that_the_library_does_not_serve_is_refused_before_anything_is_built(
+    bundle: Bundle, rtx: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As seen on an H200: TensorRT-RTX builds an engine for it, and then does not load it."""
+
+    class Here:
+        device = Device("NVIDIA H200", "9.0", False, 10**11, "13.0")
+
+    monkeypatch.setattr(engines, "open_cuda", Here)
+    monkeypatch.setattr(engines, "find_or_build", lambda *_, **__: pytest.fail("it builds"))
+    assert main(["engines", str(bundle.path), "--runtime", "tensorrt-rtx"]) == 2
+    assert "and this GPU is sm90: use --runtime tensorrt" in capsys.readouterr().err
 
 
 def test_prepare_does_not_take_one_of_another_version(
@@ -218,8 +232,7 @@ def test_an_engine_of_this_gpu_is_built_once_runs_and_is_the_golden_network(
     bundle: Bundle, tmp_path: Path, runtime: str
 ) -> None:
     try:
-        load(runtime)
-        open_cuda()
+        this_platform(runtime)
     except UserError as error:
         pytest.skip(str(error))
     golden = bundle.golden()

@@ -36,7 +36,7 @@ def check_runtimes(board: Board) -> Iterator[Finding]:
             if runtime == "tensorrt" and board.l4t_release is not None:
                 yield Finding("TensorRT", "warning", str(error), _tensorrt_fix(board))
             elif runtime == "tensorrt":
-                yield Finding("TensorRT", "note", "not installed: not needed without an NVIDIA GPU")
+                yield _without_tensorrt()
     for runtime, version in usable:
         where = _origin(runtime)
         yield Finding("runtime", "ok", f"{runtime} {version}{f' ({where})' if where else ''}")
@@ -51,6 +51,15 @@ def check_runtimes(board: Board) -> Iterator[Finding]:
         )
     if any(runtime.startswith("tensorrt") for runtime, _ in usable):
         yield from _cuda(board, [runtime for runtime, _ in usable])
+
+
+def _without_tensorrt() -> Finding:
+    """What a machine that is no Jetson misses without TensorRT."""
+    try:
+        device = open_cuda().device
+    except Exception:  # no binding, driver or GPU; a driver may fail in any way
+        return Finding("TensorRT", "note", "not installed: not needed without an NVIDIA GPU")
+    return Finding("TensorRT", "note", f"not installed: this {device.name} is not used", pip_command("tensorrt"))
 
 
 def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
@@ -74,6 +83,7 @@ def _cuda(board: Board, runtimes: Collection[str]) -> Iterator[Finding]:
         if runtime.startswith("tensorrt"):
             if why := tensorrt.unserved(tensorrt.load(runtime), device.sm):
                 yield Finding("TensorRT", "note", why)
+                continue
             try:
                 yield from check_foreign_engines(this_platform(runtime), engines_folder())
             except UserError as error:  # no home directory

@@ -22,7 +22,7 @@ import numpy as np
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Cuda, CudaError, open_cuda
 from edge_tprune.runtime.engine import Engine, EngineInfo, Stages
-from edge_tprune.runtime.tensorrt.library import Library, TensorRTLog, load
+from edge_tprune.runtime.tensorrt.library import Library, TensorRTLog, load, unserved
 from edge_tprune.runtime.tensorrt.record import read_record
 
 
@@ -64,9 +64,12 @@ class TensorRTEngine(Engine):
         data = file.read_bytes()
         self._engine = runtime.deserialize_cuda_engine(data)
         if self._engine is None:
+            remedy = unserved(library, cuda.device.sm) or (
+                "Engine files run only on the GPU and with the version they were built for: build it here with edge-tprune engines BUNDLE"
+            )
             raise UserError(
                 f"{library.runtime} {library.version} cannot load {file} on this {cuda.device.name} (SM {cuda.device.sm}): {self._log.why()}. "
-                "Engine files run only on the GPU and with the version they were built for: build it here with edge-tprune engines BUNDLE"
+                f"{remedy}"
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:

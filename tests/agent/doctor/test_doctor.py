@@ -20,6 +20,8 @@ from edge_tprune.agent.doctor import examine, runtimes
 from edge_tprune.agent.doctor.finding import Diagnosis, Finding
 from edge_tprune.cli import main
 from edge_tprune.errors import UserError
+from edge_tprune.runtime.cuda import Device
+from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.runtime.tensorrt.record import Platform
 from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import FileFault
@@ -191,6 +193,28 @@ def test_without_any_runtime_nothing_can_be_profiled(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(runtimes, "runtime_version", missing)
     assert finding(examine(), "runtime", "blocker").fix.endswith(" -m pip install onnxruntime")
+
+
+def test_a_gpu_without_tensorrt_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(runtime: str) -> str:
+        if runtime != "onnxruntime":
+            raise UserError(f"{runtime} is not installed")
+        return runtime_version(runtime)
+
+    def none() -> None:
+        raise UserError("there is no CUDA driver on this machine")
+
+    class Here:
+        device = Device("NVIDIA H200", "9.0", False, 10**11, "13.0")
+
+    monkeypatch.setattr(runtimes, "runtime_version", missing)
+    monkeypatch.setattr(runtimes, "open_cuda", none)
+    assert finding(examine(), "TensorRT", "note").text == "not installed: not needed without an NVIDIA GPU"
+    monkeypatch.setattr(runtimes, "open_cuda", Here)
+    found = finding(examine(), "TensorRT", "note")
+    assert found.text == "not installed: this NVIDIA H200 is not used"
+    assert found.fix is not None
+    assert found.fix.endswith("-m pip install tensorrt")
 
 
 def test_engine_files_of_another_device_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 trt = pytest.importorskip(
     "tensorrt_rtx_bindings",
     reason="TensorRT-RTX is not installed: pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
+    exc_type=ImportError,  # bindings without their library
 )
 
 

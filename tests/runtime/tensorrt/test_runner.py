@@ -151,10 +151,11 @@ def write_graph(file: Path) -> Path:
 @pytest.fixture(scope="module", params=sorted(MODULES))
 def library(request: pytest.FixtureRequest) -> Library:
     try:
-        found = load(request.param)
-        open_cuda()
+        found, device = load(request.param), open_cuda().device
     except UserError as error:
         pytest.skip(str(error))
+    if why := unserved(found, device.sm):
+        pytest.skip(why)
     return found
 
 
