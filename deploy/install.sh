@@ -149,7 +149,7 @@ take_lock() {
 
 # The agent that is there is set aside until the new one is complete; a virtual environment works at its own place alone.
 set_aside() {
-    if [ -d "$home/venv.old" ] && [ ! -f "$home/venv/edge-tprune.json" ]; then rm -rf "$home/venv"; fi # an installation was cut off half-way
+    if [ -d "$home/venv.old" ] && [ ! -f "$home/venv/edge-tprune.json" ] && [ ! -f "$home/venv/install.sh.stamp" ]; then rm -rf "$home/venv"; fi # an installation was cut off half-way
     [ ! -d "$home/venv" ] || { rm -rf "$home/venv.old" && mv "$home/venv" "$home/venv.old"; }
 }
 
@@ -185,9 +185,16 @@ plan_user() {
         extras=ort
     fi
     if [ -n "$wheel" ]; then stamp="$extras $(sha256sum <"$wheel")"; else stamp="$extras $(cd "$source" && find edge_tprune pyproject.toml -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)"; fi
-    if [ ! -f "$home/venv/install.sh.stamp" ]; then plan "make a virtual environment in $home/venv with $python, which sees the system's packages" make_venv; fi
-    if [ "$(cat "$home/venv/install.sh.stamp" 2>/dev/null)" != "$stamp" ]; then plan "install the agent from $source${extras:+ with $extras}" install_agent; fi
-    if [ "$(readlink "$HOME/.local/bin/edge-tprune")" != "$home/venv/bin/edge-tprune" ]; then plan "link the command into $HOME/.local/bin" link_command; fi
+    if [ "$(cat "$home/venv/install.sh.stamp" 2>/dev/null)" != "$stamp" ]; then
+        plan "make a virtual environment in $home/venv with $python, which sees the system's packages" make_venv
+        plan "install the agent from $source${extras:+ with $extras}" install_agent
+    fi
+    local link="$HOME/.local/bin/edge-tprune"
+    if [ -e "$link" ] && [ ! -L "$link" ]; then
+        echo "$link is a file of yours and stays: run $home/venv/bin/edge-tprune, or move that file away and run this script again"
+    elif [ "$(readlink "$link")" != "$home/venv/bin/edge-tprune" ]; then
+        plan "link the command into $HOME/.local/bin" link_command
+    fi
     if [ -n "$campaign" ]; then
         [[ $campaign =~ ^[A-Za-z0-9][A-Za-z0-9._+-]*$ ]] || fail "--campaign $campaign: give the name of a directory in ~/.edge-tprune/bundles"
         plan "install and start the service edge-tprune-campaign@$campaign (yours, not root's)" install_campaign
@@ -218,4 +225,6 @@ else
         "${commands[index]}" || code=1 fail "this failed: ${steps[index]}. Run the script again to go on"
     done
 fi
-[ -n "$system" ] || echo "Next: $HOME/.local/bin/edge-tprune doctor"
+if [ -z "$system" ]; then
+    if [ -L "$HOME/.local/bin/edge-tprune" ]; then echo "Next: $HOME/.local/bin/edge-tprune doctor"; else echo "Next: $home/venv/bin/edge-tprune doctor"; fi
+fi

@@ -31,7 +31,7 @@ Whole = Annotated[int, Meta(ge=0, le=LARGEST)]
 Integer = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Meta(ge=1, le=LARGEST)]
 Batch = Annotated[int, Meta(ge=1, le=65_536)]  # images per inference
-Share = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, le=1e6)]
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Distance = Annotated[float, Meta(ge=0)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]

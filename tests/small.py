@@ -1,8 +1,9 @@
-"""Fixtures of several rooms: a small but complete bundle, built once per worker with the real exporter, and an explained image."""
+"""Fixtures of several rooms: a small but complete bundle, built once per worker with the real exporter, and what is smaller."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edge_tprune.export.explain import Explanation, explain
 from edge_tprune.export.settings import decide as _decide
 from edge_tprune.models.loading import LoadedModel, _hash_weights
 from edge_tprune.models.preprocess import Preprocessing
+from edge_tprune.reduction import Evidence, Outcome, Propagate, Reducer, register, unregister
 from edge_tprune.runtime.tensorrt.library import Library, load
 
 RUNTIMES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -112,3 +114,20 @@ def bundle(built: Path, tmp_path: Path) -> Bundle:
     """A copy that a test may damage."""
     shutil.copytree(built, tmp_path / "copy")
     return Bundle.open(tmp_path / "copy")
+
+
+@pytest.fixture
+def not_finite() -> Iterator[str]:
+    """The name of a method whose tokens are no numbers."""
+
+    @register
+    class NotFinite(Reducer):
+        name, paper = "not_finite_of_test", "none"
+
+        def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+            kept = torch.arange(self.stage.tokens_out).expand(len(x), -1)
+            source = torch.full((len(x), 1), self.stage.tokens_in - 1)
+            return Propagate(kept, source, torch.full((len(x), self.stage.tokens_out, 1), float("nan")))
+
+    yield NotFinite.name
+    unregister(NotFinite.name)

@@ -29,7 +29,7 @@ from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.manifest import Budget, split_label
 from edge_tprune.errors import UserError
 from edge_tprune.models.data import Dataset, batches, open_images
-from edge_tprune.record.document import VERSION, ArtifactRecord, BudgetRecord, BundleRecord, RunDocument
+from edge_tprune.record.document import RUN, VERSION, ArtifactRecord, BudgetRecord, BundleRecord, RunDocument
 from edge_tprune.record.meter import Meter, choose_meter
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.record.settings import TOLERANCE, RunInput, RunRequest, RunSettings
@@ -46,6 +46,7 @@ _ISOLATION = (
 )
 _RUNTIME, _FP32 = "onnxruntime", "fp32"
 _ROUNDS = 10
+_SAME_MEMORY = 0.01  # share by which the size of the memory may differ from one start of a machine to the next
 _SECONDS = 1.0  #: of a turn, where no power sensor needs more
 _WARMUP_SECONDS = 0.5
 _BASELINE_SECONDS = 1.0
@@ -161,6 +162,8 @@ def _read_unfinished(path: Path) -> Run:
         raise UserError(f"profile {path} has format version {run.document.version}, which cannot be resumed. Profile again")
     if run.end == "complete":
         raise UserError(f"profile {path} is complete: there is nothing to resume")
+    if not {name for names in run.document.settings.order for name in names} <= set(run.budgets):
+        raise UserError(f"profile {path}: {RUN} plans budgets that the run does not have. Profile again")
     return run
 
 
@@ -283,7 +286,7 @@ def _refuse_changes(
         **request.differences(document.settings),
     }
     if budgets is not None:
-        pairs["budgets"] = (before.budgets, list(budgets))
+        pairs["budgets"] = (list(dict.fromkeys(name.partition("@")[0] for name in before.budgets)), list(budgets))
     was, now = asdict(document.environment), asdict(read_environment(root))
     if was["board"] != now["board"]:  # then everything else differs, too
         there, here = (found["board_model"] or found["board"] for found in (was, now))
@@ -291,6 +294,9 @@ def _refuse_changes(
             f"profile {before.path} cannot be resumed on another board: it was made on {there}, and this is {here}. "
             "Go on there, or give the --sysroot that it was made with"
         )
+    totals = was["memory_total_bytes"], now["memory_total_bytes"]
+    if None not in totals and abs(totals[1] - totals[0]) < _SAME_MEMORY * totals[0]:
+        now["memory_total_bytes"] = totals[0]  # a kernel keeps some pages more or less at each start
     differing = _differences(pairs) + _differences({key: (was[key], now[key]) for key in sorted(now)})
     if differing:
         text = "; ".join(differing)

@@ -10,7 +10,7 @@ budgets and metrics are judged at once, so the intervals are widened until all o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +73,7 @@ class BudgetChange:
     @property
     def broken(self) -> bool:
         """Whether it worked then and gives wrong outputs now, which no measurement is needed for to call worse."""
-        return self.old.unfit is None and self.new.unfit is not None and not self.new.invalid
+        return self.old.unfit is None and self.new.failed_check
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def find_changes(old: Sequence[Row], new: Sequence[Row], margin: EqualityMargin 
         UserError: no budget in common, or the two were measured under different conditions and `force` is not given.
     """
     then, now = _newest(old), _newest(new)
-    common = [key for key in now if key in then]
+    common = {key: partner for key in now if (partner := _partner(key, now, then)) is not None}
     if not common:
         raise UserError(
             f"these profiles have no budget of the same model and method in common: then {_names(then.values())}; "
             f"now {_names(now.values())}"
         )
-    differences = find_differences([row for key in common for row in (then[key], now[key])], ignore=())
+    differences = find_differences([row for key, partner in common.items() for row in (then[partner], now[key])], ignore=())
     foreign = [label for label in FIXED if label in differences]
     if foreign and not force:
         what = ", ".join(f"{label} ({', '.join(differences[label])})" for label in foreign)
@@ -124,7 +124,7 @@ def find_changes(old: Sequence[Row], new: Sequence[Row], margin: EqualityMargin 
         )
     remarks = [f"forced: they differ in {', '.join(foreign)}"] if foreign else []
     remarks += _list_incomparable(differences)
-    drafts = [(then[key], now[key], _common_metrics(then[key], now[key])) for key in common]
+    drafts = [(then[partner], now[key], _common_metrics(then[partner], now[key])) for key, partner in common.items()]
     family = sum(len(metrics) for _, _, metrics in drafts)
     budgets = []
     for before, after, metrics in drafts:
@@ -134,18 +134,29 @@ def find_changes(old: Sequence[Row], new: Sequence[Row], margin: EqualityMargin 
         remarks += [f"{row.name}: {row.suspect}" for row in (before, after) if row.suspect]
     return Changes(
         tuple(budgets),
-        tuple(row for key, row in then.items() if key not in now),
-        tuple(row for key, row in now.items() if key not in then),
+        tuple(row for key, row in then.items() if key not in common.values()),
+        tuple(row for key, row in now.items() if key not in common),
         differences,
         margin,
         tuple(dict.fromkeys(remarks)),
     )
 
 
-def _newest(rows: Sequence[Row]) -> dict[tuple[str, str, str], Row]:
-    found: dict[tuple[str, str, str], Row] = {}
+_Key = tuple[str, str, str, str]  # model, method, budget, precision
+
+
+def _partner(key: _Key, now: Collection[_Key], then: Collection[_Key]) -> _Key | None:
+    """What a budget is compared with: itself in the same precision; in another where either time has one precision only."""
+    if key in then:
+        return key
+    mine, theirs = ([each for each in keys if each[:3] == key[:3]] for keys in (now, then))
+    return theirs[0] if len(mine) == len(theirs) == 1 else None
+
+
+def _newest(rows: Sequence[Row]) -> dict[_Key, Row]:
+    found: dict[_Key, Row] = {}
     for row in sorted(rows, key=lambda row: row.profile.started_utc, reverse=True):
-        found.setdefault((row.model, row.method, row.budget), row)
+        found.setdefault((row.model, row.method, row.budget.removesuffix(f"@{row.precision}"), row.precision), row)
     order = {id(row): index for index, row in enumerate(rows)}
     return dict(sorted(found.items(), key=lambda item: order[id(item[1])]))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_tprune.analysis.loading import load_rows
+from edge_tprune.analysis.loading import find_profiles, load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError
 from edge_tprune.record.document import RunDocument
@@ -34,6 +34,10 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
     if len({row.profile.path for row in rows}) != 1:
         raise UserError(f"{path} holds several profiles: name the one of the probe bundle")
     document = rows[0].profile.document
+    if len(precisions := dict.fromkeys(row.precision for row in rows)) > 1:
+        raise UserError(
+            f"profile {path} has graphs in {', '.join(precisions)}, and a model is of one precision: profile with one --precision"
+        )
     status, reasons = _verdict(rows)
     if status != "valid" and not force:
         raise UserError(
@@ -52,7 +56,7 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
 def write_latency(path: Path, *, force: bool = False) -> Latency:
     """`model_latency`, written into the profile as latency.json."""
     found = model_latency(path, force=force)
-    KIND.write(path, found)
+    KIND.write(find_profiles(path)[0], found)
     return found
 
 

@@ -80,7 +80,11 @@ def find_profiles(path: Path | str) -> list[Path]:
     if (path / RUN).is_file():
         return [path]
     found = []
-    for directory, inside, files in os.walk(path):
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): what it holds would be left out") from error
+
+    for directory, inside, files in os.walk(path, onerror=refuse):
         if RUN in files:
             found.append(Path(directory))
             inside.clear()  # a profile holds no profiles
@@ -188,6 +192,7 @@ def _make_row(
         rounds=len(samples.turns[budget.name]),
         conditions=conditions,
         unfit=_why_unfit(check, recorded),
+        failed_check=check is not None and not check.golden_ok and check.error is None,
         verdict=recorded.verdict,
         why_missing=recorded.why_missing,
         per_image=_per_image(budget.accuracy),
@@ -197,7 +202,11 @@ def _make_row(
 def _why_unfit(check: Check | None, recorded: Recorded) -> str | None:
     """Why a budget must not be chosen whatever its numbers, or None."""
     if check is not None and not check.golden_ok:
-        return "its outputs failed the check on that machine"
+        return (
+            "its outputs failed the check on that machine"
+            if check.error is None
+            else f"it could not be run there: {printable(check.error)}"
+        )
     if recorded.verdict is not None and recorded.verdict.status == "invalid":
         return f"its run is invalid: {'; '.join(recorded.verdict.reasons) or 'not said why'}"
     return None

@@ -68,7 +68,10 @@ class Metric:
             return f"{value} ({self.format(interval.high)} or less)"
         # Rounded up: the text must not claim more than is known.
         step = 10**self.digits
-        down, up = (math.ceil(half * step - 1e-6) for half in (interval.value - interval.low, interval.high - interval.value))
+        halves = [half * step for half in (interval.value - interval.low, interval.high - interval.value)]
+        if not all(map(math.isfinite, halves)):
+            return f"{value} ±?"
+        down, up = (math.ceil(half - 1e-6) for half in halves)
         most, least = max(down, up), min(down, up)
         if most - least > max(1, _LOPSIDED * most):
             return f"{value} ({self.format(interval.low)} to {self.format(interval.high)})"

@@ -120,6 +120,10 @@ def check_units(document: RunDocument, budgets: Iterable[tuple[str, Mapping[str,
                 )
 
 
+def _rank(status: str) -> int:
+    return _RANK.get(status, 1)
+
+
 def _combine_verdicts(run: Verdict | None, own: Verdict | None) -> RowVerdict | None:
     """The worse of the run's verdict and a budget's own, with the reasons of both; an unknown status counts as suspect.
 
@@ -127,11 +131,11 @@ def _combine_verdicts(run: Verdict | None, own: Verdict | None) -> RowVerdict | 
     """
     if run is not None and own is not None and run.reasons:
         others = tuple(reason for reason in run.reasons if reason.code != _OF_A_BUDGET)
-        run = Verdict(run.status, others) if others else Verdict("valid")
+        run = Verdict(max((reason.status or run.status for reason in others), key=_rank, default="valid"), others)
     verdicts = [verdict for verdict in (run, own) if verdict is not None]
     if not verdicts:
         return None
-    status = max((verdict.status for verdict in verdicts), key=lambda status: _RANK.get(status, 1))
+    status = max((verdict.status for verdict in verdicts), key=_rank)
     reasons: list[Reason] = [reason for verdict in verdicts for reason in verdict.reasons]
     texts = dict.fromkeys(printable(reason.text) for reason in reasons)
     return RowVerdict(status if status in _RANK else "suspect", tuple(texts))

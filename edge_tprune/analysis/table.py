@@ -61,6 +61,7 @@ class Row:
     rounds: int
     conditions: Mapping[str, str]  #: what must be equal for two rows to be compared: label -> value
     unfit: str | None  #: why this row must not be chosen whatever its numbers, or None
+    failed_check: bool = False  #: it gave wrong outputs there
     verdict: RowVerdict | None = None  #: whether the run may be believed; None where it gave no verdict
     why_missing: Mapping[str, str] = field(default_factory=dict)  #: metric name -> why it has no value, where that is known
     #: "top1_percent", "agreement_percent" -> (images,)

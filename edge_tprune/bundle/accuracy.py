@@ -92,7 +92,12 @@ def compare_vectors(
 
 
 def _ranked(logits: np.ndarray) -> np.ndarray:
-    """Classes (n, at most 5) by descending logit; ties go to the lower class, so results do not depend on the sort."""
+    """Classes (n, at most 5) by descending logit; ties go to the lower class, so results do not depend on the sort.
+
+    Of a single logit its sign, 0 or 1.
+    """
+    if logits.shape[1] == 1:
+        return np.asarray((logits > 0).astype(np.int32))
     return np.asarray(np.argsort(-logits, axis=1, kind="stable")[:, :_RANKS].astype(np.int32))
 
 

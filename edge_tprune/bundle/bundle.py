@@ -29,7 +29,7 @@ from edge_tprune.files import open_regular, read_regular, sha256_file, sha256_js
 from edge_tprune.text import count_of
 
 _LARGEST_GRAPH = 1 << 28  # bytes; weights lie outside
-_MOST_BUDGETS = 1000
+MOST_BUDGETS = 1000
 _ATTEMPTS, _ATTEMPT_SECONDS = 10, 0.1  # to open a bundle that a build is just moving into place
 
 
@@ -213,8 +213,8 @@ def _contradiction(manifest: Manifest) -> str | None:
         return f"graphs give logits of shape {model.output.shape} and there are {model.classes} classes"
     if manifest.class_names is not None and len(manifest.class_names.names) != model.classes:
         return f"there are {len(manifest.class_names.names)} class names for {model.classes} classes"
-    if len(manifest.budgets) > _MOST_BUDGETS:
-        return f"it has {len(manifest.budgets)} budgets, more than {_MOST_BUDGETS}"
+    if len(manifest.budgets) > MOST_BUDGETS:
+        return f"it has {len(manifest.budgets)} budgets, more than {MOST_BUDGETS}"
     names: set[str] = set()
     hashes: dict[str, str] = {}
     for budget in manifest.budgets:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import ENGINE_FILE, Artifact, Budget, FileEntry, Manifest
-from edge_tprune.bundle.revision import Revision, check_revisable, revise, work_lock
+from edge_tprune.bundle.revision import Revision, check_revisable, read_again, revise, work_lock
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import sha256_file
 from edge_tprune.runtime.cuda import open_cuda
 from edge_tprune.runtime.tensorrt.build_process import EngineBuild, GraphSource
 from edge_tprune.runtime.tensorrt.builder import BuildError, Progress
-from edge_tprune.runtime.tensorrt.cache import Warn, build_for_device, engine_key, find_or_build, has_settings
+from edge_tprune.runtime.tensorrt.cache import Warn, build_for_device, engine_key, find_or_build, has_settings, is_there
 from edge_tprune.runtime.tensorrt.library import MODULES, Library, load, rtx_targets, target_of, unserved
 from edge_tprune.runtime.tensorrt.record import EngineRecord, EngineSettings, Platform, read_record, record_file
 from edge_tprune.telemetry.environment import read_environment
@@ -190,11 +190,12 @@ def build_ahead(
     """
     targets = list(dict.fromkeys(targets))
     library = check_targets(targets)
-    jobs = [(budget, graph, target) for budget in bundle.budgets for graph in budget.graphs(AHEAD) for target in targets]
-    if not jobs:
-        bundle.budgets[0].artifact(AHEAD)  # says what to do
     built = []
     with work_lock(bundle.path):
+        bundle = read_again(bundle)  # engine files may have been added since it was opened
+        jobs = [(budget, graph, target) for budget in bundle.budgets for graph in budget.graphs(AHEAD) for target in targets]
+        if not jobs:
+            bundle.budgets[0].artifact(AHEAD)  # says what to do
         check_revisable(bundle.path)
         for number, (budget, graph, target) in enumerate(jobs):
             what = f"engine of budget {budget.name} for {target}"
@@ -210,8 +211,11 @@ def build_ahead(
             report("starting", 0, 1)
             source = graph_source(bundle, budget, graph)
             key = engine_key(source, Platform(runtime=AHEAD, version=library.version, target=target))
-            file = bundle.path / FOLDER / f"{source.graph.name.removesuffix('.onnx')}.{target}.plan"
-            build = EngineBuild(source, key, file, settings or EngineSettings())
+            there, free = _place(bundle, budget, graph, target)
+            build = EngineBuild(source, key, there, settings or EngineSettings())
+            if force or not is_there(build):
+                build = replace(build, file=free)
+            file = build.file
             new = find_or_build(build, force=force, progress=report, warn=report_warning)
             if (record := read_record(file)) is None:
                 raise BuildError(f"{record_file(file)} cannot be read. Run the command again")
@@ -219,7 +223,23 @@ def build_ahead(
         revised = revise(bundle, lambda now: Revision(_with_engine_files(now, library, built)))
         for lock in (bundle.path / FOLDER).glob(".*.lock"):  # the bundle's own lock says that nobody holds them
             lock.unlink()
+        for stale in (bundle.path / FOLDER).glob("*.plan*"):  # of a build that was interrupted
+            if f"{FOLDER}/{stale.name}" not in revised.manifest.all_files:
+                stale.unlink()
     return revised, built
+
+
+def _place(bundle: Bundle, budget: Budget, graph: Artifact, target: str) -> tuple[Path, Path]:
+    """Where the engine file of a graph for a GPU lies, and where one that replaces it goes: never over a file that the manifest names, which stays
+    whole until the manifest names the new one."""
+    file = bundle.path / FOLDER / f"{Path(graph.file).name.removesuffix('.onnx')}.{target}.plan"
+    other = file.with_suffix(".2.plan")
+    listed = next(
+        (a for a in budget.artifacts if (a.form, a.precision, a.target) == (ENGINE_FILE, graph.precision, target)), None
+    )
+    if listed is None:
+        return file, file
+    return bundle.path / listed.file, file if listed.file.endswith(other.name) else other
 
 
 def _with_engine_files(bundle: Bundle, library: Library, built: Sequence[CarriedEngine]) -> Manifest:
@@ -228,9 +248,11 @@ def _with_engine_files(bundle: Bundle, library: Library, built: Sequence[Carried
     files, budgets = dict(bundle.manifest.files), []
     for budget in bundle.budgets:
         graphs = [artifact for artifact in budget.artifacts if artifact.is_graph]
-        kept = [a for a in budget.artifacts if not a.is_graph and a.version == library.version and a.file not in new]
+        there = [artifact for artifact in budget.artifacts if not artifact.is_graph]
+        replaced = {(engine.record.key.precision, engine.target) for engine in built if engine.budget == budget.name}
+        kept = [a for a in there if a.version == library.version and (a.precision, a.target) not in replaced]
         added = [_artifact(file, engine, library) for file, engine in new.items() if engine.budget == budget.name]
-        for dropped in {a.file for a in budget.artifacts if not a.is_graph} - {a.file for a in kept} - new.keys():
+        for dropped in {a.file for a in there} - {a.file for a in kept} - new.keys():
             files.pop(f"{dropped}.json", None)
         engine_files = sorted((*kept, *added), key=lambda artifact: artifact.file)
         budgets.append(msgspec.structs.replace(budget, artifacts=(*graphs, *engine_files)))

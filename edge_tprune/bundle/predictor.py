@@ -33,7 +33,7 @@ from edge_tprune.bundle.guard import Guard
 from edge_tprune.bundle.manifest import KIND
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import NegativeAnswer, UserError, missing_package
-from edge_tprune.models.images import read_image
+from edge_tprune.models.images import eight_bit_rgb, read_image
 from edge_tprune.runtime.engine import Engine, EngineInfo, Stages, default_threads, open_engine
 from edge_tprune.runtime.tensorrt.builder import Progress
 from edge_tprune.runtime.tensorrt.cache import Warn
@@ -163,10 +163,10 @@ class Predictor:
             frame = _to_image(frame, self._channel_order, self.input_shape[1:])
         elif isinstance(frame, (str, os.PathLike)):
             frame = read_image(Path(frame), "Give another file")
-        elif not (hasattr(frame, "convert") and hasattr(frame, "size")):
+        elif not all(hasattr(frame, name) for name in ("convert", "size", "mode")):
             raise UserError(f"an image is an array, a file's name or an image of Pillow, not {type(frame).__name__}")
         try:
-            return self.bundle.manifest.preprocessing(frame.convert("RGB"))
+            return self.bundle.manifest.preprocessing(eight_bit_rgb(frame))
         except (OSError, ValueError, ArithmeticError) as error:  # Pillow reads files late, and converts from most modes
             raise UserError(f"this image cannot be read: {error}. Give another") from error
 

@@ -8,6 +8,7 @@ files are built. Who needs both takes *work* first.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ _WORK_SECONDS = 10  # a build that finds another at work waits so long for it
 _MANIFEST_SECONDS = 120  # a manifest is written in milliseconds; a bundle is moved into place in as many
 
 RESULTS = "eval-"  #: how the names of files with per-image results begin
+#: Full match with the names of what commands that were killed leave in a bundle's directory: results, engine files and temporary files.
+LEFT_BEHIND = rf"{RESULTS}[0-9a-f]{{12}}\.npz|engines/[^/]+\.plan(\.json)?|engines/\.[^/]+\.lock|(\w+/)?\.[^/]+\.tmp"
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,7 @@ def revise(bundle: Bundle, change: Callable[[Bundle], Revision]) -> Bundle:
         UserError: it is another bundle now, so that nothing is written; or it cannot be written.
     """
     with clear_write_errors(bundle.path), manifest_lock(bundle.path):
-        now = Bundle.open(bundle.path, verify=False)
-        if now.identity != bundle.identity:
-            raise UserError(
-                f"bundle {bundle.path} was rebuilt in the meantime: what was found is of the bundle that was there before, and is not stored. "
-                "Run the command again"
-            )
+        now = read_again(bundle)
         revision = change(now)
         check_manifest(bundle.path, revision.manifest)
         try:
@@ -86,9 +84,24 @@ def revise(bundle: Bundle, change: Callable[[Bundle], Revision]) -> Bundle:
                 _remove(bundle.path, revision.files.keys() - KIND.read(bundle.path).all_files.keys())
             raise
         wanted = revision.manifest.all_files.keys()
-        left_behind = {file.name for file in bundle.path.glob(f"{RESULTS}*.npz")}  # by a process that was killed
+        left_behind = {file.name for file in bundle.path.glob(f"{RESULTS}*") if re.fullmatch(LEFT_BEHIND, file.name)}
         _remove(bundle.path, (now.files.keys() | left_behind) - wanted)
         return Bundle(bundle.path, revision.manifest)
+
+
+def read_again(bundle: Bundle) -> Bundle:
+    """The bundle as it is now.
+
+    Raises:
+        UserError: it is another one.
+    """
+    now = Bundle.open(bundle.path, verify=False)
+    if now.identity != bundle.identity:
+        raise UserError(
+            f"bundle {bundle.path} was rebuilt in the meantime: what was found is of the bundle that was there before, and is not stored. "
+            "Run the command again"
+        )
+    return now
 
 
 def _remove(path: Path, names: set[str]) -> None:

@@ -71,8 +71,10 @@ def read_latency(profile: Path) -> Latency:
     Raises:
         UserError: no such profile, or one that does not make a model.
     """
-    if (profile / LATENCY).is_file():
-        return KIND.read(profile)
     from edge_tprune.analysis.latency import write_latency
+    from edge_tprune.analysis.loading import find_profiles
 
+    found = find_profiles(profile)
+    if len(found) == 1 and (found[0] / LATENCY).is_file():
+        return KIND.read(found[0])
     return write_latency(profile)

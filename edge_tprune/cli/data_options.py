@@ -43,6 +43,7 @@ def open_data(
     limit: int | None = None,
     training: bool = False,
     labels: bool = True,
+    by_directory: bool = False,
     class_map: Path | None = None,
     class_names: ClassNames | None = None,
     skip_unreadable: bool = False,
@@ -55,7 +56,8 @@ def open_data(
         classes: of the model.
         limit: as for `open_dataset`.
         training: as for `open_dataset`.
-        labels: whether they are needed. Otherwise images are taken wherever they lie.
+        labels: whether classes of the model are needed. Otherwise images are taken wherever they lie.
+        by_directory: without classes of the model, as for `open_images`.
         class_map: as for `open_dataset`.
         class_names: as for `open_dataset`.
         skip_unreadable: go on without images that cannot be read.
@@ -76,7 +78,7 @@ def open_data(
     if labels or str(source) == REFERENCE:
         dataset = open_dataset(source, classes, limit, training=training, class_map=class_map, class_names=class_names)
     else:
-        folder = open_images(Path(source))
+        folder = open_images(Path(source), by_directory=by_directory)
         dataset = folder if limit is None else folder.first(limit)
     with show_progress("checking images", quiet) as advance:
         workers = min(8, os.cpu_count() or 1)

@@ -65,7 +65,9 @@ class Runs:
 
     def _measure_there(self, bundle: Bundle, request: RunRequest) -> Path:
         assert self.host is not None
-        options = replace(self.options, profile=tuple(request.words()), collect=self.place)
+        # Other fits have candidates of the same names, and programs on the board may run theirs.
+        name = f"{self.place.resolve().parent.name}-{bundle.path.name}"
+        options = replace(self.options, name=name, profile=tuple(request.words()), collect=self.place)
         with BoardProgress(self.quiet) as watcher:
             (deployment,) = deploy_all(bundle, [self.host], options, lambda _: watcher)
         if deployment.error is not None:

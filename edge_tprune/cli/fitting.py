@@ -11,6 +11,7 @@ import msgspec
 
 from edge_tprune.analysis.choice import Answer, Choice, choose
 from edge_tprune.analysis.latency import model_latency, write_latency
+from edge_tprune.analysis.limits import LIMITS
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.bundle.bundle import Bundle
@@ -24,6 +25,7 @@ from edge_tprune.export.probes import decide_probes
 from edge_tprune.export.settings import BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_build
 from edge_tprune.files import clear_write_errors, exclusive, sha256_json
+from edge_tprune.record.reader import read_run
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
@@ -46,6 +48,7 @@ from edge_tprune.search.fit import (
     tightest,
     with_best_so_far,
 )
+from edge_tprune.telemetry.environment import describe_machine
 
 if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset
@@ -74,7 +77,7 @@ class FitRequest:
     @property
     def words(self) -> str:
         """The limits and precisions: what rounds are kept under."""
-        return " ".join([*(f"{name}={bound:g}" for name, bound in sorted(self.limits.items())), ",".join(self.precisions)])
+        return " ".join([*(f"{name}={bound:.12g}" for name, bound in sorted(self.limits.items())), ",".join(self.precisions)])
 
     def bounds(self, unpruned_ms: float) -> dict[str, float]:
         """The bounds that the latency model can search under, by its metric. A rate and a speed-up become a median latency.
@@ -89,6 +92,10 @@ class FitRequest:
         if "min_speedup" in self.limits:
             medians.append(unpruned_ms / self.limits["min_speedup"])
         return {**found, "p50_ms": min(medians)} if medians else found
+
+
+def _machine_of(profile: Path) -> str:
+    return describe_machine(read_run(profile, keep=False).document.environment)
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Fit:
             elif step == "measure":
                 state = state.with_round(words, self._measure(state, state.rounds[words][-1]))
             else:
-                state = msgspec.structs.replace(state, tuned={**state.tuned, words: self._tune(state.rounds[words][-1])})
+                state = msgspec.structs.replace(state, tuned={**state.tuned, words: self._tune(state, state.rounds[words][-1])})
             KIND.write(out, state)
         latest = state.rounds[words][-1]
         tuned = state.tuned.get(words)
@@ -241,16 +248,17 @@ class Fit:
                 found = self._search_in(precision, latency, metric, aim)
                 misses += [found] if isinstance(found, str) else []
                 candidates += [] if isinstance(found, str) else found
-        if len(misses) == len(request.precisions):
-            others = [name for name in ("fp16", INTEGERS) if name not in request.precisions]
-            hint = f"another precision (--precision {','.join([*request.precisions, others[-1]])}), " if others else ""
+        before = state.rounds.get(request.words, ())
+        if len(misses) == len(request.precisions) and not before:
+            hint = "" if INTEGERS in request.precisions else "int8 (--precision fp32,int8), "
             raise NegativeAnswer(
                 f"{'; '.join(misses)}. A smaller network, {hint}another power mode or more methods may reach it"
             )
         for miss in misses:
             print_note(f"fit: {miss}")
+        if not candidates and before:  # what was measured before may meet the limit all the same
+            return msgspec.structs.replace(before[-1], again={})
         bundle = f"candidates-{'-'.join(request.words.split())}-{number}"
-        before = state.rounds.get(request.words, ())
         candidates = with_best_so_far(candidates, self._chosen(before[-1])[1] if before else None)
         return Round(aims=aims, candidates=name_candidates(candidates), bundle=bundle, trials=request.trials)
 
@@ -282,7 +290,7 @@ class Fit:
         print_note("fit: building the candidates")
         bundle, precisions = self._build_networks(self.loaded, latest.candidates, latest.bundle)
         bundle = self._judge(bundle, precisions)
-        profile = self.runs.profile(bundle, ",".join(precisions))
+        profile = self._profile(bundle, precisions, state)
         measured = msgspec.structs.replace(latest, profile=str(profile.relative_to(self.request.out)))
         rows, again = self.rows(measured), dict[str, float]()
         unpruned = next((row.value("p50_ms") for row in rows if row.unpruned and row.precision == precisions[0]), None)
@@ -293,7 +301,7 @@ class Fit:
             pace = bound / expected  # of this run against the probes', where a speed-up is what bounds; else 1
             own = [candidate for candidate in latest.candidates if candidate.precision == precision]
             judged = {row.budget.partition("@")[0]: row for row in rows if row.precision == precision}
-            values = {name: self._bounded(row, metric, bound, unpruned) for name, row in judged.items()}
+            values = {name: self._bounded(row, metric, bound) for name, row in judged.items()}
             met = isinstance(self._choose_among([row for row in rows if row.precision == precision]), Choice)
             pairs = [(candidate.predicted, values.get(candidate.name)) for candidate in own]
             if not pairs:  # nothing seemed to need pruning: the network without it stands for the candidates
@@ -311,24 +319,54 @@ class Fit:
                 again[precision] = aim
         return msgspec.structs.replace(measured, again=again)
 
-    def _bounded(self, row: Row, metric: str, bound: float, unpruned_ms: float | None) -> float | None:
-        """What of a row is held against the bound. A speed-up is judged round by round: the ratio of two medians may tell otherwise."""
-        speedup, wanted = row.value("speedup"), self.request.limits.get("min_speedup")
-        if metric == "p50_ms" and unpruned_ms and speedup and wanted and bound == unpruned_ms / wanted:
-            return unpruned_ms / speedup
-        return row.value(metric)
+    def _profile(self, bundle: Bundle, precisions: Sequence[str], state: FitState) -> Path:
+        """What was measured of these networks: one run, neither invalid nor made on another machine than the probes.
 
-    def _tune(self, latest: Round) -> Tuned:
+        Raises:
+            UserError: it was.
+        """
+        path = self.runs.profile(bundle, ",".join(precisions), lambda path: self._why_invalid(path) is None)
+        if (why := self._why_invalid(path)) is not None:
+            raise UserError(f"{path}: {why}: run the same command again to measure it again")
+        here = _machine_of(path)
+        for precision in precisions:
+            probes = self.request.out / state.probes[precision]
+            if (there := _machine_of(probes)) != here:
+                raise UserError(
+                    f"{path} was measured on {here}, and {probes} on {there}: remove the one that is of the wrong machine or power mode, and run the "
+                    "same command again to measure it again"
+                )
+        return path
+
+    def _why_invalid(self, path: Path) -> str | None:
+        """Why nothing that was measured in a run can be used, or None."""
+        whys = [row.unfit for row in load_rows(path)]
+        return None if None in whys or not whys else whys[0]
+
+    def _bounded(self, row: Row, metric: str, bound: float) -> float | None:
+        """What of a row is held against the bound: how far it is over the limit that it is furthest over, as a value of `metric`.
+
+        A rate and a speed-up are judged as they were measured: medians may tell otherwise.
+        """
+        limits, over = self.request.limits, list[float]()
+        for name, wanted in limits.items():
+            judged, side = LIMITS[name]
+            if (value := row.value(judged)) is not None and value > 0:
+                over.append(value / wanted if side == "max" else wanted / value)
+        return bound * max(over) if len(over) == len(limits) else row.value(metric)
+
+    def _tune(self, state: FitState, latest: Round) -> Tuned:
         """Fine-tunes the network that was chosen, for the unpruned network and that schedule, and measures it again."""
         assert self.tuning is not None
         seconds = self.tuning.seconds
         name, chosen = self._chosen(latest)
-        if chosen is None:
+        shape = network_shape(self.loaded.model)
+        if chosen is None or chosen.tokens in (shape.full_schedule(), shape.exact_schedule()):
             return Tuned(candidate=name, verdict="nothing was pruned: there is nothing to fine-tune", seconds=seconds)
         from edge_tprune.finetune.request import Request
         from edge_tprune.finetune.run import finetune
 
-        share = round(network_shape(self.loaded.model).share(chosen.tokens), 4)
+        share = round(shape.share(chosen.tokens), 4)
         network = sha256_json([chosen.method, chosen.options, chosen.tokens])[:8]
         made = f"{latest.bundle}-{name}-{network}" + (
             "" if seconds is None else f"-{seconds:g}s"
@@ -351,7 +389,7 @@ class Fit:
         print_note(f"fit: {result.verdict}")
         bundle, precisions = self._build_networks(self.tuning.reload(weights), [chosen], f"{made}-tuned")
         bundle = self._judge(bundle, precisions)
-        profile = self.runs.profile(bundle, ",".join(precisions))
+        profile = self._profile(bundle, precisions, state)
         place = str(profile.relative_to(self.request.out))
         return Tuned(candidate=name, verdict=result.verdict, seconds=seconds, bundle=f"{made}-tuned", profile=place)
 

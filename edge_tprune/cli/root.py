@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import wraps
 from math import isfinite
@@ -12,9 +13,9 @@ from typing import Annotated, Any, TypeVar, get_args
 import typer
 from rich.markup import escape
 
-from edge_tprune.cli.streams import keep_for_answers
+from edge_tprune.cli.streams import answer_stream, has_answered, keep_for_answers
 from edge_tprune.documents import LARGEST, show
-from edge_tprune.errors import UserError
+from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -60,7 +61,12 @@ def command(*examples: str, name: str | None = None, kept: str = "") -> Callable
         def run(*given: Any, **options: Any) -> Any:
             _check_numbers(function, options)
             with keep_for_answers():
-                return function(*given, **options)
+                try:
+                    return function(*given, **options)
+                except NegativeAnswer as no:
+                    if options.get("json") and not has_answered():
+                        answer_stream().write(json.dumps({"reason": str(no)}, indent=1) + "\n")
+                    raise
 
         app.command(name, help=read_docstring(function), epilog=format_examples(examples))(run)
         return function

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
 _answers: list[TextIO] = []  #: stdout as it was when the command began
+_given: list[TextIO] = []  #: likewise, once it was asked for
 
 
 class _Kept(io.TextIOWrapper):
@@ -79,6 +80,7 @@ def _keep(stream: io.TextIOWrapper, name: str) -> _Kept:
 def keep_for_answers() -> Iterator[None]:
     """Keeps stdout for the answer: what code of others prints meanwhile (a plugin, a library) goes to stderr."""
     _answers.append(sys.stdout)
+    _given.clear()
     try:
         with redirect_stdout(sys.stderr):
             yield
@@ -88,7 +90,14 @@ def keep_for_answers() -> Iterator[None]:
 
 def answer_stream() -> TextIO:
     """Where answers go."""
-    return _answers[-1] if _answers else sys.stdout
+    stream = _answers[-1] if _answers else sys.stdout
+    _given.append(stream)
+    return stream
+
+
+def has_answered() -> bool:
+    """Whether the command wrote some of its answer."""
+    return bool(_given)
 
 
 def silence_stdout() -> None:

@@ -163,9 +163,9 @@ def check_listing(files: Any, who: str) -> dict[str, int]:
         if not any(part.startswith(".") and part.strip(".") for part in path.split("/"))
     }
     for path in shown:
-        parts = path.split("/")
-        if not 2 <= len(parts) <= _DEPTH or not all(_NAME.fullmatch(part) for part in parts):
+        if not {"", ".", ".."}.isdisjoint(path.split("/")) or len(path.split("/")) > _DEPTH:
             raise UserError(f"{who} offers {path!r}, which is not a profile's file. Nothing was collected")
+    shown = {path: size for path, size in shown.items() if "/" in path and all(map(_NAME.fullmatch, path.split("/")))}
     if len(shown) > LIMIT_FILES or sum(shown.values()) > LIMIT_BYTES:
         raise UserError(
             f"{who} offers {len(shown)} files of {sum(shown.values()) / 1e9:.1f} GB in its profiles, more than is collected at once. "

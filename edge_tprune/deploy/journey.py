@@ -30,6 +30,7 @@ from edge_tprune.files import sha256_file
 from edge_tprune.text import one_line
 
 _AT_ONCE = 16  #: boards
+_LONGEST_NAME = 100  #: of a bundle on a board
 _HANG_UP_S = 0.2
 _LAST_WORDS = 100  #: pieces of what a program on a board writes, of which the last line says why it failed
 _INSTALLED_OVER_WHEEL = 6  #: how much larger an installed package is than its wheel, at most (unpacked, then compiled)
@@ -39,6 +40,7 @@ _INSTALLED_OVER_WHEEL = 6  #: how much larger an installed package is than its w
 class Options:
     """What a deployment does."""
 
+    name: str | None = None  #: of the bundle there; its directory's by default
     offline: bool = False  #: carry every wheel there, instead of letting the board ask its package index
     #: Optional parts to install: "ort", "jetson", "cuda"; what the bundle cannot do without is added.
     extras: tuple[str, ...] = ()
@@ -106,7 +108,7 @@ def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher,
         deployment.steps.append(
             "agent installed" if _install(connection, facts, bundle, options, watcher) else "agent up to date"
         )
-        name, copied = _copy_bundle(connection, bundle, watcher)
+        name, copied = _copy_bundle(connection, bundle, options.name, watcher)
         deployment.steps.append(f"bundle {name}: {copied / 1e6:.1f} MB copied" if copied else f"bundle {name} up to date")
         watcher.step("running the doctor")
         deployment.doctor = _doctor(connection)
@@ -209,9 +211,19 @@ def _missing_requirements(present: dict[str, str], extras: Sequence[str]) -> lis
     return missing
 
 
-def _copy_bundle(connection: Connection, bundle: Bundle, watcher: Watcher) -> tuple[str, int]:
+def _board_name(name: str) -> str:
+    """A bundle's name on the board; a long one ends in a hash, as others may begin alike."""
+    plain = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "bundle"
+    return (
+        plain
+        if len(plain) <= _LONGEST_NAME
+        else f"{plain[: _LONGEST_NAME - 9]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+    )
+
+
+def _copy_bundle(connection: Connection, bundle: Bundle, name: str | None, watcher: Watcher) -> tuple[str, int]:
     """Copies what the board lacks of the bundle, and puts it into place. Returns (its name there, bytes that were sent)."""
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", bundle.path.resolve().name).strip("-.")[:100] or "bundle"
+    name = _board_name(name or bundle.path.resolve().name)
     with _unchanged(bundle):
         files = {**bundle.files, MANIFEST: FileEntry.of(bundle.path / MANIFEST)}
         if Bundle.open(bundle.path).manifest != bundle.manifest:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ import torch
 from edge_tprune.bundle.bundle import Bundle, set_aside
 from edge_tprune.bundle.golden import OUTLIERS
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
-from edge_tprune.bundle.revision import RESULTS, manifest_lock, work_lock
+from edge_tprune.bundle.revision import LEFT_BEHIND, manifest_lock, work_lock
 from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
 from edge_tprune.export import migration
@@ -40,6 +41,9 @@ from edge_tprune.runtime.engine import runtime_version
 from edge_tprune.version import __version__
 
 _BYTES_PER_GRAPH = 2_000_000  # generously
+_LAYOUT = (
+    r"golden\.npz|onnx/(weights[^/]*\.bin|[^/]+\.onnx)"  # full match with the files of a bundle whose manifest cannot be read
+)
 
 
 @dataclass
@@ -115,13 +119,13 @@ def _check_place(out: Path) -> None:
 
 
 def _foreign_file(out: Path) -> str | None:
-    """A file in a bundle's directory that the bundle does not name; None where its manifest cannot be read."""
-    try:
-        own = {*KIND.read(out).all_files, MANIFEST}
-    except UserError:
-        return None
+    """A file in a bundle's directory that no bundle has; one that this bundle does not name, where its manifest can be read."""
+    own, ours = {MANIFEST}, f"{LEFT_BEHIND}|{_LAYOUT}"
+    with suppress(UserError):
+        own.update(KIND.read(out).all_files)
+        ours = LEFT_BEHIND
     files = (file.relative_to(out).as_posix() for file in sorted(out.rglob("*")) if file.is_symlink() or not file.is_dir())
-    return next((name for name in files if name not in own and not name.startswith((".", RESULTS, "engines/"))), None)
+    return next((name for name in files if name not in own and not re.fullmatch(ours, name)), None)
 
 
 def _write(
@@ -132,6 +136,7 @@ def _write(
     A network that fp16 breaks is written in mixed, which keeps the residual stream in float32; one that loses too much in INT8 with a few layers in float.
     """
     remarks: list[str] = []
+    given = len(settings.float_layers)
     while True:
         try:
             return write_bundle(loaded, settings, staging, fingerprint, progress), remarks
@@ -142,7 +147,7 @@ def _write(
             graphs = [replace(graph, precision="mixed") if graph.precision == "fp16" else graph for graph in settings.graphs]
             settings = replace(settings, graphs=tuple(dict.fromkeys(graphs)))
         except IntegerLoss as lost:
-            layers = lost.choose_float_layers(len(settings.float_layers))
+            layers = lost.choose_float_layers(len(settings.float_layers) - given)
             if not layers:
                 raise
             remarks.append(f"{str(lost).partition('. The layers')[0]}. {_stay_float(layers)}")

@@ -387,4 +387,5 @@ def _pixels(loaded: LoadedModel, tensor: Tensor) -> np.ndarray:
     image = (255.0 * (tensor * std + mean)).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     embed = loaded.model.patch_embed
     height, width = (int(count) * int(side) for count, side in zip(embed.grid_size, embed.patch_size))
-    return np.ascontiguousarray(image[:height, :width])
+    shown = image[:height, :width]
+    return np.ascontiguousarray(shown.repeat(3, axis=2) if shown.shape[2] == 1 else shown)

@@ -52,7 +52,7 @@ class IntegerLoss(NegativeAnswer):
         alone: at least one; none beyond the bound.
 
         Args:
-            there: how many stay floats already.
+            there: how many were chosen before.
         """
         chosen, rest = list[str](), sum(alone for _, alone in self.losses)
         share = self.loss / rest if rest > 0 else 0.0

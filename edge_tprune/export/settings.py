@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from edge_tprune.bundle.bundle import MOST_BUDGETS
 from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.export.graph import FORMS, Form
@@ -166,6 +167,8 @@ def decide(
     requests = [budget if isinstance(budget, BudgetRequest) else BudgetRequest(budget) for budget in budgets]
     if not requests:
         raise UserError("nothing to build: give --budgets or --schedule")
+    if len(requests) > MOST_BUDGETS:
+        raise UserError(f"{len(requests)} budgets are too many: a bundle holds at most {MOST_BUDGETS}")
     chosen: dict[str, BudgetSettings] = {}
     given = dict(options or {})
     adapter = adapt(loaded.model, loaded.name)

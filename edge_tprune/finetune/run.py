@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive, sha256_file
@@ -31,7 +33,7 @@ from edge_tprune.finetune.store import (
     need_space,
     write_tensors,
 )  # fmt: skip
-from edge_tprune.finetune.trainer import NotFinite, Trainer, TrainerState, processes
+from edge_tprune.finetune.trainer import NotFinite, Trainer, TrainerState, agreed, processes
 from edge_tprune.models.adapter import LOGITS
 from edge_tprune.models.checkpoint import CONFIG
 from edge_tprune.models.data import REFERENCE, Dataset
@@ -42,6 +44,7 @@ from edge_tprune.reduction import network_shape, registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.text import one_line
 
+_MADE = "edge_tprune_finetune"  # key in the header of a checkpoint
 RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
 
 Progress = Callable[[str, int, int], None]
@@ -94,6 +97,10 @@ def finetune(
         raise UserError(
             f"--labels: {loaded.name} has no classifier head. Leave it out: its embedding is trained without labels"
         )
+    if getattr(loaded.model, "num_classes", 0) == 1:
+        raise UserError(f"{loaded.name} has one output: fine-tuning compares the probabilities of classes, two or more")
+    if request.batch < processes()[1]:
+        raise UserError(f"--batch {request.batch} does not give each of {processes()[1]} processes a photo: give a larger one")
     if first:
         need_space(out.parent, 7 * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
     with exclusive(out, "fine-tuning") if first else nullcontext():
@@ -110,6 +117,8 @@ def finetune(
         if decisions.result is not None and (out.is_file() or not decisions.result.written):
             _check_unchanged(decisions.result, out)
             return _answer(decisions.result)
+        if out.exists() and not _is_made_here(out):
+            raise UserError(f"{out} exists, and finetune did not write it: choose another --out, or move it away")
         run = _Run(loaded, dataset, out, request, schedules, store, decisions, progress, say)
         return _answer(run())
 
@@ -126,6 +135,14 @@ def _check_unchanged(result: Result, out: Path) -> None:
         raise UserError(
             f"{out} was changed since this fine-tuning wrote it: move it away to train again, or choose another --out"
         )
+
+
+def _is_made_here(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return _MADE in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 class _Run:
@@ -165,6 +182,9 @@ class _Run:
             )
         students = self._students()
         self.before = self.hold_out.judge(students)
+        broken = [name for name, scores in self.before.items() if not np.isfinite(scores.divergence).all()]
+        if broken:
+            raise UserError(f"method {self.request.method}: the pruned network's outputs are not finite at budget {broken[0]}")
         for remark in holdout.remarks(len(self.dataset), self.hold_out.answers, self.teacher.head):
             self.say(remark)
         if self.decisions.recipe is None:
@@ -290,10 +310,14 @@ class _Run:
             change=change,
             refused=holdout.gate(scores, self.before),
         )
-        if not self.first:
-            return
+        if self.first:
+            self._keep(trainer, look, improved=holdout.is_improvement(change, self.before))
+        agreed(0.0)  # the others read what the first has written
+
+    def _keep(self, trainer: Trainer, look: Look, *, improved: bool) -> None:
+        """The state, and the weights where they are the best so far."""
         best = self.store.load("best", Best)
-        now = Best(look.step, look.loss, holdout.is_improvement(change, self.before), look.refused)
+        now = Best(look.step, look.loss, improved, look.refused)
         if best is None or now.rank < best[1].rank:
             self.store.save("best", trainer.averaged(), now)
         if trainer.done > max((line.step for line in self.store.logged()), default=0):
@@ -415,7 +439,7 @@ class _Run:
             "trained_share": share,
             "seed": recipe.seed,
         }
-        return {"edge_tprune_finetune": json.dumps(made), **self.configuration}
+        return {_MADE: json.dumps(made), **self.configuration}
 
 
 def _configuration(loaded: LoadedModel) -> dict[str, str]:

@@ -84,14 +84,22 @@ def create_pretrained(name: str, arguments: Arguments) -> Created:
         UserError: timm cannot create it so, or the weights cannot be fetched, or do not fit.
     """
     shape = create(name, arguments, shape_only=True)
+    missing: list[str] = []
     with no_retries() as unreachable:
         try:
-            model = timm.create_model(name, pretrained=True, **shape.arguments)
+            with _note_missing(missing):
+                model = timm.create_model(name, pretrained=True, **shape.arguments)
         except Exception as error:
             why = one_line(error) if unreachable is None else f"{unreachable}, and the cache does not hold them"
             raise UserError(
                 f"the pretrained weights of {name} could not be fetched ({why}). Check the name and the connection, or give --weights FILE"
             ) from error
+    if missing:
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise UserError(
+            f"the pretrained weights of {name} hold no {missing[0]}, which it needs{f' with {given}' if given else ''}: give --weights FILE of a "
+            "checkpoint that has it, or other options"
+        )
     return Created(model, shape.arguments, None)
 
 
@@ -105,6 +113,26 @@ def _describe(name: str, arguments: Arguments, error: Exception) -> str:
         )
         return f"timm's {name} takes no argument {key}: leave {option} out"
     return f"timm cannot create {name!r}{f' with {with_}' if with_ else ''}: {text}"
+
+
+@contextmanager
+def _note_missing(missing: list[str]) -> Iterator[None]:
+    """timm fills what its weights lack with random numbers where they are of another kind of head: here `missing` takes the names."""
+    loader = _builder.load_pretrained
+
+    def load(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        hook = model.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))  # type: ignore[no-untyped-call]
+        try:
+            loader(model, *args, **kwargs)
+        finally:
+            hook.remove()
+
+    with _FACTORY:
+        _builder.load_pretrained = load
+        try:
+            yield
+        finally:
+            _builder.load_pretrained = loader
 
 
 @contextmanager

@@ -216,13 +216,23 @@ def open_dataset(
     return folder if limit is None else folder.first(limit)
 
 
-def open_images(source: Path) -> ImageFolder:
+def open_images(source: Path, *, by_directory: bool = False) -> ImageFolder:
     """All images under a directory, without labels.
+
+    Args:
+        source: the directory.
+        by_directory: label the images by the sub-directory of `source` that each lies in, if all of them lie in two or more: what is alike matters
+            then, not what it is called.
 
     Raises:
         UserError: no such directory, or no images.
     """
     listing = list_images(source)
+    first = [parts[0] if len(parts) > 1 else None for parts in listing.parts]
+    names = sorted({name for name in first if name is not None})
+    if by_directory and len(names) > 1 and None not in first and not any(map(labels.is_split, names)):
+        known = tuple(map(names.index, filter(None, first)))
+        return ImageFolder(source, listing.files, known, f"labels: the {len(names)} sub-directories", listing.left_out)
     return ImageFolder(source, listing.files, (labels.UNKNOWN,) * len(listing.files), "no labels are used", listing.left_out)
 
 

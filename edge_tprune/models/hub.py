@@ -15,8 +15,11 @@ _PATIENCE_S = 5.0
 
 def why_unreachable() -> str | None:
     """Why no connection to the hub can be made, in words; None where one can, or where a proxy makes them."""
-    address = urlsplit(constants.ENDPOINT)
-    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    try:
+        address = urlsplit(constants.ENDPOINT)
+        host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    except ValueError as error:
+        return f"HF_ENDPOINT, {constants.ENDPOINT}, is no address: {error}"
     if getproxies():
         return None
     try:

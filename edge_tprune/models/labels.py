@@ -78,7 +78,7 @@ class _Folders:
 
     def refuse_splits(self, classes: int) -> None:
         """Refuses directories that are the parts of a data set (train, val), not its classes."""
-        splits = [name for name in self.listing.directories if _is_split(name)]
+        splits = [name for name in self.listing.directories if is_split(name)]
         nested = [name for name in splits if name in self.images and not self.direct[name]]
         if not splits or (
             len(splits) == 1 and len(self.names) > 1 and not nested
@@ -269,7 +269,8 @@ def _folder_names(parts: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _is_split(name: str) -> bool:
+def is_split(name: str) -> bool:
+    """Whether a directory is called as the parts of a data set are."""
     words = re.split(r"[^a-z]+", name.lower())
     return any(word in SPLITS for word in words) and all(word in SPLITS | _SPLIT_EXTRAS for word in words)
 

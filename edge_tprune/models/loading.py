@@ -176,9 +176,10 @@ def _load_reference(options: ModelOptions) -> LoadedModel:
 
 def _load_pretrained(name: str, options: ModelOptions) -> LoadedModel:
     own = create(name, {}, shape_only=True).model
-    if options.classes not in (None, 0, getattr(own, "num_classes", None)):
+    classes = options.arguments.get("num_classes")  # from --classes or --model-kwargs
+    if classes not in (None, 0, getattr(own, "num_classes", None)):
         raise UserError(
-            f"the pretrained weights of {name} are for {getattr(own, 'num_classes', None)} classes: --classes {options.classes} needs "
+            f"the pretrained weights of {name} are for {getattr(own, 'num_classes', None)} classes: {classes} classes need "
             "--weights FILE of a fine-tuned checkpoint"
         )
     return _finish(name, create_pretrained(name, options.arguments), PRETRAINED, options)

@@ -102,13 +102,12 @@ def budget_energy(meter: Meter | None, turns: Sequence[SpanPower], idle: Idle) -
     if half_w is None or half_w > RESOLVED * abs(mean_w):
         reason = _why_not(mean_w, half_w, window_s, needed_s, rounds)
         return Energy(mean, above, None, None, "not_resolvable", reason, window_s, needed_s)
-    mj_per_image = 1e3 * seconds / sum(span.images for span, _ in used)
     shown = above if above_reason is None else None
     return Energy(
         mean,
         above,
-        mean.scaled(mj_per_image),
-        None if shown is None else shown.scaled(mj_per_image),
+        _per_image(used, mean, [power.mean_w for _, power in used]),
+        None if shown is None else _per_image(used, shown, _above_idle(used, idle)),
         "resolved",
         above_reason,
         window_s,
@@ -133,8 +132,7 @@ _Used = Sequence[tuple[Span, Power]]
 
 def _net_energy(used: _Used, idle: Idle, bias_w: float) -> tuple[Interval | None, str | None]:
     """Power above idle, and why no energy follows from it, if so."""
-    idle_w = [idle.at(turn.session, turn.middle_ns) for turn, _ in used]
-    above = [power.mean_w - base for (_, power), base in zip(used, idle_w) if base is not None]
+    above = _above_idle(used, idle)
     if len(above) < len(used):
         return None, "energy above idle is not known: idle power was not measured"
     value = sum(watt * turn.seconds for watt, (turn, _) in zip(above, used)) / sum(turn.seconds for turn, _ in used)
@@ -149,18 +147,39 @@ def _net_energy(used: _Used, idle: Idle, bias_w: float) -> tuple[Interval | None
     return _symmetric_interval(value, half), None
 
 
-def _spread(used: _Used, watts: Sequence[float]) -> float | None:
-    """Half width of the 95 % interval of the mean power that the spread of the turns gives; None where one value is all there is."""
+def _above_idle(used: _Used, idle: Idle) -> list[float]:
+    """Power above idle of every turn of which that is known, W."""
+    idle_w = [idle.at(turn.session, turn.middle_ns) for turn, _ in used]
+    return [power.mean_w - base for (_, power), base in zip(used, idle_w) if base is not None]
+
+
+def _per_image(used: _Used, power: Interval, watts: Sequence[float]) -> Interval:
+    """Energy per image, mJ, of turns of which mean power is known: its error is that of the power, and that images per second differ between turns."""
+    images = [float(turn.images) for turn, _ in used]
+    factor = 1e3 * sum(turn.seconds for turn, _ in used) / sum(images)
+    paced, alone = _spread(used, watts, images), _spread(used, watts)
+    if power.high is None or paced is None or alone is None:
+        return power.scaled(factor)
+    others = math.sqrt(
+        max(0.0, (power.high - power.value) ** 2 - alone**2)
+    )  # step, ends and idle, which know nothing of images
+    return _symmetric_interval(power.value * factor, math.hypot(1e3 * paced, others * factor))
+
+
+def _spread(used: _Used, watts: Sequence[float], sizes: Sequence[float] | None = None) -> float | None:
+    """Half width of the 95 % interval of energy per size, J, that the spread of the turns gives: per second (so of the mean power) by default, or per image.
+    None where one value is all there is."""
     seconds = [turn.seconds for turn, _ in used]
-    mean = sum(watt * second for watt, second in zip(watts, seconds)) / sum(seconds)
+    sizes = seconds if sizes is None else sizes
+    ratio = sum(watt * second for watt, second in zip(watts, seconds)) / sum(sizes)
     within = sum(second**2 * power.variance / power.values for second, (_, power) in zip(seconds, used))
     freedom = sum(power.values - 1 for _, power in used)
     halves = []
     if freedom >= 1:
-        halves.append(student_95(freedom) * math.sqrt(within) / sum(seconds))
+        halves.append(student_95(freedom) * math.sqrt(within) / sum(sizes))
     if len(used) > 1:
-        residuals = sum((second * (watt - mean)) ** 2 for second, watt in zip(seconds, watts))
-        halves.append(student_95(len(used) - 1) * math.sqrt(len(used) / (len(used) - 1) * residuals) / sum(seconds))
+        residuals = sum((watt * second - ratio * size) ** 2 for watt, second, size in zip(watts, seconds, sizes))
+        halves.append(student_95(len(used) - 1) * math.sqrt(len(used) / (len(used) - 1) * residuals) / sum(sizes))
     return max(halves, default=None)
 
 

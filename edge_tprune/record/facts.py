@@ -79,7 +79,8 @@ class Facts:
     powers: list[Power | None] = field(default_factory=list)  #: per span
     stats: dict[str | None, dict[str, Stat]] = field(default_factory=dict)  #: budget (or IDLE) -> metric, while timing
     whole: dict[str, Stat] = field(default_factory=dict)  #: metric, over everything that was sampled
-    trends: dict[str, Trend] = field(default_factory=dict)  #: temperatures, while budgets were timed
+    #: (session, temperature) -> its course while budgets were timed: clocks of sessions have nothing in common
+    trends: dict[tuple[int, str], Trend] = field(default_factory=dict)
     gaps: dict[str, Counter[str]] = field(default_factory=dict)  #: metric -> reason -> readings, of metrics that had a value
     slow: Counter[str] = field(default_factory=Counter)  #: source -> reads that took longer than its period
     #: Budget -> share of the sensor's readings that did not come.
@@ -127,6 +128,7 @@ class _Gatherer:
             indices.append(index)
         self._came: dict[str, list[int]] = {name: [0] * len(spans) for name in self._periods}  #: readings per span
         self._open: tuple[int, PowerWindow] | None = None
+        self._closed: set[int | None] = set()  #: spans whose power is known
         self._last: dict[tuple[int, str], float] = {}  #: (session, metric) -> value of a counter
         self._gaps: dict[str, Counter[str]] = defaultdict(Counter)
 
@@ -148,7 +150,7 @@ class _Gatherer:
             if timed or (index is not None and increase):
                 facts.stats.setdefault(budget, {}).setdefault(metric, Stat()).add(value, increase)
             if timed and budget is not IDLE and metric.endswith("_temp_c"):
-                facts.trends.setdefault(metric, Trend()).add(reading.t_ns, value)
+                facts.trends.setdefault((reading.session, metric), Trend()).add(reading.t_ns, value)
         if self._meter is not None and reading.source == self._meter.source:
             self._add_power(index, reading)
         elif timed and index is not None and reading.values and reading.source in self._came:
@@ -157,6 +159,8 @@ class _Gatherer:
     def _add_power(self, index: int | None, reading: SourceReading) -> None:
         assert self._meter is not None
         value = reading.values.get(self._meter.metric)
+        if index in self._closed:  # a read that stalled until its turn was over: too late to count
+            return
         if self._open is not None and self._open[0] != index:
             self._close()
         if index is None or value is None:
@@ -172,6 +176,7 @@ class _Gatherer:
         if self._open is not None:
             index, window = self._open
             self._facts.powers[index] = window.power()
+            self._closed.add(index)
             self._open = None
 
     def _find(self, reading: SourceReading) -> int | None:

@@ -19,8 +19,9 @@ SENSORS = "sensors.jsonl"
 
 #: Nanoseconds on the machine's monotonic clock; only differences within one session mean something.
 Nanoseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-#: How long one inference took. The upper bound (1000 s) keeps the sums of a turn within 64 bits.
-LatencyNs = Annotated[int, Meta(ge=1, le=10**12)]
+#: How long one inference took. The upper bound (a day: a process may be stopped meanwhile, Ctrl-Z) keeps the sums of a turn within 64
+#: bits.
+LatencyNs = Annotated[int, Meta(ge=1, le=10**14)]
 Stages = dict[Literal["h2d", "compute", "d2h"], list[Whole]]
 
 

@@ -43,7 +43,7 @@ class Meter:
 def choose_meter(sources: Sequence[SourceRecord], runtime: str) -> Meter | None:
     """The meter among the sensors of a run: a counter before power, a trusted source before others.
 
-    A graphics card's own sensor does not see a CPU's work, and a CPU's sensor not a card's: where both exist, the runtime decides.
+    A graphics card's own sensor does not see a CPU's work, and a CPU's sensor not a card's: the runtime decides which is none of its.
     """
     on_gpu = runtime.startswith("tensorrt")
     found: list[tuple[int, Meter]] = []
@@ -52,7 +52,8 @@ def choose_meter(sources: Sequence[SourceRecord], runtime: str) -> Meter | None:
             counter = metric.name == "total_energy_mj"
             if not counter and metric.name != "total_power_mw":
                 continue
-            of_other_device = source.name == ("rapl" if on_gpu else "nvml")
+            if source.name.startswith("rapl" if on_gpu else "nvml"):
+                continue
             meter = Meter(
                 metric=metric.name,
                 source=source.name,
@@ -63,5 +64,5 @@ def choose_meter(sources: Sequence[SourceRecord], runtime: str) -> Meter | None:
                 made_of=metric.help,
                 guess=metric.guess,
             )
-            found.append((2 * of_other_device + (not counter), meter))
+            found.append((int(not counter), meter))
     return min(found, key=lambda pair: pair[0])[1] if found else None

@@ -31,6 +31,7 @@ def _option(description: str, default: str | None = None, flag: str | None = Non
 
 #: More than any board has; so many threads are started for every engine.
 Threads = Annotated[int, Meta(ge=1, le=1024)]
+Rounds = Annotated[int, Meta(ge=1, le=100_000)]  # the order of all of them is in run.json
 
 
 class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -47,7 +48,7 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
             "the first that the bundle was built for",
         ),
     ] = None
-    rounds: Annotated[Count | None, _option("How often each budget is timed.", "10")] = None
+    rounds: Annotated[Rounds | None, _option("How often each budget is timed.", "10")] = None
     seconds_per_round: Annotated[
         Seconds | None,
         _option(
@@ -109,12 +110,15 @@ class RunRequest(msgspec.Struct, kw_only=True, frozen=True):
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
             if value is not None:
-                found += [option_flag(field.name), f"{value:g}" if isinstance(value, float) else str(value)]
+                found += [option_flag(field.name), str(value)]
         return found
 
     def differences(self, settings: RunSettings) -> dict[str, tuple[object, object]]:
         """What is asked for and is not so in the settings of a run: setting -> (in the run, asked for)."""
         pairs = {name: (getattr(settings, name), value) for name, value in self.given().items()}
+        if self.precision is not None and settings.precision is not None:  # of which a run orders the names
+            was, wanted = (",".join(sorted(names.split(","))) for names in (settings.precision, self.precision))
+            pairs["precision"] = was, wanted
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -87,9 +87,9 @@ def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], m
     found += _change_reasons(run.states)
     found += _lock_reasons(run.states, facts)
     found += _other_program_reasons(run, facts)
-    rises = {metric: trend.rise for metric, trend in facts.trends.items()}
-    if rises and abs(rises[hottest := max(rises, key=lambda metric: abs(rises[metric]))]) > MOST_RISE_C:
-        text = f"{hottest.removesuffix('_temp_c')} went {rises[hottest]:+.1f} degrees from the first turn to the last: let it settle"
+    rises = {key: trend.rise for key, trend in facts.trends.items()}
+    if rises and abs(rises[hottest := max(rises, key=lambda key: abs(rises[key]))]) > MOST_RISE_C:
+        text = f"{hottest[1].removesuffix('_temp_c')} went {rises[hottest]:+.1f} degrees from the first turn to the last: let it settle"
         found.append(_suspect("temperature", text))
     if (swap := facts.whole.get("swap_used_bytes")) and swap.greatest - swap.least > MOST_SWAP_GROWTH_BYTES:
         text = f"swap in use changed by {(swap.greatest - swap.least) / 1e6:.0f} MB: memory is too small"

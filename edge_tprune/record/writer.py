@@ -24,6 +24,8 @@ from edge_tprune.record.lines import SAMPLES, CheckLine, LogLine, ResumeLine, St
 from edge_tprune.record.log import LogWriter, clock_ns
 from edge_tprune.record.summary import SUMMARY
 
+_LATENCY = "latency.json"  # which `edge-tprune latency` makes of a finished run
+
 
 class Recorder:
     """The writing end of one profile directory. Made by `Recorder.create`; a context manager."""
@@ -75,7 +77,8 @@ class Recorder:
             UserError: its directory cannot be written.
         """
         with clear_write_errors(self.path / SUMMARY):
-            (self.path / SUMMARY).unlink(missing_ok=True)  # it is of the sessions before, and this one may be killed, too
+            for name in (SUMMARY, _LATENCY):  # they are of the sessions before, and this one may be killed, too
+                (self.path / name).unlink(missing_ok=True)
         self.append(ResumeLine(t_ns=clock_ns(), utc=_utc_now()))
 
     def append(self, line: LogLine | CheckLine, *, sync: bool = True) -> None:

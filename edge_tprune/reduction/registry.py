@@ -181,8 +181,11 @@ _R = TypeVar("_R", bound=type[Reducer])
 
 def register(cls: _R) -> _R:
     """Class decorator that makes a `Reducer` available by its `name`."""
-    if not getattr(cls, "name", ""):
-        raise TypeError(f"{cls.__name__} has no name: a registered reducer needs the class attributes `name` and `paper`")
+    for needed in ("name", "paper"):
+        if not isinstance(getattr(cls, needed, None), str) or not getattr(cls, needed):
+            raise TypeError(
+                f"{cls.__name__} has no {needed}: a registered reducer needs the class attributes `name` and `paper`"
+            )
     other = _METHODS.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise TypeError(f"the method name {cls.name!r} is taken by {other.__module__}.{other.__qualname__}")

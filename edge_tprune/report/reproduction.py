@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
+from edge_tprune.bundle.golden import TOLERANCE
 from edge_tprune.text import command_line
 
 T = TypeVar("T")
@@ -91,6 +92,11 @@ def _profile(profile: Profile, where: str) -> str:
         "runtime": settings.runtime if settings.runtime != "onnxruntime" else None,
         "precision": settings.precision if settings.precision != "fp32" else None,
         "rounds": settings.rounds,
+        "seconds": settings.seconds_per_round,
+        "warmup": settings.warmup_seconds,
+        "baseline": settings.baseline_seconds,
+        "tolerance": settings.golden_tolerance if settings.golden_tolerance != TOLERANCE else None,
+        "images": settings.input.name if settings.input is not None else None,
         "threads": settings.threads,
         "seed": settings.seed,
         "fps": settings.fps,

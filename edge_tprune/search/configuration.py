@@ -6,7 +6,7 @@ At a budget of MACs one method is searched; under a latency model of a board sev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ import msgspec
 import torch
 
 from edge_tprune.bundle.outputs import LOGITS
-from edge_tprune.documents import MethodOptions
+from edge_tprune.documents import LARGEST_BYTES, MethodOptions
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, exclusive, sha256_json
+from edge_tprune.files import clear_write_errors, exclusive, read_regular, sha256_json
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
@@ -222,6 +222,7 @@ def find(
     Raises:
         UserError: a limit that no schedule meets, trials of another search there, another search at work on the file.
     """
+    _check_place(out)
     found = search_limits(loaded, settings, dataset, out, storage=storage, workers=workers, progress=progress, warn=warn)
     entries: dict[str, FoundSchedule] = {}
     first = found[0].best.configuration
@@ -234,6 +235,19 @@ def find(
     )
     KIND.write(out, document)
     return document
+
+
+def _check_place(out: Path) -> None:
+    """Refuses a place where a file of another kind is: it would be lost.
+
+    Raises:
+        UserError: naming it.
+    """
+    said = b""
+    with suppress(OSError):
+        said = read_regular(out, LARGEST_BYTES)
+    if out.is_file() and KIND.format.encode() not in said:
+        raise UserError(f"{out} exists and is not a schedule file: choose another --out, or remove it")
 
 
 def search_limits(

@@ -111,11 +111,12 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
         Args:
             exists: whether there is something at a path relative to the fit's directory.
         """
-        rounds = {}
+        rounds, again = {}, set[str]()
         for limits, found in self.rounds.items():
             *before, latest = found
             if latest.profile is not None and not (exists(latest.profile) and exists(latest.bundle)):
                 latest = msgspec.structs.replace(latest, profile=None, again={})
+                again.add(limits)  # and perhaps another network is chosen then
             rounds[limits] = (*before, latest)
         return msgspec.structs.replace(
             self,
@@ -124,7 +125,7 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
             tuned={
                 limits: tuned
                 for limits, tuned in self.tuned.items()
-                if all(path is None or exists(path) for path in (tuned.bundle, tuned.profile))
+                if limits not in again and all(path is None or exists(path) for path in (tuned.bundle, tuned.profile))
             },
         )
 

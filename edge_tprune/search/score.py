@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edge_tprune.bundle.outputs import EMBEDDING, FEATURES, LOGITS, TOKENS, cosine_distance
 from edge_tprune.documents import MethodOptions
+from edge_tprune.errors import UserError
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
@@ -40,7 +41,11 @@ class Scorer:
         unpruned = PrunedViT(model, none, tokens, {}, output=output)
         with torch.inference_mode():
             answers = [unpruned(batch) for batch in images]
-        self.unpruned = [answer.double().log_softmax(-1) for answer in answers] if output == LOGITS else answers
+        if not all(bool(answer.isfinite().all()) for answer in answers):
+            raise UserError(
+                "the network's outputs for these images are not finite: are its weights those of a trained network?"
+            )
+        self.unpruned = list(map(_log_probabilities, answers)) if output == LOGITS else answers
 
     def __call__(
         self, method: str, tokens: tuple[int, ...], options: MethodOptions, batches: int | None = None
@@ -55,8 +60,16 @@ class Scorer:
                 elif self.labels is not None:
                     losses = 100.0 * (answer.argmax(1) != self.labels[number])
                 else:
-                    losses = (expected.exp() * (expected - answer.double().log_softmax(-1))).sum(1).clamp_min(0)
+                    losses = (expected.exp() * (expected - _log_probabilities(answer))).sum(1).clamp_min(0)
+            if not bool(answer.isfinite().all()):
+                raise UserError(f"method {method}: the pruned network's outputs are not finite with the tokens {list(tokens)}")
             yield losses.tolist()
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """(B, classes) in float64; of a single logit, that of a class against its absence (a sigmoid), two."""
+    logits = logits.double()
+    return (torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits).log_softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError
-from edge_tprune.schedule.budget import TOLERANCE, Removal, Schedule, from_budget
+from edge_tprune.schedule.budget import Removal, Schedule, from_budget
 from edge_tprune.search.cost import Cost, MacsCost, total
 
 LIGHTEST = 0.05  #: a block of less weight removes nothing
@@ -56,7 +56,7 @@ class SearchSpace:
     def reachable(self) -> bool:
         """Whether removing as much as possible as early as possible keeps the limit."""
         found = [self.cheapest(method) for method in self.methods]
-        return any(spent is not None and spent <= self.limit * (1 + TOLERANCE) for spent in found)
+        return any(spent is not None and spent <= self.limit for spent in found)
 
     def cheapest(self, method: MethodSpace) -> float | None:
         """The cost where a method removes as much as possible as early as possible; None where it is not known."""

@@ -23,8 +23,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, write_json
+from edge_tprune.files import clear_write_errors, read_regular, write_json
 from edge_tprune.simulator.boards import board_law
 from edge_tprune.simulator.faults import ActiveFault, FileFault
 from edge_tprune.simulator.law import Heat, Physics, StepLoad, rail_sensors
@@ -187,8 +188,8 @@ class Tree:
         if version == self._requests[0]:
             return
         try:
-            asked = [FileFault(**entry) for entry in json.loads((self.directory / FAULTS).read_bytes())]
-        except (OSError, ValueError, TypeError, UserError) as error:
+            asked = [FileFault(**entry) for entry in json.loads(read_regular(self.directory / FAULTS, LARGEST_BYTES))]
+        except (OSError, ValueError, TypeError, RecursionError, UserError) as error:
             self._log("refused", error=str(error))
             self._requests = version, self._requests[1]
             return

@@ -14,6 +14,7 @@ from PIL import Image
 
 from edge_tprune.agent.profile import profile, resume
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.cli import main
 from edge_tprune.errors import UserError
 from edge_tprune.models.data import open_dataset
 from edge_tprune.record.document import RUN
@@ -21,12 +22,14 @@ from edge_tprune.record.lines import SAMPLES, SENSORS, NoteLine
 from edge_tprune.record.reader import read_run
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.record.summarize import summarize
+from edge_tprune.record.summary import read_summary
 from edge_tprune.record.writer import Recorder
-from tests.record.tiny_run import document
+from tests.record.tiny_run import document, write_run
 from tests.record.virtual_run import Settings, write_profile
 
 from .conftest import MakeBundle
 from .killed import KILLS, kill_and_resume, start, wait_for_turns
+from .test_profile import with_int8
 
 QUICK = RunRequest(threads=1, rounds=2, seconds_per_round=0.0, warmup_seconds=0.0, baseline_seconds=0.0)
 
@@ -93,6 +96,61 @@ def test_what_is_not_as_it_was_is_refused_by_name(bundle: Bundle, make_bundle: M
     (path / RUN).write_text(json.dumps(run))
     with pytest.raises(UserError, match="version 1, which cannot be resumed"):
         resume(bundle, path)
+
+
+def test_a_budget_that_was_measured_and_cannot_be_run_now_costs_nothing_that_was_measured(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    place = make_bundle({"a": (1, 16)})
+    bundle, graph = Bundle.open(place), place / "onnx" / "a.onnx"
+    path = profile(bundle, tmp_path / "out", QUICK)
+    kinds = [json.loads(line)["kind"] for line in (path / SAMPLES).read_text().splitlines()]
+    cut(path, kinds.index("round") + 1)
+    whole = graph.read_bytes()
+    graph.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"budget a was measured before and cannot be run now: .*What was measured is kept"):
+        resume(bundle, path)
+    run = read_run(path)
+    assert (run.end, run.sessions, run.checks["a"].golden_ok) == ("failed", 2, True)
+    assert [(turn.round, turn.session) for turn in run.turns] == [(0, 0)]
+    summary = read_summary(path)
+    assert summary is not None
+    assert summary.budgets["a"].rounds == 1
+    graph.write_bytes(whole)
+    resume(bundle, path)
+    run = read_run(path)
+    assert (run.end, [turn.session for turn in run.turns]) == ("complete", [0, 2])
+
+
+def test_what_only_looks_like_a_change_is_none(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    bundle = with_int8(make_bundle({"a": (1, 16)}))
+    path = profile(bundle, tmp_path / "out", replace(QUICK, rounds=1, precision="fp32,int8"))
+    cut(path, 4)
+    made = json.loads((path / RUN).read_text())
+    memory = made["environment"]["memory_total_bytes"]
+
+    def written_with(total: int) -> None:
+        made["environment"]["memory_total_bytes"] = total
+        (path / RUN).write_text(json.dumps(made))
+
+    written_with(2 * memory)
+    with pytest.raises(UserError, match="memory_total_bytes was"):
+        resume(bundle, path)
+    written_with(memory + 5 * 4096)
+    resume(bundle, path, RunRequest(precision="int8,fp32"), budgets=["a"])
+    run = read_run(path)
+    assert (run.end, {turn.budget for turn in run.turns}) == ("complete", {"a", "a@int8"})
+
+
+def test_a_plan_with_budgets_that_the_run_does_not_have_is_refused(
+    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_run(tmp_path, end=None)
+    made = json.loads((path / RUN).read_text())
+    made["plan"]["order"][1] = ["b", "c"]
+    (path / RUN).write_text(json.dumps(made))
+    assert main(["profile", str(bundle_path), "--resume", str(path)]) == 2
+    assert "run.json plans budgets that the run does not have" in capsys.readouterr().err
 
 
 def test_a_run_that_is_going_on_is_left_alone(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from edge_tprune.analysis.wording import abbreviate_change, describe_change, lis
 from edge_tprune.errors import UserError
 from edge_tprune.statistics import Interval
 
+_NO_METRICS = ("per_image", "unfit", "failed_check", "verdict", "top1_percent")
+
 
 def _around(value, percent=1.0):
     return Interval(value, value * (1 - percent / 100), value * (1 + percent / 100))
@@ -21,9 +23,7 @@ def _around(value, percent=1.0):
 
 def _row(profiles, budget="0.65", started="2025-11-21T00:00:00+00:00", **values):
     conditions = values.pop("conditions", {"host": "a", "eval data hash": "d", "power sensor": "VDD_IN"})
-    intervals = {
-        name: _around(value) for name, value in values.items() if name not in ("per_image", "unfit", "verdict", "top1_percent")
-    }
+    intervals = {name: _around(value) for name, value in values.items() if name not in _NO_METRICS}
     return profiles.row(budget, profile=started, started_utc=started, conditions=conditions, intervals=intervals, **values)
 
 
@@ -146,8 +146,43 @@ def test_an_invalid_or_missing_new_measurement_is_no_pass(profiles):
 
 
 def test_wrong_outputs_are_a_regression(profiles):
-    changes = find_changes([_row(profiles, p50_ms=10.0)], [_row(profiles, p50_ms=9.0, unfit="its outputs failed the check")])
+    wrong = _row(profiles, p50_ms=9.0, unfit="its outputs failed the check", failed_check=True)
+    changes = find_changes([_row(profiles, p50_ms=10.0)], [wrong])
     assert list_regressions(changes) == ["zero_tprune 0.65: now: its outputs failed the check"]
+
+
+@pytest.mark.parametrize(
+    ("error", "regressions", "undecided"),
+    [
+        (None, ["zero_tprune 0.65: now: its outputs failed the check on that machine"], []),
+        ("no threads", [], ["zero_tprune 0.65 cannot be judged: now: it could not be run there: no threads"]),
+    ],
+)
+def test_wrong_outputs_count_although_their_run_is_invalid_and_no_outputs_are_no_wrong_ones(
+    profiles, tmp_path, error, regressions, undecided
+):
+    info = profiles.info()
+    old = load_rows(profiles.write(tmp_path / "old", info, summary=profiles.summary(info)))
+    lines = [line for line in profiles.lines(info) if (line["kind"], line.get("budget")) != ("round", "0.65")]
+    next(line for line in lines if (line["kind"], line.get("budget")) == ("check", "0.65")).update(golden_ok=False, error=error)
+    summary = profiles.summary(info)
+    summary["budgets"]["0.65"]["verdict"] = {"status": "invalid", "reasons": [{"code": "x", "text": "0.65 was not timed"}]}
+    changes = find_changes(list(old), list(load_rows(profiles.write(tmp_path / "new", info, lines, summary))))
+    assert [budget.new.budget for budget in changes.budgets if budget.broken] == (["0.65"] if regressions else [])
+    assert list_regressions(changes) == regressions
+    assert [text for text in list_undecided(changes) if text.startswith("zero_tprune 0.65")] == undecided
+
+
+def test_precisions_are_compared_each_with_its_own_and_one_alone_with_one_alone(profiles):
+    def row(precision, p50_ms):
+        return _row(profiles, p50_ms=p50_ms, conditions={"host": "a", "precision": precision})
+
+    changes = find_changes([row("fp32", 10.0), row("int8", 5.0)], [row("int8", 7.0), row("fp32", 10.0)])
+    assert [(budget.old.precision, budget.new.precision) for budget in changes.budgets] == [("int8", "int8"), ("fp32", "fp32")]
+    (regression,) = list_regressions(changes)
+    assert regression.startswith("zero_tprune 0.65@int8: p50 latency 7.00 ms instead of 5.00 ms")
+    (alone,) = find_changes([row("fp32", 10.0)], [row("int8", 7.0)]).budgets
+    assert (alone.old.precision, alone.new.precision) == ("fp32", "int8")
 
 
 def test_of_several_runs_the_newest_counts(profiles):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -105,3 +107,27 @@ def test_select_across_boards(profiles, tmp_path, capsys):
 def test_bounds_that_nothing_can_mean_are_a_mistake(two, capsys, words, message):
     assert main(["select", two[0], *words]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["compare", "NEW", "--against", "SOME"], 0),
+        (["compare", "SOME", "--markdown"], 0),
+        (["select", "SOME", "--max-p50-ms", "0.0001"], 1),
+    ],
+)
+def test_profiles_that_are_left_out_are_named(two, profiles, tmp_path, capsys, words, code):
+    shutil.copytree(two[0], tmp_path / "good")
+    info = profiles.info()
+    info["version"] = 99
+    profiles.write(tmp_path / "future", info)
+    places = {"NEW": two[1], "SOME": str(tmp_path)}
+    assert main([places.get(word, word) for word in words]) == code
+    assert re.search(r"^warning: left out: .*future.* newer than", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_the_answer_has_one_form(two, capsys):
+    assert main(["compare", two[0], "--json", "--markdown"]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, "give one" in captured.err) == ("", True)

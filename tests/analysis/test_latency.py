@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from edge_tprune.analysis.latency import model_latency, round_effects
+from edge_tprune.cli import main
+from edge_tprune.cli.costs import read_latency
 from edge_tprune.errors import UserError
+from edge_tprune.schedule.latency import KIND, LATENCY
+from edge_tprune.schedule.probes import design_probes
+from tests.schedule.test_latency import SHAPE, true_cost
 
 from .conftest import Profiles
 
@@ -24,6 +29,28 @@ def test_graphs_that_were_not_timed_are_named(profiles: Profiles, tmp_path: Path
     path = profiles.write(tmp_path / "run", lines=lines)
     with pytest.raises(UserError, match=r"has no times of 0\.8: a model needs every graph"):
         model_latency(path, force=True)
+
+
+def test_graphs_in_two_precisions_make_no_model(profiles: Profiles, tmp_path: Path) -> None:
+    info = profiles.info()
+    info["budgets"][1]["artifact"]["precision"] = "int8"
+    path = profiles.write(tmp_path / "run", info)
+    with pytest.raises(UserError, match="has graphs in fp32, int8, and a model is of one precision"):
+        model_latency(path, force=True)
+
+
+def test_the_model_of_the_one_profile_in_a_directory_lies_in_the_profile(
+    profiles: Profiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info, probes = profiles.info("slice"), design_probes(SHAPE, {})
+    unpruned = {**info["budgets"][0], "requested": None, "accuracy": None}
+    info["budgets"] = [{**unpruned, "name": probe.name, "schedule": list(probe.tokens)} for probe in probes]
+    latencies = {probe.name: true_cost(SHAPE, probe.method, probe.tokens) for probe in probes}
+    path = profiles.write(tmp_path / "run", info, latencies=latencies)
+    assert main(["latency", str(tmp_path), "--force"]) == 0
+    assert f"wrote {path / LATENCY}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+    assert read_latency(tmp_path) == KIND.read(path)
 
 
 def test_what_a_round_did_to_all_graphs_is_taken_out() -> None:

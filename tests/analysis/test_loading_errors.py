@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,21 @@ def test_a_pipe_and_endless_brackets_beside_profiles(profiles, tmp_path):
     (tmp_path / "deep" / "run.json").write_text("[" * 200_000)
     assert [path.name for path in find_profiles(tmp_path)][:1] == ["good"]
     assert len(load_rows(tmp_path).left_out) == 2
+
+
+def test_a_directory_that_cannot_be_listed_is_refused(profiles, tmp_path, monkeypatch):
+    profiles.write(tmp_path / "good")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"closed cannot be read \(Permission denied\): what it holds would be left out"):
+        find_profiles(tmp_path)
 
 
 def test_unreadable_profiles_in_a_directory_are_left_out_and_said(profiles, tmp_path):

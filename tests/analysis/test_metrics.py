@@ -50,6 +50,10 @@ def test_uncertainty_is_never_understated():
     assert speedup.range(Interval(1.42, None, None)) == ""
 
 
+def test_an_interval_beyond_all_bounds_is_not_known():
+    assert METRICS["p50_ms"].uncertain(Interval(1.0, -1e308, 1e308)) == "1.00 ±?"
+
+
 def test_better_and_cost_agree():
     for each in METRICS.values():
         if each.better is None:

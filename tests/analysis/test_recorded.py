@@ -95,6 +95,15 @@ def test_a_doubt_about_one_budget_is_none_about_the_others(profiles):
     assert read_recorded(_typed(summary), "0.65").verdict.status == "suspect"
 
 
+def test_a_note_beside_a_doubt_about_one_budget_is_no_doubt_about_the_others(profiles):
+    reasons = [
+        {"code": "budget", "text": "budget 0.5 is suspect", "status": "suspect"},
+        {"code": "meter_guessed", "text": "VDD_IN is a guess", "status": "valid"},
+    ]
+    summary = profiles.summary(profiles.info(), verdict={"status": "suspect", "reasons": reasons})
+    assert read_recorded(_typed(summary), "0.65").verdict == RowVerdict("valid", ("VDD_IN is a guess",))
+
+
 def _typed(summary):
     return msgspec.convert(summary, Summary)
 

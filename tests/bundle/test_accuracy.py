@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_tprune.bundle.accuracy import count_by_class
+from edge_tprune.bundle.accuracy import Variant, compare_logits, count_by_class
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -20,3 +20,13 @@ def test_counts_by_class_equal_a_slow_count(seed: int) -> None:
         assert found.gained[place] == sum(right[i] and not unpruned[i] for i in images)
     assert found.classes == (0, 3, 4, 9)
     assert sum(found.images) == 200
+
+
+def test_a_single_output_is_a_class_against_its_absence() -> None:
+    logits = {"1.0": np.array([[2.0], [-1.0], [3.0]], np.float32), "0.5": np.array([[2.0], [1.0], [0.5]], np.float32)}
+    variants = {name: Variant(name, "onnxruntime", "fp32") for name in logits}
+    found = compare_logits(logits, np.full(3, -1), "1.0", variants)
+    assert found.kl_nats["0.5"][0] == 0
+    assert found.kl_nats["0.5"][1] == pytest.approx(np.tanh(0.5)), "of sigmoid(-1) and sigmoid(1)"
+    assert found.kl_nats["0.5"][2] > 0
+    assert (found.top5["0.5"] == found.top5["1.0"])[:, 0].tolist() == [True, False, True]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from edge_tprune.cli import main
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.cuda import Device
 from edge_tprune.runtime.engine import open_engine
+from edge_tprune.runtime.tensorrt.build_process import EngineBuild
+from edge_tprune.runtime.tensorrt.cache import find_or_build
 from edge_tprune.runtime.tensorrt.library import Library
 from edge_tprune.runtime.tensorrt.record import EngineSettings, read_record
 
@@ -82,6 +85,35 @@ def test_nothing_is_built_twice_unless_forced(ahead: Path) -> None:
     assert all(engine.reused for engine in build_ahead(bundle, ["sm86", "sm86"])[1])
     assert (ahead / "manifest.json").read_bytes() == before
     assert len(list((ahead / "engines").glob("*.plan"))) == 4  # those for sm120 stay
+
+
+@pytest.mark.parametrize(
+    "again", [{"force": True}, {"settings": EngineSettings(optimization_level=1)}], ids=["forced", "other settings"]
+)
+def test_engine_files_stay_whole_until_all_that_replace_them_are_built(
+    ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: dict[str, Any]
+) -> None:
+    path = Path(shutil.copytree(ahead, tmp_path / "bundle"))
+    before, calls = Bundle.open(path).manifest, []
+
+    def stop_at_the_second(build: EngineBuild, **options: Any) -> bool:
+        calls.append(build)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return find_or_build(build, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "find_or_build", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            build_ahead(Bundle.open(path), ["sm86"], **again)
+    assert Bundle.open(path).manifest == before
+    _, built = build_ahead(Bundle.open(path), ["sm86"], **again)
+    named = {name for name in Bundle.open(path).files if name.startswith("engines/")}
+    replaced = {engine.file.relative_to(path).as_posix() for engine in built}
+    assert replaced <= named - before.all_files.keys()
+    assert len(replaced) == 2
+    assert len(named) == 8, "two budgets for two GPUs, each with its record"
+    assert {file.relative_to(path).as_posix() for file in (path / "engines").iterdir()} == named
 
 
 def test_engine_files_of_another_version_are_dropped(bundle: Bundle, rtx: Library) -> None:
@@ -204,6 +236,7 @@ def test_the_command_reports_what_the_engines_are(ahead: Path, capsys: pytest.Ca
         (["--runtime", "onnxruntime"], "onnxruntime builds no engines"),
         (["--target", "sm86"], "--target is for --runtime tensorrt-rtx"),
         (["--runtime", "tensorrt-rtx", "--target", "sm86", "--layers"], "leave --budgets, --precision and --layers out"),
+        (["--runtime", "tensorrt-rtx", "--target", ""], "--target is empty"),
         (["--runtime", "tensorrt-rtx", "--target", "gtx1080"], "no engine can be built ahead of time for 'gtx1080'"),
         (["--workspace-mb", "0"], "a workspace of 0 MB is out of range"),
     ],
@@ -215,11 +248,18 @@ def test_mistakes_on_the_command_line(
     assert message in capsys.readouterr().err
 
 
-def test_build_refuses_a_target_without_its_runtime_before_it_does_anything(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "sm86"], "--target is for --runtime tensorrt-rtx"),
+        (["--runtime", "tensorrt-rtx", "--target", ""], "--target is empty"),
+    ],
+)
+def test_build_refuses_a_target_that_it_cannot_build_for_before_it_does_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert main(["build", "reference", "--target", "sm86", "--out", str(tmp_path / "b")]) == 2
-    assert "--target is for --runtime tensorrt-rtx" in capsys.readouterr().err
+    assert main(["build", "reference", *arguments, "--out", str(tmp_path / "b")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 

@@ -61,6 +61,14 @@ def test_an_image_is_prepared_as_timm_does_whatever_it_comes_as(
         np.testing.assert_array_equal(model.preprocess(np.asarray(grey)), model.preprocess(grey.convert("RGB")))
 
 
+def test_sixteen_bits_of_grey_are_the_same_as_a_file_and_as_an_image_of_pillow(built: Path, tmp_path: Path) -> None:
+    file = tmp_path / "deep.png"
+    Image.fromarray(np.random.default_rng(4).integers(0, 65536, (60, 50)).astype(np.uint16)).save(file)
+    with edge_tprune.open(built, budget="1.0", threads=1) as model, Image.open(file) as picture:
+        np.testing.assert_array_equal(model.preprocess(picture), model.preprocess(file))
+        np.testing.assert_array_equal(model(picture), model(file))
+
+
 @pytest.mark.parametrize(
     "frame",
     [

@@ -125,9 +125,11 @@ def test_revisions_while_the_bundle_is_rebuilt_at_random_times(bundle: Bundle, t
 
 
 def test_what_a_killed_process_left_behind_is_swept(bundle: Bundle) -> None:
-    (bundle.path / "eval-dead.npz").write_bytes(b"x")
+    """And no results that a person put aside."""
+    for name in ("eval-0123456789ab.npz", "eval-before.npz"):
+        (bundle.path / name).write_bytes(b"x")
     revise(bundle, lambda now: Revision(now.manifest))
-    assert results(bundle.path) == []
+    assert results(bundle.path) == ["eval-before.npz"]
 
 
 def test_a_failed_revision_leaves_what_was_there(bundle: Bundle) -> None:

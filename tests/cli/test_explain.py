@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.manifest import KIND
 from tests.cli.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -19,3 +23,14 @@ def test_blocks_are_refused_where_nothing_asks_for_them(command: Command, tmp_pa
     assert outcome.code == 2
     assert "--blocks is for pruning to a share of MACs, and no such share is asked for" in outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_removes_nothing_is_refused(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(journey[0], tmp_path / "bundle"))
+    manifest = Bundle.open(path, verify=False).manifest
+    KIND.write(path, replace(manifest, budgets=(manifest.budget("1.0"),)))
+    outcome = command("explain", "reference:17", "--bundle", path, "--out", tmp_path / "e.png")
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert "there is nothing to draw: none of these budgets removes tokens" in line
+    assert not (tmp_path / "e.png").exists()

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,3 +98,39 @@ def test_a_profile_chooses_the_budget(journey: tuple[Path, Path], built: Path, c
     done = command("export", built, "--profile", profile, "--out", tmp_path / "none")
     assert (done.code, "is of another build than bundle" in done.err) == (2, True)
     assert not (tmp_path / "none").exists()
+
+
+def copied(journey: tuple[Path, Path], folder: Path, file: str, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The journey's profile with another document."""
+    profile = Path(shutil.copytree(journey[1], folder / "profile"))
+    document = json.loads((profile / file).read_text())
+    change(document)
+    (profile / file).write_text(json.dumps(document))
+    return profile
+
+
+def test_a_budget_that_ran_otherwise_than_its_graph_says_is_refused(
+    journey: tuple[Path, Path], command: Run, tmp_path: Path
+) -> None:
+    fallback = {"precision": "fp16", "failure": "its logits are off by 3", "fault": "block 3 of 12", "now": "block 3 in fp32"}
+
+    def fall_back(run: dict[str, Any]) -> None:
+        for budget in run["budgets"]:
+            budget["fallback"] = fallback
+
+    profile = copied(journey, tmp_path, "run.json", fall_back)
+    done = command("export", journey[0], "--profile", profile, "--minimize", "macs", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "It runs with block 3 in fp32 instead, which no graph of the bundle does. Build" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_choice_that_a_suspect_run_led_to_comes_with_a_warning(
+    journey: tuple[Path, Path], command: Run, tmp_path: Path
+) -> None:
+    reason = {"code": "throttled", "text": "the board was throttled", "status": "suspect"}
+    verdict = {"status": "suspect", "reasons": [reason]}
+    profile = copied(journey, tmp_path, "summary.json", lambda summary: summary.update(verdict=verdict))
+    done = command("export", journey[0], "--profile", profile, "--minimize", "macs", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "warning: the measurement of budget 0.5 is suspect: the board was throttled" in done.err

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from edge_tprune.errors import NegativeAnswer
+from edge_tprune.finetune.request import Request, schedules_of
 from edge_tprune.finetune.run import Interrupted
+from edge_tprune.models.loading import LoadedModel
 from tests.cli.conftest import Outcome
+from tests.models.folders import save_image
+from tests.small import small_model
 
 Command = Callable[..., Outcome]
 QUICK = ["finetune", "reference", "--weights", "random", "--method", "evit", "--budgets", "1.0,0.4"]
@@ -109,6 +115,32 @@ def test_the_weights_that_training_begins_with_are_not_written_over(command: Com
         done = command("finetune", *words, "--out", inside)
         assert (done.code, "choose another --out" in done.err) == (2, True)
     assert inside.read_bytes() == b"mine"
+
+
+def test_a_schedule_file_alone_says_what_is_trained(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"tokens": [197] * 3 + [100] * 9, "share": 0.6}
+    document = {"format": "edge-tprune-schedule", "version": 1, "method": "evit", "options": {}, "budgets": {"0.6": entry}}
+    (tmp_path / "found.json").write_text(json.dumps(document))
+    trained: list[str] = []
+
+    def stop(loaded: LoadedModel, photos: Any, out: Path, request: Request, **more: Any) -> None:
+        trained.extend(schedules_of(loaded, request))
+        raise NegativeAnswer("stopped")
+
+    monkeypatch.setattr("edge_tprune.finetune.run.finetune", stop)
+    asked = ["finetune", "reference", "--schedule", tmp_path / "found.json", "--images", "48"]
+    assert command(*asked, "--out", tmp_path / "tuned.safetensors").code == 1
+    assert trained == ["1.0", "0.6"]
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_as_many_photos_as_asked_for_are_taken_from_several_directories(images: int, tmp_path: Path) -> None:
+    from edge_tprune.cli.commands.finetune import _photos
+
+    for name, count in {"a": 1, "b": 1, "c": 7}.items():
+        for number in range(count):
+            save_image(tmp_path / name / f"{number}.png", number)
+    assert len(_photos(small_model(), [str(tmp_path / name) for name in "abc"], images, None, False)) == images
 
 
 def test_an_interrupted_fine_tuning_is_an_interruption_in_other_commands_too() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,13 +16,23 @@ import pytest
 from edge_tprune.analysis import latency
 from edge_tprune.analysis.choice import Choice
 from edge_tprune.analysis.latency import model_latency
+from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.cli import fit_runs, fitting
+from edge_tprune.deploy.hosts import parse_target
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive
-from edge_tprune.models.data import ImageFolder, ReferenceTask
+from edge_tprune.models.data import Dataset, ImageFolder, ReferenceTask
 from edge_tprune.record.settings import RunRequest
+from edge_tprune.reduction import network_shape
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
-from edge_tprune.search.fit import KIND, FitState, needs_no_pruning
+from edge_tprune.schedule.latency import Latency
+from edge_tprune.search.configuration import network_record
+from edge_tprune.search.fit import KIND, Candidate, FitState, Round, needs_no_pruning
+from tests.agent.tiny_bundle import write_bundle
+from tests.analysis.conftest import Profiles
 from tests.cli.conftest import Outcome
+from tests.models.folders import save_image
+from tests.schedule.test_latency import fitted
 from tests.small import small_model
 
 Command = Callable[..., Outcome]
@@ -137,7 +148,6 @@ def test_without_labels_the_divergence_decides(
     known: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That more answers stay the same, on a few images, says less."""
-    from edge_tprune.cli import fitting
     from edge_tprune.cli.fit_runs import Runs
 
     class Known:
@@ -150,6 +160,151 @@ def test_without_labels_the_divergence_decides(
     fit = fitting.Fit(request, small_model(channels=48), images, images, "key", runs, lambda what, done, of: None)
     monkeypatch.setattr(fitting, "choose", lambda rows, limits, objective: objective)
     assert fit._choose_among([Known()]) == objective  # type: ignore[list-item,comparison-overlap]
+
+
+def small_fit(out: Path, **limits: float) -> fitting.Fit:
+    images, runs = ReferenceTask(2, "train"), fit_runs.Runs(out / "profiles", RunRequest())
+    request = fitting.FitRequest(out, ("evit",), limits, ("fp32",), 1, 4, 0, True)
+    return fitting.Fit(request, small_model(channels=48), images, images, "key", runs, lambda what, done, of: None)
+
+
+def begin(fit: fitting.Fit, latest: Round) -> None:
+    """Gives it probes, of a latency that is made up, and a round."""
+    out, shape = fit.request.out, network_shape(fit.loaded.model)
+    model = Latency(
+        run_id="r", network=network_record(fit.loaded, shape), runtime="onnxruntime", precision="fp32", batch=1, threads=1,
+        power_mode=None, machine="x", status="valid", costs={"p50_ms": fitted(shape, ["evit"])},
+    )  # fmt: skip
+    LATENCY_KIND.write(out / "probes", model)
+    for name in filter(None, (latest.bundle, latest.profile)):
+        (out / name).mkdir(exist_ok=True)
+    KIND.write(out, FitState(key="key", probes={"fp32": "probes"}, rounds={fit.request.words: (latest,)}))
+
+
+def test_where_another_round_cannot_be_the_answer_is_that_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting.Fit, "_choose", lambda self, of: f"the choice of {of.bundle}")
+    fit = small_fit(tmp_path, max_p50_ms=2.5)
+    before = Round(aims={"fp32": 2.5}, candidates=(), bundle="b-1", profile="p-1", again={"fp32": 0.1})
+    begin(fit, before)
+    assert fit.run() == (msgspec.structs.replace(before, again={}), "the choice of b-1")
+    with pytest.raises(NegativeAnswer, match=r"no schedule of this network meets p50_ms 0\.1 in fp32"):
+        small_fit(tmp_path, max_p50_ms=0.1).run()
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [({"min_fps": 100.0}, 12.5), ({"min_fps": 100.0, "max_p95_ms": 10.0}, 13.0), ({"max_p50_ms": 10.0}, 9.0)],
+)
+def test_what_is_held_against_the_bound_is_the_limit_that_is_furthest_exceeded(
+    limits: dict[str, float], says: float, tmp_path: Path
+) -> None:
+    row = Profiles.row("fit-1", p50_ms=9.0, p95_ms=13.0, throughput_images_per_s=80.0)
+    assert small_fit(tmp_path, **limits)._bounded(row, "p50_ms", 10.0) == pytest.approx(says)
+
+
+def test_a_network_that_removes_nothing_is_not_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_tprune.finetune.run.finetune", lambda *given, **more: pytest.fail("it is trained"))
+    rows = [Profiles.row("1.0", p50_ms=10.0, kl_nats=0.0), Profiles.row("fit-1", p50_ms=9.0, kl_nats=0.0)]
+    monkeypatch.setattr(fitting.Fit, "rows", lambda self, of: rows)
+    fit = small_fit(tmp_path, max_p50_ms=9.5)
+    fit = replace(fit, tuning=fitting.Tuning(fit.photos, None, lambda weights: fit.loaded))
+    whole = network_shape(fit.loaded.model).full_schedule()
+    found = Candidate(name="fit-1", method="evit", options={}, tokens=whole, precision="fp32", predicted=None)
+    begin(fit, Round(aims={"fp32": 9.5}, candidates=(found,), bundle="b-1", profile="p-1"))
+    _, answer = fit.run()
+    assert isinstance(answer, Choice)
+    assert answer.row.budget == "fit-1"
+    (tuned,) = KIND.read(tmp_path).tuned.values()
+    assert (tuned.verdict, tuned.bundle) == ("nothing was pruned: there is nothing to fine-tune", None)
+
+
+def copied(run: Path, to: Path, status: str) -> Path:
+    """A run with another verdict."""
+    shutil.copytree(run, to)
+    summary = json.loads((to / "summary.json").read_text())
+    for each in (summary, *summary["budgets"].values()):
+        each["verdict"] = {"status": status, "reasons": []}
+    (to / "summary.json").write_text(json.dumps(summary))
+    return to
+
+
+@pytest.fixture
+def unmeasured(journey: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fitting.Fit:
+    """A fit whose candidates, the graphs of another bundle, are to be measured next."""
+    fit = small_fit(tmp_path, max_p50_ms=1e3)
+    shutil.copytree(journey[0], tmp_path / "b-1")
+    copied(journey[1], tmp_path / "probes", "valid")
+    begin(fit, Round(aims={"fp32": 1e3}, candidates=(), bundle="b-1"))
+    built = Bundle.open(tmp_path / "b-1")
+    monkeypatch.setattr(fitting.Fit, "_build_networks", lambda self, loaded, candidates, name: (built, ["fp32"]))
+    monkeypatch.setattr(fitting.Fit, "_judge", lambda self, bundle, precisions: bundle)
+    return fit
+
+
+def test_an_invalid_run_of_candidates_is_said_and_measured_again(
+    unmeasured: fitting.Fit, journey: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter(["invalid", "valid"])
+
+    def measure(bundle: Bundle, place: Path, request: RunRequest, **more: Any) -> Path:
+        status = next(verdicts)
+        return copied(journey[1], place / status, status)
+
+    monkeypatch.setattr(fit_runs, "start_run", measure)
+    with pytest.raises(UserError, match=r"profiles/invalid: its run is invalid: .*run the same command again to measure it"):
+        unmeasured.run()
+    latest, answer = unmeasured.run()
+    assert latest.profile == "profiles/valid"
+    assert isinstance(answer, Choice)
+
+
+@pytest.mark.parametrize(
+    ("change", "machine"),
+    [({"board_model": "Another board"}, "Another board"), ({"power_mode": {"id": 1, "name": "15W"}}, "power mode 15W")],
+)
+def test_candidates_and_probes_are_measured_on_one_machine_in_one_power_mode(
+    change: dict[str, Any], machine: str, unmeasured: fitting.Fit, journey: tuple[Path, Path]
+) -> None:
+    kept = copied(journey[1], unmeasured.request.out / "profiles" / "kept", "valid")
+    document = json.loads((kept / "run.json").read_text())
+    document["environment"] |= change
+    (kept / "run.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"profiles/kept was measured on .*{machine}.*, and .*/probes on .*: remove the one"):
+        unmeasured.run()
+
+
+def test_the_bundles_of_a_fit_are_named_after_it_on_a_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def refuse(bundle: Bundle, targets: Any, options: Any, watch: Any) -> None:
+        names.append(options.name)
+        raise UserError("no board here")
+
+    monkeypatch.setattr(fit_runs, "deploy_all", refuse)
+    bundle = Bundle.open(write_bundle(tmp_path / "kitchen" / "candidates-1", {"big": (3, 128), "small": (1, 64)}))
+    runs = fit_runs.Runs(tmp_path / "kitchen" / "profiles", RunRequest(), parse_target("jetson@orin"))
+    with pytest.raises(UserError, match="no board here"):
+        runs.profile(bundle, "fp32")
+    assert names == ["kitchen-candidates-1"]
+
+
+def test_int8_of_the_reference_model_is_calibrated_on_images_that_are_given(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        save_image(tmp_path / "photos" / f"{number}.png", number)
+    seen: list[Dataset] = []
+
+    def stop(*given: Any, calibration: Dataset, **more: Any) -> None:
+        seen.append(calibration)
+        raise UserError("stopped")
+
+    monkeypatch.setattr(fitting, "decide_probes", stop)
+    asked = ["fit", "reference", "--data", tmp_path / "photos", "--max-ms", "3", "--precision", "int8"]
+    assert command(*asked, "--out", tmp_path / "fit").code == 2
+    assert [images.name for images in seen] == ["photos"]
 
 
 def check_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

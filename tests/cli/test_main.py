@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shlex
 import tempfile
@@ -48,6 +49,14 @@ def test_what_is_raised_on_purpose_is_one_line(
     failing(error)
     outcome = command("doctor")
     assert (outcome.code, outcome.err) == (code, "edge-tprune: no budget fits\n")
+
+
+def test_no_is_an_answer_in_json_too(command: Command, failing: Callable[..., None]) -> None:
+    failing(NegativeAnswer("no budget\n fits"))
+    assert command("doctor").out == ""
+    outcome = command("doctor", "--json")
+    assert (outcome.code, outcome.err) == (1, "edge-tprune: no budget fits\n")
+    assert json.loads(outcome.out) == {"reason": "no budget\n fits"}
 
 
 @pytest.mark.parametrize(

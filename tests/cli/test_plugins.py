@@ -28,8 +28,8 @@ WORDS = ["methods", "mine_of_a_test", "--json", "--plugin"]
 
 
 @pytest.fixture(autouse=True)
-def _registered_as_before() -> None:
-    registry._METHODS.pop("mine_of_a_test", None)
+def _registered_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # other tests look at every method
 
 
 def plugin(tmp_path: Path, more: str) -> str:

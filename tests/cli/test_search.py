@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_tprune.record.document import RUN
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.schedule.latency import Latency, NetworkRecord
 from tests.cli.conftest import Outcome
@@ -90,6 +91,7 @@ def test_a_latency_model_is_for_several_methods(command: Command, tmp_path: Path
         status="valid", costs={"p50_ms": fitted(SHAPE, ["evit"])},
     )  # fmt: skip
     LATENCY_KIND.write(tmp_path, latency)
+    (tmp_path / RUN).write_text("{}")
     outcome = command("search", "reference", "--latency", tmp_path, "--max-ms", "8", "--method", "bat")
     assert outcome.code == 2
     assert "--latency compares --methods: give --methods bat instead of --method" in outcome.err.replace("\n", " ")

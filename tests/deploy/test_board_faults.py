@@ -121,9 +121,9 @@ def test_a_full_disk_is_said_and_nothing_is_half_there(board: Emulated, tmp_path
                 half_way=lambda: board.root("sh", "-c", f"yes | head -c 100000000 > {place}/filler", check=False) and None
             )
             with pytest.raises(UserError, match="no space left"):
-                journey._copy_bundle(connected, big, fill)
+                journey._copy_bundle(connected, big, None, fill)
             board.root("rm", f"{place}/filler")
-            assert journey._copy_bundle(connected, big, Watcher())[1] > 0
+            assert journey._copy_bundle(connected, big, None, Watcher())[1] > 0
     finally:
         board.root("umount", place)
 

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -167,6 +168,8 @@ class FakeBoard:
         self.meanwhile = meanwhile
 
     def call(self, do: str, kind: Any, payload: Any = None, **request: Any) -> Any:
+        if do == "check":
+            return facts()
         if do == "wanted":
             self.meanwhile()
             return Wanted(dict.fromkeys(request["files"], 0))
@@ -194,4 +197,16 @@ def test_a_bundle_that_changes_while_it_is_copied_is_said(change: str, bundle: B
         manifest = bundle.path / "manifest.json"
         manifest.write_text(manifest.read_text().replace(bundle.manifest.fingerprint, "0" * 64))
     with pytest.raises(UserError, match="tiny was changed while it was being copied: repeat the command"):
-        journey._copy_bundle(FakeBoard(meanwhile), bundle, BoardProgress(True))  # type: ignore[arg-type]
+        journey._copy_bundle(FakeBoard(meanwhile), bundle, None, BoardProgress(True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "there"), [(None, "tiny"), ("my fit-candidates-1", "my-fit-candidates-1")])
+def test_a_bundle_has_the_name_there_that_it_is_given(
+    name: str | None, there: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journey, "Connection", lambda target, **options: nullcontext(FakeBoard(lambda: None)))
+    monkeypatch.setattr(journey, "_install", lambda *given: False)
+    monkeypatch.setattr(journey, "_doctor", lambda connection: None)
+    deployment = journey.deploy(bundle, Target("orin"), journey.Options(name=name), BoardProgress(True))
+    assert deployment.error is None
+    assert deployment.steps[1].startswith(f"bundle {there}: ")

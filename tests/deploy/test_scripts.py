@@ -116,6 +116,31 @@ def test_the_agent_that_is_there_stays_until_the_new_one_is_complete(tmp_path: P
     assert not (home / "venv.old").exists()
 
 
+def test_an_update_is_a_new_environment_and_the_old_one_stays_until_it_is_complete(tmp_path: Path) -> None:
+    home = tmp_path / "home" / ".edge-tprune"
+    assert install_with(tmp_path, "exit 0").returncode == 0
+    (home / "venv" / "old").touch()
+    (tmp_path / "agent.whl").write_text("a newer one")
+    assert install_with(tmp_path, "exit 1").returncode == 1
+    assert (home / "venv" / "old").exists()
+    done = install_with(tmp_path, f"test -f {home}/venv.old/old")
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in (home / "venv").iterdir()) == ["bin", "install.sh.stamp"]
+    assert not (home / "venv.old").exists()
+    assert "nothing to do" in install_with(tmp_path, "exit 1").stdout
+
+
+def test_a_file_of_the_users_own_in_place_of_the_link_stays(tmp_path: Path) -> None:
+    mine = tmp_path / "home" / ".local" / "bin" / "edge-tprune"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    done = install_with(tmp_path, "exit 0")
+    assert done.returncode == 0, done.stderr
+    assert f"{mine} is a file of yours and stays" in done.stdout
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "home" / ".edge-tprune" / "venv" / "install.sh.stamp").exists()
+
+
 @pytest.mark.skipif(shutil.which("flock") is None, reason="flock (util-linux) is not installed")
 def test_nothing_is_installed_under_a_measurement(tmp_path: Path) -> None:
     home = tmp_path / "home" / ".edge-tprune"

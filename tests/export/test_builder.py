@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,6 +25,8 @@ from edge_tprune.reduction import Evidence, Keep, Outcome, Reducer, register, re
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
 from tests.small import RUNTIMES, decide, small_model
+
+DAMAGED = '{"format": "edge-tprune-bundle", "versi'  # a manifest that was cut off
 
 
 def size(path: Path) -> int:
@@ -279,7 +282,8 @@ def test_only_a_bundle_is_replaced(tmp_path: Path, said: str | None) -> None:
     (tmp_path / "index.html").write_text("mine")
     with pytest.raises(UserError, match="is not a bundle"):
         _check_place(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": "edge-tprune-bundle", "versi')  # a damaged one
+    (tmp_path / "index.html").unlink()
+    (tmp_path / "manifest.json").write_text(DAMAGED)
     _check_place(tmp_path)
     (tmp_path / "profiles" / "run").mkdir(parents=True)
     (tmp_path / "profiles" / "run" / "run.json").write_text("{}")
@@ -292,11 +296,23 @@ def test_what_a_bundle_does_not_name_is_not_lost(loaded: LoadedModel, tmp_path: 
     build(loaded, decide_by_default(loaded, "evit", budgets=[1.0]), out)
     (out / "engines").mkdir()
     (out / "engines" / "old.plan").touch()
-    (out / "eval-0.npz").touch()
+    (out / "eval-0123456789ab.npz").touch()
     _check_place(out)
     (out / "notes.md").write_text("mine")
     with pytest.raises(UserError, match=r"holds notes\.md, which is not the bundle's and would be lost"):
         _check_place(out)
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+@pytest.mark.parametrize("name", [".notes.md", "eval-before.npz", "engines/notes.md"])
+def test_files_of_a_person_are_not_lost_whatever_they_are_called(bundle: Bundle, name: str, damaged: bool) -> None:
+    if damaged:
+        (bundle.path / "manifest.json").write_text(DAMAGED)
+    _check_place(bundle.path)
+    (bundle.path / name).parent.mkdir(exist_ok=True)
+    (bundle.path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {re.escape(name)}, which is not the bundle's and would be lost"):
+        _check_place(bundle.path)
 
 
 def test_the_name_of_a_bundle_is_no_pattern(tmp_path: Path) -> None:

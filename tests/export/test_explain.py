@@ -167,6 +167,13 @@ def test_mistakes(loaded: LoadedModel, image: Image.Image) -> None:
         explain(loaded, image, ["evit"], [0.01])
 
 
+def test_a_network_of_grey_images_is_drawn(image: Image.Image) -> None:
+    loaded = load_model(NAME, options=ModelOptions("random", model_kwargs={"in_chans": 1}))
+    explained = explain(loaded, image, ["evit"], [0.7], exact_savings=False)
+    assert explained.pixels.shape == (160, 160, 3)
+    assert "evit, budget 0.7" in page(explained)
+
+
 def test_the_name_of_a_photo_need_not_be_text(loaded: LoadedModel, image: Image.Image) -> None:
     explained = explain(loaded, image, ["slice"], [0.6], blocks=[2, 3], name=os.fsdecode(b"caf\xe9.jpg"))
     assert explained.image == r"caf\xe9.jpg"

@@ -24,7 +24,7 @@ from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.export.builder import build
 from edge_tprune.export.calibration import Calibration, calibrate
 from edge_tprune.export.graph import FORMS, GraphError, check
-from edge_tprune.export.integer_parity import IntegerLoss
+from edge_tprune.export.integer_parity import MOST_FLOAT_LAYERS, IntegerLoss
 from edge_tprune.export.settings import BuildSettings
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.record.reader import read_run
@@ -245,6 +245,24 @@ def test_few_layers_stay_float_the_most_expensive_first(allowed: float, there: i
     """The graph loses twice what its layers lose alone, on other photos."""
     losses = [("a", 0.3), ("b", 0.1), ("c", 0.05), ("d", 0.04), ("e", 0.01)]
     assert IntegerLoss("no", losses, 1.0, allowed).choose_float_layers(there) == chosen
+
+
+def test_layers_that_a_person_keeps_in_float_leave_the_build_all_of_its_own(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [f"blocks.{block}.mlp.{name}" for block in range(4) for name in ("fc1", "fc2")]
+    tried: list[tuple[str, ...]] = []
+
+    def lose(loaded: LoadedModel, settings: BuildSettings, *_: object) -> None:
+        tried.append(settings.float_layers)
+        rest = [(layer, 0.1) for layer in layers if layer not in settings.float_layers]
+        raise IntegerLoss("it loses too much", rest, 1.0, 0.0)
+
+    monkeypatch.setattr("edge_tprune.export.builder.write_bundle", lose)
+    with pytest.raises(IntegerLoss):
+        build(loaded, settings_for(loaded, float_layers=layers[:3]), tmp_path / "bundle")
+    assert [len(kept) for kept in tried] == [3, 3 + MOST_FLOAT_LAYERS]
+    assert tried[1] == tuple(layers[:7])
 
 
 def test_photos_that_cannot_serve(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 import edge_tprune
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
+from edge_tprune.cli import main
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.builder import build
 from edge_tprune.export.formats.package import export_package
@@ -21,6 +23,7 @@ from edge_tprune.models.data import open_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.runtime.engine import open_engine
 from tests.export.formats.alone import run_alone
+from tests.models.folders import save_image
 from tests.small import small_model
 
 
@@ -102,6 +105,18 @@ def _check_the_python_package(bundle: Bundle, pictures: Path, folder: Path) -> N
     assert [float(value) for value in values.split(", ")[:5]] == pytest.approx(first.tolist(), abs=1e-4)
     assert f"{package / 'no.jpg'} cannot be read as an image" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_sub_directories_are_the_classes_that_embeddings_are_judged_by(
+    loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = decide(loaded, "tome", budgets=[1.0], exact_savings=False, output="embedding")
+    bundle = build(loaded, settings, tmp_path / "bundle").bundle
+    for seed, name in enumerate(("cat", "dog")):
+        for number in range(2):
+            save_image(tmp_path / "photos" / name / f"{number}.png", seed)
+    assert main(["eval", str(bundle.path), "--data", str(tmp_path / "photos"), "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"]["1.0"]["top1_percent"] == 100
 
 
 def test_a_graph_of_another_network_is_found_out(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from edge_tprune.finetune.recipe import Recipe
 from edge_tprune.finetune.request import Request
 from edge_tprune.models.data import ImageFolder, open_images
 from edge_tprune.models.loading import LoadedModel
-from tests.small import small_model
+from tests.small import not_finite, small_model  # noqa: F401
 
 PLAIN = Arithmetic(torch.device("cpu"), bfloat16=False)
 SCHEDULES = {"1.0": (37, 37, 37, 37), "0.6": (37, 24, 14, 14)}

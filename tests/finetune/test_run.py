@@ -17,7 +17,7 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive
@@ -91,6 +91,27 @@ def test_what_was_changed_since_is_not_passed_off_as_the_result(
     with pytest.raises(UserError, match=r"tuned\.safetensors was changed since this fine-tuning wrote it: move it away"):
         finetune(network, dataset, out, REQUEST)
     assert out.read_text() == "notes"
+
+
+@pytest.mark.parametrize("content", [b"notes", save({"head.bias": torch.ones(6)})], ids=["text", "weights"])
+def test_a_file_that_it_did_not_write_is_refused_before_training(
+    content: bytes, network: LoadedModel, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+    out.write_bytes(content)
+    with pytest.raises(UserError, match=r"tuned\.safetensors exists, and finetune did not write it: choose another --out"):
+        finetune(network, dataset, out, REQUEST)
+    assert out.read_bytes() == content
+    assert not Store.beside(out).path.exists()
+
+
+def test_what_it_wrote_before_is_no_reason_not_to_train(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    out = Path(shutil.copy(tuned[0], tmp_path))
+    with pytest.raises(NegativeAnswer, match="no clear improvement"):
+        finetune(network, dataset, out, replace(REQUEST, rate=1e-9, epochs=0.5))
+    assert same_weights(out, tuned[0])
 
 
 def judged(network: LoadedModel, dataset: ImageFolder, weights: Path | None) -> dict[str, holdout.Scores]:
@@ -226,6 +247,15 @@ def test_a_loss_that_is_never_finite_gives_up(network: LoadedModel, dataset: Ima
     assert RESTARTS > 0
 
 
+def test_pruned_outputs_that_are_not_finite_are_said_before_training(
+    network: LoadedModel, dataset: ImageFolder, tmp_path: Path, not_finite: str
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+    with pytest.raises(UserError, match=rf"method {not_finite}: the pruned network's outputs are not finite at budget 0\.6"):
+        finetune(network, dataset, out, replace(REQUEST, method=not_finite))
+    assert not Store.beside(out).path.exists()
+
+
 def _broken(network: LoadedModel) -> Any:
     model = copy.deepcopy(network.model)
     with torch.no_grad():
@@ -271,3 +301,11 @@ def test_a_network_without_a_head_is_trained_to_give_its_embedding(
     assert result is not None
     assert result.output == "embedding"
     assert all(0 <= row.divergence_before <= 4 for row in result.rows)
+
+
+def test_a_network_with_one_output_is_refused(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
+    model: Any = copy.deepcopy(network.model)
+    model.reset_classifier(1)
+    with pytest.raises(UserError, match="small-test has one output: fine-tuning compares the probabilities of classes"):
+        finetune(dataclasses.replace(network, model=model), dataset, tmp_path / "tuned.safetensors", REQUEST)
+    assert list(tmp_path.iterdir()) == []

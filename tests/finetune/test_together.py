@@ -16,7 +16,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.finetune.distill import Students, Teacher
 from edge_tprune.finetune.holdout import HoldOut
 from edge_tprune.finetune.photos import Photos, split
-from edge_tprune.finetune.run import join_processes
+from edge_tprune.finetune.run import finetune, join_processes
 from edge_tprune.finetune.store import Store
 from edge_tprune.models.data import ImageFolder
 from edge_tprune.models.loading import LoadedModel
@@ -54,16 +54,41 @@ with join_processes(REQUEST):
         pass  # gradients that are added up in another order may leave eight held-out photos undecided
 """
 
+# the first process takes two seconds to write what all of them read
+_SLOW = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from msgspec.structs import replace
+from edge_tprune.errors import NegativeAnswer
+from edge_tprune.finetune.run import finetune, join_processes
+from edge_tprune.finetune.store import Store
+from edge_tprune.models.data import open_images
+from tests.finetune.conftest import REQUEST
+from tests.small import small_model
 
-@pytest.mark.slow
-def test_two_processes_take_the_step_that_one_takes(
-    network: LoadedModel, photos: Photos, dataset: ImageFolder, tmp_path: Path
-) -> None:
-    script, root = tmp_path / "train.py", Path(__file__).parents[2]
-    script.write_text(_SCRIPT)
+save = Store.save
+def save_late(*given):
+    time.sleep(2)
+    save(*given)
+Store.save = save_late
+with join_processes(REQUEST):
+    try:
+        out = Path(sys.argv[2]) / "tuned.safetensors"
+        finetune(small_model(seed=3), open_images(Path(sys.argv[1])), out, replace(REQUEST, epochs=0.25))
+    except NegativeAnswer:
+        pass  # one step improves little
+"""
+
+
+def run_in_two(script: str, photos: Path, folder: Path) -> None:
+    """Runs a script in two processes, with both paths as its arguments."""
+    file, root = folder / "train.py", Path(__file__).parents[2]
+    file.write_text(script)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*launcher, str(script), str(dataset.root), str(tmp_path)],
+        [*launcher, str(file), str(photos), str(folder)],
         timeout=280,
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
@@ -71,6 +96,13 @@ def test_two_processes_take_the_step_that_one_takes(
         text=True,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_that_one_takes(
+    network: LoadedModel, photos: Photos, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    run_in_two(_SCRIPT, dataset.root, tmp_path)
     alone = trainer(network, photos, ONE_BUDGET)
     list(alone.run(1))
     expected, found = alone.state()[0], load_file(tmp_path / "step.safetensors")
@@ -93,6 +125,22 @@ def test_two_processes_take_the_step_that_one_takes(
         )
     assert result.rows[1].divergence < result.rows[1].divergence_before
     assert [file.name for file in tmp_path.glob("*.run/*.safetensors")] == []
+
+
+@pytest.mark.slow
+def test_all_judge_the_weights_that_the_first_has_written(dataset: ImageFolder, tmp_path: Path) -> None:
+    run_in_two(_SLOW, dataset.root, tmp_path)
+    result = Store.beside(tmp_path / "tuned.safetensors").open_result()
+    assert result is not None
+    assert (result.recipe.steps, result.best_step) == (1, 1)
+
+
+def test_a_batch_that_leaves_a_process_without_a_photo_is_refused(
+    network: LoadedModel, dataset: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_tprune.finetune.run.processes", lambda: (0, 9))
+    with pytest.raises(UserError, match="--batch 8 does not give each of 9 processes a photo: give a larger one"):
+        finetune(network, dataset, tmp_path / "tuned.safetensors", REQUEST)
 
 
 def test_what_a_launcher_left_in_the_environment_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,18 @@ def test_a_map_of_images_drops_what_it_does_not_name(tmp_path: Path) -> None:
     assert dataset.left_out == {".txt": 1, f"image that {tmp_path / 'map.txt'} does not name": 1}
 
 
+def test_images_are_labelled_by_directory_where_all_lie_in_several(tmp_path: Path) -> None:
+    root = save_classes(tmp_path / "d", ["b/x", "a", "b/y"])
+    found = open_images(root, by_directory=True)
+    assert found.labels == (0, 1, 1)
+    assert found.label_rule == "labels: the 2 sub-directories"
+    assert not open_images(root).labelled
+    for one in (tmp_path, root / "a"):
+        assert not open_images(one, by_directory=True).labelled
+    save_image(root / "0.png")
+    assert not open_images(root, by_directory=True).labelled
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_every_way_to_list_finds_the_same_images(tmp_path: Path, labelled: bool) -> None:
     save_classes(tmp_path / "store", ["x/y"], 2)

@@ -43,6 +43,16 @@ def test_a_hub_that_does_not_answer_is_not_asked(closed: str) -> None:
     assert not constants.HF_HUB_OFFLINE
 
 
+@pytest.mark.parametrize("address", ["http://[hub", "https://hub:port"])
+def test_an_address_that_is_none_is_not_asked(closed: str, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    with no_retries() as reason:
+        assert reason is not None
+        assert reason.startswith(f"HF_ENDPOINT, {address}, is no address: ")
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+
+
 def test_a_proxy_may_reach_it(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     assert why_unreachable() is None

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.models import load_checkpoint
+from huggingface_hub import constants
+from timm.models import _builder, load_checkpoint
 
 from edge_tprune.errors import UserError
 from edge_tprune.models.loading import ModelOptions, load_model
 from tests.models.files import prefixed, saved
-from tests.models.weights import NAME, is_loaded, state_of
+from tests.models.weights import NAME, State, is_loaded, state_of
 
 
 def test_images_that_patches_do_not_fill_are_said(tmp_path: Path) -> None:
@@ -102,9 +103,26 @@ def test_no_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     with pytest.raises(UserError, match=r"could not be fetched .* give --weights FILE"):
         load_model("vit_tiny_patch16_224")
     with pytest.raises(
-        UserError, match="the pretrained weights of vit_tiny_patch16_224 are for 1000 classes: --classes 5 needs --weights"
+        UserError, match="the pretrained weights of vit_tiny_patch16_224 are for 1000 classes: 5 classes need --weights"
     ):
         load_model("vit_tiny_patch16_224", classes=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ModelOptions(model_kwargs={"num_classes": 5}), "are for 1000 classes: 5 classes need --weights FILE"),
+        (ModelOptions(classes=0, global_pool="avg"), r"hold no fc_norm\.weight, .* with num_classes=0, global_pool=avg:"),
+    ],
+)
+def test_pretrained_weights_that_lack_a_part_of_the_model_are_refused(
+    state: State, monkeypatch: pytest.MonkeyPatch, options: ModelOptions, message: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # nothing is asked whether it can be reached
+    monkeypatch.setattr(_builder, "load_state_dict_from_hf", lambda *_, **__: dict(state))
+    assert is_loaded(load_model(NAME).model, state)
+    with pytest.raises(UserError, match=message):
+        load_model(NAME, options=options)
 
 
 def test_the_reference_model_is_what_it_is(tmp_path: Path) -> None:

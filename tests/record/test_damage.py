@@ -184,6 +184,7 @@ def test_a_reading_that_is_no_number_is_named(whole: Path, tmp_path: Path, value
         (_set("plan", "sources", 0, "metrics", 0, "interval_s", to=-1), r"metrics\[0\]\.interval_s is -1"),
         (_set("plan", "sources", 0, "metrics", 0, "interval_s", to=1e308), r"metrics\[0\]\.interval_s is 1e\+308"),
         (_set("budgets", 0, "macs", to=-1), r"budgets\[0\]\.macs is -1"),
+        (_set("budgets", 0, "macs_share", to=1e308), r"budgets\[0\]\.macs_share is 1e\+308"),
         (_set("budgets", 0, "schedule", to=[0]), r"budgets\[0\]\.schedule\[0\] is 0"),
         (_set("budgets", 0, "artifact", to=None), r"budgets\[0\]\.artifact is null"),
         (_set("bundle", "batch", to=0), r"bundle\.batch is 0"),

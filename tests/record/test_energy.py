@@ -147,6 +147,21 @@ def test_energy_by_hand() -> None:
     assert energy.above_idle_w.value == pytest.approx(11 - 1.5)
 
 
+def test_turns_of_equal_power_that_hold_different_numbers_of_images_are_told_in_the_energy() -> None:
+    idle = Idle({0: [(0.0, 1.0)]}, half_w=0.0)
+    steady = Power(11.0, 0.0, 9.0, 4, 4.0, 0, 1)
+    uneven = budget_energy(meter(step=None), [SpanPower(span(images=count), steady) for count in (90, 110, 100, 100)], idle)
+    half = student.ppf(0.975, 3) * math.sqrt(4 / 3 * (0.1**2 + 0.1**2)) / 4
+    for energy, mj in ((uneven.gross_mj, 440.0), (uneven.above_idle_mj, 400.0)):
+        assert energy is not None
+        assert (energy.low, energy.value, energy.high) == pytest.approx((mj * (1 - half), mj, mj * (1 + half)), rel=1e-3)
+    even = budget_energy(meter(step=0.3), turns([10.9, 11.0, 11.1, 11.0]), idle)
+    for energy, power in ((even.gross_mj, even.mean_w), (even.above_idle_mj, even.above_idle_w)):
+        assert energy is not None
+        assert power is not None
+        assert (energy.low, energy.high) == pytest.approx((40 * power.low, 40 * power.high))  # type: ignore[operator]
+
+
 def test_what_is_missing_is_said() -> None:
     assert budget_energy(None, turns([1.0]), Idle()).status == "no_sensor"
     assert budget_energy(meter(), [], Idle()).status == "not_resolvable"
@@ -176,11 +191,12 @@ def test_idle_is_interpolated_and_its_drift_is_an_error() -> None:
     assert idle_power(meter(), [(0, None)]) == Idle()
 
 
-def test_the_meter_of_the_whole_device_is_chosen() -> None:
-    def source(name: str, *metrics: str) -> SourceRecord:
-        made = tuple(SensorMetric(metric, "", None, "mean", "", step=40.0) for metric in metrics)
-        return SourceRecord(name=name, period_s=0.1, metrics=made)
+def source(name: str, *metrics: str) -> SourceRecord:
+    made = tuple(SensorMetric(metric, "", None, "mean", "", step=40.0) for metric in metrics)
+    return SourceRecord(name=name, period_s=0.1, metrics=made)
 
+
+def test_the_meter_of_the_whole_device_is_chosen() -> None:
     rails = source("rails", "vdd_in_power_mw", "total_power_mw")
     nvml, rapl = source("nvml", "total_power_mw", "total_energy_mj"), source("rapl", "total_energy_mj")
     assert choose_meter([source("host", "cpu_load_percent")], "onnxruntime") is None
@@ -191,3 +207,11 @@ def test_the_meter_of_the_whole_device_is_chosen() -> None:
         chosen = choose_meter([nvml, rapl], runtime)
         assert chosen is not None
         assert (chosen.source, chosen.metric) == (name, "total_energy_mj")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "others"),
+    [("onnxruntime", ["nvml", "nvml1"]), ("tensorrt", ["rapl"]), ("tensorrt-rtx", ["rapl"])],
+)
+def test_a_meter_that_does_not_see_the_work_is_none(runtime: str, others: list[str]) -> None:
+    assert choose_meter([source(name, "total_power_mw", "total_energy_mj") for name in others], runtime) is None

@@ -23,3 +23,13 @@ def test_every_setting_is_an_option_of_profile() -> None:
 def test_threads_that_no_machine_has_are_refused_at_once(threads: int) -> None:
     with pytest.raises(UserError, match="threads must be a whole number"):
         RunRequest(threads=threads).check()
+
+
+def test_every_digit_of_a_request_is_typed_again() -> None:
+    assert RunRequest(fps=0.3333333).words() == ["--fps", "0.3333333"]
+
+
+def test_more_rounds_than_a_run_can_list_are_refused_at_once() -> None:
+    RunRequest(rounds=100_000).check()
+    with pytest.raises(UserError, match="rounds must be a whole number, at most 100000, not 100001"):
+        RunRequest(rounds=100_001).check()

@@ -97,7 +97,7 @@ def test_temperature_that_creeps(per_minute: float, expected: list[tuple[str, st
     for second in range(0, 121, 5):
         trend.add(10**15 + second * 10**9, 50 + per_minute * second / 60 + (second % 2) * 0.5)
     assert trend.rise == pytest.approx(2 * per_minute, abs=0.3)
-    assert codes(judge_run(run(), Facts(trends={"gpu_temp_c": trend}), {})) == expected
+    assert codes(judge_run(run(), Facts(trends={(0, "gpu_temp_c"): trend}), {})) == expected
 
 
 def test_mode_and_clocks_must_be_what_they_were() -> None:

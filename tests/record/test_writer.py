@@ -17,7 +17,9 @@ from edge_tprune.record.document import RUN
 from edge_tprune.record.lines import SAMPLES, CheckLine, EndLine, LogLine, NoteLine, ReadingLine
 from edge_tprune.record.log import clock_ns
 from edge_tprune.record.reader import read_run
+from edge_tprune.record.summary import SUMMARY
 from edge_tprune.record.writer import Recorder, directory_name
+from edge_tprune.schedule.latency import LATENCY
 
 from .tiny_run import add_turn, document, in_full_disk, write_run
 
@@ -57,6 +59,16 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path) -> No
     assert [path.name for path in paths] == ["run", "run-2", "run-3"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     assert all(sorted(file.name for file in path.iterdir()) == [RUN, SAMPLES] for path in paths)
+
+
+def test_what_was_derived_from_the_sessions_before_goes_when_another_begins(tmp_path: Path) -> None:
+    path = write_run(tmp_path, end=None)
+    for name in (SUMMARY, LATENCY):
+        (path / name).write_text("{}")
+    with Recorder.reopen(path) as recorder:
+        recorder.begin_session()
+    assert sorted(file.name for file in path.iterdir()) == [RUN, SAMPLES]
+    assert read_run(path).sessions == 2
 
 
 def test_directory_names_are_safe() -> None:

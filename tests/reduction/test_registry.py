@@ -59,6 +59,19 @@ def test_a_taken_name_is_refused() -> None:
                 return First(self.stage.tokens_out)
 
 
+def test_a_method_that_names_no_paper_is_refused() -> None:
+    with pytest.raises(TypeError, match="Unpublished has no paper: a registered reducer needs"):
+
+        @register
+        class Unpublished(Reducer):
+            name = "unpublished_of_test"
+
+            def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
+                return First(self.stage.tokens_out)
+
+    assert "unpublished_of_test" not in registry.methods()
+
+
 def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
     with pytest.raises(UserError, match=r"no method 'evitt'\. Did you mean evit"):
         edge_tprune.prune(vit, method="evitt", budget=0.5)

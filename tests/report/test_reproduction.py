@@ -79,6 +79,16 @@ def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):
     assert (profile["runtime"], profile["precision"], profile["fps"]) == ("tensorrt", "fp16", 30.0)
 
 
+def test_how_long_was_measured_and_on_which_images_is_named(info):
+    info["plan"] |= {"baseline_seconds": 4.0, "golden_tolerance": 0.01}
+    info["plan"]["input"] = {"kind": "images", "images": 30, "name": "my photos", "sha256": "0" * 64}
+    profile = _parse(_lines(info)[2])
+    assert (profile["seconds_per_round"], profile["warmup_seconds"], profile["baseline_seconds"]) == (0.2, 0.1, 4.0)
+    assert (profile["golden_tolerance"], str(profile["images"])) == (0.01, "my photos")
+    info["plan"]["input"] = {"kind": "golden", "images": 30}
+    assert _parse(_lines(info)[2])["images"] is None
+
+
 def test_a_model_that_is_not_timms_default_is_named_as_it_was(info):
     arguments = {
         "img_size": [224, 320],

@@ -1,3 +1,3 @@
 from __future__ import annotations
 
-from tests.small import loaded  # noqa: F401
+from tests.small import loaded, not_finite  # noqa: F401

@@ -203,6 +203,23 @@ def test_schedule_files_that_lie(changes: dict[str, object], tmp_path: Path) -> 
         read(tmp_path / "bad.json")
 
 
+@pytest.mark.parametrize("text", ["notes", '{"format": "edge-tprune-latency", "version": 1}'])
+def test_a_file_of_another_kind_is_refused_before_anything_is_searched(text: str, loaded: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "mine.json"
+    out.write_text(text)
+    with pytest.raises(UserError, match=r"mine\.json exists and is not a schedule file: choose another --out, or remove it"):
+        find(loaded, "tome", [0.7], ReferenceTask(6, "train"), out, trials=2)
+    assert out.read_text() == text
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("text", [good_file(), good_file()[:40]], ids=["older", "damaged"])
+def test_a_schedule_file_that_is_there_is_replaced(text: str, loaded: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text(text)
+    document = find(loaded, "tome", [0.7], ReferenceTask(6, "train"), tmp_path / "found.json", trials=2)
+    assert read(tmp_path / "found.json") == document
+
+
 def test_a_schedule_that_misses_its_budget_on_this_model_is_remarked(reference: LoadedModel) -> None:
     (remark,) = decide(reference, "evit", budgets=[BudgetRequest(0.65, [197] * 6 + [120] * 6)]).remarks
     assert remark.startswith("budget 0.65: on this model the schedule that was found comes to 0.798 of its MACs")

@@ -55,6 +55,15 @@ def test_what_was_removed_is_done_again() -> None:
         assert left.rounds["a"][0] == first
 
 
+def test_what_is_measured_again_is_tuned_again() -> None:
+    first, second = (Round(aims={"fp32": 8.0}, candidates=(), bundle=f"b-{n}", profile=f"p{n}") for n in (1, 2))
+    tuned = Tuned(candidate="fit-1", verdict="better", bundle="t", profile="p3")
+    state = FitState(key="k", probes={"fp32": "x"}, rounds={"a": (first,), "b": (second,)}, tuned={"a": tuned, "b": tuned})
+    left = state.without_removed({"x/latency.json", "b-1", "b-2", "p2", "t", "p3"}.__contains__)
+    assert left.tuned == {"b": tuned}, "p1 is gone: perhaps another network is chosen"
+    assert left.next_step("a", ["fp32"], tune=True) == "measure"
+
+
 def test_more_trials_are_another_search() -> None:
     found = Round(aims={"fp32": 8.0}, candidates=(), bundle="b-1", profile="p1", trials=30)
     tuned = {"a": Tuned(candidate="fit-1", verdict="better"), "b": Tuned(candidate="1.0", verdict="none")}

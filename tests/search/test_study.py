@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,14 @@ def test_a_limit_that_nothing_meets_is_refused(tmp_path: Path) -> None:
     space = SearchSpace(MacsCost(SHAPE), 0.05, SPACE.methods, 1, 1)
     with pytest.raises(UserError, match=r"no schedule with 1 to 1 stages meets budget 0\.05"):
         run(tmp_path / "found", 2, Landscape(), space=space)
+
+
+def test_a_limit_just_below_the_cheapest_schedule_is_not_reachable() -> None:
+    space = SearchSpace(MeasuredCost(READS_ONE, MODEL), 1.0, (MethodSpace("evit", any_count),), 1, 11)
+    cheapest = space.cheapest(space.methods[0])
+    assert cheapest is not None
+    assert replace(space, limit=cheapest).reachable
+    assert not replace(space, limit=0.995 * cheapest).reachable
 
 
 def test_what_another_search_tried_is_left_alone(tmp_path: Path) -> None:

@@ -38,10 +38,17 @@ def check_rails(root: Path, board: Board, now: MachineState) -> Iterator[Finding
         yield Finding(
             "rails", "warning", f"missing, though this board should have them: {', '.join(missing)}", "sudo modprobe ina3221"
         )
-    yield _check_total(_totals(root), has_rails=bool(rails), is_jetson=board.l4t_release is not None)
+    totals = _totals(root)
+    of_gpu = [metric for name, metric in totals if name.startswith("nvml")]
+    if of_gpu:
+        yield Finding("energy", "ok", f"of engines of TensorRT: {of_gpu[0].help}")
+    of_all = [metric for name, metric in totals if not name.startswith("nvml")]
+    if of_all or not of_gpu:
+        yield _check_total(of_all, has_rails=bool(rails), is_jetson=board.l4t_release is not None)
 
 
 def _check_total(totals: Sequence[SensorMetric], *, has_rails: bool, is_jetson: bool) -> Finding:
+    """What the energy of everything that runs here is computed from, a graphics card's apart."""
     if totals:
         return Finding("energy", "warning" if totals[0].guess else "ok", totals[0].help)
     if has_rails:
@@ -51,12 +58,15 @@ def _check_total(totals: Sequence[SensorMetric], *, has_rails: bool, is_jetson: 
     return Finding("energy", "warning", text, "sudo modprobe ina3221") if is_jetson else Finding("energy", "note", text)
 
 
-def _totals(root: Path) -> list[SensorMetric]:
-    """The metrics of the whole machine's power or energy, the most trusted first."""
+def _totals(root: Path) -> list[tuple[str, SensorMetric]]:
+    """The metrics of a whole machine's or device's power or energy with their sources, the most trusted first."""
     sources = open_sources(root)
     try:
         return [
-            metric for source in sources for metric in source.metrics if metric.name in ("total_power_mw", "total_energy_mj")
+            (source.name, metric)
+            for source in sources
+            for metric in source.metrics
+            if metric.name in ("total_power_mw", "total_energy_mj")
         ]
     finally:
         for source in sources:
@@ -64,7 +74,9 @@ def _totals(root: Path) -> list[SensorMetric]:
 
 
 def _permission_fix(gap: str | None) -> str | None:
-    return "sudo chmod a+r /sys/class/hwmon/hwmon*/{in,curr}*_input" if gap and "ermission" in gap else None
+    return (
+        "sudo chmod a+r /sys/class/hwmon/hwmon*/{in,curr}*_input" if gap and ("ermission" in gap or "EACCES" in gap) else None
+    )
 
 
 def check_gpu(root: Path, board: Board, live: bool) -> Iterator[Finding]:

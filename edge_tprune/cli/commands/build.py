@@ -88,7 +88,7 @@ def build(
     float_layers: Annotated[
         str | None,
         typer.Option(
-            help="Layers to keep in float32 in int8, comma-separated: blocks.11.mlp.fc2. Up to four are added automatically.",
+            help="Layers to keep in floating point in int8, comma-separated: blocks.11.mlp.fc2. Up to four are added automatically.",
             show_default=False,
         ),
     ] = None,
@@ -225,7 +225,7 @@ def _parse_targets(target: str | None, runtimes: list[str]) -> list[str]:
     """The GPUs to build engines for."""
     from edge_tprune.bundle.engines import AHEAD, check_targets
 
-    if not target:
+    if target is None:
         return []
     if AHEAD not in runtimes:
         raise UserError(f"--target is for --runtime {AHEAD}: TensorRT itself builds its engines on the GPU that runs them")

@@ -9,7 +9,7 @@ import typer
 
 from edge_tprune.cli.options import EqualWithin, Json, ProfilesArgument
 from edge_tprune.cli.root import command
-from edge_tprune.cli.terminal import print_json, print_note, print_text
+from edge_tprune.cli.terminal import print_json, print_note, print_text, print_warning
 from edge_tprune.errors import NegativeAnswer, UnresolvedAnswer, UserError
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def compare(
 
     within = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within is not None else WITHIN_RUN
     between = EqualityMargin.parse(equal_within, BETWEEN_RUNS) if equal_within is not None else BETWEEN_RUNS
+    if json and markdown:
+        raise UserError("--json and --markdown are two forms of the answer: give one")
     rows = load_rows(profiles)
     changes = _find_changes(rows, profiles, against, between, force, wanted=fail_on_regression or force)
     if export is not None:
@@ -73,6 +75,8 @@ def compare(
         print_json({**comparison_document(rows), "changes": None if changes is None else changes_document(changes)})
     elif markdown:
         print_text(markdown_table(rows, within))
+        for warning in rows.warnings:
+            print_warning(warning)
     else:
         print_comparison(rows, within)
         if changes is not None:
@@ -116,7 +120,10 @@ def _find_changes(
     from edge_tprune.analysis.loading import find_profiles, load_rows
 
     if against:
-        return find_changes(list(load_rows(against)), list(rows), margin, force)
+        before = load_rows(against)
+        for warning in before.warnings:
+            print_warning(warning)
+        return find_changes(list(before), list(rows), margin, force)
     found = [find_profiles(path) for path in named] if len(named) == 2 else []
     if [len(profiles) for profiles in found] != [1, 1] or found[0][0].resolve() == found[1][0].resolve():
         if wanted:

@@ -64,12 +64,12 @@ def engines(
     opened = Bundle.open(bundle)
     settings = EngineSettings(workspace_mb, optimization_level)
 
-    if target:
+    if target is not None:
         if runtime != "tensorrt-rtx":
             raise UserError(
                 "--target is for --runtime tensorrt-rtx: TensorRT itself builds its engines on the GPU that runs them"
             )
-        if budgets or precision or layers:
+        if budgets is not None or precision is not None or layers:
             raise UserError("--target builds every graph and runs none: leave --budgets, --precision and --layers out")
         targets = parse_list(target.lower(), str, "--target")
         with show_progress("building engines", quiet) as advance:

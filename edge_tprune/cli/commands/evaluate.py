@@ -53,7 +53,7 @@ def evaluate(
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.evaluate import check_request
     from edge_tprune.bundle.evaluate import evaluate as run
-    from edge_tprune.bundle.outputs import LOGITS
+    from edge_tprune.bundle.outputs import EMBEDDING, LOGITS
     from edge_tprune.runtime.engine import default_threads
 
     opened = Bundle.open(bundle)
@@ -66,6 +66,7 @@ def evaluate(
         source,
         opened.manifest.model.classes,
         labels=opened.manifest.model.output.name == LOGITS,
+        by_directory=opened.manifest.model.output.name == EMBEDDING,
         limit=limit,
         class_map=class_map,
         class_names=known_class_names(opened),

@@ -132,6 +132,8 @@ def _show(explanation: Explanation, picture: Path, json: bool) -> None:
     from edge_tprune.cli.model_views import explanation_table
     from edge_tprune.report.pictures import write
 
+    if not explanation.rows:
+        raise UserError("there is nothing to draw: none of these budgets removes tokens. Name some with --budgets")
     write(explanation, picture)
     print_note(f"drew {picture}")
     if json:

@@ -11,8 +11,9 @@ from msgspec import to_builtins
 from edge_tprune.cli.options import BundleArgument, Json, Limits, Minimize, with_limits
 from edge_tprune.cli.parsing import parse_pairs
 from edge_tprune.cli.root import command
-from edge_tprune.cli.terminal import print_json, print_note, print_text
+from edge_tprune.cli.terminal import print_json, print_note, print_text, print_warning
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.text import printable
 
 if TYPE_CHECKING:
     from edge_tprune.analysis.table import Row
@@ -149,12 +150,13 @@ def choose_from(profile: Path, bundle: Bundle, limits: Limits, objective: str | 
     """What `select` chooses from a profile of this bundle.
 
     Raises:
-        UserError: the profile is of another build, or its environments offer several budgets.
+        UserError: the profile is of another build, its environments offer several budgets, or what ran of the chosen one is no graph of the bundle.
         NegativeAnswer: no budget keeps the limits.
     """
     from edge_tprune.analysis.candidates import Candidates, choose_everywhere
     from edge_tprune.analysis.choice import Choice
     from edge_tprune.analysis.loading import load_rows
+    from edge_tprune.analysis.wording import list_caveats
     from edge_tprune.cli.comparison_views import describe_failure
 
     answer = choose_everywhere(load_rows([profile]), limits, objective)
@@ -163,15 +165,24 @@ def choose_from(profile: Path, bundle: Bundle, limits: Limits, objective: str | 
             f"{profile} holds profiles of {len(answer.choices)} environments that offer a budget each: name one profile"
         )
     if isinstance(answer, Choice):
-        row = answer.row
+        choice = answer
     elif isinstance(answer, Candidates) and answer.only is not None:
-        row = answer.only.row
+        choice = answer.only
     else:
         raise NegativeAnswer(describe_failure(answer))
+    row = choice.row
     if row.profile.document.bundle.fingerprint != bundle.manifest.fingerprint:
         raise UserError(
             f"profile {row.profile.path} is of another build than bundle {bundle.path}: name the bundle that was profiled"
         )
+    fallback = next((b.fallback for b in row.profile.document.budgets if printable(b.name) == row.budget), None)
+    if fallback is not None:
+        raise UserError(
+            f"profile {row.profile.path}, budget {row.budget}: {printable(fallback.describe())}, which no graph of the bundle does. "
+            "Build the bundle in a higher precision (mixed or fp32) and profile it, or choose a graph with --budget and --precision"
+        )
+    for caveat in list_caveats(choice):
+        print_warning(caveat)
     return row
 
 

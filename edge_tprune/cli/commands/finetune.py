@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,9 +44,12 @@ def finetune(
         typer.Option(help="See `edge-tprune methods`; bat, or the schedule file's, by default.", show_default=False),
     ] = None,
     budgets: Annotated[
-        str,
-        typer.Option(help="Shares of the unpruned MACs to train for, comma-separated."),
-    ] = "1.0,0.8,0.65,0.5",
+        str | None,
+        typer.Option(
+            help="Shares of the unpruned MACs to train for, comma-separated; 1.0,0.8,0.65,0.5 by default, with --schedule 1.0 and the file's.",
+            show_default=False,
+        ),
+    ] = None,
     schedule: Annotated[Path | None, typer.Option(help="A file that `search` wrote: its method, options and budgets.")] = None,
     blocks: Annotated[
         str | None,
@@ -127,6 +131,7 @@ def finetune(
             "search with one, under a budget, or leave the others out of the file"
         )
     method = found.method if found else method or "bat"
+    budgets = budgets if budgets is not None else "1.0" if found else "1.0,0.8,0.65,0.5"
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
     if threads is not None:
         torch.set_num_threads(threads)
@@ -191,6 +196,10 @@ def _photos(loaded: LoadedModel, data: list[str] | None, images: int | None, cla
         limit = images or (REFERENCE_CANVASES if data == [REFERENCE] else None)
         return open_dataset(data[0], classes, limit, training=True, class_map=class_map, class_names=loaded.class_names)
     folders = [open_images(Path(one)) for one in data]
-    share = 1.0 if images is None else images / sum(map(len, folders))
-    kept = [folder.first(max(1, round(share * len(folder)))) for folder in folders]
+    kept, share, seen, taken = [], min(1.0, (images or math.inf) / sum(map(len, folders))), 0, 0
+    for folder in folders:  # of each its share, together exactly as many as asked for
+        seen += len(folder)
+        count = round(share * seen) - taken
+        taken += count
+        kept += [folder.first(count)] if count else []
     return kept[0] if len(kept) == 1 else Joined(tuple(kept))

@@ -182,7 +182,8 @@ def fit(
             print_note(f"fit: searching on {len(photos)} of them; accuracy is measured on the other {len(judged)}")
     photos_for_int8: Dataset | None = None
     if "int8" in precisions:
-        photos_for_int8 = open_photos(loaded, calibration, precisions, quiet) or photos
+        own = photos if calibration is None and data is not None else open_photos(loaded, calibration, precisions, quiet)
+        photos_for_int8 = own or photos
     tuning = None
     if finetune:
         rest = _without(images_of(source, True, limit=REFERENCE_CANVASES if source == "reference" else None), judged)
@@ -219,6 +220,7 @@ def fit(
     if "int8" not in precisions and pruned:
         tried = ",".join(dict.fromkeys(["fp32", *precisions, "int8"]))
         print_note(f"int8 was not tried: with --precision {tried} a network that removes fewer tokens may meet the limit")
+    print_note(f"measured on {describe_machine(answer.row.profile.document.environment)}")
     print_note(
         f"bundle: {where / latest.bundle}, budget {answer.row.budget}; "
         f"report: {command_line('edge-tprune', 'report', where / (latest.profile or ''))}"

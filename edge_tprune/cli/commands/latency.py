@@ -27,6 +27,7 @@ def latency(
     The table shows, for every graph, the measured cost beside the prediction of a model fitted to the other graphs.
     """
     from edge_tprune.analysis.latency import write_latency
+    from edge_tprune.analysis.loading import find_profiles
     from edge_tprune.cli.latency_views import latency_table
     from edge_tprune.schedule.latency import KIND, LATENCY
 
@@ -35,4 +36,4 @@ def latency(
         print_json(KIND.document(found))
         return
     print_table(latency_table(found))
-    print_note(f"wrote {profile / LATENCY}")
+    print_note(f"wrote {find_profiles(profile)[0] / LATENCY}")

@@ -59,7 +59,7 @@ def profile(
     from edge_tprune.agent.progress import TerminalProgress
     from edge_tprune.agent.session import Interrupted
     from edge_tprune.bundle.bundle import Bundle
-    from edge_tprune.bundle.outputs import LOGITS
+    from edge_tprune.bundle.outputs import EMBEDDING, LOGITS
 
     if not sysroot.is_dir():
         raise UserError(f"--sysroot {sysroot} is not a directory")
@@ -73,6 +73,7 @@ def profile(
             data,
             opened.manifest.model.classes,
             labels=opened.manifest.model.output.name == LOGITS,
+            by_directory=opened.manifest.model.output.name == EMBEDDING,
             class_map=class_map,
             class_names=known_class_names(opened),
             skip_unreadable=skip_unreadable,

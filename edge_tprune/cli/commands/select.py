@@ -8,7 +8,7 @@ import typer
 
 from edge_tprune.cli.options import EqualWithin, Json, Limits, Minimize, ProfilesArgument, with_limits
 from edge_tprune.cli.root import command
-from edge_tprune.cli.terminal import print_json
+from edge_tprune.cli.terminal import print_json, print_warning
 from edge_tprune.errors import NegativeAnswer
 
 
@@ -41,7 +41,8 @@ def select(
     from edge_tprune.cli.comparison_views import describe_failure, print_candidates, print_choice
 
     margin = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within is not None else WITHIN_RUN
-    answer = choose_everywhere(load_rows(profiles), limits, objective, force, margin)
+    rows = load_rows(profiles)
+    answer = choose_everywhere(rows, limits, objective, force, margin)
     if json:
         print_json(answer_document(answer))
     if isinstance(answer, Choice):
@@ -51,4 +52,6 @@ def select(
         if not json:
             print_candidates(answer)
     else:
+        for left_out in rows.left_out:
+            print_warning(left_out)
         raise NegativeAnswer(describe_failure(answer))

@@ -51,6 +51,7 @@ from edge_tprune.export.formats.request import (
     TensorDescription,
 )
 from edge_tprune.export.formats.triton import Triton
+from edge_tprune.export.graph import MAX_TOPK
 from edge_tprune.files import (
     check_free_space,
     clear_write_errors,
@@ -149,6 +150,8 @@ def choose_graph(budget: Budget, request: ExportRequest) -> Artifact:
         UserError: there is none, naming the version that the graph needs.
     """
     artifact = budget.artifact(request.runtime, request.precision)
+    if request.runtime != "onnxruntime" and (request.top_k or 0) > MAX_TOPK:
+        raise UserError(f"--top-k {request.top_k} is out of range: TensorRT takes at most {MAX_TOPK}")
     if request.onnxruntime_version is None:
         return artifact
     if request.runtime != "onnxruntime":

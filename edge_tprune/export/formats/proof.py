@@ -21,6 +21,7 @@ from edge_tprune.text import first_line
 FRAME = (480, 640)  #: (height, width) of the golden image where the graph does not say it
 PIXEL_TOLERANCE = 0.1
 """How far the outputs may be off where the graph resizes: one pixel in ten thousand may be rounded the other way (`formats.resize`)."""
+_LEAST = 1e-6  # of a probability that matters
 
 
 def open_reference(bundle: Bundle, budget: str, artifact: Artifact, threads: int = 1) -> Predictor:
@@ -97,7 +98,9 @@ def prove(outputs: dict[str, np.ndarray], expected: np.ndarray, kind: str, preci
         exact = np.exp(expected.astype(np.float64) - expected.max())
         exact /= exact.sum()
         classes = outputs.get(CLASSES, np.arange(len(exact)))
-        difference = float(np.abs(outputs[PROBABILITIES] - exact[classes]).max())
+        # By their logarithms, which logits that are off by `allowed` move by twice that at most; probabilities themselves differ by 1 at most.
+        found, wanted = (np.log(np.maximum(each, _LEAST)) for each in (outputs[PROBABILITIES], exact[classes]))
+        difference, allowed = float(np.abs(found - wanted).max()), 2 * allowed
         same = int(classes[outputs[PROBABILITIES].argmax()]) == int(expected.argmax())
     else:
         difference = max_difference(kind, outputs[kind], expected)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ class PyCuda(Cuda):
         except self._driver.Error as error:
             raise UserError(f"CUDA cannot be started: {error}. {NO_DEVICE}") from error
         self._context.push()
+        atexit.register(self._pop)  # pycuda aborts a process that ends with a context on its stack
         major, minor = device.compute_capability()
         version = self._driver.get_driver_version()
         self.device = Device(
@@ -40,6 +43,10 @@ class PyCuda(Cuda):
             driver=f"{version // 1000}.{version % 1000 // 10}",
         )
         self._memory: dict[int, Any] = {}  # address -> what owns it
+
+    def _pop(self) -> None:
+        with suppress(Exception):
+            self._context.pop()
 
     def free_bytes(self) -> int:
         """Device memory that is free now."""

@@ -72,7 +72,8 @@ def has_settings(engine_file: Path, settings: EngineSettings) -> bool:
     return not given or (record is not None and given.items() <= asdict(record.settings).items())
 
 
-def _is_there(build: EngineBuild) -> bool:
+def is_there(build: EngineBuild) -> bool:
+    """Whether its file is whole, and what such a build would write."""
     return is_whole(build.file, build.key) and has_settings(build.file, build.settings)
 
 
@@ -92,7 +93,7 @@ def find_or_build(
         UserError: the build failed, or the file cannot be written.
     """
     file = build.file
-    if not force and _is_there(build):
+    if not force and is_there(build):
         return False
     with clear_write_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ def find_or_build(
                 progress("waiting for another process that builds this engine", 0, 0)
             lock.acquire()
     try:
-        if not force and _is_there(build):  # the other process built it
+        if not force and is_there(build):  # the other process built it
             return False
         for stale in file.parent.glob(f".{file.name}*.tmp"):  # of a build that was killed: the lock says that none is at work
             stale.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_tprune.agent.doctor import examine, runtimes
+from edge_tprune.agent.doctor import examine, runtimes, sensors
 from edge_tprune.agent.doctor.finding import Diagnosis, Finding
 from edge_tprune.cli import main
 from edge_tprune.errors import UserError
@@ -26,6 +26,8 @@ from edge_tprune.runtime.tensorrt.record import Platform
 from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import FileFault
 from edge_tprune.simulator.tree import Tree
+from edge_tprune.telemetry.metric import SensorMetric
+from edge_tprune.telemetry.source import CallSensor, SensorSource
 from tests.runtime.tensorrt.engine_files import write_engine_file
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -179,6 +181,20 @@ def test_the_total_of_an_unknown_board_is_a_guess_and_says_so(nano: Tree) -> Non
     (nano.directory / "proc/device-tree/compatible").write_text("nvidia,p2597-0000+p3310-1000\0nvidia,tegra186\0")
     found = finding(examine(nano.directory), "energy", "warning")
     assert found.text.startswith("a guess: VDD_IN is taken for the power of the whole board")
+
+
+def test_the_energy_of_a_graphics_card_and_that_of_the_rest_are_named_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def source(name: str, text: str) -> SensorSource:
+        return SensorSource(name, [CallSensor(SensorMetric("total_energy_mj", "mJ", help=text), lambda: 1.0)])
+
+    found = [source("nvml", "energy of the card"), source("nvml1", "of another"), source("rapl", "energy of the processor")]
+    monkeypatch.setattr(sensors, "open_sources", lambda root: found)
+    for name in ("sys", "proc"):
+        (tmp_path / name).mkdir()
+    said = [(entry.level, entry.text) for entry in examine(tmp_path).findings if entry.topic == "energy"]
+    assert said == [("ok", "of engines of TensorRT: energy of the card"), ("ok", "energy of the processor")]
 
 
 def test_this_machine_has_a_runtime_and_a_disk(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from edge_tprune.export.formats.package import FORMATS, export_package
 from edge_tprune.export.formats.request import ExportRequest
 from edge_tprune.files import sha256_file
 from edge_tprune.models.class_names import ClassNames
+from edge_tprune.models.images import read_image
 from tests.export.formats.alone import run_alone
 
 COMMON = {"README.md", "golden.json", "golden.png", "labels.txt", "model.json", "model.onnx"}
@@ -107,6 +108,19 @@ def test_the_python_loader_prepares_images_as_timm_does_in_every_mode(
                 picture = photograph.resize(shape)
                 expected = msgspec.convert(record, type(named.manifest.preprocessing))(picture)
                 np.testing.assert_array_equal(images.prepare(picture, {"preprocessing": record}), expected)
+
+
+def test_the_python_loader_scales_sixteen_bits_of_grey_as_every_command_does(
+    named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(Path(package.__file__).parent / "templates" / "images.py", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import images  # type: ignore[import-not-found]
+
+    file, preprocessing = tmp_path / "deep.png", named.manifest.preprocessing
+    Image.fromarray(np.random.default_rng(4).integers(0, 65536, (60, 50)).astype(np.uint16)).save(file)
+    prepared = images.prepare(images.open_image(str(file)), {"preprocessing": msgspec.to_builtins(preprocessing)})
+    np.testing.assert_array_equal(prepared, preprocessing(read_image(file)))
 
 
 def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
@@ -231,6 +245,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(
         ({"precision": "int9"}, r"no precision 'int9'\. Did you mean int8\? Known: fp32, fp16, mixed, int8"),
         ({"name": " "}, "--name is empty"),
         ({"top_k": 7}, "--top-k 7 is out of range: the model has 6 classes"),
+        ({"top_k": 3841, "runtime": "tensorrt"}, "--top-k 3841 is out of range: TensorRT takes at most 3840"),
         ({"format": "python", "runtime": "tensorrt-rtx"}, "no loader for tensorrt-rtx"),
         ({"onnxruntime_version": "1.9"}, "opset 23, which ONNX Runtime has from 1.23 on, and the target has 1.9"),
         ({"onnxruntime_version": "new"}, "--onnxruntime-version 'new'"),

@@ -34,6 +34,12 @@ def open_image(file: str) -> Image.Image:
 def prepare(image: Image.Image, description: Description) -> np.ndarray:
     """One image as the graph takes it: uint8 (H, W, 3) where the graph prepares frames itself, else float32 (C, H, W)."""
     given = description["preprocessing"]
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise SystemExit(
+            "the pixels of this image are floating-point or 32-bit numbers, of which it is not known which value is white"
+        )
+    if image.mode.startswith("I"):  # sixteen bits of grey, which Pillow would clip to white
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if given is None:
         height, width = description["input"]["shape"][1:3]
         if image.size != (width, height):
