@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +12,7 @@ import msgspec
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import ENGINE_FILE, Artifact, Budget, FileEntry, Manifest
-from edge_tprune.bundle.revision import Revision, check_revisable, read_again, revise, work_lock
+from edge_tprune.bundle.revision import LEFT_BEHIND, Revision, check_revisable, read_again, revise, work_lock
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.files import sha256_file
 from edge_tprune.runtime.cuda import open_cuda
@@ -196,6 +198,8 @@ def build_ahead(
         jobs = [(budget, graph, target) for budget in bundle.budgets for graph in budget.graphs(AHEAD) for target in targets]
         if not jobs:
             bundle.budgets[0].artifact(AHEAD)  # says what to do
+        if (bundle.path / FOLDER).is_symlink():
+            raise UserError(f"{bundle.path / FOLDER} is a link: engine files lie in the bundle itself. Remove the link")
         check_revisable(bundle.path)
         for number, (budget, graph, target) in enumerate(jobs):
             what = f"engine of budget {budget.name} for {target}"
@@ -221,11 +225,13 @@ def build_ahead(
                 raise BuildError(f"{record_file(file)} cannot be read. Run the command again")
             built.append(CarriedEngine(budget.name, target, file, record, not new))
         revised = revise(bundle, lambda now: Revision(_with_engine_files(now, library, built)))
-        for lock in (bundle.path / FOLDER).glob(".*.lock"):  # the bundle's own lock says that nobody holds them
-            lock.unlink()
-        for stale in (bundle.path / FOLDER).glob("*.plan*"):  # of a build that was interrupted
-            if f"{FOLDER}/{stale.name}" not in revised.manifest.all_files:
-                stale.unlink()
+        for file in (
+            bundle.path / FOLDER
+        ).iterdir():  # of a build that was interrupted; the bundle's own lock says that none is at work
+            name = f"{FOLDER}/{file.name}"
+            if re.fullmatch(LEFT_BEHIND, name) and name not in revised.manifest.all_files:
+                with suppress(OSError):
+                    file.unlink()
     return revised, built
 
 

@@ -24,8 +24,12 @@ _WORK_SECONDS = 10  # a build that finds another at work waits so long for it
 _MANIFEST_SECONDS = 120  # a manifest is written in milliseconds; a bundle is moved into place in as many
 
 RESULTS = "eval-"  #: how the names of files with per-image results begin
+_ENGINE = r"[^/]+\.sm\d+(\.2)?\.plan"
 #: Full match with the names of what commands that were killed leave in a bundle's directory: results, engine files and temporary files.
-LEFT_BEHIND = rf"{RESULTS}[0-9a-f]{{12}}\.npz|engines/[^/]+\.plan(\.json)?|engines/\.[^/]+\.lock|(\w+/)?\.[^/]+\.tmp"
+LEFT_BEHIND = (
+    rf"{RESULTS}[0-9a-f]{{12}}\.npz|engines/{_ENGINE}(\.json)?|engines/\.{_ENGINE}\.lock"
+    rf"|(engines/)?\.(manifest\.json|{RESULTS}[0-9a-f]{{12}}\.npz|{_ENGINE}(\.json)?)\.\w+\.tmp"
+)
 
 
 @dataclass(frozen=True)

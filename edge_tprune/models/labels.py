@@ -240,8 +240,8 @@ def _image_labels(
 
 def _class(text: str, line: int, classes: int, class_map: ClassMap, class_names: ClassNames | None) -> int:
     """The class that a map's second column means: a number or a name."""
-    if re.fullmatch(r"\d+", text, re.ASCII):
-        if len(text) < 13 and int(text) < classes:
+    if re.fullmatch(r"-?\d+", text, re.ASCII):
+        if len(text) < 13 and 0 <= int(text) < classes:
             return int(text)
         number = text if len(text) < 13 else f"{text[:9]}... ({len(text)} digits)"
         problem = f"class {number} is out of range: the model's {classes} classes are 0 to {classes - 1}"

@@ -126,6 +126,24 @@ def test_engine_files_of_another_version_are_dropped(bundle: Bundle, rtx: Librar
     assert {a.version for b in again.budgets for a in b.artifacts if not a.is_graph} == {rtx.version}
 
 
+def test_what_a_person_keeps_beside_the_engines_stays(ahead: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(ahead, tmp_path / "bundle"))
+    engines_of = path / "engines"
+    mine = [engines_of / name for name in ("mine.plan", "old.plan.bak", ".my.lock", "plans.plan.d")]
+    for file in mine[:-1]:
+        file.write_text("mine")
+    mine[-1].mkdir()
+    left_behind = engines_of / "1.0.explicit.sm89.2.plan"
+    left_behind.touch()
+    build_ahead(Bundle.open(path), ["sm86"])  # which is there: nothing is built
+    assert all(file.exists() for file in mine)
+    assert not left_behind.exists()
+    engines_of.rename(tmp_path / "elsewhere")
+    engines_of.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="engines is a link"):
+        build_ahead(Bundle.open(path), ["sm86"])
+
+
 @pytest.fixture
 def gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a PC with an RTX 3080: which GPU is there is all that `prepare` asks of it before it finds a plan."""

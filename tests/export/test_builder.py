@@ -295,7 +295,7 @@ def test_what_a_bundle_does_not_name_is_not_lost(loaded: LoadedModel, tmp_path: 
     out = tmp_path / "bundle"
     build(loaded, decide_by_default(loaded, "evit", budgets=[1.0]), out)
     (out / "engines").mkdir()
-    (out / "engines" / "old.plan").touch()
+    (out / "engines" / "1.0.explicit.sm86.plan").touch()
     (out / "eval-0123456789ab.npz").touch()
     _check_place(out)
     (out / "notes.md").write_text("mine")
@@ -304,7 +304,7 @@ def test_what_a_bundle_does_not_name_is_not_lost(loaded: LoadedModel, tmp_path: 
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
-@pytest.mark.parametrize("name", [".notes.md", "eval-before.npz", "engines/notes.md"])
+@pytest.mark.parametrize("name", [".notes.md", "eval-before.npz", "engines/notes.md", "engines/mine.plan"])
 def test_files_of_a_person_are_not_lost_whatever_they_are_called(bundle: Bundle, name: str, damaged: bool) -> None:
     if damaged:
         (bundle.path / "manifest.json").write_text(DAMAGED)

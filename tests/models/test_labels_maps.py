@@ -98,6 +98,7 @@ def test_a_map_of_images_in_json(tmp_path: Path, document: dict[str, object]) ->
     ("text", "message"),
     [
         ("x1.JPEG 3\n", "line 1: class 3 is out of range: the model's 3 classes are 0 to 2"),
+        ("x1.JPEG -1\n", "line 1: class -1 is out of range: the model's 3 classes are 0 to 2"),
         ("x1.JPEG fish\n", "line 1: no class is called 'fish'"),
         ("x1.JPEG 1\nx1.JPEG 2\n", "gives x1.JPEG class 1 and class 2"),
         ("y.JPEG 1\nz.JPEG 1\n", "names 2 classes and the model has 3"),
