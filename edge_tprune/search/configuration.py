@@ -306,7 +306,7 @@ def search_limits(
 
             results = search(
                 study, space, place or score, trials=settings.trials, seed=settings.record.seed, first=starts, images=len(dataset),
-                report=show,
+                report=show, alone=storage is None,
             )  # fmt: skip
             patterns = {method.name: pattern for method in space.methods if (pattern := own_pattern(space, method)) is not None}
             found.append(Found(space, results, patterns))

@@ -53,7 +53,8 @@ _DRIVER_PACKAGES = {"psycopg2": "psycopg[binary]", "psycopg": "psycopg[binary]",
 _START_AGAIN = "move the journal away to start again, or choose another --out"
 _CONNECT_S = 10
 _TABLE_ATTEMPTS, _TABLE_ATTEMPT_S = 5, 0.3  # to find the tables that another search is just making
-_AGAIN = "again"  # user attribute of a trial whose network was lost with its worker before
+_AGAIN = "again"  # user attribute of a trial whose network was lost before, with its worker or by an interruption: how often
+_INTERRUPTIONS = 3  # after which it is not tried again
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,7 @@ def search(
     first: Sequence[Configuration] = (),
     images: int | None = None,
     report: Report | None = None,
+    alone: bool = False,
 ) -> list[Result]:
     """Runs the search until `trials` configurations were scored or dropped, those that the study knows included.
 
@@ -223,6 +225,7 @@ def search(
         first: configurations to begin with.
         images: how many losses a network has, where that is known.
         report: called as (trials done, of, the best so far) before each trial.
+        alone: nobody else is at work on the study, so that a trial that is running is of a process that was ended.
 
     Returns:
         Every result on all images, the best first.
@@ -237,9 +240,10 @@ def search(
     running: dict[int, _Running] = {}
     with _quiet(), _clear_storage_errors():
         _check_trials(study, distributions, space, images)
-        if not study.get_trials(deepcopy=False):
-            for configuration in first:
-                study.enqueue_trial(_parameters(space, configuration), skip_if_exists=True)
+        if alone:
+            _try_again(study)
+        for configuration in first:
+            study.enqueue_trial(_parameters(space, configuration), skip_if_exists=True)
         misses = 0
         while True:
             known = study.get_trials(deepcopy=False)
@@ -361,6 +365,16 @@ def _propose(study: optuna.Study, trial: optuna.Trial, space: SearchSpace, tried
         study.tell(trial, state=TrialState.FAIL)
         return None
     return Network(configuration.method, schedule.tokens, dict(configuration.options))
+
+
+def _try_again(study: optuna.Study) -> None:
+    """Queues again what an interruption cut off."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        times = int(trial.user_attrs.get(_AGAIN, 0))
+        if times < _INTERRUPTIONS:  # what never ends may be what ends the process
+            wanted = trial.system_attrs.get("fixed_params", trial.params)
+            study.enqueue_trial(wanted, user_attrs={_AGAIN: times + 1})
 
 
 def _end_one(study: optuna.Study, place: Scoring, running: dict[int, _Running]) -> None:

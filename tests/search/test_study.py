@@ -225,6 +225,19 @@ def test_the_defaults_run_first(tmp_path: Path) -> None:
     assert [r.configuration for r in found] == [start]
 
 
+def test_what_an_interruption_cut_off_is_tried_again(tmp_path: Path) -> None:
+    class Stopped(Landscape):
+        def __call__(self, *given: Any, **more: Any) -> Iterator[list[float]]:
+            raise KeyboardInterrupt
+
+    start = Configuration("zero", (4, 7, 10), (1.0, 1.0, 1.0), (("similar", 0.5), ("votes", 1)))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "x", 4, Stopped(), first=[start], alone=True)
+    found = run(tmp_path / "x", 4, Landscape(), first=[start], alone=True)
+    assert any(result.configuration == start for result in found)
+
+
 def test_several_methods_compete(tmp_path: Path) -> None:
     def score(method: str, tokens: tuple[int, ...], options: Mapping[str, Any]) -> Iterator[list[float]]:
         for batch in range(8):
