@@ -181,7 +181,7 @@ def _check_budgets(session: Session) -> tuple[dict[str, Check], Session]:
         if check.error is not None and any(budget == name for _, budget in session.done):
             raise UserError(
                 f"budget {name} was measured before and cannot be run now: {check.error}. What was measured is kept: resume the run again "
-                "when that is mended"
+                "when that is fixed"
             )
         session.recorder.append(_check_line(check))
         if not check.golden_ok:
