@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from functools import wraps
 from math import isfinite
@@ -13,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import typer
 from rich.markup import escape
 
-from edge_tprune.cli.streams import answer_stream, has_answered, keep_for_answers
+from edge_tprune.cli.streams import has_answered, keep_for_answers
 from edge_tprune.documents import LARGEST, show
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.version import __version__
@@ -65,7 +64,9 @@ def command(*examples: str, name: str | None = None, kept: str = "") -> Callable
                     return function(*given, **options)
                 except NegativeAnswer as no:
                     if options.get("json") and not has_answered():
-                        answer_stream().write(json.dumps({"reason": str(no)}, indent=1) + "\n")
+                        from edge_tprune.cli.terminal import print_json
+
+                        print_json({"reason": str(no)})
                     raise
 
         app.command(name, help=read_docstring(function), epilog=format_examples(examples))(run)

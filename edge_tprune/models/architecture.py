@@ -6,7 +6,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,40 +116,41 @@ def _describe(name: str, arguments: Arguments, error: Exception) -> str:
 
 
 @contextmanager
-def _note_missing(missing: list[str]) -> Iterator[None]:
-    """timm fills what its weights lack with random numbers where they are of another kind of head: here `missing` takes the names."""
-    loader = _builder.load_pretrained
-
-    def load(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        hook = model.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))  # type: ignore[no-untyped-call]
-        try:
-            loader(model, *args, **kwargs)
-        finally:
-            hook.remove()
-
+def _loading_by(make: Callable[[Callable[..., None]], Callable[..., None]]) -> Iterator[None]:
+    """timm's factories call what `make` makes of timm's `load_pretrained`, instead of that. One thread at a time."""
     with _FACTORY:
-        _builder.load_pretrained = load
+        loader = _builder.load_pretrained
+        _builder.load_pretrained = make(loader)
         try:
             yield
         finally:
             _builder.load_pretrained = loader
 
 
-@contextmanager
-def _keep_filter(kept: list[Filter | None]) -> Iterator[None]:
+def _note_missing(missing: list[str]) -> AbstractContextManager[None]:
+    """timm fills what its weights lack with random numbers where they are of another kind of head: here `missing` takes the names."""
+
+    def make(loader: Callable[..., None]) -> Callable[..., None]:
+        def load(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+            hook = model.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))  # type: ignore[no-untyped-call]
+            try:
+                loader(model, *args, **kwargs)
+            finally:
+                hook.remove()
+
+        return load
+
+    return _loading_by(make)
+
+
+def _keep_filter(kept: list[Filter | None]) -> AbstractContextManager[None]:
     """timm chooses within its factories which function converts a model's checkpoints, and hands it to `load_pretrained`: which takes a note of it
     here, and loads nothing."""
 
     def take_note(model: nn.Module, *args: Any, filter_fn: Filter | None = None, **kwargs: Any) -> None:
         kept.append(filter_fn)
 
-    with _FACTORY:
-        loader = _builder.load_pretrained
-        _builder.load_pretrained = take_note
-        try:
-            yield
-        finally:
-            _builder.load_pretrained = loader
+    return _loading_by(lambda _: take_note)
 
 
 class _NoRandomParameters(TorchFunctionMode):
