@@ -23,8 +23,7 @@ from edge_tprune.record.document import KIND, RunDocument
 from edge_tprune.record.lines import SAMPLES, CheckLine, LogLine, ResumeLine, StartLine
 from edge_tprune.record.log import LogWriter, clock_ns
 from edge_tprune.record.summary import SUMMARY
-
-_LATENCY = "latency.json"  # which `edge-tprune latency` makes of a finished run
+from edge_tprune.schedule.latency import LATENCY
 
 
 class Recorder:
@@ -77,7 +76,7 @@ class Recorder:
             UserError: its directory cannot be written.
         """
         with clear_write_errors(self.path / SUMMARY):
-            for name in (SUMMARY, _LATENCY):  # they are of the sessions before, and this one may be killed, too
+            for name in (SUMMARY, LATENCY):  # they are of the sessions before, and this one may be killed, too
                 (self.path / name).unlink(missing_ok=True)
         self.append(ResumeLine(t_ns=clock_ns(), utc=_utc_now()))
 
