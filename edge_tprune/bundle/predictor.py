@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -185,12 +185,13 @@ class Predictor:
         if np.ndim(scores) != 1:
             raise UserError(f"scores of one image have one axis, these have shape {np.shape(scores)}: pass one row")
         scores = np.asarray(scores)
-        if scores.dtype.kind != "f" or not 0 < len(scores) <= len(self.labels):
+        if scores.dtype.kind != "f" or len(scores) != len(self.labels) or not np.isfinite(scores).all():
             raise UserError(
-                f"scores are floating-point numbers of the model's {len(self.labels)} classes, not {scores.dtype} {scores.shape}"
+                f"scores are finite floating-point numbers of the model's {len(self.labels)} classes, not {scores.dtype} {scores.shape}"
+                + ("" if scores.dtype.kind != "f" or np.isfinite(scores).all() else " with NaN or infinity")
             )
-        if count < 1:
-            raise UserError(f"count is {count}: give 1 or more")
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise UserError(f"count is {count!r}: give a whole number from 1")
         exact = np.exp(scores.astype(np.float64) - scores.max())
         best = np.argsort(-scores, kind="stable")[:count]
         return [(self.labels[i], float(exact[i] / exact.sum())) for i in best]
@@ -315,7 +316,9 @@ def open_predictor(
     """
     if channel_order not in get_args(ChannelOrder):
         raise UserError(f"channel_order is 'rgb' or 'bgr', not {channel_order!r}")
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if isinstance(budgets, (str, float, int)) or not isinstance(budgets, Iterable):
+        raise UserError(f"budgets is a list of names or shares of MACs, not {budgets!r}")
+    opened = bundle if isinstance(bundle, Bundle) else _open_bundle(bundle)
     name = find_budget(opened, budget)
     names = list(dict.fromkeys([name, *(find_budget(opened, other) for other in budgets)]))
     files = {each: prepare(opened, each, runtime, precision, progress=progress, warn=warn) for each in names}
@@ -340,6 +343,13 @@ def open_predictor(
             engine.close()
         raise
     return model
+
+
+def _open_bundle(path: Path | str) -> Bundle:
+    try:
+        return Bundle.open(path)
+    except (TypeError, ValueError, OSError) as error:  # what no file system takes for a path: None, a NUL in it
+        raise UserError(f"no bundle can be opened at {path!r} ({error}): give its directory") from error
 
 
 def _warn(text: str) -> None:

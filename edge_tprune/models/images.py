@@ -96,7 +96,10 @@ def describe_left_out(counts: Mapping[str, int]) -> str:
 
 def format_path(path: str | os.PathLike[str]) -> str:
     r"""A path as text that can be printed and stored: bytes of its name that are not UTF-8 as `\xe9`, line breaks as `\n`."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no name of a file: a half of a pair that stands for one character, from a program of one's own
+        text = os.fspath(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -17,9 +17,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
+from numbers import Real
 from statistics import median
 
 from edge_tprune.errors import UserError
+
+_LARGEST = 1e300  #: integers of Python may be larger than any float
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ class Governor:
         if not budgets or len(set(budgets)) != len(budgets):
             raise UserError("a governor needs budgets, each once, the most accurate first")
         limits = {"deadline_ms": deadline_ms, "max_temp_c": max_temp_c, "max_power_w": max_power_w}
+        for name, number in {**limits, "margin": margin, "window": window, "patience": patience}.items():
+            _check_number(name, number)
         given = {name: value for name, value in limits.items() if value is not None}
         if not given:
             raise UserError(f"a governor needs a limit: {', '.join(limits)}")
         if wrong := [f"{name} {value:g}" for name, value in given.items() if not value > 0]:
             raise UserError(f"{wrong[0]} is out of range: it must be above 0")
-        if not 0 <= margin < 1 or window < 1 or patience < 1:
+        if not 0 <= margin < 1 or window < 1 or patience < 1 or window != int(window):
             raise UserError(
                 f"margin {margin:g}, window {window}, patience {patience}: margin is from 0 to below 1, the others from 1"
             )
@@ -100,9 +105,11 @@ class Governor:
             power_w: likewise.
 
         Raises:
-            UserError: a latency that is not a number above 0.
+            UserError: a latency that is not a number above 0, or a reading that is no number.
         """
-        if isnan(latency_ms):
+        for name, number in {"latency_ms": latency_ms, "temp_c": temp_c, "power_w": power_w}.items():
+            _check_number(name, number)
+        if latency_ms is None or isnan(latency_ms):
             raise UserError("latency_ms is not a number: give what the last frame's inference took")
         if latency_ms <= 0:
             raise UserError(f"latency_ms is {latency_ms:g}: an inference takes more than 0")
@@ -179,3 +186,9 @@ class Governor:
                 values["max_power_w"],
             )
         )
+
+
+def _check_number(name: str, value: object) -> None:
+    """Refuses what is neither a number nor None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or abs(value) > _LARGEST):
+        raise UserError(f"{name} is {value!r:.40}, which is no number")

@@ -74,7 +74,7 @@ class OrtEngine(Engine):
         self.check_input(image)
         session = self._session  # kept alive until it has answered, whatever another thread closes meanwhile
         if session is None:
-            raise ValueError("the engine is closed")
+            raise UserError("the engine is closed: open it again")
         try:
             logits: np.ndarray = session.run([self._output], {self._input: image})[0]
         except MemoryError:

@@ -113,15 +113,18 @@ def test_the_best_classes(built: Path) -> None:
         best = model.top(scores, 3)
         assert [label for label, _ in best] == ["5", "1", "3"]  # ties by index
         assert best[0][1] == pytest.approx(1.0)
-        exact = np.exp(scores[:5].astype(float))
-        assert model.top(scores[:5], 9)[0] == ("1", pytest.approx(exact[1] / exact.sum()))
+        exact = np.exp(scores[[0, 1, 2, 3, 4, 0]].astype(float))
+        all_of_them = model.top(scores[[0, 1, 2, 3, 4, 0]], 9)
+        assert all_of_them[0] == ("1", pytest.approx(exact[1] / exact.sum()))
+        assert len(all_of_them) == 6
         with pytest.raises(UserError, match=r"shape \(1, 6\)"):
             model.top(scores[None])
-        for others in (scores.astype(np.uint8), scores[:0], np.zeros(7, np.float32), scores > 0):
-            with pytest.raises(UserError, match="scores are floating-point numbers of the model's 6 classes"):
+        for others in (scores.astype(np.uint8), scores[:0], scores[:5], np.zeros(7, np.float32), scores > 0, scores * np.nan):
+            with pytest.raises(UserError, match="scores are finite floating-point numbers of the model's 6 classes"):
                 model.top(others)
-        with pytest.raises(UserError, match="count is -1: give 1 or more"):
-            model.top(scores, -1)
+        for count in (-1, 2.5, "3", None):
+            with pytest.raises(UserError, match=f"count is {count!r}: give a whole number from 1"):
+                model.top(scores, count)  # type: ignore[arg-type]
     names = ClassNames(tuple("abcdef"), "test", ("tench, Tinca", "", "", "", "", "f"))
     named = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, class_names=names))
     with edge_tprune.open(named, budget="1.0", threads=1) as model:
@@ -160,6 +163,16 @@ def test_what_is_no_image_is_refused(built: Path, tmp_path: Path) -> None:
                 model.run(other)  # type: ignore[arg-type]
             with pytest.raises(UserError, match="scores of one image have one axis"):
                 model.top([[1, 2]] if other == [1, 2] else other)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"image \\ud800 cannot be read"):
+            model("\ud800")
+    for path in (None, 1, [], "\0", "\ud800", "a" * 5000):
+        with pytest.raises(UserError, match="no bundle"):
+            edge_tprune.open(path, budget=1.0)  # type: ignore[arg-type]
+    for budgets in (0.6, "0.6", None):
+        with pytest.raises(UserError, match="budgets is a list of names or shares of MACs, not"):
+            edge_tprune.open(built, budget=1.0, budgets=budgets)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the engine is closed: open it again"):
+        model.run(np.zeros(model.input_shape, np.float32))
     for threads in ("2", 2.5, 0):
         with pytest.raises(UserError, match="1 to 1024 threads"):
             edge_tprune.open(built, budget=1.0, threads=threads)  # type: ignore[arg-type]

@@ -125,3 +125,15 @@ def test_a_step_up_that_failed_makes_the_next_wait_longer() -> None:
 def test_what_makes_no_sense_is_refused(budgets: list[str], limits: dict[str, float]) -> None:
     with pytest.raises(UserError):
         Governor(budgets, **limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["5", [], True, 10**400, float("inf")])
+def test_what_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(UserError, match=r"deadline_ms is .*, which is no number"):
+        Governor(["1.0", "0.65"], deadline_ms=value)  # type: ignore[arg-type]
+    governor = Governor(["1.0", "0.65"], deadline_ms=5)
+    for name in ("latency_ms", "temp_c", "power_w"):
+        with pytest.raises(UserError, match=f"{name} is .*, which is no number"):
+            governor.update(**{"latency_ms": 1.0, name: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="latency_ms is not a number"):
+        governor.update(None)  # type: ignore[arg-type]

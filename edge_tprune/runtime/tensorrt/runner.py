@@ -142,7 +142,7 @@ class TensorRTEngine(Engine):
         """Logits (B, classes) of `image` (B, 3, H, W), float32 both."""
         self.check_input(image)
         if self._engine is None:
-            raise ValueError("the engine is closed")
+            raise UserError("the engine is closed: open it again")
         cuda, stream, events = self._cuda, self._stream, self._events
         if image is not self._host_in:
             self._host_in[...] = image
