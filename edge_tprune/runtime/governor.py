@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from math import isnan
+from math import isinf, isnan
 from numbers import Real
 from statistics import median
 
 from edge_tprune.errors import UserError
-
-_LARGEST = 1e300  #: integers of Python may be larger than any float
 
 
 @dataclass(frozen=True)
@@ -189,6 +188,11 @@ class Governor:
 
 
 def _check_number(name: str, value: object) -> None:
-    """Refuses what is neither a number nor None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or abs(value) > _LARGEST):
-        raise UserError(f"{name} is {value!r:.40}, which is no number")
+    """Refuses what is neither a finite number, NaN nor None."""
+    if value is None:
+        return
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # an integer larger than any float
+            if not isinf(float(value)):
+                return
+    raise UserError(f"{name} is {value!r:.40}, which is no number")
