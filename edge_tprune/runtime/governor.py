@@ -191,7 +191,7 @@ def _check_number(name: str, value: object) -> None:
     """Refuses what is neither a finite number, NaN nor None."""
     if value is None:
         return
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, Real) and type(value) is not bool:
         with suppress(OverflowError):  # an integer larger than any float
             if not isinf(float(value)):
                 return
