@@ -91,7 +91,7 @@ def profile(
         raise UserError("no budget to profile: name at least one")
     runtime = request.runtime or _RUNTIME
     runtime_version(runtime)
-    chosen, precision = _in_precisions(chosen, runtime, request.precision)
+    chosen, precision = in_precisions(chosen, runtime, request.precision)
     engines = _prepare_engines(bundle, chosen, runtime, precision, progress)
     inputs, described = _open_inputs(bundle, images)
     check_space(out)
@@ -167,7 +167,7 @@ def _read_unfinished(path: Path) -> Run:
     return run
 
 
-def _in_precisions(chosen: Sequence[Budget], runtime: str, wanted: str | None) -> tuple[list[Budget], str]:
+def in_precisions(chosen: Sequence[Budget], runtime: str, wanted: str | None) -> tuple[list[Budget], str]:
     """The rows of a run, named as results are ("0.65", in another precision than float32 "0.65@int8"), and the precisions with commas.
 
     Raises:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_tprune.agent.profile import in_precisions
 from edge_tprune.agent.profile import profile as start_run
 from edge_tprune.agent.profile import resume as resume_run
 from edge_tprune.agent.progress import TerminalProgress
@@ -88,7 +89,7 @@ class Runs:
         return [path for path in found if self._is_of(path, bundle, precision)]
 
     def _is_of(self, path: Path, bundle: Bundle, precision: str) -> bool:
-        """Whether a profile is of this bundle, asked for in the same way, with the accuracy that the bundle has now."""
+        """Whether a profile is of this bundle, of all its networks, asked for in the same way, with the accuracy that the bundle has now."""
         try:
             document = read_run(path, keep=False).document
         except UserError as error:
@@ -99,6 +100,8 @@ class Runs:
             document.bundle.fingerprint == bundle.manifest.fingerprint
             and (document.settings.precision or "") == precision
             and not asked.differences(document.settings)
+            and [b.name for b in document.budgets]
+            == [b.name for b in in_precisions(bundle.budgets, document.settings.runtime, precision)[0]]
             and {b.accuracy.data.sha256 for b in document.budgets if b.accuracy is not None}
             == {b.accuracy.data.sha256 for b in bundle.budgets if b.accuracy is not None}
         )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from math import isinf, isnan
 from numbers import Real
 from statistics import median
+from typing import Any
 
 from edge_tprune.errors import UserError
 
@@ -187,11 +188,11 @@ class Governor:
         )
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_number(name: str, value: Any) -> None:
     """Refuses what is neither a finite number, NaN nor None."""
     if value is None:
         return
-    if isinstance(value, Real) and type(value) is not bool:
+    if not isinstance(value, bool) and isinstance(value, Real):
         with suppress(OverflowError):  # an integer larger than any float
             if not isinf(float(value)):
                 return

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_tprune.agent.profile import profile
 from edge_tprune.analysis import latency
 from edge_tprune.analysis.choice import Choice
 from edge_tprune.analysis.latency import model_latency
@@ -22,6 +23,7 @@ from edge_tprune.deploy.hosts import parse_target
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive
 from edge_tprune.models.data import Dataset, ImageFolder, ReferenceTask
+from edge_tprune.record.reader import read_run
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.reduction import network_shape
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
@@ -288,6 +290,17 @@ def test_the_bundles_of_a_fit_are_named_after_it_on_a_board(tmp_path: Path, monk
     with pytest.raises(UserError, match="no board here"):
         runs.profile(bundle, "fp32")
     assert names == ["kitchen-candidates-1"]
+
+
+def test_a_profile_that_lacks_one_of_the_networks_is_not_used(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "candidates-1", {"big": (3, 128), "small": (1, 64)}))
+    request = RunRequest(rounds=2, seconds_per_round=0.02, warmup_seconds=0.0, baseline_seconds=0.0, threads=1)
+    part = profile(bundle, tmp_path / "profiles", msgspec.structs.replace(request, precision="fp32"), budgets=["big"])
+    runs = fit_runs.Runs(tmp_path / "profiles", request)
+    whole = runs.profile(bundle, "fp32")
+    assert whole != part
+    assert read_run(whole).budgets == ["big", "small"]
+    assert runs.profile(bundle, "fp32") == whole
 
 
 def test_int8_of_the_reference_model_is_calibrated_on_images_that_are_given(
