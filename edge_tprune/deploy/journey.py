@@ -21,7 +21,7 @@ from edge_tprune.agent.doctor.finding import Diagnosis
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import MANIFEST, FileEntry
 from edge_tprune.deploy import remote, wheels
-from edge_tprune.deploy.answers import Done, Facts, Ran, Wanted, not_understood, read_doctor
+from edge_tprune.deploy.answers import Done, Facts, Listing, Ran, Wanted, not_understood, read_doctor
 from edge_tprune.deploy.collect import collect
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.ssh import Connection, hang_up
@@ -295,6 +295,7 @@ def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Opti
     if blockers and not options.anyway:
         raise NegativeAnswer(f"{connection.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
     watcher.step("profiling")
+    before = connection.call("list", Listing, directory="profiles").files
     said: deque[str] = deque(maxlen=_LAST_WORDS)
 
     def live(text: str) -> None:
@@ -313,6 +314,8 @@ def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Opti
         # A fault of the agent's (exit code 3) asked for a report there, and wrote what belongs into it to a file on the board.
         kind: type[EdgeTPruneError] = NegativeAnswer if answer.code == 1 else UserError
         raise kind(f"{connection.target}: {reason}")
+    if connection.call("list", Listing, directory="profiles").files == before:
+        raise UserError(f"{connection.target}: `profile` ended there without an error, and there is no new profile")
 
 
 #: Lets the progress bar on the board draw although it writes into a pipe.

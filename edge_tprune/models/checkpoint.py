@@ -164,8 +164,8 @@ def _read_parts(index: Path) -> Mapping[str, object]:
         raise UserError(f"{format_path(index)} is no index of weights: it has no weight_map from tensors to files")
     tensors: dict[str, object] = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise UserError(f"{format_path(index)} names {name!r}, which lies outside its directory: it is not read")
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise UserError(f"{format_path(index)} names {name!r}, which is no file beside it: it is not read")
         part = index.with_name(name)
         if not part.exists():
             raise UserError(f"{format_path(index)} names {name}, which is not there. Copy all parts of the weights")

@@ -105,13 +105,19 @@ class ReferenceTask:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images under a directory, with labels (`edge_tprune.models.labels`) or without."""
+    """Images under a directory, with labels (`edge_tprune.models.labels`) or without.
+
+    What is read and what is hashed are the same files: one that changed in between is an error, so that no result is kept under the name of
+    other images.
+    """
 
     root: Path
     files: tuple[Path, ...]
     labels: tuple[int, ...]
     label_rule: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+    #: What each file was when it was first read or hashed, for this folder and those that are picked from it.
+    _seen: dict[Path, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -132,7 +138,7 @@ class ImageFolder:
         """
         digest = hashlib.sha256()
         with ThreadPoolExecutor(_HASHING) as pool:
-            for file, label, content in zip(self.files, self.labels, pool.map(_content, self.files)):
+            for file, label, content in zip(self.files, self.labels, pool.map(self._content, self.files)):
                 name = os.fsencode(file.relative_to(self.root).as_posix())
                 digest.update(name + f" {content}{f' {label}' if self.labelled else ''}\n".encode())
         return digest.hexdigest()
@@ -141,7 +147,31 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.files[index]), self.labels[index]
+        file = self.files[index]
+        try:
+            self._note(file)
+            image = read_image(file)
+            self._note(file)
+        except OSError as error:
+            raise _is_gone(file, error) from error
+        return image, self.labels[index]
+
+    def _content(self, file: Path) -> str:
+        """SHA-256 of an image file."""
+        try:
+            self._note(file)
+            digest = sha256_file(file)
+            self._note(file)
+        except OSError as error:
+            raise _is_gone(file, error) from error
+        return digest
+
+    def _note(self, file: Path) -> None:
+        """Remembers what a file is; refuses one that is another than before."""
+        status = file.stat()
+        now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._seen.setdefault(file, now) != now:
+            raise UserError(f"image {format_path(file)} was changed while it was in use. Run the command again")
 
     def first(self, count: int) -> ImageFolder:
         """At most `count` images, spread evenly over the folder so that every class keeps its share."""
@@ -163,12 +193,8 @@ class ImageFolder:
         return replace(self, files=tuple(self.files[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
 
 
-def _content(file: Path) -> str:
-    """SHA-256 of an image file."""
-    try:
-        return sha256_file(file)
-    except OSError as error:
-        raise UserError(f"{format_path(file)} cannot be read any more: {error.strerror}. Run the command again") from error
+def _is_gone(file: Path, error: OSError) -> UserError:
+    return UserError(f"{format_path(file)} cannot be read any more: {error.strerror}. Run the command again")
 
 
 def open_dataset(

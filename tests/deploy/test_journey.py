@@ -17,7 +17,7 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.cli.commands.deploy import _raise_for_failures
 from edge_tprune.cli.progress import BoardProgress
 from edge_tprune.deploy import journey, ssh
-from edge_tprune.deploy.answers import Done, Ran, Wanted
+from edge_tprune.deploy.answers import Done, Listing, Ran, Wanted
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.errors import EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.telemetry.boards import Board
@@ -82,20 +82,26 @@ def test_a_gpu_that_is_not_measured_is_named() -> None:
     assert warning(None, tensorrt=True) is None
 
 
-@pytest.mark.parametrize(("code", "kind"), [(1, NegativeAnswer), (2, UserError), (3, UserError), (-9, UserError)])
+@pytest.mark.parametrize(
+    ("code", "kind"), [(0, UserError), (1, NegativeAnswer), (2, UserError), (3, UserError), (-9, UserError)]
+)
 def test_what_a_measurement_on_a_board_came_to_is_passed_on(code: int, kind: type[Exception]) -> None:
     """A fault there (exit code 3) asked for a report there."""
 
     class FakeConnection:
         target = "orin"
 
-        def call(self, do: str, answer: Any, on_stderr: Any = None, **request: Any) -> Ran:
+        def call(self, do: str, answer: Any, on_stderr: Any = None, **request: Any) -> Any:
+            if do == "list":
+                return Listing({})
             on_stderr("edge-tprune: it is so\n")
             return Ran(code=code, stdout="")
 
     board = Board("x", "x", None, (), (), None, None, None, None, None, None)
     doctor = Diagnosis(format="f", version=1, tool_version="1", root="/", board=board, ready=True, findings=())
-    with pytest.raises(EdgeTPruneError, match=r"orin: (it is so|the measurement was ended there by signal 9)") as raised:
+    with pytest.raises(
+        EdgeTPruneError, match=r"orin: (it is so|the measurement was ended there by signal 9|.* there is no new profile)"
+    ) as raised:
         journey._profile(FakeConnection(), "b", doctor, journey.Options(profile=()), BoardProgress(quiet=True))  # type: ignore[arg-type]
     assert type(raised.value) is kind
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from edge_tprune.errors import UserError
-from edge_tprune.models.data import Dataset, batches, check_readable, open_dataset, open_images, sample_images
+from edge_tprune.models.data import Dataset, ImageFolder, batches, check_readable, open_dataset, open_images, sample_images
 from tests.models.folders import save_classes, save_image
 
 
@@ -149,6 +151,35 @@ def test_fingerprints_tell_datasets_apart(tmp_path: Path) -> None:
     data = photo.read_bytes()
     photo.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same name and size
     assert open_dataset(tmp_path / "moved", 2).fingerprint != before
+
+
+def test_images_that_change_while_they_are_in_use_are_refused(tmp_path: Path) -> None:
+    for number in range(3):
+        save_image(tmp_path / "photos" / f"{number}.png", number)
+    save_image(tmp_path / "other.png", 9)
+
+    def opened() -> ImageFolder:
+        return open_images(tmp_path / "photos")
+
+    def use(folder: ImageFolder, how: str) -> None:
+        _ = folder.fingerprint if how == "hash" else [folder[index] for index in range(len(folder))]
+
+    for first, then in itertools.product(("hash", "read"), repeat=2):
+        folder, other = opened(), (tmp_path / "other.png").read_bytes()
+        use(folder, first)
+        file = tmp_path / "photos" / "1.png"
+        (tmp_path / "new.png").write_bytes(other + bytes(len(first) + 2 * len(then)))
+        (tmp_path / "new.png").replace(file)
+        use(opened(), then)
+        picked = replace(folder, files=folder.files[1:], labels=folder.labels[1:])
+        with pytest.raises(UserError, match=r"image .*1\.png was changed while it was in use"):
+            use(picked, then)
+    folder = opened()
+    use(folder, "read")
+    (tmp_path / "photos" / "2.png").unlink()
+    for how in ("read", "hash"):
+        with pytest.raises(UserError, match=r"2\.png cannot be read any more: No such file"):
+            use(folder, how)
 
 
 def test_sample_images_are_real_and_differ() -> None:
