@@ -175,13 +175,11 @@ def bfloat16_gains(device: torch.device) -> bool:
     """Whether this machine multiplies matrices of bfloat16 clearly faster than of float32. On a GPU: whether it can at all."""
     if device.type != "cpu":
         return bool(torch.cuda.is_bf16_supported()) if device.type == "cuda" else False
-    seconds = {}
-    for kind in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(4096, 384, dtype=kind), torch.ones(384, 1536, dtype=kind)
-        best = math.inf
-        for _ in range(6):
+    pairs = {k: (torch.ones(4096, 384, dtype=k), torch.ones(384, 1536, dtype=k)) for k in (torch.float32, torch.bfloat16)}
+    seconds = dict.fromkeys(pairs, math.inf)
+    for _ in range(10):  # in turn, so that other programs slow down both
+        for kind, (a, b) in pairs.items():
             began = time.perf_counter()
             a @ b
-            best = min(best, time.perf_counter() - began)
-        seconds[kind] = best
+            seconds[kind] = min(seconds[kind], time.perf_counter() - began)
     return agreed(seconds[torch.float32] / seconds[torch.bfloat16]) > _GAIN

@@ -102,5 +102,20 @@ def test_a_given_time_is_filled(rate: float | None) -> None:
     assert found.steps == pytest.approx(0.95 * (900 - (choose.EVALUATIONS + 3 + len(choose.SHARES)) * 5) / 2, abs=2)
 
 
-def test_whether_bfloat16_gains_is_measured() -> None:
-    assert choose.bfloat16_gains(torch.device("cpu")) in (True, False)
+@pytest.mark.parametrize(("bfloat16", "gains"), [(0.9, False), (0.1, True)])
+def test_whether_bfloat16_gains_is_measured_in_turn(bfloat16: float, gains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose pace falls to a third halfway, which would decide it if one were timed after the other."""
+    clock, products = [0.0], []
+
+    class Matrix:
+        def __init__(self, kind: torch.dtype) -> None:
+            self.kind = kind
+
+        def __matmul__(self, other: Matrix) -> None:
+            products.append(self.kind)
+            clock[0] += (bfloat16 if self.kind == torch.bfloat16 else 1.0) * (1 if len(products) <= 10 else 3)
+
+    monkeypatch.setattr(choose.torch, "ones", lambda *size, dtype: Matrix(dtype))
+    monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
+    assert choose.bfloat16_gains(torch.device("cpu")) is gains
+    assert products.count(torch.bfloat16) == products.count(torch.float32) > 0

@@ -65,6 +65,10 @@ def profile(
         raise UserError(f"--sysroot {sysroot} is not a directory")
     if resume is not None and profiles is not None:
         raise UserError(f"--resume continues in {resume}: leave out --out")
+    if data is None and (class_map is not None or skip_unreadable):
+        raise UserError(
+            f"{'--class-map' if class_map is not None else '--skip-unreadable'} is about the images of --data: give both or none"
+        )
     opened = Bundle.open(bundle)
     names = parse_list(budgets, str, "--budgets") if budgets is not None else None
     dataset = None

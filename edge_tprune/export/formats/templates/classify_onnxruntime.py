@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from images import FOLDER, describe, open_image, prepare, read_description
+from images import FOLDER, describe, open_image, prepare, printable, read_description
 from PIL import Image
 
 
@@ -34,6 +34,6 @@ class Model:
 if __name__ == "__main__":
     model = Model()
     for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
-        print(file)
+        print(printable(file))
         for line in describe(model(open_image(file)), model.description):
             print(f"  {line}")

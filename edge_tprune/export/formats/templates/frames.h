@@ -30,8 +30,15 @@ inline Answer rank(const float* logits, size_t count) {
   return found;
 }
 
-inline std::vector<uint8_t> read_frame(const std::string& file, int64_t height, int64_t width) {
-  std::ifstream stream(file, std::ios::binary);
+// A name for the terminal, with no control characters.
+inline std::string printable(std::string text) {
+  std::replace_if(text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
+  return text;
+}
+
+inline std::vector<uint8_t> read_frame(const std::string& name, int64_t height, int64_t width) {
+  const std::string file = printable(name);
+  std::ifstream stream(name, std::ios::binary);
   std::string kind;
   int64_t w = 0, h = 0, most = 0;
   if (!(stream >> kind >> w >> h >> most) || kind != "P6" || most != 255) stop(file + " is no binary PPM file of 8 bits");
@@ -52,10 +59,12 @@ int classify(const Model& model, const std::string& folder, int count, char** ar
   std::ifstream stream(folder + "/labels.txt");
   for (std::string line; std::getline(stream, line);) labels.push_back(line);
   for (int i = 1; i < count; ++i) {
-    std::printf("%s\n", arguments[i]);
+    std::printf("%s\n", printable(arguments[i]).c_str());
     const Answer best = model(read_frame(arguments[i], model.height(), model.width()));
     for (size_t k = 0; k < std::min<size_t>(5, best.size()); ++k) {
-      std::printf("  %6.1f%%  %s\n", 100.0 * best[k].second, labels.at(static_cast<size_t>(best[k].first)).c_str());
+      const auto place = static_cast<size_t>(best[k].first);
+      if (place >= labels.size()) stop("labels.txt has " + std::to_string(labels.size()) + " lines, fewer than the network has classes");
+      std::printf("  %6.1f%%  %s\n", 100.0 * best[k].second, labels[place].c_str());
     }
   }
   return 0;

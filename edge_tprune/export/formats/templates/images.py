@@ -24,11 +24,18 @@ def read_description(folder: Path = FOLDER) -> Description:
 def open_image(file: str) -> Image.Image:
     """The image in a file."""
     try:
+        if Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
+            raise OSError("it is no regular file")
         image = Image.open(file)
         image.load()
-    except OSError as error:
-        raise SystemExit(f"{file} cannot be read as an image: {error}") from error
+    except Exception as error:  # Pillow raises nearly everything
+        raise SystemExit(f"{printable(file)} cannot be read as an image: {printable(str(error))}") from error
     return image
+
+
+def printable(text: str) -> str:
+    """A text for the terminal, with no control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def prepare(image: Image.Image, description: Description) -> np.ndarray:
@@ -87,7 +94,10 @@ def describe(outputs: list[np.ndarray], description: Description) -> list[str]:
 
 def best(outputs: list[np.ndarray], count: int = 5, folder: Path = FOLDER) -> list[tuple[str, float]]:
     """(label, probability) of the best classes of one image, from the graph's outputs without their axis of images."""
-    labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+    file = folder / "labels.txt"
+    labels = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    if len(labels) <= (int(outputs[1].max()) if len(outputs) == 2 else len(outputs[0]) - 1):
+        raise SystemExit(f"{file} has {len(labels)} lines, fewer than the network has classes: copy the whole package")
     if len(outputs) == 2:  # probabilities and classes: the graph has chosen
         return [(labels[int(i)], float(p)) for p, i in zip(*outputs)][:count]
     exact = np.exp(outputs[0].astype(np.float64) - outputs[0].max())

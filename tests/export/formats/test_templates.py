@@ -1,0 +1,79 @@
+"""The parts of an exported package that run alone: what they do with files that are no images, and with a package that is not whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from edge_tprune.export import formats
+
+TEMPLATES = Path(formats.__file__).parent / "templates"
+
+
+@pytest.fixture(scope="module")
+def images() -> ModuleType:
+    found = importlib.util.spec_from_file_location("images_of_a_package", TEMPLATES / "images.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_files_that_are_no_images(images: ModuleType, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "\x1b[31mred.jpg").write_bytes(b"no image")
+    for name, says in (("pipe", "it is no regular file"), ("\x1b[31mred.jpg", "cannot identify"), ("none", "No such file")):
+        with pytest.raises(SystemExit, match=f"cannot be read as an image.*{says}") as stop:
+            images.open_image(str(tmp_path / name))
+        assert str(stop.value).isprintable()
+
+
+def test_a_package_that_lacks_names_of_classes(images: ModuleType, tmp_path: Path) -> None:
+    scores = [np.array([0.1, 3.0, 0.2], np.float32)]
+    chosen = [np.array([0.9, 0.1], np.float32), np.array([2, 0])]
+    for lines in (None, "", "a\nb\n"):
+        if lines is not None:
+            (tmp_path / "labels.txt").write_text(lines)
+        for outputs in (scores, chosen):
+            with pytest.raises(SystemExit, match="fewer than the network has classes"):
+                images.best(outputs, folder=tmp_path)
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    assert images.best(scores, 1, tmp_path)[0][0] == "b"
+    assert images.best(chosen, folder=tmp_path) == [("c", pytest.approx(0.9)), ("a", pytest.approx(0.1))]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_the_same_in_cpp(tmp_path: Path) -> None:
+    (tmp_path / "main.cc").write_text(
+        f'#include "{TEMPLATES}/frames.h"\n'
+        """struct Model {
+          int64_t height() const { return 1; }
+          int64_t width() const { return 2; }
+          Answer operator()(const std::vector<uint8_t>&) const { const float logits[] = {0, 2, 1}; return rank(logits, 3); }
+        };
+        int main(int count, char** arguments) { return classify(Model(), model_folder(), count, arguments); }
+        """
+    )
+    subprocess.run(["g++", "-std=c++14", "-Wall", "-Wextra", "-o", "main", "main.cc"], cwd=tmp_path, check=True)
+    (tmp_path / "\x1b[31mred.ppm").write_bytes(b"P6 2 1 255\n" + bytes(6))
+
+    def run(file: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([tmp_path / "main", file], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    for lines in (None, "a\nb\n"):
+        if lines is not None:
+            (tmp_path / "labels.txt").write_text(lines)
+        done = run("\x1b[31mred.ppm")
+        assert (done.returncode, done.stderr[-35:]) == (2, "fewer than the network has classes\n")
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    done = run("\x1b[31mred.ppm")
+    assert (done.returncode, done.stdout.split()[::2]) == (0, ["?[31mred.ppm", "b", "c", "a"])
+    assert "\x1b" not in run("\x1b[31mnone.ppm").stderr
