@@ -12,9 +12,11 @@ from edge_tprune.analysis.loading import find_profiles, load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError
 from edge_tprune.record.document import RunDocument
+from edge_tprune.record.reader import read_run
 from edge_tprune.schedule import NetworkShape
-from edge_tprune.schedule.latency import KIND, SLICE, CostModel, Latency, NetworkRecord
+from edge_tprune.schedule.latency import KIND, LATENCY, SLICE, CostModel, Latency, NetworkRecord
 from edge_tprune.schedule.latency_fit import Measured, fit_cost
+from edge_tprune.text import command_line
 
 METRICS = ("p50_ms", "p95_ms")
 ENERGY = "energy_mj_per_image"
@@ -51,6 +53,21 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
     if all(row.values.get(ENERGY) is not None for row in rows):
         costs[ENERGY] = _energy(shape, rows)
     return _describe(document, rows[0], status, costs)
+
+
+def read_latency(path: Path) -> Latency:
+    """The latency.json of the profile at `path`.
+
+    Raises:
+        UserError: there is none, or it is of another run than the profile.
+    """
+    found = KIND.read(path)
+    if found.run_id != (run := read_run(path, keep=False).document.run_id):
+        raise UserError(
+            f"{path / LATENCY} was made of run {found.run_id}, and the profile is of run {run}: remove it, and make it again with "
+            f"{command_line('edge-tprune', 'latency', path)}"
+        )
+    return found
 
 
 def write_latency(path: Path, *, force: bool = False) -> Latency:

@@ -169,7 +169,7 @@ def _identify_file(file: Path) -> tuple[int, ...] | None:
 
 def set_aside(path: Path) -> Path:
     """Where the old bundle waits for the moment in which a new one is moved into its place."""
-    return path.with_name(f".{path.name}.replaced")
+    return path.parent / f".{path.name}.replaced"
 
 
 def _is_being_replaced(path: Path, manifest: Manifest | None) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.errors import UserError
-from edge_tprune.schedule.latency import KIND, LATENCY, Latency
+from edge_tprune.schedule.latency import LATENCY, Latency
 
 ENERGY = "energy_mj_per_image"
 OPTIONS = {"p50_ms": "--max-ms", "p95_ms": "--max-p95-ms", ENERGY: "--max-mj"}
@@ -71,10 +71,11 @@ def read_latency(profile: Path) -> Latency:
     Raises:
         UserError: no such profile, or one that does not make a model.
     """
+    from edge_tprune.analysis.latency import read_latency as read_kept
     from edge_tprune.analysis.latency import write_latency
     from edge_tprune.analysis.loading import find_profiles
 
     found = find_profiles(profile)
     if len(found) == 1 and (found[0] / LATENCY).is_file():
-        return KIND.read(found[0])
+        return read_kept(found[0])
     return write_latency(profile)

@@ -86,9 +86,9 @@ class Runs:
             found = find_profiles(self.place)
         except UserError:
             return []
-        return [path for path in found if self._is_of(path, bundle, precision)]
+        return [path for path in found if self.is_of(path, bundle, precision)]
 
-    def _is_of(self, path: Path, bundle: Bundle, precision: str) -> bool:
+    def is_of(self, path: Path, bundle: Bundle, precision: str) -> bool:
         """Whether a profile is of this bundle, of all its networks, asked for in the same way, with the accuracy that the bundle has now."""
         try:
             document = read_run(path, keep=False).document

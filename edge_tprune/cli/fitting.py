@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_tprune.analysis.choice import Answer, Choice, choose
-from edge_tprune.analysis.latency import model_latency, write_latency
+from edge_tprune.analysis.latency import model_latency, read_latency, write_latency
 from edge_tprune.analysis.limits import LIMITS
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
@@ -28,7 +28,6 @@ from edge_tprune.files import clear_write_errors, exclusive, sha256_json
 from edge_tprune.record.reader import read_run
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS
-from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.schedule.latency import SLICE, Latency
 from edge_tprune.search.configuration import decide as decide_search
 from edge_tprune.search.configuration import search_limits
@@ -162,7 +161,7 @@ class Fit:
 
     def latency(self, state: FitState, precision: str) -> Latency:
         """The latency model of a precision."""
-        return LATENCY_KIND.read(self.request.out / state.probes[precision])
+        return read_latency(self.request.out / state.probes[precision])
 
     def bound(self, state: FitState, precision: str) -> tuple[str, float]:
         """The metric that leaves least in a precision, and its bound, as the probes tell."""
@@ -199,6 +198,12 @@ class Fit:
                 "measure there"
             )
         state = state.without_removed(lambda path: (self.request.out / path).exists())
+        for precision, path in state.probes.items():
+            profile, bundle = self.request.out / path, self.request.out / f"probe-{precision}"
+            if bundle.exists() and not self.runs.is_of(profile, Bundle.open(bundle, verify=False), precision):
+                raise UserError(
+                    f"{profile} is not of {bundle}, or not as this fit measures: remove it, and run the command again to measure it"
+                )
         if self.request.force:
             return state
         # What --force took before is not taken without it.

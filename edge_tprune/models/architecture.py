@@ -24,6 +24,7 @@ Arguments = Mapping[str, Any]
 """Keyword arguments of timm's models, by name: which there are, and of which type, each model decides."""
 Filter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
+_DEEPEST = 1000  #: blocks of a network
 _FACTORY = threading.Lock()
 
 
@@ -63,6 +64,8 @@ def create(name: str, arguments: Arguments, *, random: bool = False, shape_only:
     Raises:
         UserError: timm cannot create it so.
     """
+    if isinstance(depth := arguments.get("depth"), int) and depth > _DEEPEST:  # it would be built before anything could say no
+        raise UserError(f"{name} with depth={depth}: a network has at most {_DEEPEST} blocks")
     kept: list[Filter | None] = []
     try:
         initialise = nullcontext() if random else _NoRandomParameters()

@@ -14,6 +14,7 @@ from typing import Any
 from edge_tprune.errors import UserError
 from edge_tprune.files import read_regular
 from edge_tprune.models.images import format_path
+from edge_tprune.text import is_text
 
 SYNSET = re.compile(r"n\d{8}")
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
@@ -28,6 +29,11 @@ class ClassNames:
     names: tuple[str, ...]  #: as directories of images are called; one that two classes have finds neither
     source: str  #: where they are from, in words
     descriptions: tuple[str, ...] = ()  #: for people, where they differ from the names: "tench, Tinca tinca" of n01440764
+
+    def __post_init__(self) -> None:
+        """Refuses what no file and no picture can show."""
+        if odd := next((text for text in (*self.names, *self.descriptions) if not is_text(text)), None):
+            raise UserError(f"{self.source} calls a class {odd!r}, which is no text: say what the classes are with --class-map")
 
     def title(self, index: int) -> str:
         """What to call class `index` before people: its description up to the first comma, or its name."""

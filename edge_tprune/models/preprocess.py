@@ -23,7 +23,8 @@ CROP_MODES: tuple[str, ...] = get_args(CropMode)
 
 _Side = Annotated[int, Meta(ge=1, le=16384)]
 _Mean = Annotated[float, Meta(ge=-1, le=1)]
-_Deviation = Annotated[float, Meta(gt=0, le=1)]
+LEAST_DEVIATION = 1e-6  #: smaller ones are 0 in float32, or make every pixel overflow
+_Deviation = Annotated[float, Meta(ge=LEAST_DEVIATION, le=1)]
 _PerChannel = Meta(min_length=1, max_length=3)
 
 

@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError, did_you_mean
-from edge_tprune.models.preprocess import CROP_MODES, INTERPOLATIONS, Preprocessing
+from edge_tprune.models.preprocess import CROP_MODES, INTERPOLATIONS, LEAST_DEVIATION, Preprocessing
 
 
 def resolve_preprocessing(
@@ -70,8 +70,8 @@ def _check(mean: Sequence[float], std: Sequence[float], crop_pct: float, words: 
             raise UserError(
                 f"--{name} {listed} is out of range: timm's are for pixels from 0 to 1. Divide those for 0 to 255 by 255"
             )
-    if any(v <= 0 for v in std):
-        raise UserError(f"--std {','.join(f'{v:g}' for v in std)} is out of range: give numbers above 0")
+    if any(v < LEAST_DEVIATION for v in std):
+        raise UserError(f"--std {','.join(f'{v:g}' for v in std)} is out of range: give numbers from {LEAST_DEVIATION:g} to 1")
     if not 0 < crop_pct <= 1:
         raise UserError(
             f"--crop-pct {crop_pct:g} is out of range: it is the share of the resized image that the crop keeps, such as 0.875"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -51,6 +52,12 @@ def test_the_model_of_the_one_profile_in_a_directory_lies_in_the_profile(
     assert f"wrote {path / LATENCY}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
     assert read_latency(tmp_path) == KIND.read(path)
+    KIND.write(path, msgspec.structs.replace(KIND.read(path), run_id="another"))
+    with pytest.raises(
+        UserError,
+        match=r"was made of run another, and the profile is of run .*: remove it, and make it again with edge-tprune latency",
+    ):
+        read_latency(tmp_path)
 
 
 def test_what_a_round_did_to_all_graphs_is_taken_out() -> None:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.joint --budgets 0.35 --methods bat,zero_tprune \\
         --network deit_tiny_patch16_224,w.safetensors,calibration --network reference
 
-A set of three to five blocks scores the mean over the networks of log(KL of the set / KL of the method's own blocks): a gain counts by its factor, so that
+A set of two to five blocks scores the mean over the networks of log(KL of the set / KL of the method's own blocks): a gain counts by its factor, so that
 no network outweighs the others. A hundredth of a nat is added to both, so that a gain of next to nothing does not count. Sets that lose on any network
 are left out. Images are without labels and are not those that accuracy is judged on (the reference task's are of its training split). Float32, PyTorch.
 `--write` puts the best set into the method's shipped file (`edge_tprune/reduction/tuned/`); judge it with `make eval-patterns` after that.
@@ -59,8 +59,8 @@ class Network:
 
 
 def candidates() -> Iterator[Blocks]:
-    """Three to five blocks of twelve, equally far from each other; the last block is left out, where a removal saves nothing."""
-    for first, step, stages in itertools.product(range(1, 6), (2, 3), (3, 4, 5)):
+    """Two to five blocks of twelve, equally far from each other; the last block is left out, where a removal saves nothing."""
+    for first, step, stages in itertools.product(range(1, 6), (1, 2, 3), (2, 3, 4, 5)):
         if (last := first + (stages - 1) * step) < 12:
             yield tuple(range(first, last + 1, step))
 

@@ -136,6 +136,13 @@ def test_a_bundle_that_is_moved_into_place_meanwhile_is_waited_for(bundle: Bundl
     timer.join()
 
 
+@pytest.mark.parametrize("path", ["/", "/..", "."])
+def test_a_directory_without_a_name_is_no_bundle(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="bundle"):
+        Bundle.open(path)
+
+
 def test_another_bundle_in_its_place_is_noticed(bundle: Bundle) -> None:
     bundle.check_unchanged()
     edit(bundle, lambda m: m.update(created_utc="later"))  # as an evaluation writes: still the same graphs

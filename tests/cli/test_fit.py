@@ -173,8 +173,11 @@ def small_fit(out: Path, **limits: float) -> fitting.Fit:
 def begin(fit: fitting.Fit, latest: Round) -> None:
     """Gives it probes, of a latency that is made up, and a round."""
     out, shape = fit.request.out, network_shape(fit.loaded.model)
+    if not (out / "probes").exists():
+        Profiles.write(out / "probes", Profiles.info())
+    run_id = json.loads((out / "probes" / "run.json").read_text())["run_id"]
     model = Latency(
-        run_id="r", network=network_record(fit.loaded, shape), runtime="onnxruntime", precision="fp32", batch=1, threads=1,
+        run_id=run_id, network=network_record(fit.loaded, shape), runtime="onnxruntime", precision="fp32", batch=1, threads=1,
         power_mode=None, machine="x", status="valid", costs={"p50_ms": fitted(shape, ["evit"])},
     )  # fmt: skip
     LATENCY_KIND.write(out / "probes", model)
@@ -406,6 +409,19 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     (document,) = {id(row.profile): row.profile.document for row in third.rows(latest)}.values()
     assert document.settings.rounds == 4
     assert {budget.accuracy.images for budget in document.budgets if budget.accuracy} == {9}
+    # The latency model, or the whole profile, of other probes in their place.
+    probes = tmp_path / third.state().probes["fp32"]
+    model = LATENCY_KIND.read(probes)
+    LATENCY_KIND.write(probes, msgspec.structs.replace(model, run_id="another"))
+    with pytest.raises(UserError, match="was made of run another, and the profile is of run"):
+        third.latency(third.state(), "fp32")
+    LATENCY_KIND.write(probes, model)
+    for change in ({"threads": 2}, {"rounds": 7}):
+        document = json.loads((probes / "run.json").read_text())
+        (probes / "run.json").write_text(json.dumps({**document, "plan": {**document["plan"], **change}}))
+        with pytest.raises(UserError, match=r"is not of .*probe-fp32, or not as this fit measures: remove it"):
+            third.run()
+        (probes / "run.json").write_text(json.dumps(document))
     # A profile of something else in its place.
     assert latest.profile is not None
     shutil.rmtree(tmp_path / latest.profile)

@@ -12,6 +12,8 @@ from huggingface_hub import constants
 from timm.models import _builder, load_checkpoint
 
 from edge_tprune.errors import UserError
+from edge_tprune.models.architecture import create
+from edge_tprune.models.class_names import to_class_names
 from edge_tprune.models.loading import ModelOptions, load_model
 from tests.models.files import prefixed, saved
 from tests.models.weights import NAME, State, is_loaded, state_of
@@ -34,7 +36,7 @@ def test_images_that_patches_do_not_fill_are_said(tmp_path: Path) -> None:
         (ModelOptions(global_pool="sideways"), "cannot create .* with .*global_pool=sideways"),
         (ModelOptions(img_size=(64, 64), model_kwargs={"img_size": 32}), "img_size is given twice"),
         (ModelOptions(preprocessing={"mean": (123.7, 116.3, 103.5)}), "--mean .* is out of range: .* Divide"),
-        (ModelOptions(preprocessing={"std": (0.0,)}), "--std .* above 0"),
+        (ModelOptions(preprocessing={"std": (0.0,)}), "--std .* is out of range: give numbers from 1e-06 to 1"),
         (ModelOptions(preprocessing={"mean": (0.5, 0.5)}), "--mean has 2 values: give one, or 3"),
         (ModelOptions(preprocessing={"crop_pct": 87.5}), "--crop-pct 87.5 is out of range"),
         (ModelOptions(preprocessing={"interpolation": "bicubc"}), "--interpolation 'bicubc' is unknown. Did you mean bicubic"),
@@ -155,3 +157,21 @@ def test_other_families_load_in_the_same_way(tmp_path: Path, name: str) -> None:
     loaded = load_model(name, options=ModelOptions(saved(tmp_path, prefixed(own, "model.")), model_kwargs=small))
     assert is_loaded(loaded.model, own)
     assert loaded.arguments["num_classes"] == 5
+
+
+def test_a_network_of_a_million_blocks_is_refused_before_it_is_built() -> None:
+    for random in (True, False):
+        with pytest.raises(UserError, match="with depth=1000000: a network has at most 1000 blocks"):
+            create("vit_tiny_patch16_224", {"depth": 1_000_000}, random=random, shape_only=not random)
+
+
+@pytest.mark.parametrize("std", [0.0, 1e-50, 1e-320, -0.1])
+def test_a_deviation_that_is_0_in_float32_is_refused(std: float) -> None:
+    with pytest.raises(UserError, match=r"--std .* is out of range"):
+        load_model("reference", options=ModelOptions(preprocessing={"std": (std,)}))
+
+
+def test_class_names_that_are_no_text_are_refused() -> None:
+    """Half of a pair that stands for one character, which JSON can spell and no file can hold."""
+    with pytest.raises(UserError, match=r"label_names in config\.json calls a class '\\ud800', which is no text"):
+        to_class_names(["cat", "\ud800"], 2, "label_names in config.json")
