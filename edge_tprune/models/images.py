@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_tprune.errors import UserError, missing_package
+from edge_tprune.files import open_regular
 from edge_tprune.text import one_line
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def check_sides(image: Image.Image) -> None:
 def _decode(file: Path, side: int | None = None) -> Image.Image:
     from PIL import Image
 
-    with Image.open(file, formats=image_formats()) as image:
+    with open_regular(file) as stream, Image.open(stream, formats=image_formats()) as image:
         check_sides(image)
         if side is not None:
             image.draft(None, (side, side))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -165,6 +166,9 @@ def test_what_is_no_image_is_refused(built: Path, tmp_path: Path) -> None:
                 model.top([[1, 2]] if other == [1, 2] else other)  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"image \\ud800 cannot be read"):
             model("\ud800")
+        os.mkfifo(tmp_path / "pipe.jpg")
+        with pytest.raises(UserError, match=r"pipe\.jpg cannot be read \(it is a named pipe, not a file\)"):
+            model(tmp_path / "pipe.jpg")
     for path in (None, 1, [], "\0", "\ud800", "a" * 5000):
         with pytest.raises(UserError, match="no bundle"):
             edge_tprune.open(path, budget=1.0)  # type: ignore[arg-type]
