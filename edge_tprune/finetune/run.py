@@ -207,7 +207,11 @@ class _Run:
         if self.decisions.arithmetic is None:
             gains = choose.bfloat16_gains(device)
             self.decisions.arithmetic = ArithmeticChoice(gains, device.type, torch.get_num_threads())
-        torch.set_num_threads(self.decisions.arithmetic.threads)
+        if (began_with := self.decisions.arithmetic.threads) != torch.get_num_threads():
+            self.say(
+                f"note: it goes on with {began_with} CPU threads, as it began: with another number the weights would be others"
+            )
+        torch.set_num_threads(began_with)
         self.arithmetic = Arithmetic(device, self.decisions.arithmetic.bfloat16)
         self.exact = Arithmetic(device, False)
 

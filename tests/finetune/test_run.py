@@ -176,6 +176,27 @@ def test_ctrl_c_keeps_the_best_so_far_and_the_rest_follows(
     assert same_weights(out, tuned[0])
 
 
+def test_a_run_that_goes_on_keeps_its_threads_and_says_so(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what.startswith("training") and done == 2:
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    out = tmp_path / "tuned.safetensors"
+    with pytest.raises(Interrupted):
+        finetune(network, dataset, out, REQUEST, progress=interrupt, say=said.append)
+    assert not any("CPU threads" in text for text in said)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with suppress(NegativeAnswer):
+            finetune(network, dataset, out, REQUEST, say=said.append)
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+    assert sum(f"goes on with {before} CPU threads" in text for text in said) == 1
+
+
 def test_no_improvement_is_said_and_not_written(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
     out = tmp_path / "tuned.safetensors"
     for _ in range(2):
