@@ -29,8 +29,10 @@ UNUSABLE = 1000  #: flips of an image whose tokens change with rounding alone
 _IMAGES = 8  # that every graph is proved on, at least; of a network whose proof would take many minutes, fewer
 _PROOF_MACS = 300e9  # of one pass over all proof images: eight of ViT-B at 224 pixels, two of it at 518
 _CANDIDATES = 3  # sample images looked at for each one needed
-_ROUNDING, _MORE = (1e-6, 2), (1e-5, 6)  # noise on normalised pixels, and how many draws
-_MORE_OF_LARGE = (1e-5, 2)  # likewise where there are fewer proof images
+_ROUNDING, _MORE = (
+    (1e-6, 2),
+    (3e-5, 2),
+)  # noise on normalised pixels, and how many draws: two find what six of a third of the noise find
 _FLIP = 5.0  # times the median change of logits: more than that is another choice of tokens
 _BATCH, _BATCH_TOKENS = 8, 577  # images in one pass, up to so many tokens; beyond, attention maps bound them
 
@@ -72,10 +74,9 @@ def choose_images(
     transform = loaded.transform()
     candidates = torch.stack([transform(image) for image in sample_images(loaded.name, _CANDIDATES * wanted)])
     modules = choosing_modules(settings)
-    more = _MORE if images == _IMAGES else _MORE_OF_LARGE
     flips = torch.empty(0, dtype=torch.int64)
     for part in torch.split(candidates, wanted):
-        flips = torch.cat([flips, count_flips(modules, part, more, progress)])
+        flips = torch.cat([flips, count_flips(modules, part, progress)])
         if int((flips == 0).sum()) >= wanted:
             break
     steadiest = flips.argsort(stable=True)[:wanted].sort().values
@@ -91,7 +92,6 @@ def choose_images(
 def count_flips(
     modules: Sequence[PrunedViT],
     images: Tensor,
-    more: tuple[float, int] = _MORE,
     progress: Callable[[int, str], None] = lambda done, what: None,
 ) -> Tensor:
     """How often images (N, 3, H, W) change their tokens under noise, over all modules: (N,); `UNUSABLE` where rounding alone does it.
@@ -100,8 +100,8 @@ def count_flips(
     """
     flips = torch.zeros(len(images), dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], more[1]))]
-    passes = 2 + _ROUNDING[1] + more[1]
+    draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], _MORE[1]))]
+    passes = 2 + _ROUNDING[1] + _MORE[1]
     for number, module in enumerate(modules):
         done = 0
 
@@ -112,7 +112,7 @@ def count_flips(
             return _outputs(module, given)
 
         outputs = run(images)
-        for (noise, count), price in ((_ROUNDING, UNUSABLE), (more, 1)):
+        for (noise, count), price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
             moved = torch.stack([(run(images + noise * draw) - outputs).abs().amax(1) for draw in draws[:count]])
             flips += price * (moved > _FLIP * moved.median()).sum(0)
         previous, module.attention = module.attention, explicit_attention
