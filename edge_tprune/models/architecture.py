@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -64,8 +65,11 @@ def create(name: str, arguments: Arguments, *, random: bool = False, shape_only:
     Raises:
         UserError: timm cannot create it so.
     """
-    if isinstance(depth := arguments.get("depth"), int) and depth > _DEEPEST:  # it would be built before anything could say no
-        raise UserError(f"{name} with depth={depth}: a network has at most {_DEEPEST} blocks")
+    for key, value in arguments.items():
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:  # timm builds heads of a negative number of channels
+            raise UserError(f"{name} with {key}={value}: give a number that is not negative")
+        if key == "depth" and isinstance(value, int) and value > _DEEPEST:  # it would be built before anything could say no
+            raise UserError(f"{name} with depth={value}: a network has at most {_DEEPEST} blocks")
     kept: list[Filter | None] = []
     try:
         initialise = nullcontext() if random else _NoRandomParameters()

@@ -165,6 +165,14 @@ def test_a_network_of_a_million_blocks_is_refused_before_it_is_built() -> None:
             create("vit_tiny_patch16_224", {"depth": 1_000_000}, random=random, shape_only=not random)
 
 
+@pytest.mark.parametrize(
+    "argument", [{"num_heads": -3}, {"embed_dim": -192}, {"mlp_ratio": float("nan")}, {"init_values": float("inf")}]
+)
+def test_a_network_of_negative_numbers_is_refused(argument: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"vit_tiny_patch16_224 with .*: give a number that is not negative"):
+        create("vit_tiny_patch16_224", argument, shape_only=True)
+
+
 @pytest.mark.parametrize("std", [0.0, 1e-50, 1e-320, -0.1])
 def test_a_deviation_that_is_0_in_float32_is_refused(std: float) -> None:
     with pytest.raises(UserError, match=r"--std .* is out of range"):
