@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,21 @@ def open_regular(path: Path) -> IO[bytes]:
         os.close(handle)
         raise
     return os.fdopen(handle, "rb")
+
+
+def check_own(file: Path, marks: Sequence[bytes], kind: str) -> None:
+    """Refuses to replace a file of a person's: one with none of the `marks` of which every file of `kind` has one. An empty file is nobody's.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        with open_regular(file) as stream:
+            content = stream.read()
+    except OSError:  # it is not there, or no file: what writes there says so
+        return
+    if content and not any(mark in content for mark in marks):
+        raise UserError(f"{file} is not {kind} of edge-tprune's, and would be lost: choose another name, or remove it")
 
 
 def _check_regular(handle: int, path: Path) -> None:

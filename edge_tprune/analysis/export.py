@@ -12,7 +12,7 @@ from typing import Any
 from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError, missing_package
-from edge_tprune.files import write_bytes
+from edge_tprune.files import check_own, write_bytes
 from edge_tprune.text import printable
 
 Record = dict[str, object]
@@ -31,11 +31,20 @@ def write_export(rows: Sequence[Row], file: Path) -> Path:
     Raises:
         UserError: another ending than .csv, .json or .parquet, a package that is missing, a place that cannot be written.
     """
-    writer = _WRITERS.get(file.suffix.lower())
-    if writer is None:
-        raise UserError(f"cannot export {file.name}: the name must end in {', '.join(_WRITERS)}")
-    write_bytes(file, writer(records(rows)))
+    check_place(file)
+    write_bytes(file, _WRITERS[file.suffix.lower()](records(rows)))
     return file
+
+
+def check_place(file: Path) -> None:
+    """Refuses a file that no table can be written to.
+
+    Raises:
+        UserError: another ending than .csv, .json or .parquet, or a file there that is no such table.
+    """
+    if file.suffix.lower() not in _WRITERS:
+        raise UserError(f"cannot export {file.name}: the name must end in {', '.join(_WRITERS)}")
+    check_own(file, _BEGINNINGS[file.suffix.lower()], "an exported table")
 
 
 def records(rows: Sequence[Row]) -> list[Record]:
@@ -109,5 +118,12 @@ def _parquet(table: list[Record]) -> bytes:
 def _is_measure(name: str) -> bool:
     return name.removesuffix("_low").removesuffix("_high") in METRICS
 
+
+_BEGINNINGS: Mapping[str, Sequence[bytes]] = {
+    ".csv": (b"profile,run_id,started_utc",),
+    ".json": (b'[\n {\n  "profile": ',),
+    ".parquet": (b"verdict_reasons",),
+}
+"""What every table has, by the ending of its name."""
 
 _WRITERS: Mapping[str, Callable[[list[Record]], bytes]] = {".csv": _csv, ".json": _json, ".parquet": _parquet}

@@ -19,6 +19,12 @@ from edge_tprune.version import __version__
 
 _HERE = Path(__file__).parent
 
+MADE_BY = "edge-tprune"
+PAGE_MARKS = PNG_MARKS = (
+    MADE_BY.encode(),
+)  #: of which each of our files has one: the footer of a page, the "Software" of a PNG
+SVG_MARKS = (b'id="figure_1"',)  #: matplotlib's, whose figures carry no name, so that equal ones are equal files
+
 
 def render(template: Path, scripts: Sequence[str] = (), **values: Any) -> str:
     """The page that `template` makes of `values`; `scripts` are its `scripts` and the only ones that will run.

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from edge_tprune.errors import UserError, missing_package
-from edge_tprune.files import write_bytes, write_text
-from edge_tprune.report.page import render
+from edge_tprune.files import check_own, write_bytes, write_text
+from edge_tprune.report.page import MADE_BY, PAGE_MARKS, PNG_MARKS, render
 from edge_tprune.report.panels import LINE, VEIL, enlarged, panel
 
 if TYPE_CHECKING:
@@ -34,21 +34,22 @@ def write(explanation: Explanation, out: Path) -> None:
     Raises:
         UserError: another suffix, a package that is missing, a place that cannot be written.
     """
-    check_suffix(out)
+    check_place(out)
     if out.suffix.lower() == ".html":
         write_text(out, page(explanation))
     else:
         write_bytes(out, picture(explanation))
 
 
-def check_suffix(out: Path) -> None:
-    """Refuses a file name whose kind cannot be drawn.
+def check_place(out: Path) -> None:
+    """Refuses a file that no explanation can be drawn to.
 
     Raises:
-        UserError: naming the kinds that can.
+        UserError: a name that ends otherwise, or a file there that is no explanation.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"cannot draw {out.name}: the name must end in {' or '.join(SUFFIXES)}")
+    check_own(out, PAGE_MARKS if out.suffix.lower() == ".html" else PNG_MARKS, "an explanation")
 
 
 def picture(explanation: Explanation) -> bytes:
@@ -112,7 +113,7 @@ def picture(explanation: Explanation) -> bytes:
                 text(x + 0.19, y, words, va="center", fontsize=7, color=_SOFT)
                 x += 0.85
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi="figure", facecolor="white", metadata={"Software": None})
+        figure.savefig(stream, format="png", dpi="figure", facecolor="white", metadata={"Software": MADE_BY})
     return stream.getvalue()
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from edge_tprune.errors import UserError, missing_package
-from edge_tprune.files import atomic_writer
+from edge_tprune.files import atomic_writer, check_own
 from edge_tprune.report.chart import COLOURS, Ends, Lines, Point, Scatter
+from edge_tprune.report.page import MADE_BY, PNG_MARKS, SVG_MARKS
 from edge_tprune.report.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -187,20 +188,21 @@ def save(figure: Figure, path: Path) -> Path:
     Raises:
         UserError: the name ends in neither .svg nor .png, or the file cannot be written.
     """
-    check_suffix(path)
+    check_place(path)
     with atomic_writer(path) as stream:
         stream.write(_drawn(figure, path.suffix.lower()[1:], "white"))
     return path
 
 
-def check_suffix(path: Path) -> None:
-    """Refuses a file name whose kind cannot be drawn.
+def check_place(path: Path) -> None:
+    """Refuses a file that no figure can be drawn to.
 
     Raises:
-        UserError: naming the kinds that can.
+        UserError: a name that ends otherwise, or a file there that is no figure.
     """
     if path.suffix.lower() not in (".svg", ".png"):
         raise UserError(f"cannot draw {path.name}: the name must end in .svg or .png")
+    check_own(path, PNG_MARKS if path.suffix.lower() == ".png" else SVG_MARKS, "a picture")
 
 
 def inline_svg(figure: Figure, title: str, prefix: str) -> str:
@@ -241,7 +243,7 @@ def _drawn(figure: Figure, kind: str, background: str) -> bytes:
     import matplotlib as mpl
 
     stream = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": MADE_BY}
     with mpl.rc_context(_STYLE):
         figure.savefig(stream, format=kind, dpi=160, facecolor=background, metadata=metadata)
     return stream.getvalue()

@@ -26,7 +26,7 @@ from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.table import Group, Profile, Row, Rows, describe_differences, find_differences
 from edge_tprune.errors import UserError, did_you_mean
-from edge_tprune.files import write_text
+from edge_tprune.files import check_own, write_text
 from edge_tprune.report import page, plot
 from edge_tprune.report.chart import COLOURS, DARK_COLOURS, interval_text
 from edge_tprune.report.facts import list_environment, list_measurement, name_machine
@@ -87,10 +87,11 @@ def write_report(
             missing, a place that cannot be written.
     """
     request = request or Request()
+    check_own(out, page.PAGE_MARKS, "a report")
     for name, file in pictures:
         if name not in PICTURES:
             raise UserError(f"no picture {name!r} (there are: {', '.join(PICTURES)}).{did_you_mean(name, PICTURES)}")
-        plot.check_suffix(file)
+        plot.check_place(file)
     rows = source if isinstance(source, Rows) else load_rows(source)
     answers = choose_per_group(rows, request.constraints, request.objective, request.margin)
     text = _render(rows, answers, request)

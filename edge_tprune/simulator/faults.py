@@ -42,6 +42,12 @@ class FileFault:
             raise UserError(f"no fault is called {self.kind!r}; there are: {', '.join(KINDS)}")
         if not isinstance(self.file, str) or not isinstance(self.value, str | None):
             raise UserError("the file and the value of a fault must be texts")
+        try:
+            os.fsencode(f"{self.file}{self.value}")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the file or the value of a fault stands for no bytes: {self.file!r:.40}, {self.value!r:.40}"
+            ) from error
         if not isinstance(self.seconds, int | float | None) or (self.seconds is not None and not 0 <= self.seconds < 1e9):
             raise UserError(f"the seconds of a fault must be a number from 0, not {self.seconds!r}")
         if self.kind in ("set", "jump") and self.value is None:
@@ -78,7 +84,8 @@ class ActiveFault:
                 value = f"{float(text) + float(value):.0f}\n"
                 replace(path, lambda new: new.write_text(value))
         else:
-            replace(path, lambda new: new.write_text("" if kind == "empty" else value + "\n"))
+            content = b"" if kind == "empty" else os.fsencode(f"{value}\n")  # a sensor may say bytes that are no text
+            replace(path, lambda new: new.write_bytes(content))
 
     def before_end(self, path: Path, text: str) -> None:
         """Answers a reader that waits for the pipe."""

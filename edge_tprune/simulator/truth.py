@@ -29,6 +29,8 @@ def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
     for line in _lines(directory / TRUTH):
         times_ns.append(line.t_ns)
         energies_mj.append(line.total_mj)
+    if begin_ns > end_ns:
+        raise UserError(f"a window from {begin_ns} to {end_ns} ns ends before it begins: give the earlier time first")
     if not times_ns or begin_ns < times_ns[0] or end_ns > times_ns[-1]:
         raise UserError(f"the simulated board in {directory} was not running in the whole window {begin_ns} to {end_ns} ns")
 

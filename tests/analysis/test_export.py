@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from edge_tprune.analysis.export import records, write_export
+from edge_tprune.analysis.export import check_place, records, write_export
 from edge_tprune.analysis.loading import load_rows
 from edge_tprune.errors import UserError
 
@@ -77,3 +77,20 @@ def test_a_spreadsheet_runs_nothing_and_numbers_stay_numbers(profiles, tmp_path)
         assert not any(value.startswith(("=", "+", "@", "\t", "\r")) for value in record.values())
     table = json.loads(write_export(rows, tmp_path / "rows.json").read_text())
     assert table[0]["budget"] == evil[0], "JSON and Parquet hold what is"
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_only_an_earlier_table_is_replaced(rows, tmp_path, ending):
+    file = tmp_path / f"rows.{ending}"
+    for content in (b"", None, b"mine", (tmp_path / "run" / "run.json").read_bytes(), b'[{"name": "mine"}]', b"name,age\n"):
+        if content is not None:
+            file.write_bytes(content)
+        if not content:
+            write_export(rows, file)
+            continue
+        for attempt in (lambda: check_place(file), lambda: write_export(rows, file)):
+            with pytest.raises(
+                UserError, match=rf"rows\.{ending} is not an exported table of edge-tprune's, and would be lost"
+            ):
+                attempt()
+        assert file.read_bytes() == content

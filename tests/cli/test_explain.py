@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import KIND
 from tests.cli.conftest import Outcome
+from tests.models.folders import save_image
 
 Command = Callable[..., Outcome]
 
@@ -34,3 +35,17 @@ def test_a_bundle_that_removes_nothing_is_refused(command: Command, journey: tup
     (line,) = outcome.err.splitlines()
     assert "there is nothing to draw: none of these budgets removes tokens" in line
     assert not (tmp_path / "e.png").exists()
+
+
+def test_the_image_that_is_explained_is_not_drawn_over(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_image(tmp_path / "explain.png", 1)  # which is what the picture is called by default
+    (tmp_path / "link.png").symlink_to("explain.png")
+    mine = (tmp_path / "explain.png").read_bytes()
+    for image, out in (("explain.png", []), ("explain.png", ["--out", "link.png"]), ("reference:17", [])):
+        outcome = command("explain", image, "--budgets", "0.65", *out)
+        assert outcome.code == 2
+        assert "is the image that is explained" in outcome.err or "is not an explanation of edge-tprune's" in outcome.err
+    assert (tmp_path / "explain.png").read_bytes() == mine

@@ -85,3 +85,15 @@ def test_mistakes(explained: Explanation, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"):
         write(explained, tmp_path / "file" / "e.png")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("ending", ["png", "html"])
+def test_only_an_earlier_explanation_is_replaced(explained: Explanation, tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"explain.{ending}"
+    for _ in range(2):
+        write(explained, file)
+    Image.new("RGB", (8, 8)).save(file, "png")
+    mine = file.read_bytes()
+    with pytest.raises(UserError, match="is not an explanation of edge-tprune's, and would be lost"):
+        write(explained, file)
+    assert file.read_bytes() == mine

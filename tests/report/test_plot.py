@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edge_tprune.analysis.choice import choose
 from edge_tprune.analysis.loading import load_rows
@@ -167,3 +169,17 @@ def test_without_matplotlib_the_error_says_what_to_install(profile_dir):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "edge-tprune[analysis]" in done.stdout
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_only_an_earlier_picture_is_replaced(rows, tmp_path, ending):
+    file = tmp_path / f"a.{ending}"
+    for _ in range(2):
+        plot.save(plot.lines_figure(chart.make_token_lines(rows)), file)
+    photo = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(photo, "png")
+    for content in (photo.getvalue(), b"<svg><!-- drawn by hand --></svg>"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="is not a picture of edge-tprune's, and would be lost"):
+            plot.save(plot.lines_figure(chart.make_token_lines(rows)), file)
+        assert file.read_bytes() == content

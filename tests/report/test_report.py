@@ -256,3 +256,13 @@ def test_unpruned_rows_of_two_methods_are_one_row_and_one_point(two_methods):
     charts = json.loads(re.search(r'id="charts">(.*?)</script>', text)[1])
     assert [point["name"] for point in charts["g0-p50-live"]["points"]].count("unpruned") == 1
     assert text.count("In the plots of accuracy, whiskers are") == 1, "not below every plot"
+
+
+def test_only_an_earlier_report_is_replaced(profile_dir, tmp_path):
+    file = tmp_path / "index.html"
+    for _ in range(2):
+        write_report(profile_dir, file)
+    file.write_text("<p>my page</p>")
+    with pytest.raises(UserError, match=r"index\.html is not a report of edge-tprune's, and would be lost"):
+        write_report(profile_dir, file)
+    assert file.read_text() == "<p>my page</p>"

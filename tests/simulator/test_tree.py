@@ -128,6 +128,9 @@ def test_truth_is_the_energy_of_the_law_and_means_of_readings_meet_it(nano: Tree
     nano.close()
     with pytest.raises(UserError, match="was not running in the whole window"):
         true_energy_mj(nano.directory, begin_ns - 1, clock())
+    for window in ((clock(), begin_ns), (10**30, 0)):
+        with pytest.raises(UserError, match="ends before it begins"):
+            true_energy_mj(nano.directory, *window)
 
 
 def test_a_rail_changes_when_its_sensor_has_a_new_value_and_not_before(nano: Tree, clock: VirtualClock) -> None:
@@ -369,3 +372,11 @@ def test_running_for_a_time(tmp_path: Path) -> None:
     run(tree, seconds=0.2)
     tree.close()
     assert tree.energy_mj() >= 0.2 * tree.law.rails[0].idle_mw
+
+
+def test_a_sensor_may_say_bytes_that_are_no_text(nano: Tree) -> None:
+    nano.inject(FileFault("set", FAULTY_FILES["curr1"], value="\udcff\udcfe"))
+    held = next(file for file in nano.directory.rglob("curr1_input") if file.read_bytes().startswith(b"\xff"))
+    assert held.read_bytes() == b"\xff\xfe\n"
+    with pytest.raises(UserError, match="stands for no bytes"):
+        FileFault("set", "x", value="\ud800")

@@ -58,7 +58,7 @@ def compare(
     """
     from edge_tprune.analysis.contrast import BETWEEN_RUNS, WITHIN_RUN, EqualityMargin
     from edge_tprune.analysis.documents import changes_document, comparison_document
-    from edge_tprune.analysis.export import write_export
+    from edge_tprune.analysis.export import check_place, write_export
     from edge_tprune.analysis.loading import load_rows
     from edge_tprune.cli.comparison_views import print_changes, print_comparison
     from edge_tprune.report.markdown import markdown_table
@@ -67,6 +67,8 @@ def compare(
     between = EqualityMargin.parse(equal_within, BETWEEN_RUNS) if equal_within is not None else BETWEEN_RUNS
     if json and markdown:
         raise UserError("--json and --markdown are two forms of the answer: give one")
+    if export is not None:
+        check_place(export)
     rows = load_rows(profiles)
     changes = _find_changes(rows, profiles, against, between, force, wanted=fail_on_regression or force)
     if export is not None:

@@ -85,9 +85,11 @@ def explain(
     from edge_tprune.export.explain import explain_budgets, load_model_of, open_image
     from edge_tprune.models.reference import NAME as REFERENCE
     from edge_tprune.reduction import registry
-    from edge_tprune.report.pictures import check_suffix
+    from edge_tprune.report.pictures import check_place
 
-    check_suffix(picture)
+    if picture.exists() and Path(image).exists() and picture.samefile(image):
+        raise UserError(f"--out {picture} is the image that is explained: give another name")
+    check_place(picture)
     load_plugins(plugin)
     if bundle is not None:
         given: dict[str, object] = {"--method": method, "--schedule": schedule, "--blocks": blocks, "--option": option}
