@@ -59,7 +59,9 @@ def _main(arguments: list[str], received: Sequence[int]) -> int:
     except BrokenPipeError:
         silence_stdout()
         return _BROKEN_PIPE
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # of whatever kind: nobody sees a traceback
         code = _end(error, arguments)
     refusal = flush_stdout()
     if refusal is None:
@@ -106,7 +108,7 @@ def _describe_stop(arguments: Sequence[str], received: Sequence[int]) -> str:
     return f"{how}: {kept}" if kept else how
 
 
-def _end(error: Exception, arguments: Sequence[str]) -> int:
+def _end(error: BaseException, arguments: Sequence[str]) -> int:
     """Says in one line how the command failed, and returns its exit code."""
     if isinstance(error, EdgeTPruneError) and not isinstance(error, InternalError):
         return _fail(str(error), error.exit_code)
@@ -128,7 +130,7 @@ def _end(error: Exception, arguments: Sequence[str]) -> int:
     return _fail(describe_fault(error, arguments, debug), InternalError.exit_code)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch found no memory, on a GPU or here: it has no one kind of error for that."""
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in ("can't allocate memory", "out of memory"))

@@ -35,6 +35,7 @@ LOCAL = "local-dir:"  #: timm's word for a directory that holds config.json and 
 _NOT_FOR_MODELS = {
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"),
     *("features_only", "out_indices", "feature_cls", "scriptable", "exportable", "no_jit", "use_naflex"),
+    *("device", "dtype"),
 }
 
 
@@ -187,7 +188,7 @@ def _load_pretrained(name: str, options: ModelOptions) -> LoadedModel:
 
 def _load_file(name: str, file: WeightsFile, options: ModelOptions) -> LoadedModel:
     given = options.arguments
-    saved = {key: value for key, value in model_arguments(file).items() if key not in given}
+    saved = {key: value for key, value in model_arguments(file).items() if key not in given and key not in _NOT_FOR_MODELS}
     shape = create(name, {**saved, **given}, shape_only=True).model
     if file.numpy is not None:
         return _load_numpy(name, file, {**saved, **given}, options)

@@ -26,7 +26,9 @@ def decide(reducer: Reducer, x: Tensor, evidence: Evidence) -> Outcome:
         with keep_torch_settings():
             outcome = reducer(x, evidence)
         problem = _problem(outcome, reducer.stage, x)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, and kinds of its own
         raise UserError(f"{where}: {describe_own_error(error)}{_absent(error, evidence)}") from error
     if version is not None and x._version != version:
         problem = "it changes its input in place. Work on a copy of x"

@@ -29,9 +29,9 @@ def call_own(method: type, what: str) -> Iterator[None]:
     try:
         with keep_torch_settings():
             yield
-    except EdgeTPruneError:
+    except (EdgeTPruneError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also SystemExit, and kinds of its own
         raise UserError(f"{what}: {describe_own_error(error)}") from error
 
 

@@ -51,8 +51,10 @@ def load_plugin(file: Path) -> list[str]:
     try:
         with keep_torch_settings():
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also SystemExit, and kinds of its own
         del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise UserError(f"plugin {file} cannot be run: {_where(error, file)}") from error
     finally:
         with suppress(ValueError):  # the plugin may have changed the path
@@ -86,7 +88,9 @@ def load_announced() -> dict[str, str]:
     for point in entry_points(group=GROUP):
         try:
             _load(point)
-        except Exception as error:  # one broken package must not keep all others from working
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # one broken package must not keep all others from working, nor end the program
             package = point.dist.name if point.dist is not None else point.value
             wrong[point.name] = (
                 f"the package {package} announces it, and it cannot be loaded ({type(error).__name__}: {one_line(error)})"

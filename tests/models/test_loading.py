@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,14 @@ def test_class_names_that_are_no_text_are_refused() -> None:
     """Half of a pair that stands for one character, which JSON can spell and no file can hold."""
     with pytest.raises(UserError, match=r"label_names in config\.json calls a class '\\ud800', which is no text"):
         to_class_names(["cat", "\ud800"], 2, "label_names in config.json")
+
+
+def test_where_a_network_is_made_is_no_argument_of_it(tmp_path: Path) -> None:
+    for key in ("device", "dtype"):
+        with pytest.raises(UserError, match=f"--model-kwargs {key} is not an argument of a model, but of its loading"):
+            load_model(NAME, options=ModelOptions("random", model_kwargs={key: "meta"}))
+    file = saved(tmp_path, state_of())
+    loaded = load_model(NAME, file)
+    config = {"architecture": NAME, "model_args": {"device": "meta", "checkpoint_path": "/none", "scriptable": True}}
+    (file.parent / "config.json").write_text(json.dumps(config))
+    assert load_model(NAME, file.parent).weights_sha256 == loaded.weights_sha256

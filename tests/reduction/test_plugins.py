@@ -78,6 +78,7 @@ def test_a_plugin_may_be_loaded_again_and_import_what_lies_beside_it(tmp_path: P
         (SOURCE.partition("    def forward")[0], "does not define forward"),
         (SOURCE + "\n    def __init__(self, stage, *, k):\n        super().__init__(stage)\n", "option k needs a default"),
         (SOURCE + "\nraise SystemExit(0)\n", "it ends the program"),
+        (SOURCE + "\nclass Odd(BaseException): pass\n\n\nraise Odd('boom')\n", "Odd: boom"),
         ("x = '\0'\n", "cannot be run: source code string cannot contain null bytes"),
     ],
 )
@@ -205,10 +206,12 @@ def test_a_packages_method_is_found_by_its_name(tmp_path: Path, monkeypatch: pyt
     assert registry.method("keep_longest").name == "keep_longest"
 
 
+@pytest.mark.parametrize("fault", ["import no_such_package", "raise SystemExit('no_such_package')"])
 def test_a_broken_package_is_named_where_its_method_is_asked_for_and_breaks_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, "broken_reducers", "import no_such_package", "broken = broken_reducers")
+    install(tmp_path, "broken_reducers", fault, "broken = broken_reducers")
+    monkeypatch.delitem(sys.modules, "broken_reducers", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     assert registry.method("evit").name == "evit"
@@ -235,6 +238,8 @@ def test_a_broken_package_is_named_where_its_method_is_asked_for_and_breaks_no_o
         ),
         ("    @classmethod\n    def fewest(cls, a, b):\n        return None", "fewest returned None"),
         ("    def __call__(self, x, evidence):\n        raise SystemExit(0)", "block 2: line 12: it ends the program"),
+        ("    def __call__(self, x, evidence):\n        raise GeneratorExit", "block 2: line 12: GeneratorExit"),
+        ("    def __init__(self, stage):\n        raise GeneratorExit", "block 2: line 12: GeneratorExit"),
         ("    def __call__(self, x, evidence):\n        x.zero_()\n        return self.forward(x, evidence)", "in place"),
     ],
 )
