@@ -386,7 +386,10 @@ def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:
             f"it leaves at least {least} ({cls.limit}). Spread the removal over more blocks"
         )
     with call_own(cls, f"method {cls.name}, block {stage.block}"):
-        return cls(stage, **expanded(cls, given))
+        made = cls(stage, **expanded(cls, given))
+    if not isinstance(made, cls) or vars(made).get("stage") is not stage:
+        raise UserError(f"method {cls.name}, block {stage.block}: its __init__ does not call super().__init__(stage)")
+    return made
 
 
 def fewest(cls: type[Reducer], tokens_in: int, prefix_tokens: int) -> int:
