@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -313,7 +314,8 @@ def serve(connection: Connection) -> None:
         return
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        connection.send(("error", (isinstance(error, UserError), text, traceback.format_exc())))
+        with suppress(OSError):  # whoever started this process may have ended in the middle of a message
+            connection.send(("error", (isinstance(error, UserError), text, traceback.format_exc())))
 
 
 def _score(connection: Connection, score: Scorer, network: Network) -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.search.score import FixedOptions, Scorer
 from edge_tprune.search.study import open_storage, open_study, search
-from edge_tprune.search.workers import Event, Here, Network, Workers, score_all
+from edge_tprune.search.workers import Event, Here, Network, Workers, score_all, serve
 from tests.search.landscape import Breaks, Dies, Landscape
 from tests.search.spaces import SPACE
 
@@ -143,3 +144,12 @@ def test_the_scorer_of_a_network_gives_the_same_losses_in_another_process(loaded
     (found,) = pickle.loads(pickle.dumps(score))("evit", tokens, {})
     assert found == expected
     assert expected != next(iter(score.scorer("evit", tokens, {})))
+
+
+def test_a_worker_whose_parent_ends_in_the_middle_of_a_message_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    here, there = Pipe()
+    here.send(())
+    os.write(here.fileno(), (1000).to_bytes(4, "big") + b"ten bytes.")  # of the thousand that are announced
+    here.close()
+    serve(there)
+    assert capsys.readouterr().err == ""
