@@ -23,6 +23,7 @@ from edge_tprune.text import is_text
 T = TypeVar("T")
 
 LARGEST_BYTES = 64_000_000  # reading JSON takes many times its size in memory
+_DEEPEST = 100  # brackets within each other
 _LONGEST_SHOWN = 60  # characters of a value in a message
 LARGEST = 2**53  # beyond it a double no longer holds every whole number, and JSON is read as doubles elsewhere
 
@@ -85,6 +86,7 @@ class DocumentKind(Generic[T]):
                 raise UserError(f"{path} is not a {self.noun}: it has no {self.file}. {self.make}") from error
             raise UserError(f"{place} cannot be read: {error.strerror}. {self.remedy}") from error
         try:
+            _check_depth(data)
             version = self._version(data, path)
             if version < self.version and self.convert is not None:
                 return convert(self.convert(_parse(data)), self.schema)
@@ -147,6 +149,19 @@ def decode(data: bytes, schema: type[T]) -> T:
         _refuse_foreign(document)
         convert(document, schema)
         raise InvalidDocument(f"not readable JSON ({_one_line(error)})") from error
+
+
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+def _check_depth(data: bytes) -> None:
+    """Refuses what recursion in Python cannot follow, long before it fails: nothing of ours is nested as deep."""
+    depth = 0
+    if data.count(b"[") + data.count(b"{") > _DEEPEST:
+        for found in _BRACKETS.finditer(data):
+            depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0)
+            if depth > _DEEPEST:
+                raise InvalidDocument(f"brackets are nested more than {_DEEPEST} deep")
 
 
 def _parse(data: bytes) -> Any:

@@ -86,7 +86,7 @@ def test_an_older_version_is_converted(tmp_path: Path) -> None:
         (None, "is not a box: it has no box.json. Make one with: make box"),
         ("", "box.json: not readable JSON (Expecting value: line 1 column 1 (char 0)). Copy the box again"),
         ("{", "box.json: not readable JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
-        ("[" * 200_000, "box.json: not readable JSON (too many nested brackets). Copy the box again"),
+        ("[" * 200_000, "box.json: brackets are nested more than 100 deep. Copy the box again"),
         ("[]", "does not say format 'test-box'"),
         ('{"format": "other"}', "does not say format 'test-box'"),
         ('{"format": "test-box"}', "box.json: version is null: expected a whole number from 1 to 2. Copy the box again"),
@@ -255,3 +255,17 @@ def test_any_damage_to_the_bytes_is_read_or_refused_in_one_line(data: st.DataObj
     damaged[begin:end] = data.draw(st.binary(max_size=8) | st.floats().map(lambda value: struct.pack("d", value)))
     why = _refusal(bytes(damaged))
     assert why is None or (why.isprintable() and len(why) < 400)
+
+
+def test_brackets_are_counted_outside_of_texts_alone(tmp_path: Path) -> None:
+    from edge_tprune.documents import _check_depth
+
+    for deep in (99, 100, 101, 800, 200_000):
+        for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+            data = opening * deep + b"1" + closing * deep
+            if deep <= 100:
+                _check_depth(data)
+            else:
+                with pytest.raises(InvalidDocument, match="brackets are nested more than 100 deep"):
+                    _check_depth(data)
+    _check_depth(json.dumps(["[" * 500, '\\"' + "{" * 500, [["\\"]] * 300]).encode())

@@ -66,7 +66,7 @@ class Observer:
         self.close()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "edge_tprune.agent.sampler", "--root", str(self._root), "--pid", str(os.getpid())]
+        command = [sys.executable, "-m", "edge_tprune.agent.sampler", f"--root={self._root}", "--pid", str(os.getpid())]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -57,7 +57,7 @@ def check_budget(
         The check, and what to open the engine from where that is not what `prepare` gives: a higher precision passed, in part or as a whole
         (`Check.fallback`). The check's numbers are of that engine then, from a process of its own.
     """
-    command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path), budget]
+    command = [sys.executable, "-m", "edge_tprune.agent.probe", str(bundle.path.absolute()), budget]
     command += ["--runtime", runtime, "--threads", str(threads), "--tolerance", repr(tolerance)]
     command += [] if precision is None else ["--precision", precision]
     first = _run_probe(command, budget).check

@@ -84,7 +84,13 @@ def find_profiles(path: Path | str) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): what it holds would be left out") from error
 
-    for directory, inside, files in os.walk(path, onerror=refuse):
+    seen: set[tuple[int, int]] = set()  # links are followed, but never twice into one directory
+    for directory, inside, files in os.walk(path, onerror=refuse, followlinks=True):
+        status = Path(directory).stat()
+        if (identity := (status.st_dev, status.st_ino)) in seen:
+            inside.clear()
+            continue
+        seen.add(identity)
         if RUN in files:
             found.append(Path(directory))
             inside.clear()  # a profile holds no profiles

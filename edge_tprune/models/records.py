@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -137,7 +138,9 @@ def _of_timm(record: object) -> dict[str, object]:
     found = {
         key: value.tolist() if isinstance(value := record.get(key), (Tensor, np.ndarray)) else value for key in _PREPROCESSING
     }
-    return {key: value for key, value in found.items() if value}
+    return {
+        key: value for key, value in found.items() if value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+    }
 
 
 def _of_preprocessor(file: WeightsFile) -> dict[str, object]:
@@ -157,8 +160,23 @@ def _of_transformers(record: Mapping[str, Any]) -> dict[str, object]:
         found |= {key: record[f"image_{key}"] for key in ("mean", "std") if record.get(f"image_{key}")}
     elif record:
         found |= {"mean": (0.0,), "std": (1.0,)}
-    if record.get("resample") in _RESAMPLE:
-        found["interpolation"] = _RESAMPLE[record["resample"]]
+    # timm's mean and std are for pixels from 0 to 1; those of a processor for pixels that it multiplies by something else, or by nothing.
+    scale = 255.0 * (float(record.get("rescale_factor", 1 / 255)) if record.get("do_rescale", True) else 1.0)
+    if record and not math.isclose(scale, 1.0, rel_tol=1e-4):
+        if not 0 < scale < math.inf or not {"mean", "std"} <= found.keys():
+            raise ValueError(
+                f"its pixels are multiplied by {scale / 255:g}, with mean and std {record.get('image_mean')}, {record.get('image_std')}"
+            )
+        for key in ("mean", "std"):
+            values = found[key] if isinstance(found[key], (list, tuple)) else (found[key],)
+            found[key] = tuple(float(value) / scale for value in values)  # type: ignore[attr-defined]
+    resample = record.get("resample")
+    if isinstance(resample, str) and resample.lower() in _RESAMPLE.values():
+        found["interpolation"] = resample.lower()
+    elif resample in _RESAMPLE:
+        found["interpolation"] = _RESAMPLE[resample]
+    elif resample is not None:
+        raise ValueError(f"resample is {resample!r:.40}, which is no kind of Pillow's")
     size, crop = record.get("size"), record.get("crop_size")
     side = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
     cropped = crop.get("height") if isinstance(crop, Mapping) else crop

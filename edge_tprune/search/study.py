@@ -149,11 +149,16 @@ class _Journal(JournalFileBackend):
             super().append_logs(logs)
 
 
+_JOURNAL_BEGINS = b'{"op_code"'  #: as Optuna writes it; a process that was killed may have written less
+
+
 def _open_journal(file: Path) -> BaseStorage:
     try:
         if file.exists():
             open_regular(file).close()
         with clear_write_errors(file), os.fdopen(open_log(file, os.O_CREAT), "rb") as stream:
+            if not _JOURNAL_BEGINS.startswith(os.pread(stream.fileno(), len(_JOURNAL_BEGINS), 0)):
+                raise UserError(f"{file} cannot be read (it does not begin as a journal does): move it away to start again")
             cut_last_line(stream.fileno())  # of a process that was killed, or found the disk full
         with _quiet():
             return JournalStorage(_Journal(str(file), _NoLock(str(file))))

@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, write_json
+from edge_tprune.files import clear_write_errors, exclusive, read_regular, write_json
 from edge_tprune.processes import end_signals
 from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import KINDS, FileFault
@@ -20,6 +21,7 @@ from edge_tprune.simulator.truth import true_energy_mj
 from edge_tprune.text import command_line
 
 _MOST = 1e9  #: of sensors' noise, and of seconds
+_PATIENCE_S = 10.0  #: for other faults that are being asked for
 
 
 def main(arguments: list[str]) -> int:
@@ -87,11 +89,12 @@ def _fault(arguments: list[str]) -> int:
         raise UserError(f"no simulated board in {options.directory}")
     fault = FileFault(options.kind, options.file, options.seconds, options.value)
     file = options.directory / FAULTS
-    try:
-        asked = json.loads(file.read_bytes()) if file.exists() else []
-    except ValueError as error:
-        raise UserError(f"{file} is not readable JSON ({error}): delete it") from None
-    write_json(file, [*(asked if isinstance(asked, list) else []), asdict(fault)])
+    with exclusive(file, "fault", _PATIENCE_S):
+        try:
+            asked = json.loads(read_regular(file, LARGEST_BYTES)) if file.exists() else []
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file} is not readable JSON ({error}): delete it") from None
+        write_json(file, [*(asked if isinstance(asked, list) else []), asdict(fault)])
     return 0
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edge_tprune.analysis.loading import load_rows
+from edge_tprune.analysis.loading import find_profiles, load_rows
 from edge_tprune.statistics import Interval
 
 
@@ -131,3 +131,12 @@ def test_the_interval_of_a_percentile_is_around_the_value_that_is_shown(profile_
             assert interval.value == row.value(metric)
             assert interval.low is None or interval.low <= interval.value
             assert interval.high is None or interval.value <= interval.high
+
+
+def test_profiles_behind_links_are_found_and_circles_end(profiles, tmp_path):
+    profiles.write(tmp_path / "elsewhere" / "a", profiles.info())
+    profiles.write(tmp_path / "mix" / "b", profiles.info())
+    (tmp_path / "mix" / "linked").symlink_to(tmp_path / "elsewhere" / "a")
+    (tmp_path / "mix" / "circle").symlink_to(tmp_path / "mix")
+    (tmp_path / "mix" / "again").symlink_to(tmp_path / "elsewhere")
+    assert sorted(path.resolve().name for path in find_profiles(tmp_path / "mix")) == ["a", "b"]

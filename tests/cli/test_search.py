@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_tprune.record.document import RUN
 from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.schedule.latency import Latency, NetworkRecord
+from tests.analysis.conftest import Profiles
 from tests.cli.conftest import Outcome
 from tests.schedule.test_latency import SHAPE, fitted
 
@@ -90,8 +90,8 @@ def test_a_latency_model_is_for_several_methods(command: Command, tmp_path: Path
         run_id="r", network=network, runtime="onnxruntime", precision=None, batch=1, threads=1, power_mode=None, machine="m",
         status="valid", costs={"p50_ms": fitted(SHAPE, ["evit"])},
     )  # fmt: skip
-    LATENCY_KIND.write(tmp_path, latency)
-    (tmp_path / RUN).write_text("{}")
-    outcome = command("search", "reference", "--latency", tmp_path, "--max-ms", "8", "--method", "bat")
+    Profiles.write(tmp_path / "run", {**Profiles.info(), "run_id": "r"})
+    LATENCY_KIND.write(tmp_path / "run", latency)
+    outcome = command("search", "reference", "--latency", tmp_path / "run", "--max-ms", "8", "--method", "bat")
     assert outcome.code == 2
     assert "--latency compares --methods: give --methods bat instead of --method" in outcome.err.replace("\n", " ")

@@ -208,3 +208,59 @@ def test_training_arguments_may_hold_arrays(tmp_path: Path, state: State) -> Non
 def test_deep_brackets_in_metadata_are_no_class_names(tmp_path: Path, state: State) -> None:
     save_file(state, tmp_path / "w.safetensors", metadata={"class_names": "[" * 100_000})
     assert is_loaded(load_model(NAME, tmp_path / "w.safetensors").model, state)
+
+
+@pytest.mark.parametrize(
+    ("record", "mean", "std"),
+    [
+        ({"rescale_factor": 1 / 255}, 0.5, 0.25),
+        ({"rescale_factor": 0.00392156862745098}, 0.5, 0.25),
+        ({"rescale_factor": 1 / 127.5}, 0.25, 0.125),  # from 0 to 2
+        ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [63.75] * 3}, 0.5, 0.25),
+        ({"do_normalize": False, "rescale_factor": 1 / 127.5}, 0.0, 0.5),
+    ],
+)
+def test_a_processor_that_scales_pixels_otherwise_is_followed(
+    record: dict[str, Any], mean: float, std: float, tmp_path: Path, state: State
+) -> None:
+    """What the network gets of a pixel is what transformers gives it: (pixel * factor - mean) / std."""
+    save_file(state, tmp_path / "model.safetensors")
+    whole = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 40}, "resample": "bilinear", **record}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(whole))
+    found = load_model(NAME, tmp_path).preprocessing
+    assert found.mean == pytest.approx((mean,) * 3)
+    assert found.std == pytest.approx((std,) * 3)
+    assert found.interpolation == "bilinear"
+    pixel = np.arange(256.0)
+    factor = record.get("rescale_factor", 1 / 255) if record.get("do_rescale", True) else 1.0
+    theirs = pixel * factor
+    if record.get("do_normalize", True):
+        theirs = (theirs - whole["image_mean"][0]) / whole["image_std"][0]
+    np.testing.assert_allclose((pixel / 255 - found.mean[0]) / found.std[0], theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"rescale_factor": 0},
+        {"rescale_factor": -1},
+        {"rescale_factor": "x"},
+        {"do_rescale": False, "image_std": None},
+        {"resample": "best"},
+        {"resample": 9},
+    ],
+)
+def test_a_processor_that_cannot_be_followed_is_refused(record: dict[str, Any], tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    whole = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, **record}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="is not as transformers writes it"):
+        load_model(NAME, tmp_path)
+
+
+@pytest.mark.parametrize("cfg", [{"std": 0}, {"crop_pct": 0}])
+def test_a_zero_that_is_recorded_is_refused_not_left_out(cfg: dict[str, Any], tmp_path: Path, state: State) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "pretrained_cfg": cfg}))
+    with pytest.raises(UserError, match="is out of range"):
+        load_model(NAME, tmp_path)

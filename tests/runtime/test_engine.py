@@ -92,7 +92,7 @@ def test_close_frees_the_session_and_may_be_called_twice(tmp_path: Path) -> None
     engine.close()
     engine.close()
     assert session() is None
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(UserError, match="closed"):
         engine.run(np.zeros(SHAPE, np.float32))
 
 

@@ -342,3 +342,16 @@ def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
         database.execute("UPDATE trials SET state = 'NOPE'")
     with pytest.raises(UserError, match="what was tried before cannot be read"):
         search(open_study(open_storage(tmp_path / "x", url), "0.65", {}), SPACE, Landscape(), trials=3)
+
+
+def test_a_file_of_a_persons_is_not_taken_for_a_journal(tmp_path: Path) -> None:
+    file = tmp_path / "found.json.journal"
+    for content in (b"my only notes without an end", b"line 1\nline 2 without an end", b"{}\n", b"[]"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"it does not begin as a journal does.*: move it away"):
+            open_storage(tmp_path / "found.json", None)
+        assert file.read_bytes() == content
+    for content in (b"", b'{"op_'):  # of a search that was killed as it began
+        file.write_bytes(content)
+        open_storage(tmp_path / "found.json", None)
+        assert file.read_bytes() == b""

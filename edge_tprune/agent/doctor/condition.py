@@ -128,9 +128,9 @@ def check_throttling(now: MachineState) -> Iterator[Finding]:
             "throttling", "warning", f"it throttled since boot ({events}); a profile records whether it does while measuring"
         )
     elif not (slowed or alarms):
-        reported = now.over_current_counts or now.throttle_counts or now.cooling_states
-        yield (
-            Finding("throttling", "ok", "none since boot")
-            if reported
-            else Finding("throttling", "unknown", "this machine does not report it")
-        )
+        if now.over_current_counts or now.throttle_counts:
+            yield Finding("throttling", "ok", "none since boot")
+        elif now.cooling_states:
+            yield Finding("throttling", "ok", "none now; no count since boot can be read")
+        else:
+            yield Finding("throttling", "unknown", "this machine does not report it")

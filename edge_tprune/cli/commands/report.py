@@ -57,6 +57,9 @@ def report(
     if weights is not None and bundle is None:
         raise UserError("--weights is for --bundle and --images")
     pictures = [_parse_picture(text) for text in picture or []]
+    places = [page.resolve(), *(file.resolve() for _, file in pictures)]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise UserError(f"{twice} is asked for twice: give each picture a name of its own")
     rows = load_rows(profiles)
     samples: list[dict[str, object]] = []
     if bundle is not None and images is not None:
