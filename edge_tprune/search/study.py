@@ -79,10 +79,15 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
         url: of the database.
 
     Raises:
-        UserError: the database cannot be reached, or the journal is damaged.
+        UserError: the database cannot be reached, or is the search's file; or the journal is damaged.
     """
     if url is None:
         return _open_journal(out.with_name(f"{out.name}.journal"))
+    kind, _, place = url.partition(":///")
+    if kind.startswith("sqlite") and Path(place.partition("?")[0]).resolve() == out.resolve():
+        raise UserError(
+            f"--storage and --out are the same file, {out}: the schedules would replace the trials. Give another --out"
+        )
     try:
         return _open_database(url)
     except Exception as error:  # whatever its driver raises

@@ -145,3 +145,16 @@ def test_as_many_photos_as_asked_for_are_taken_from_several_directories(images: 
 
 def test_an_interrupted_fine_tuning_is_an_interruption_in_other_commands_too() -> None:
     assert issubclass(Interrupted, KeyboardInterrupt)  # `fit` trains as well, and says what it keeps
+
+
+def test_a_photo_that_is_given_twice_is_refused(command: Command, tmp_path: Path) -> None:
+    """It could be held out and trained on."""
+    for number in range(3):
+        save_image(tmp_path / "a" / "b" / f"{number}.png", number)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "link.png").symlink_to(tmp_path / "a" / "b" / "0.png")
+    for folders in (("a", "a"), ("a", "a/b"), ("a", "c")):
+        given = [word for name in folders for word in ("--data", tmp_path / name)]
+        outcome = command("finetune", "reference", *given, "--out", tmp_path / "w.safetensors")
+        assert outcome.code == 2
+        assert "is in --data more than once" in " ".join(outcome.err.split())

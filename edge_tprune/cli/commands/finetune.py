@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -182,6 +183,7 @@ def _photos(loaded: LoadedModel, data: list[str] | None, images: int | None, cla
     from edge_tprune.finetune.photos import Joined
     from edge_tprune.finetune.request import REFERENCE_CANVASES
     from edge_tprune.models.data import REFERENCE, open_dataset, open_images
+    from edge_tprune.models.images import format_path
 
     classes = int(getattr(loaded.model, "num_classes", 0))
     if images is not None and images < 1:
@@ -196,6 +198,11 @@ def _photos(loaded: LoadedModel, data: list[str] | None, images: int | None, cla
         limit = images or (REFERENCE_CANVASES if data == [REFERENCE] else None)
         return open_dataset(data[0], classes, limit, training=True, class_map=class_map, class_names=loaded.class_names)
     folders = [open_images(Path(one)) for one in data]
+    places = Counter(file.resolve() for folder in folders for file in folder.files)
+    if twice := next((place for place, count in places.items() if count > 1), None):
+        raise UserError(
+            f"photo {format_path(twice)} is in --data more than once: it might be held out and trained on as well. Give each photo once"
+        )
     kept, share, seen, taken = [], min(1.0, (images or math.inf) / sum(map(len, folders))), 0, 0
     for folder in folders:  # of each its share, together exactly as many as asked for
         seen += len(folder)
