@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -148,23 +149,23 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         file = self.files[index]
-        try:
-            self._note(file)
-            image = read_image(file)
-            self._note(file)
-        except OSError as error:
-            raise _is_gone(file, error) from error
-        return image, self.labels[index]
+        with self._unchanged(file):
+            return read_image(file), self.labels[index]
 
     def _content(self, file: Path) -> str:
         """SHA-256 of an image file."""
+        with self._unchanged(file):
+            return sha256_file(file)
+
+    @contextmanager
+    def _unchanged(self, file: Path) -> Iterator[None]:
+        """Around a look at a file, which is the same file before, after and at every other look."""
         try:
             self._note(file)
-            digest = sha256_file(file)
+            yield
             self._note(file)
         except OSError as error:
-            raise _is_gone(file, error) from error
-        return digest
+            raise UserError(f"{format_path(file)} cannot be read any more: {error.strerror}. Run the command again") from error
 
     def _note(self, file: Path) -> None:
         """Remembers what a file is; refuses one that is another than before."""
@@ -191,10 +192,6 @@ class ImageFolder:
 
     def _picked(self, indices: list[int]) -> ImageFolder:
         return replace(self, files=tuple(self.files[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
-
-
-def _is_gone(file: Path, error: OSError) -> UserError:
-    return UserError(f"{format_path(file)} cannot be read any more: {error.strerror}. Run the command again")
 
 
 def open_dataset(
