@@ -161,7 +161,7 @@ def _check_depth(data: bytes) -> None:
         for found in _BRACKETS.finditer(data):
             depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found[0], 0)
             if depth > _DEEPEST:
-                raise InvalidDocument(f"brackets are nested more than {_DEEPEST} deep")
+                raise InvalidDocument("not readable JSON (too many nested brackets)")
 
 
 def _parse(data: bytes) -> Any:
