@@ -307,6 +307,16 @@ def check_free_space(path: Path, needed_bytes: int) -> None:
         )
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuses a directory that cannot be renamed, and so not be replaced as a whole.
+
+    Raises:
+        UserError: a disk or a container's volume is mounted there.
+    """
+    if path.is_mount():
+        raise UserError(f"{path} is a mount point, which cannot be replaced as a whole: give a directory in it")
+
+
 def directory_mode() -> int:
     """The permissions that `mkdir` would give a new directory."""
     return 0o777 & ~_umask()

@@ -31,7 +31,15 @@ from edge_tprune.export.memory import bytes_needed, check_memory
 from edge_tprune.export.overflow import HalfPrecisionBreak
 from edge_tprune.export.settings import BuildSettings
 from edge_tprune.export.writer import Progress, write_bundle
-from edge_tprune.files import check_free_space, clear_write_errors, directory_mode, read_regular, sha256_json, sync_directory
+from edge_tprune.files import (
+    check_free_space,
+    check_replaceable,
+    clear_write_errors,
+    directory_mode,
+    read_regular,
+    sha256_json,
+    sync_directory,
+)
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.record.document import RUN
 from edge_tprune.reduction import registry
@@ -100,6 +108,7 @@ def _check_place(out: Path) -> None:
     Raises:
         UserError: it is no bundle, and no empty directory; or it holds what the bundle does not name.
     """
+    check_replaceable(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     said = b""

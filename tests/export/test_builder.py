@@ -291,6 +291,13 @@ def test_only_a_bundle_is_replaced(tmp_path: Path, said: str | None) -> None:
         _check_place(tmp_path)
 
 
+@pytest.mark.skipif(not Path("/proc").is_mount(), reason="no /proc")
+def test_a_mount_point_is_refused_before_the_work() -> None:
+    """A directory on which a disk is mounted cannot be renamed."""
+    with pytest.raises(UserError, match="/proc is a mount point, which cannot be replaced as a whole"):
+        _check_place(Path("/proc"))
+
+
 def test_what_a_bundle_does_not_name_is_not_lost(loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     build(loaded, decide_by_default(loaded, "evit", budgets=[1.0]), out)

@@ -54,6 +54,7 @@ from edge_tprune.export.formats.triton import Triton
 from edge_tprune.export.graph import MAX_TOPK
 from edge_tprune.files import (
     check_free_space,
+    check_replaceable,
     clear_write_errors,
     directory_mode,
     mark_in_use,
@@ -253,6 +254,7 @@ def _check_place(target: Path, about: str, force: bool) -> None:
         raise UserError(f"--out {target}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
     if target.is_symlink():
         raise UserError(f"--out {target} is a link: give the directory itself")
+    check_replaceable(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not force:
@@ -290,7 +292,7 @@ def _check_contents(folder: Path, about: str, name: Path) -> None:
     others = [
         path
         for file in sorted(folder.rglob("*"))
-        if (file.is_symlink() or not file.is_dir())
+        if (file.is_symlink() or not file.is_dir() or (file.name != "__pycache__" and not any(file.iterdir())))
         and not (file.suffix == ".pyc" and file.parent.name == "__pycache__")
         and not _is_own(file, path := file.relative_to(folder).as_posix(), about, found.sha256)
     ]

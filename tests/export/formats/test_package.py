@@ -159,6 +159,7 @@ def test_nothing_is_written_over(named: Bundle, tmp_path: Path) -> None:
         ),
         (lambda out: [(out / "__pycache__").mkdir(), (out / "__pycache__/notes.txt").write_text("mine")], "__pycache__/notes"),
         (lambda out: [(out / name).write_text("") for name in "ab"], "a and 1 more"),
+        (lambda out: (out / "mine").mkdir(), "mine"),
     ],
 )
 def test_an_export_to_which_a_person_added_something_is_not_replaced(
