@@ -11,6 +11,7 @@ rounding alone moves half as much. Ordinary images are allowed more because near
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,9 @@ from torch import Tensor, nn
 from edge_tprune.bundle.golden import OUTLIERS, Outliers, golden_tolerance, image_differences
 from edge_tprune.errors import NegativeAnswer
 from edge_tprune.export.overflow import HalfPrecisionBreak, describe_break
-from edge_tprune.export.steadiness import images_at_once
+from edge_tprune.export.steadiness import explicit_forms, run_all
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.models.preprocess import Preprocessing
-from edge_tprune.reduction.attention import explicit_attention
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS
 from edge_tprune.runtime.engine import open_engine
@@ -39,12 +39,10 @@ _MARGIN, _FLIP_MARGIN = (
 )  # times what rounding changed: where it changed little, and where it changed which tokens are kept
 
 
-def outputs_of(module: PrunedViT, batches: Tensor) -> np.ndarray:
-    """Outputs (batches, B, ...) for images (batches, B, 3, H, W), several batches at once where memory allows."""
-    at_once = max(1, images_at_once(module.shape) // batches.shape[1])
-    with torch.inference_mode():
-        outputs = torch.cat([module(part.flatten(0, 1)) for part in torch.split(batches, at_once)])
-    return outputs.numpy().reshape(*batches.shape[:2], *outputs.shape[1:])
+def answers(modules: Sequence[PrunedViT], batches: Tensor) -> list[np.ndarray]:
+    """What networks of one model answer to images (batches, B, 3, H, W): (batches, B, ...) each."""
+    outputs = run_all(modules, batches.flatten(0, 1))
+    return [output.numpy().reshape(*batches.shape[:2], *output.shape[1:]) for output in outputs]
 
 
 def make_outliers(loaded: LoadedModel, ordinary: Tensor, batch: int) -> Tensor:
@@ -129,25 +127,32 @@ class OutlierProof:
         self._outputs: dict[str, np.ndarray] = {}
         self._moved: dict[tuple[str, str], np.ndarray] = {}  # by budget and precision: (batches, B)
 
-    def add_budget(self, name: str, module: PrunedViT) -> None:
-        """Records a budget's answers in float32, and how far rounding moves them.
+    def add_budgets(self, budgets: Mapping[str, PrunedViT]) -> None:
+        """Records the budgets' answers in float32, and how far rounding moves them.
 
         Raises:
             NegativeAnswer: they are not finite.
         """
-        self._outputs[name] = outputs_of(module, self._batches)
-        if not np.isfinite(self._outputs[name]).all():
-            raise NegativeAnswer(
-                f"budget {name}: in float32 its {module.output} are not finite on an outlier image (black, white, one colour, a checkerboard, or "
-                "the one with the largest activations): the network overflows. Check its weights. Nothing was written"
-            )
+        modules = list(budgets.values())
+        for (name, module), found in zip(budgets.items(), answers(modules, self._batches)):
+            self._outputs[name] = found
+            if not np.isfinite(found).all():
+                raise NegativeAnswer(
+                    f"budget {name}: in float32 its {module.output} are not finite on an outlier image (black, white, one colour, a checkerboard, or "
+                    "the one with the largest activations): the network overflows. Check its weights. Nothing was written"
+                )
         generator = torch.Generator().manual_seed(0)
-        for size in _ROUNDING if module.reducers else ():  # the unpruned network has no choice that could hang on rounding
+        # The unpruned network has no choice that could hang on rounding.
+        choosing = {name: module for name, module in budgets.items() if module.reducers}
+        for size in _ROUNDING if choosing else ():
             noise = torch.randn(self._batches.shape, generator=generator)
-            self._note(name, DEFAULT, module.output, outputs_of(module, self._batches + size * noise))
-        previous, module.attention = module.attention, explicit_attention
-        self._note(name, DEFAULT, module.output, outputs_of(module, self._batches))
-        module.attention = previous
+            self._note_all(choosing, self._batches + size * noise)
+        with explicit_forms(modules):
+            self._note_all(budgets, self._batches)
+
+    def _note_all(self, budgets: Mapping[str, PrunedViT], batches: Tensor) -> None:
+        for (name, module), found in zip(budgets.items(), answers(list(budgets.values()), batches)):
+            self._note(name, DEFAULT, module.output, found)
 
     def add_graph(self, name: str, file: Path, exact: PrunedViT, module: PrunedViT) -> None:
         """Records how far a graph, and the module in its precision, are from the answers in float32.
@@ -165,7 +170,7 @@ class OutlierProof:
         with open_engine(file, "onnxruntime", threads=torch.get_num_threads()) as engine:
             found = [np.stack([engine.run(batch) for batch in self._batches.numpy()])]
         if precision != DEFAULT:
-            found.append(outputs_of(module, self._batches))
+            found += answers([module], self._batches)
             self._add_half_rounding(name, precision, exact)
         for outputs in found:
             if not np.isfinite(outputs).all():
@@ -179,7 +184,7 @@ class OutlierProof:
         generator, (size, draws) = torch.Generator().manual_seed(1), _HALF_ROUNDING
         for _ in range(draws if exact.reducers else 0):
             noise = torch.randn(self._batches.shape, generator=generator)
-            self._note(name, precision, exact.output, outputs_of(exact, self._batches + size * noise))
+            self._note(name, precision, exact.output, *answers([exact], self._batches + size * noise))
 
     def _note(self, name: str, precision: str, kind: str, outputs: np.ndarray) -> None:
         moved = image_differences(outputs, self._outputs[name], kind, precision)

@@ -6,7 +6,8 @@ on a board. Noise on the input moves all logits a little, and those of an image 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from edge_tprune.export.settings import BuildSettings
 from edge_tprune.models.data import sample_images
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction.attention import explicit_attention
+from edge_tprune.reduction.first_blocks import FirstBlocks
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import SLICE
@@ -63,7 +65,7 @@ def choose_images(
     Args:
         loaded: the model.
         settings: of the build.
-        progress: called before each pass with how many of `choosing_modules` have been tried, and what is done.
+        progress: called before each pass with the share that is done, in numbers of `choosing_modules`, and what is done.
 
     Raises:
         NegativeAnswer: too few are steady.
@@ -99,25 +101,26 @@ def count_flips(
     Noise of the size of rounding and another way of writing attention must change no token; larger noise tells which images are safest.
     """
     flips = torch.zeros(len(images), dtype=torch.int64)
+    if not modules:
+        return flips
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], _MORE[1]))]
-    passes = 2 + _ROUNDING[1] + _MORE[1]
-    for number, module in enumerate(modules):
-        done = 0
+    passes, done = 2 + _ROUNDING[1] + _MORE[1], 0
 
-        def run(given: Tensor, module: PrunedViT = module, number: int = number) -> Tensor:
-            nonlocal done
-            done += 1
-            progress(number, f"choosing images, pass {done} of {passes}")
-            return _outputs(module, given)
+    def run(given: Tensor) -> Tensor:
+        """Outputs (networks, N, values)."""
+        nonlocal done
+        progress(done * len(modules) // passes, f"choosing images, pass {done + 1} of {passes}")
+        done += 1
+        return _outputs(modules, given)
 
-        outputs = run(images)
-        for (noise, count), price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
-            moved = torch.stack([(run(images + noise * draw) - outputs).abs().amax(1) for draw in draws[:count]])
-            flips += price * (moved > _FLIP * moved.median()).sum(0)
-        previous, module.attention = module.attention, explicit_attention
-        flips += UNUSABLE * ((run(images) - outputs).abs().amax(1) > TOLERANCE / 2)
-        module.attention = previous
+    outputs = run(images)
+    for (noise, count), price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
+        moved = torch.stack([(run(images + noise * draw) - outputs).abs().amax(2) for draw in draws[:count]], 1)
+        usual = moved.flatten(1).median(1).values  # of each network: moved is (networks, draws, N)
+        flips += price * (moved > _FLIP * usual[:, None, None]).sum((0, 1))
+    with explicit_forms(modules):
+        flips += UNUSABLE * ((run(images) - outputs).abs().amax(2) > TOLERANCE / 2).sum(0)
     return flips
 
 
@@ -126,7 +129,29 @@ def images_at_once(shape: NetworkShape) -> int:
     return max(1, min(_BATCH, _BATCH * _BATCH_TOKENS**2 // shape.tokens**2))
 
 
-def _outputs(module: PrunedViT, images: Tensor) -> Tensor:
-    """Outputs (N, values), in the units in which parity compares them."""
-    outputs = torch.cat([module(part).flatten(1) for part in torch.split(images, images_at_once(module.shape))])
-    return outputs if module.output == LOGITS else outputs / scale(outputs.numpy())
+def run_all(modules: Sequence[PrunedViT], images: Tensor) -> list[Tensor]:
+    """What each network of one model answers to images (N, 3, H, W), as many images at once as memory allows."""
+    answers = []
+    for part in torch.split(images, images_at_once(modules[0].shape)):
+        first = FirstBlocks.shared(modules, [part])
+        answers.append([first.outputs(module, 0) for module in modules])
+    return [torch.cat(parts) for parts in zip(*answers)]
+
+
+@contextmanager
+def explicit_forms(modules: Sequence[PrunedViT]) -> Iterator[None]:
+    """Networks whose attention is matmul, softmax, matmul for a while: the same, but for rounding."""
+    previous = [module.attention for module in modules]
+    try:
+        for module in modules:
+            module.attention = explicit_attention
+        yield
+    finally:
+        for module, attention in zip(modules, previous):
+            module.attention = attention
+
+
+def _outputs(modules: Sequence[PrunedViT], images: Tensor) -> Tensor:
+    """Outputs (networks, N, values), in the units in which parity compares them."""
+    outputs = [output.flatten(1) for output in run_all(modules, images)]
+    return torch.stack([each if modules[0].output == LOGITS else each / scale(each.numpy()) for each in outputs])

@@ -31,7 +31,7 @@ from edge_tprune.bundle.parity import Parity
 from edge_tprune.export.calibration import calibrate, check_layers, host, outputs_of
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.integer_parity import IntegerJudge
-from edge_tprune.export.outliers import OutlierProof, make_outliers
+from edge_tprune.export.outliers import OutlierProof, answers, make_outliers
 from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
 from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images, choosing_modules
@@ -58,11 +58,8 @@ class _Writer:
     outliers: OutlierProof
     allowed: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  #: of ordinary images (`Golden.allowed`)
 
-    def write_budget(self, budget: BudgetSettings) -> tuple[Budget, np.ndarray]:
-        """Writes and proves all graphs of a budget: its entry in the manifest, and PyTorch's outputs (batches, B, ...)."""
-        with torch.inference_mode():
-            expected = np.stack([budget.module(batch).numpy() for batch in self.proof.batches])
-        self.outliers.add_budget(budget.name, budget.module)
+    def write_budget(self, budget: BudgetSettings, expected: np.ndarray) -> Budget:
+        """Writes and proves all graphs of a budget, against PyTorch's outputs (batches, B, ...): its entry in the manifest."""
         artifacts, parity = [], {}
         # By file: runtimes that read the same form share the graph, and the proof that it is right.
         proved: dict[str, Parity] = {}
@@ -84,7 +81,7 @@ class _Writer:
                     bytes=entry.bytes,
                 )
             )
-        return _describe_budget(self.settings, budget, parity, artifacts), expected
+        return _describe_budget(self.settings, budget, parity, artifacts)
 
     def _write_graph(
         self, budget: BudgetSettings, graph: GraphSettings, modules: dict[str, PrunedViT], expected: np.ndarray
@@ -155,6 +152,7 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
         judge = IntegerJudge(calibrate(loaded, settings, settings.calibration, settings.float_layers, progress))
     progress("choosing images", 0, steps)
     proof = choose_images(loaded, settings, lambda tried, what: progress(what, tried, steps))
+    progress("what the networks should answer", choosing, steps)
     (folder / _GRAPHS).mkdir()
     weights_file = folder / _GRAPHS / _WEIGHTS
     golden = {"input": proof.batches[:GOLDEN_BATCHES].numpy()}
@@ -162,9 +160,10 @@ def write_bundle(loaded: LoadedModel, settings: BuildSettings, folder: Path, fin
     with weights_file.open("wb") as stream:
         outliers = OutlierProof(make_outliers(loaded, proof.batches[0, 0], settings.batch))
         writer = _Writer(loaded, settings, folder, proof, SharedWeights(stream, _WEIGHTS), step, judge, outliers)
-        for budget in settings.budgets:
-            entry, outputs = writer.write_budget(budget)
-            budgets.append(entry)
+        modules = {budget.name: budget.module for budget in settings.budgets}
+        outliers.add_budgets(modules)
+        for budget, outputs in zip(settings.budgets, answers(list(modules.values()), proof.batches)):
+            budgets.append(writer.write_budget(budget, outputs))
             golden[f"{settings.output}/{budget.name}"] = outputs[:GOLDEN_BATCHES]
     golden |= outlier_arrays(outliers.result(settings.output), settings.output) | allowed_arrays(writer.allowed)
     buffer = io.BytesIO()

@@ -170,13 +170,14 @@ class PrunedViT(FeatureInterface):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> the output: logits (B, classes), embedding (B, D), features (B, C, rows, columns) or tokens (B, N, C)."""
-        stream, images = self._run(x), x
+        return self.read(self._run(x)).to(x.dtype)
+
+    def read(self, stream: Stream) -> Tensor:
+        """The output, as `forward` has it, of what the last block leaves; in the precision of the stream."""
         if self.output in (LOGITS, EMBEDDING):
-            out = self._head(stream)
-        else:
-            out = self._adapter.norm(stream.restored())
-            out = out if self.output != FEATURES else self._as_map(out)
-        return out.to(images.dtype)
+            return self._head(stream)
+        out = self._adapter.norm(stream.restored())
+        return out if self.output != FEATURES else self._as_map(out)
 
     def _head(self, stream: Stream) -> Tensor:
         x = stream.x
@@ -215,13 +216,40 @@ class PrunedViT(FeatureInterface):
             traced.append(stream.members)
         return traced
 
+    @property
+    def untouched(self) -> int:
+        """How many blocks, from the first, do here what they do in the unpruned network."""
+        if self.image_size is not None:
+            return 0
+        blocks = len(self.schedule)
+        return min(blocks, *map(int, self.reducers)) - 1 if self.reducers else blocks - 1  # the last may compute less
+
     def _run(self, x: Tensor, restore: bool | None = None) -> Stream:
         """All blocks; with `restore` all tokens of the last one, so that every patch has a vector."""
-        restore = self.output not in (LOGITS, EMBEDDING) if restore is None else restore
-        stream = self._embed(x, restore)
-        for number in range(1, len(self.schedule) + 1):
-            stream = self._block(number, stream, full=restore)
+        restore = self._restores if restore is None else restore
+        return self._run_blocks(self._embed(x, restore), 1, len(self.schedule), restore)
+
+    def run_first(self, stream: Stream, first: int, last: int) -> Stream:
+        """Blocks `first` to `last`, counted from 1, of those that are `untouched`."""
+        return self._run_blocks(stream, first, last, False)
+
+    def run_rest(self, tokens: Tensor, first: int) -> Tensor:
+        """The output from the tokens (B, N, C) that enter block `first`, before any has left."""
+        return self.read(self._run_blocks(self._begin(tokens, self._restores), first, len(self.schedule), self._restores))
+
+    def _run_blocks(self, stream: Stream, first: int, last: int, full: bool) -> Stream:
+        for number in range(first, last + 1):
+            stream = self._block(number, stream, full=full)
         return stream
+
+    @property
+    def _restores(self) -> bool:
+        """Whether the output needs a vector for every patch."""
+        return self.output not in (LOGITS, EMBEDDING)
+
+    def embed(self, images: Tensor) -> Stream:
+        """What enters the first block, of images (B, 3, H, W)."""
+        return self._embed(images, self._restores)
 
     def _embed(self, images: Tensor, restore: bool = False) -> Stream:
         if self.image_size is not None:
@@ -241,6 +269,10 @@ class PrunedViT(FeatureInterface):
             )
         if self.precision.name != DEFAULT:
             x = x.to(self.precision.stream)
+        return self._begin(x, restore)
+
+    def _begin(self, x: Tensor, restore: bool) -> Stream:
+        """The tokens (B, N, C), of which none has left yet."""
         positions = None
         asked = any(registry.POSITIONS in cast(Reducer, reducer).needs for reducer in self.reducers.values())
         if self._tracks_positions or asked:

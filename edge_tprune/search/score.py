@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,15 @@ from edge_tprune.errors import UserError
 from edge_tprune.models.data import Dataset, batches
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import registry
+from edge_tprune.reduction.first_blocks import FirstBlocks
 from edge_tprune.reduction.host import PrunedViT, network_shape
 
 DIVERGENCE, ERROR, DISTANCE = "kl", "top1", "cosine"
 SCORES = {LOGITS: (DIVERGENCE, ERROR), **dict.fromkeys((EMBEDDING, FEATURES, TOKENS), (DISTANCE,))}
 """By output: what a network can be judged by, the default first."""
 BATCH = 20
+KEPT_BYTES = 500e6
+"""Memory for the tokens between blocks of the unpruned network, in every process that scores: where those after every block need more, after some."""
 
 
 class Scorer:
@@ -37,10 +41,12 @@ class Scorer:
         self, model: nn.Module, images: Sequence[Tensor], labels: Sequence[Tensor] | None = None, output: str = LOGITS
     ) -> None:
         self.model, self.images, self.labels, self.output = model, images, labels, output
-        none, tokens = registry.method("none"), network_shape(model, output=output).full_schedule()
-        unpruned = PrunedViT(model, none, tokens, {}, output=output)
-        with torch.inference_mode():
-            answers = [unpruned(batch) for batch in images]
+        none, shape = registry.method("none"), network_shape(model, output=output)
+        unpruned = PrunedViT(model, none, shape.full_schedule(), {}, output=output)
+        tokens_bytes = 4 * shape.tokens * shape.block_shapes[0].attention_channels * sum(map(len, images))
+        apart = max(1, math.ceil(shape.blocks * tokens_bytes / KEPT_BYTES))
+        self._first = FirstBlocks(unpruned, images, range(apart, shape.blocks, apart))
+        answers = [self._first.outputs(unpruned, number) for number in range(len(images))]
         if not all(bool(answer.isfinite().all()) for answer in answers):
             raise UserError(
                 "the network's outputs for these images are not finite: are its weights those of a trained network?"
@@ -52,9 +58,9 @@ class Scorer:
     ) -> Iterator[list[float]]:
         """The losses of each batch, as they are computed; of the first `batches` only where that is given."""
         pruned = PrunedViT(self.model, registry.method(method), tokens, options, output=self.output)
-        for number, batch in enumerate(self.images[:batches]):
+        for number in range(len(self.images[:batches])):
             with torch.inference_mode():
-                answer, expected = pruned(batch), self.unpruned[number]
+                answer, expected = self._first.outputs(pruned, number), self.unpruned[number]
                 if self.output != LOGITS:
                     losses = torch.from_numpy(cosine_distance(self.output, answer.numpy(), expected.numpy()))
                 elif self.labels is not None:

@@ -118,7 +118,7 @@ def search(method: str, budget: float, networks: list[Network], write: bool) -> 
             f"{method} at {budget:g}: no worse than blocks {own} on any network, the best first",
         )
     )
-    if write and ranked[0] != own:
+    if write:  # also the own blocks: without them another budget's set would be taken as the nearest
         write_entry(method, budget, ranked[0], networks[0], tried[ranked[0]][0], tried[own][0])
 
 
@@ -127,7 +127,7 @@ def new_document(method: str, network: Network) -> dict[str, Any]:
     loaded, images = network.loaded, network.images
     found = {"model": loaded.name, "weights_sha256": loaded.weights_sha256, "score": "kl"}
     found |= {"images": len(images), "data": images.name, "data_sha256": images.fingerprint}
-    found |= {"stages": [3, 5], "seed": 0, "trials": len(list(candidates()))}
+    found |= {"stages": [2, 5], "seed": 0, "trials": len(list(candidates()))}
     return {"format": "edge-tprune-schedule", "version": 1, "method": method, "options": {}, "budgets": {}, "found": found}
 
 

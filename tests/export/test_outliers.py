@@ -72,7 +72,7 @@ def test_a_network_that_overflows_on_outliers_only_is_no_half_precision_network(
     photo = ordinary()[None] * 0.2
     assert torch.isfinite(modules[1](photo)).all()
     proof = OutlierProof(make_outliers(loaded, photo[0], 1))
-    proof.add_budget("1.0", modules[0])
+    proof.add_budgets({"1.0": modules[0]})
     graph = tmp_path / "graph.onnx"
     _export(modules[1], graph)
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_a_network_that_overflows_in_float32_is_refused() -> None:
     loaded.model.blocks[2].norm1.weight.data[:] = 1e38
     module = PrunedViT(loaded.model, registry.method("none"), (37,) * 4, {})
     with pytest.raises(NegativeAnswer, match="in float32 its logits are not finite on an outlier image"):
-        OutlierProof(ordinary()[None, None]).add_budget("1.0", module)
+        OutlierProof(ordinary()[None, None]).add_budgets({"1.0": module})
 
 
 def _export(module: PrunedViT, file: Path) -> None:
