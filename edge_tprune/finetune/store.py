@@ -10,6 +10,7 @@ Every file appears whole or not at all. Nothing in them is code: tensors and JSO
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
+import torch
 from msgspec import Meta
 from safetensors import safe_open
 from safetensors.torch import save
@@ -177,7 +179,8 @@ class Store:
 
     def save(self, name: str, tensors: dict[str, Tensor], values: msgspec.Struct) -> None:
         """Keeps tensors, and values as JSON, under a name."""
-        write_tensors(self._file(name), tensors, {"values": json.dumps(msgspec.to_builtins(values))})
+        text = json.dumps(msgspec.to_builtins(values))
+        write_tensors(self._file(name), tensors, {"values": text, "sha256": _hash(text, tensors)})
 
     def load(self, name: str, kind: type[T]) -> tuple[dict[str, Tensor], T] | None:
         """What was kept under a name, its values as a `kind`; or None.
@@ -191,8 +194,12 @@ class Store:
         try:
             open_regular(file).close()  # safetensors would wait for a named pipe
             with safe_open(file, "pt") as opened:
-                values = convert(json.loads(opened.metadata()["values"]), kind)
-                return {key: opened.get_tensor(key) for key in opened.keys()}, values  # noqa: SIM118
+                said = opened.metadata()
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            # What is wrong inside an optimiser's state shows steps later, as a crash or as weights that are worse.
+            if said["sha256"] != _hash(said["values"], tensors):
+                raise ValueError("its content is not what was written")
+            return tensors, convert(json.loads(said["values"]), kind)
         except Exception as error:
             raise UserError(f"{file} cannot be read ({error}). {KIND.remedy}") from error
 
@@ -216,6 +223,15 @@ class Store:
         """Removes the weights; decisions and log stay."""
         for name in ("state", "best"):
             self._file(name).unlink(missing_ok=True)
+
+
+def _hash(text: str, tensors: dict[str, Tensor]) -> str:
+    """Of a text and of the names, types, shapes and bytes of tensors."""
+    found = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:

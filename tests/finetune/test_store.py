@@ -4,8 +4,10 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from edge_tprune.errors import UserError
@@ -130,9 +132,35 @@ def test_an_answer_of_any_length_is_shown_in_short(tmp_path: Path) -> None:
     assert len(str(raised.value)) < 500
 
 
+@pytest.mark.parametrize("what", ["a number", "a shape", "a name", "a value", "nothing said"])
+def test_a_state_that_was_changed_is_not_trained_on(tmp_path: Path, what: str) -> None:
+    """An optimiser with a state of another shape ends in a crash of the process, and one with other numbers in worse weights."""
+    store, file = Store(tmp_path), tmp_path / "state.safetensors"
+    store.save("state", {"a": torch.ones(2, 3), "b": torch.zeros(2)}, Best(3, 0.1, True, ""))
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        said = opened.metadata()
+    if what == "a number":
+        tensors["a"][1, 2] = torch.nan
+    elif what == "a shape":
+        tensors["a"] = tensors["a"].T
+    elif what == "a name":
+        tensors["c"] = tensors.pop("b")
+    elif what == "a value":
+        said["values"] = said["values"].replace("0.1", "0.2")
+    else:
+        said.pop("sha256")
+    write_tensors(file, tensors, said)
+    with pytest.raises(UserError, match=r"state\.safetensors cannot be read .*(content is not what was written|sha256)"):
+        store.load("state", Best)
+
+
 def test_what_is_said_beside_the_best_weights_is_checked(tmp_path: Path) -> None:
+    class Half(msgspec.Struct):
+        step: int
+
     store = Store(tmp_path)
-    write_tensors(tmp_path / "best.safetensors", {"a": torch.ones(2)}, {"values": json.dumps({"step": 3})})
+    store.save("best", {"a": torch.ones(2)}, Half(3))
     with pytest.raises(UserError, match=r"best\.safetensors cannot be read .*loss"):
         store.load("best", Best)
 
