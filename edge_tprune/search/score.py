@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ DIVERGENCE, ERROR, DISTANCE = "kl", "top1", "cosine"
 SCORES = {LOGITS: (DIVERGENCE, ERROR), **dict.fromkeys((EMBEDDING, FEATURES, TOKENS), (DISTANCE,))}
 """By output: what a network can be judged by, the default first."""
 BATCH = 20
-KEPT_BYTES = 500e6
-"""Memory for the tokens between blocks of the unpruned network, in every process that scores: where those after every block need more, after some."""
 
 
 class Scorer:
@@ -35,17 +32,25 @@ class Scorer:
         labels: batches (B,), for top-1 errors in per cent; without them the loss is KL(unpruned || pruned) in nats, of outputs other than logits
             the cosine distance from the unpruned network's vectors.
         output: what the networks give, one of `edge_tprune.models.adapter.OUTPUTS`.
+        kept_bytes: memory for the tokens between blocks of the unpruned network, in every process that scores: where those after every block
+            need more, after some.
     """
 
     def __init__(
-        self, model: nn.Module, images: Sequence[Tensor], labels: Sequence[Tensor] | None = None, output: str = LOGITS
+        self,
+        model: nn.Module,
+        images: Sequence[Tensor],
+        labels: Sequence[Tensor] | None = None,
+        output: str = LOGITS,
+        kept_bytes: float = 500e6,
     ) -> None:
         self.model, self.images, self.labels, self.output = model, images, labels, output
         none, shape = registry.method("none"), network_shape(model, output=output)
         unpruned = PrunedViT(model, none, shape.full_schedule(), {}, output=output)
         tokens_bytes = 4 * shape.tokens * shape.block_shapes[0].attention_channels * sum(map(len, images))
-        apart = max(1, math.ceil(shape.blocks * tokens_bytes / KEPT_BYTES))
-        self._first = FirstBlocks(unpruned, images, range(apart, shape.blocks, apart))
+        kept = min(shape.blocks - 1, int(kept_bytes // tokens_bytes))
+        places = [round(shape.blocks * number / (kept + 1)) for number in range(1, kept + 1)]
+        self._first = FirstBlocks(unpruned, images, places)
         answers = [self._first.outputs(unpruned, number) for number in range(len(images))]
         if not all(bool(answer.isfinite().all()) for answer in answers):
             raise UserError(

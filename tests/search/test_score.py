@@ -47,3 +47,19 @@ def test_outputs_that_are_not_finite_are_one_line(
         broken.blocks[0].mlp.fc1.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match="the network's outputs for these images are not finite: are its weights those of"):
         Scorer(broken, [images], output=output)
+
+
+@pytest.mark.parametrize(("kept_bytes", "after"), [(0, []), (30_000, [2]), (60_000, [1, 3]), (1e9, [1, 2, 3])])
+def test_losses_are_the_same_however_many_tokens_are_kept(
+    loaded: LoadedModel, images: torch.Tensor, kept_bytes: float, after: list[int]
+) -> None:
+    """37 tokens of 96 float32 channels of two images are 28,416 bytes."""
+    kept = Scorer(loaded.model, [images], kept_bytes=kept_bytes)
+    assert kept._first._after == after
+    for schedule in (SCHEDULE, (37, 37, 14, 14), (24, 14, 14, 14)):
+        with torch.no_grad():
+            p = loaded.model(images).double().log_softmax(1)
+            q = edge_tprune.prune(loaded.model, method="evit", schedule=schedule)(images).double().log_softmax(1)
+        (found,) = kept("evit", schedule, {})
+        assert found == pytest.approx((p.exp() * (p - q)).sum(1).tolist(), abs=1e-5)
+        assert list(kept("evit", schedule, {})) == [found]
