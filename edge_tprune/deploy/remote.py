@@ -289,7 +289,7 @@ def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
 
 def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     target, fresh, old = bundles / name, bundles / f".{name}.new", bundles / f".{name}.old"
-    if old.is_dir() and not target.is_dir():  # a swap was cut off half-way
+    if old.is_dir() and not old.is_symlink() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)
     there = _hashes(target)
     if there == {path: entry["sha256"] for path, entry in files.items()}:
@@ -302,19 +302,42 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
         source = held.get(entry["sha256"]) or _received(incoming, path, entry)
         place = fresh.joinpath(*_inside(path))
         place.parent.mkdir(parents=True, exist_ok=True)
-        os.link(source, place)
+        _name_again(source, place)
     for directory in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
         _sync(directory)
-    if target.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+    if target.is_symlink():  # a person moved the bundle elsewhere: what is there stays
+        target.unlink()
+    elif target.is_dir():
         target.rename(old)
     fresh.rename(target)
     _sync(bundles)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     for entry in files.values():
         (incoming / entry["sha256"]).unlink(missing_ok=True)
     _remove_forgotten(incoming)
     return {"path": str(target)}
+
+
+def _name_again(source: Path, place: Path) -> None:
+    """A second name of a file, or a copy where that is on another disk."""
+    try:
+        os.link(source, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with source.open("rb") as old, place.open("wb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fsync(new.fileno())
+
+
+def _remove(path: Path) -> None:
+    """A directory, or a link to one, if it is there."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_forgotten(incoming: Path) -> None:

@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,6 +206,27 @@ def test_a_changed_file_on_the_board_is_not_reused(talk: Talk, home: Path) -> No
     talk("bundle", name="net", files=bundle_files(a=data))
     (home / "bundles" / "net" / "a").write_bytes(b"?" * 5000)
     assert talk("wanted", files={digest(data): len(data)}, reuse="net")["offsets"] == {digest(data): 0}
+
+
+@pytest.mark.parametrize("disk", [None, "/dev/shm"])
+def test_a_bundle_that_a_person_moved_to_another_disk_comes_back(
+    talk: Talk, home: Path, tmp_path: Path, disk: str | None
+) -> None:
+    """A link is neither followed nor left in the way of the next deployment."""
+    versions = [{"kept": b"k" * 5000, "new": bytes([number]) * 100} for number in range(3)]
+    elsewhere = Path(tempfile.mkdtemp(dir=disk or tmp_path))
+    for data in versions:
+        send(talk, *data.values())
+        talk("bundle", name="net", files=bundle_files(**data))
+        assert [path.name for path in (home / "bundles").iterdir()] == ["net"]
+        assert not (home / "bundles" / "net").is_symlink()
+        if data is versions[0]:
+            shutil.move(home / "bundles" / "net", elsewhere)
+            (home / "bundles" / "net").symlink_to(elsewhere / "net")
+            (home / "bundles" / ".net.old").symlink_to(elsewhere / "net")
+    assert (home / "bundles" / "net" / "new").read_bytes() == versions[2]["new"]
+    assert (elsewhere / "net" / "new").read_bytes() == versions[0]["new"], "it is the person's now"
+    shutil.rmtree(elsewhere)
 
 
 def test_a_swap_that_was_cut_off_is_put_right(talk: Talk, home: Path) -> None:
