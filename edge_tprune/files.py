@@ -313,7 +313,7 @@ def check_replaceable(path: Path) -> None:
     Raises:
         UserError: a disk or a container's volume is mounted there.
     """
-    if path.is_mount():
+    if path.resolve().is_mount():  # of ".", Python 3.11 says so without looking
         raise UserError(f"{path} is a mount point, which cannot be replaced as a whole: give a directory in it")
 
 

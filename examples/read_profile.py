@@ -14,5 +14,7 @@ for group in document["groups"]:  # one per board, power mode, runtime, ...: row
     for row in group["rows"]:
         print(f"  budget {row['budget']}")
         for name in ("top1_percent", "p50_ms", "p95_ms", "energy_mj_per_image"):
-            metric, value = document["metrics"][name], row["metrics"][name]
+            metric, value = document["metrics"].get(name), row["metrics"].get(name)
+            if metric is None:  # nothing measured it: energy on a machine without a power sensor
+                continue
             print(f"    {metric['label']}: {'not measured' if value is None else f'{value:.2f} ' + metric['unit']}")

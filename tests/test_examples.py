@@ -21,6 +21,15 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) > 2 or example.stem == "own_method"
 
 
+def test_a_profile_without_a_power_sensor_is_read() -> None:
+    """The kept profiles are of a server that measures no power."""
+    command = [sys.executable, "examples/read_profile.py", "profiles"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "p50 latency: 128.72 ms" in done.stdout
+    assert "energy" not in done.stdout
+
+
 def test_every_example_has_its_row() -> None:
     text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     assert len(EXAMPLES) == 6

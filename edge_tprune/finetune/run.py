@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from edge_tprune.errors import NegativeAnswer, UserError
-from edge_tprune.files import exclusive, sha256_file
+from edge_tprune.files import exclusive, open_regular, sha256_file
 from edge_tprune.finetune import choose, holdout
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher
 from edge_tprune.finetune.holdout import HoldOut, Scores
@@ -52,11 +52,11 @@ Say = Callable[[str], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C. `written`: whether the best weights so far are at the output."""
+    """Ctrl-C. `kept`: where the best weights so far are, in words; `written`: whether they are at the output."""
 
-    def __init__(self, step: int, steps: int, written: bool) -> None:
+    def __init__(self, step: int, steps: int, kept: str, written: bool) -> None:
         super().__init__(f"stopped after step {step} of {steps}")
-        self.step, self.steps, self.written = step, steps, written
+        self.step, self.steps, self.kept, self.written = step, steps, kept, written
 
 
 def finetune(
@@ -117,8 +117,7 @@ def finetune(
         if decisions.result is not None and (out.is_file() or not decisions.result.written):
             _check_unchanged(decisions.result, out)
             return _answer(decisions.result)
-        if out.exists() and not _is_made_here(out):
-            raise UserError(f"{out} exists, and finetune did not write it: choose another --out, or move it away")
+        _check_place(out, "choose another --out, or move it away")
         run = _Run(loaded, dataset, out, request, schedules, store, decisions, progress, say)
         return _answer(run())
 
@@ -137,12 +136,21 @@ def _check_unchanged(result: Result, out: Path) -> None:
         )
 
 
-def _is_made_here(file: Path) -> bool:
+def _check_place(out: Path, remedy: str) -> None:
+    """Refuses to replace a file of a person's."""
+    if out.exists() and _said_of(out) is None:
+        raise UserError(f"{out} exists, and finetune did not write it: {remedy}")
+
+
+def _said_of(file: Path) -> dict[str, object] | None:
+    """What a fine-tuning said of the weights that it wrote; None where it wrote none there."""
     try:
+        open_regular(file).close()  # safetensors would wait for a named pipe
         with safe_open(file, framework="pt") as opened:
-            return _MADE in (opened.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+            said = json.loads((opened.metadata() or {})[_MADE])
+            return said if isinstance(said, dict) else None
+    except (OSError, SafetensorError, LookupError, ValueError):
+        return None
 
 
 class _Run:
@@ -197,7 +205,7 @@ class _Run:
             while trainer.done < self.decisions.recipe.steps:
                 trainer = self._stretch(trainer)
         except KeyboardInterrupt as stop:
-            raise Interrupted(trainer.done, self.decisions.recipe.steps, self._keep_best()) from stop
+            raise Interrupted(trainer.done, self.decisions.recipe.steps, *self._keep_best()) from stop
         return self._conclude(trainer)
 
     # what is trained on
@@ -360,13 +368,15 @@ class _Run:
 
     # what came out
 
-    def _keep_best(self) -> bool:
+    def _keep_best(self) -> tuple[str, bool]:
         """After Ctrl-C: the best weights so far at the output, if the held-out photos say that they are better."""
         best = self.store.load("best", Best)
         if best is None or not self.first or not best[1].improved or best[1].refused:
-            return False
-        write_tensors(self.out, best[0], self._texts(best[1].step))
-        return True
+            return "nothing better than the untrained network was found yet", False
+        if self.out.exists() and not (_said_of(self.out) or {}).get("interrupted"):
+            return f"{self.out} holds other weights, which only a finished training replaces", False
+        write_tensors(self.out, best[0], self._texts(best[1].step, interrupted=True))
+        return f"the best weights so far are in {self.out}", True
 
     def _conclude(self, trainer: Trainer) -> Result:
         best = self.store.load("best", Best)
@@ -416,6 +426,7 @@ class _Run:
             )
         if self.first:
             if result.written:
+                _check_place(self.out, "move it away, and run the same command again, which ends with the same weights")
                 write_tensors(self.out, weights, self._texts(step, share))
                 result.sha256 = sha256_file(self.out)
             self.decisions.result = result
@@ -429,7 +440,7 @@ class _Run:
         students.model.load_state_dict(weights)
         return self.hold_out.judge(students)
 
-    def _texts(self, step: int, share: float = 1.0) -> dict[str, str]:
+    def _texts(self, step: int, share: float = 1.0, *, interrupted: bool = False) -> dict[str, str]:
         """The header of the checkpoint: where it comes from."""
         recipe = self.decisions.recipe
         assert recipe is not None
@@ -442,6 +453,7 @@ class _Run:
             "steps": recipe.steps,
             "trained_share": share,
             "seed": recipe.seed,
+            **({"interrupted": True} if interrupted else {}),
         }
         return {_MADE: json.dumps(made), **self.configuration}
 

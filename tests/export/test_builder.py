@@ -298,6 +298,11 @@ def test_a_mount_point_is_refused_before_the_work() -> None:
         _check_place(Path("/proc"))
 
 
+def test_the_current_directory_is_no_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _check_place(Path())
+
+
 def test_what_a_bundle_does_not_name_is_not_lost(loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     build(loaded, decide_by_default(loaded, "evit", budgets=[1.0]), out)

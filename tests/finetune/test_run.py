@@ -176,6 +176,43 @@ def test_ctrl_c_keeps_the_best_so_far_and_the_rest_follows(
     assert same_weights(out, tuned[0])
 
 
+def test_weights_on_the_way_do_not_replace_finished_ones(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copy(tuned[0], tmp_path))
+    before = out.read_bytes()
+    monkeypatch.setattr(holdout, "is_improvement", lambda change, before: True)
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what.startswith("training") and done == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        finetune(network, dataset, out, REQUEST, progress=interrupt)
+    assert "holds other weights, which only a finished training replaces" in stopped.value.kept
+    assert (stopped.value.written, out.read_bytes()) == (False, before)
+    monkeypatch.undo()
+    assert finetune(network, dataset, out, REQUEST).written
+
+
+def test_a_file_that_appears_while_it_trains_is_not_replaced(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+
+    def appear(what: str, done: int, of: int) -> None:
+        out.write_text("mine")
+
+    with pytest.raises(
+        UserError, match=r"tuned\.safetensors exists, and finetune did not write it: move it away, and run the same"
+    ):
+        finetune(network, dataset, out, REQUEST, progress=appear)
+    assert out.read_text() == "mine"
+    out.unlink()
+    assert finetune(network, dataset, out, REQUEST).written
+    assert same_weights(out, tuned[0])
+
+
 def test_a_run_that_goes_on_keeps_its_threads_and_says_so(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
     def interrupt(what: str, done: int, of: int) -> None:
         if what.startswith("training") and done == 2:

@@ -160,12 +160,7 @@ def finetune(
             photos = check_readable(photos, skip=skip_unreadable, progress=lambda done, of: advance("reading photos", done, of))
             result = run(loaded, photos, file, request, progress=advance, say=print_note)
     except Interrupted as stop:
-        kept = (
-            f"the best weights so far are in {file}"
-            if stop.written
-            else "nothing better than the untrained network was found yet"
-        )
-        raise Interruption(f"{stop}: {kept}. Run the same command again to continue") from stop
+        raise Interruption(f"{stop}: {stop.kept}. Run the same command again to continue") from stop
     if json:
         print_json(msgspec.to_builtins(result))
     else:
