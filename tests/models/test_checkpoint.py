@@ -9,6 +9,7 @@ import pathlib
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,15 @@ def test_checkpoints_in_parts_are_named(tmp_path: Path, name: str, message: str)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=message):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("offset", range(46))
+def test_a_damaged_index_of_an_archive_is_one_line(tmp_path: Path, offset: int) -> None:
+    """Of every byte of the last entry: a version that no reader knows, a name that is no text, a place outside."""
+    file = tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(3)}, file)
+    whole = file.read_bytes()
+    at = whole.rindex(b"PK\x01\x02") + offset
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+    with suppress(UserError):  # a byte that nobody reads may be anything
+        read_weights(file)
