@@ -53,6 +53,11 @@ STAMP = "edge-tprune.json"
 RUNNING = "running.lock"  #: held while something is measured, by a campaign too
 BUSY = "something else is being measured on the board: wait for it to finish, or stop it there"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+#: Full match with the paths of the files of bundles, and of what commands that were killed leave in them.
+PART = re.compile(
+    r"manifest\.json|golden\.npz|eval-[0-9a-f]{12}\.npz|onnx/[^/]+\.(onnx|bin)|engines/[^/]+\.plan(\.json)?|engines/\.[^/]+\.lock"
+    r"|(engines/)?\.[^/]+\.tmp"
+)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -292,7 +297,10 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     if old.is_dir() and not old.is_symlink() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)
     there = _hashes(target)
-    if there == {path: entry["sha256"] for path, entry in files.items()}:
+    others = [path for path in _others(target) if path not in files]
+    if {path: digest for path, digest in there.items() if path not in others} == {
+        path: entry["sha256"] for path, entry in files.items()
+    }:
         _remove_forgotten(incoming)
         return {"path": str(target)}
     held = {digest: target / path for path, digest in there.items()}
@@ -303,6 +311,10 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
         place = fresh.joinpath(*_inside(path))
         place.parent.mkdir(parents=True, exist_ok=True)
         _name_again(source, place)
+    for path in others:
+        place = fresh / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _name_again(target / path, place)
     for directory in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
         _sync(directory)
     _remove(old)
@@ -319,13 +331,22 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     return {"path": str(target)}
 
 
+def _others(target: Path) -> list[str]:
+    """What lies in a bundle's directory and is no part of any bundle: the profiles and notes of a person, which an update leaves there."""
+    paths = (path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [path for path in paths if not PART.fullmatch(path)]
+
+
 def _name_again(source: Path, place: Path) -> None:
-    """A second name of a file, or a copy where that is on another disk."""
+    """A second name of a file or link, or a copy where that is on another disk."""
     try:
-        os.link(source, place)
+        os.link(source, place, follow_symlinks=False)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
+        if source.is_symlink():
+            place.symlink_to(source.readlink())
+            return
         with source.open("rb") as old, place.open("wb") as new:
             shutil.copyfileobj(old, new)
             new.flush()
@@ -380,17 +401,17 @@ def install(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
 def _install(home: Path, request: Json) -> Json:
     venv, old, wheels = home / "venv", home / "venv.old", home / "wheels"
     if old.is_dir() and read_stamp(home) is None:  # an installation was cut off half-way
-        shutil.rmtree(venv, ignore_errors=True)
+        _remove(venv)
         old.rename(venv)
     shutil.rmtree(wheels, ignore_errors=True)
     wheels.mkdir()
     for name, entry in request["wheels"].items():
         _received(home / "incoming", name, entry).rename(wheels / _name(name))
     python = str(venv / "bin" / "python")
+    _remove(old)
+    if venv.is_dir():
+        venv.rename(old)
     try:
-        shutil.rmtree(old, ignore_errors=True)
-        if venv.is_dir():
-            venv.rename(old)
         _run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(venv)])
         options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-warn-script-location"]
         source = ["--isolated", "--no-index", "--find-links", str(wheels)] if request["offline"] else []
@@ -402,12 +423,12 @@ def _install(home: Path, request: Json) -> Json:
         os.sync()
         draft.rename(venv / STAMP)
     except BaseException:
-        shutil.rmtree(venv, ignore_errors=True)
+        _remove(venv)
         if old.is_dir():
             old.rename(venv)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         shutil.rmtree(wheels, ignore_errors=True)
     _link(Path.home() / ".local" / "bin" / "edge-tprune", venv / "bin" / "edge-tprune")
     return {"installed": True}

@@ -94,8 +94,8 @@ def build(
             with _staging(out) as staging:
                 check_free_space(staging, _bytes_needed(loaded, settings))
                 manifest, more = _write(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
+                _sync(staging)
                 with manifest_lock(out):
-                    _check_place(out)  # which something else may have taken meanwhile
                     _move_into_place(staging, out)
     return BuildResult(Bundle(out, manifest), False, [*settings.remarks, *more])
 
@@ -109,19 +109,25 @@ def _check_place(out: Path) -> None:
         UserError: it is no bundle, and no empty directory; or it holds what the bundle does not name.
     """
     check_replaceable(out)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if out.exists():
+        _check_contents(out, out)
+
+
+def _check_contents(folder: Path, out: Path) -> None:
+    """As `_check_place`, of a directory that is called `out` in messages."""
+    if folder.is_dir() and not any(folder.iterdir()):
         return
     said = b""
     with suppress(OSError):
-        said = read_regular(out / MANIFEST, LARGEST_BYTES)
+        said = read_regular(folder / MANIFEST, LARGEST_BYTES)
     if KIND.format.encode() not in said:
         raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
-    profile = next((file.parent for file in sorted(out.rglob(RUN))), None)
+    profile = next((file.parent for file in sorted(folder.rglob(RUN))), None)
     if profile is not None:
         raise UserError(
-            f"{out} holds a profile, {profile.relative_to(out)}, which would be lost: move it away, or choose another --out"
+            f"{out} holds a profile, {profile.relative_to(folder)}, which would be lost: move it away, or choose another --out"
         )
-    if (other := _foreign_file(out)) is not None:
+    if (other := _foreign_file(folder)) is not None:
         raise UserError(
             f"{out} holds {other}, which is not the bundle's and would be lost: move it away, or choose another --out"
         )
@@ -232,16 +238,22 @@ def _staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _move_into_place(staging: Path, out: Path) -> None:
+def _sync(staging: Path) -> None:
     for folder, _, names in os.walk(staging):
         for name in names:
             with (Path(folder) / name).open("rb") as stream:
                 os.fsync(stream.fileno())
         sync_directory(Path(folder))
+
+
+def _move_into_place(staging: Path, out: Path) -> None:
+    """In place of the older bundle there, if nothing else has come to lie in it since the build began."""
+    _check_place(out)
     old = set_aside(out)
     try:
         if out.exists():
             out.rename(old)
+            _check_contents(old, out)  # what came in the last moment
         staging.rename(out)
     except BaseException:
         _restore(out)

@@ -99,6 +99,7 @@ def write_report(
     data = {name: make_picture(name, group.rows, answer.question, _chosen_row(answer)) for name, _ in pictures}
     for name, file in pictures:
         plot.save(plot.figure(data[name]), file)
+    check_own(out, page.PAGE_MARKS, "a report")  # which something else may have taken meanwhile
     write_text(out, text)
     return out
 

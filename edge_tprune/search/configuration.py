@@ -233,6 +233,7 @@ def find(
     document = ScheduleFile(
         method=first.method, options={**settings.fixed, **dict(first.options)}, budgets=entries, found=settings.record
     )
+    _check_place(out)  # which something else may have taken meanwhile; the trials are kept
     KIND.write(out, document)
     return document
 

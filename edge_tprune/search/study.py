@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import msgspec
 import optuna
@@ -84,7 +85,7 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
     if url is None:
         return _open_journal(out.with_name(f"{out.name}.journal"))
     kind, _, place = url.partition(":///")
-    if kind.startswith("sqlite") and Path(place.partition("?")[0]).resolve() == out.resolve():
+    if kind.startswith("sqlite") and _database_file(place).resolve() == out.resolve():
         raise UserError(
             f"--storage and --out are the same file, {out}: the schedules would replace the trials. Give another --out"
         )
@@ -94,6 +95,12 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
         raise UserError(
             f"--storage {hide_password(url)}: {_why_not(error)}. It is a URL such as sqlite:///study.db or postgresql://user@host/name"
         ) from error
+
+
+def _database_file(place: str) -> Path:
+    """The file of SQLite's database, given as a path or as a URI (`file:study.db?uri=true`)."""
+    place = place.partition("?")[0]
+    return Path(unquote(place.removeprefix("file:"))) if place.startswith("file:") else Path(place)
 
 
 def _open_database(url: str) -> BaseStorage:

@@ -189,15 +189,35 @@ def test_bundles_are_put_into_place_one_after_the_other(talk: Talk, home: Path, 
 def test_an_updated_bundle_reuses_what_it_has_and_loses_what_it_had(talk: Talk, home: Path) -> None:
     kept, old, new = b"k" * 5000, b"o" * 6000, b"n" * 7000
     send(talk, kept, old)
-    talk("bundle", name="net", files=bundle_files(kept=kept, old=old))
+    talk("bundle", name="net", files=bundle_files(**{"golden.npz": kept, "onnx/old.onnx": old}))
     files = {digest(kept): len(kept), digest(new): len(new)}
     assert talk("wanted", files=files, reuse="net")["offsets"] == {digest(new): 0}
     send(talk, new)
-    talk("bundle", name="net", files=bundle_files(sub__kept=kept, new=new))
+    talk("bundle", name="net", files=bundle_files(**{"onnx/kept.onnx": kept, "manifest.json": new}))
     assert sorted(str(file.relative_to(home / "bundles")) for file in (home / "bundles").rglob("*") if file.is_file()) == [
-        "net/new",
-        "net/sub/kept",
+        "net/manifest.json",
+        "net/onnx/kept.onnx",
     ]
+
+
+def test_what_a_person_put_into_a_bundle_stays(talk: Talk, home: Path) -> None:
+    """`profile .` in a bundle's directory writes its profile there."""
+    target = home / "bundles" / "net"
+    versions = [{"manifest.json": bytes([number]) * 50, f"onnx/{number}.onnx": b"x" * (60 + number)} for number in range(2)]
+    for data in (versions[0], versions[0], versions[1]):
+        send(talk, *data.values())
+        talk("bundle", name="net", files=bundle_files(**data))
+        (target / "profiles" / "run").mkdir(parents=True, exist_ok=True)
+        (target / "profiles" / "run" / "run.json").touch()
+        if not (target / "link").is_symlink():
+            (target / "notes.txt").write_text("mine")
+            (target / "link").symlink_to("/nowhere")
+            inode = (target / "notes.txt").stat().st_ino
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or path.is_file()}
+    assert found == {"manifest.json", "onnx/1.onnx", "profiles/run/run.json", "notes.txt", "link"}
+    assert (target / "notes.txt").read_text() == "mine"
+    assert (target / "notes.txt").stat().st_ino == inode, "what is open there goes on being written"
+    assert (target / "link").readlink() == Path("/nowhere")
 
 
 def test_a_changed_file_on_the_board_is_not_reused(talk: Talk, home: Path) -> None:
@@ -232,10 +252,10 @@ def test_a_bundle_that_a_person_moved_to_another_disk_comes_back(
 def test_a_swap_that_was_cut_off_is_put_right(talk: Talk, home: Path) -> None:
     data = b"k" * 5000
     send(talk, data)
-    talk("bundle", name="net", files=bundle_files(a=data))
+    talk("bundle", name="net", files=bundle_files(**{"onnx/a.onnx": data}))
     (home / "bundles" / "net").rename(home / "bundles" / ".net.old")  # the power went off between two renames
-    talk("bundle", name="net", files=bundle_files(b=data))
-    assert [file.name for file in (home / "bundles" / "net").iterdir()] == ["b"]
+    talk("bundle", name="net", files=bundle_files(**{"golden.npz": data}))
+    assert [file.name for file in (home / "bundles" / "net").iterdir()] == ["golden.npz"]
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "a//b", "", "a\\b", "."])
@@ -281,9 +301,14 @@ def test_an_unfinished_installation_is_thrown_away(talk: Talk, home: Path) -> No
     assert talk("check")["stamp"] is None
 
 
-def test_a_failed_installation_leaves_the_agent_that_was_there(talk: Talk, home: Path) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_failed_installation_leaves_the_agent_that_was_there(talk: Talk, home: Path, tmp_path: Path, moved: bool) -> None:
     fake_agent(home, "")
     (home / "venv" / remote.STAMP).write_text('{"agent": "old"}')
+    if moved:  # by a person, to a larger disk; and an earlier installation left its link
+        shutil.move(home / "venv", tmp_path / "large")
+        (home / "venv").symlink_to(tmp_path / "large")
+        (home / "venv.old").symlink_to(tmp_path / "large")
     wheels = {"agent.whl": b"no wheel", "pip.whl": b"no pip"}
     send(talk, *wheels.values())
     request = {

@@ -16,6 +16,7 @@ from filelock import FileLock
 from edge_tprune.bundle import revision
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import InternalError, UserError
+from edge_tprune.export import builder
 from edge_tprune.export.builder import _check_place, _staging, build
 from edge_tprune.export.settings import EXACT, BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_by_default
@@ -301,6 +302,27 @@ def test_a_mount_point_is_refused_before_the_work() -> None:
 def test_the_current_directory_is_no_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _check_place(Path())
+
+
+def test_a_profile_that_comes_in_the_last_moment_is_not_lost(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, run = tmp_path / "bundle", tmp_path / "bundle" / "profiles" / "run" / "run.json"
+    first = build(loaded, decide(loaded, "evit", budgets=[1.0]), out).bundle
+    checks: list[Path] = []
+
+    def check_too_early(place: Path) -> None:
+        checks.append(place)
+        if len(checks) == 2:
+            run.parent.mkdir(parents=True)
+            run.write_text("{}")
+
+    monkeypatch.setattr(builder, "_check_place", check_too_early)
+    with pytest.raises(UserError, match="bundle holds a profile, profiles/run, which would be lost"):
+        build(loaded, decide(loaded, "evit", budgets=[1.0, 0.6]), out)
+    assert run.read_text() == "{}"
+    assert Bundle.open(out).manifest == first.manifest
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["bundle"]
 
 
 def test_what_a_bundle_does_not_name_is_not_lost(loaded: LoadedModel, tmp_path: Path) -> None:

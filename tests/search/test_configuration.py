@@ -213,6 +213,25 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_searched(text: str
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_file_that_appears_while_it_searches_is_not_replaced(loaded: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+
+    def appear(what: str, done: int, of: int) -> None:
+        out.write_text("mine")
+
+    images = ReferenceTask(6, "train")
+    settings = configuration.decide(loaded, ["tome"], images, budgets=[0.7], trials=2)
+    with pytest.raises(UserError, match=r"found\.json exists and is not a schedule file"):
+        configuration.find(loaded, settings, images, out, progress=appear)
+    assert out.read_text() == "mine"
+    out.unlink()
+    before = (tmp_path / "found.json.journal").read_bytes()
+    configuration.find(loaded, settings, images, out)
+    added = (tmp_path / "found.json.journal").read_bytes()[len(before) :]
+    assert b'"op_code":4' not in added.replace(b" ", b""), "no trial is made again"
+    assert read(out).method == "tome"
+
+
 @pytest.mark.parametrize("text", [good_file(), good_file()[:40]], ids=["older", "damaged"])
 def test_a_schedule_file_that_is_there_is_replaced(text: str, loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "found.json").write_text(text)
@@ -226,9 +245,9 @@ def test_a_schedule_that_misses_its_budget_on_this_model_is_remarked(reference: 
 
 
 def test_stages_that_exclude_the_defaults_are_obeyed(reference: LoadedModel, tmp_path: Path) -> None:
-    found = find(reference, "gtp", [0.8], ReferenceTask(10, "train"), tmp_path / "x.json", trials=3, stages=(2, 3))
-    assert 2 <= len(found.budgets["0.8"].blocks or ()) <= 3
-    assert found.budgets["0.8"].default_kl is None
+    found = find(reference, "vote_mix", [0.5], ReferenceTask(10, "train"), tmp_path / "x.json", trials=3, stages=(2, 3))
+    assert 2 <= len(found.budgets["0.5"].blocks or ()) <= 3
+    assert found.budgets["0.5"].default_kl is None
 
 
 def test_labels_are_needed_for_errors_only(reference: LoadedModel, tmp_path: Path) -> None:

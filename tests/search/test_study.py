@@ -359,7 +359,12 @@ def test_a_file_of_a_persons_is_not_taken_for_a_journal(tmp_path: Path) -> None:
 
 def test_a_database_in_the_place_of_the_schedules_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for url in ("sqlite:///k.json", "sqlite:///./k.json", f"sqlite:///{tmp_path}/k.json?timeout=5"):
+    for url in (
+        "sqlite:///k.json",
+        "sqlite:///./k.json",
+        f"sqlite:///{tmp_path}/k.json?timeout=5",
+        "sqlite:///file:k.json?uri=true",
+    ):
         with pytest.raises(UserError, match="--storage and --out are the same file"):
             open_storage(tmp_path / "k.json", url)
     assert not (tmp_path / "k.json").exists()
