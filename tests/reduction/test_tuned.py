@@ -54,7 +54,7 @@ def test_a_method_without_a_file_follows_its_paper(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("depth", "blocks"), [(4, range(1, 5)), (6, range(1, 7)), (24, range(1, 25))])
 def test_every_block_means_every_block_at_any_depth(depth: int, blocks: range) -> None:
     assert pattern(registry.method("tome"), depth, 0.5) == (tuple(blocks), (1.0,) * depth), "also where a pattern says so"
-    assert pattern(registry.method("gtp"), depth, 0.5) == (tuple(blocks), (1.0,) * depth)
+    assert pattern(registry.method("vote_mix"), depth, 0.5) == (tuple(blocks), (1.0,) * depth)
     found, weights = pattern(registry.method("diffrate"), depth, 0.5)
     assert list(found) == list(range(found[0], depth + 1))
     assert set(weights) == {1.0}
@@ -104,11 +104,11 @@ def test_no_pattern_is_worse_than_equal_shares_beyond_noise(network: str) -> Non
 
 def test_where_a_pattern_was_tried() -> None:
     assert set(pattern_evidence("bat")) == {"reference", "deit_tiny_patch16_224"}
-    assert pattern_evidence("gtp") == {}
-    bat, gtp, evit = map(registry.method, ("bat", "gtp", "evit"))
+    assert pattern_evidence("diffrate") == {}
+    bat, diffrate, evit = map(registry.method, ("bat", "diffrate", "evit"))
     assert is_tried(bat, "reference", [0.65])
     assert not is_tried(bat, "vit_small_patch16_224", [0.65])
     assert is_tried(bat, "vit_small_patch16_224", [])
-    assert is_tried(gtp, "vit_small_patch16_224", [0.65, 0.35]), "it has no pattern"
+    assert is_tried(diffrate, "vit_small_patch16_224", [0.65, 0.35]), "it has no pattern"
     assert is_tried(evit, "vit_small_patch16_224", [0.8, 0.5]), "equal shares at its own blocks"
     assert not is_tried(evit, "vit_small_patch16_224", [0.8, 0.35])

@@ -18,7 +18,8 @@ similarities. Proportional attention lowered the divergence as well (our choice)
 Prefix tokens neither vote nor can be voted for nor are mixed into (our choice). Many tokens tie: those without a vote, and any two that only vote
 for each other. Of those the one most like the mean of all leaves first (our choice).
 
-The paper removes a share of the tokens in every layer; where that is too many stages, blocks 4, 7 and 10 (`--blocks`) do as well at mild budgets.
+The paper removes a share of the tokens in every layer (`--blocks 1,2,3,4,5,6,7,8,9,10,11,12`). At budgets from 0.6 on, four or five stages are the
+default: they are nearer to the unpruned network, and cost less.
 """
 
 from __future__ import annotations
