@@ -15,6 +15,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from edge_tprune.errors import NegativeAnswer
 from edge_tprune.finetune.distill import Teacher
 from edge_tprune.finetune.holdout import Scores, mean_loss
 from edge_tprune.finetune.photos import Photos, Spot
@@ -32,7 +33,7 @@ TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0)
 
 RATES = (4e-5, 2e-5, 8e-5)  # tried in short trainings; the first is taken where the held-out photos do not tell them apart
 _PILOT_SHARE, _FEWEST_PILOT_STEPS = 1 / 12, 8  # length of each short training, of the whole
-_TIMED_STEPS = 3
+_TIMED_STEPS, _FEWEST_STEPS = 3, 8
 _SPARE = 0.95  # of the time that is left is planned with
 
 # Memory of the weights' moving average, as a share of the steps: a longer one still holds the untrained weights at the end.
@@ -143,8 +144,11 @@ def length_and_rate(
     if request.seconds is not None:
         progress("timing a step", 0, len(rates) + 1)
         steps = _affordable(request, pilot(replace(recipe, steps=_TIMED_STEPS)), began)
-    if request.rate is None:
-        short = max(_FEWEST_PILOT_STEPS, round(_PILOT_SHARE * steps))
+    short = max(_FEWEST_PILOT_STEPS, round(_PILOT_SHARE * steps))
+    if request.rate is None and request.seconds is not None and 3 * len(rates) * short > steps:
+        why = f"{rates[0]:g}, untried: of {steps} steps, trying {len(rates)} rates would have taken more than a third"
+        recipe = replace(recipe, rate=rates[0], chosen={**recipe.chosen, "rate": why})
+    elif request.rate is None:
         found: list[tuple[float, Pilot]] = []
         for number, value in enumerate(rates, 1):
             progress(f"trying the rate {value:g}", number, len(rates) + 1)
@@ -163,12 +167,21 @@ def length_and_rate(
 
 
 def _affordable(request: Request, pilot: Pilot, began: float) -> int:
-    """How many steps fit into what is left of the time, with looks at the held-out photos between them."""
+    """How many steps fit into what is left of the time, with looks at the held-out photos between them.
+
+    Raises:
+        NegativeAnswer: too few to learn anything.
+    """
     assert request.seconds is not None
-    left = agreed(
-        _SPARE * (request.seconds - (time.monotonic() - began) - (EVALUATIONS + 3 + len(SHARES)) * pilot.judge_seconds)
-    )
-    return max(1, int(left / agreed(pilot.step_seconds)))
+    spent, looks = time.monotonic() - began, (EVALUATIONS + 3 + len(SHARES)) * pilot.judge_seconds
+    left, step = agreed(_SPARE * (request.seconds - spent - looks)), agreed(pilot.step_seconds)
+    if left < _FEWEST_STEPS * step:
+        needed = math.ceil(spent + looks + _FEWEST_STEPS * step / _SPARE)
+        raise NegativeAnswer(
+            f"{request.seconds:g} s are too short for this fine-tuning on this machine: give at least {needed} s, which is enough for "
+            f"{_FEWEST_STEPS} steps and for answering the photos that are held out, or fewer photos"
+        )
+    return int(left / step)
 
 
 def bfloat16_gains(device: torch.device) -> bool:

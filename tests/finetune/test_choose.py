@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import time
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from edge_tprune.errors import NegativeAnswer
 from edge_tprune.finetune import choose
 from edge_tprune.finetune.distill import Teacher
 from edge_tprune.finetune.holdout import Scores
@@ -100,6 +102,28 @@ def test_a_given_time_is_filled(rate: float | None) -> None:
         RECIPE, request, lambda recipe: choose.Pilot({"0.6": scores(1.0)}, 2.0, 5.0), began, lambda *_: None
     )
     assert found.steps == pytest.approx(0.95 * (900 - (choose.EVALUATIONS + 3 + len(choose.SHARES)) * 5) / 2, abs=2)
+
+
+def test_a_short_time_is_spent_on_training_and_one_that_is_too_short_is_said() -> None:
+    """Three short trainings may take longer than the time that was given."""
+    tried: list[Recipe] = []
+
+    def pilot(recipe: Recipe) -> choose.Pilot:
+        tried.append(recipe)
+        return choose.Pilot({"0.6": scores(1.0)}, 2.0, 5.0)
+
+    def choose_in(seconds: float) -> Recipe:
+        request = replace(REQUEST, rate=None, seconds=seconds)
+        return choose.length_and_rate(RECIPE, request, pilot, time.monotonic() - 10, lambda *_: None)
+
+    looks = (choose.EVALUATIONS + 3 + len(choose.SHARES)) * 5
+    found = choose_in(10 + looks + 60)
+    assert (found.steps, found.rate, len(tried)) == (pytest.approx(0.95 * 30, abs=1), choose.RATES[0], 1)
+    assert "untried" in found.chosen["rate"]
+    with pytest.raises(NegativeAnswer, match=r"20 s are too short for this fine-tuning .* give at least (\d+) s") as raised:
+        choose_in(20)
+    enough = int(re.search(r"at least (\d+) s", str(raised.value))[1])  # type: ignore[index]
+    assert choose_in(enough + 0.1).steps == 8
 
 
 @pytest.mark.parametrize(("bfloat16", "gains"), [(0.9, False), (0.1, True)])
