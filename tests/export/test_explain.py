@@ -109,7 +109,7 @@ def test_a_row_per_method_and_budget(loaded: LoadedModel, image: Image.Image, ex
 
 def test_of_many_stages_four_are_shown() -> None:
     loaded = load_model("reference")
-    (row,) = explain(loaded, open_image("reference:3"), ["gtp"], [0.6]).rows
+    (row,) = explain(loaded, open_image("reference:3"), ["diffrate"], [0.6]).rows
     assert len(row.stages) > 4
     shown = [stage.block for stage in row.shown]
     assert len(shown) == 4
