@@ -157,6 +157,8 @@ class Fit:
             if isinstance(answer, Choice):
                 return better, answer
             print_note("fit: the fine-tuned network missed the limit when it was measured; this is the answer without it")
+        elif self.tuning is not None and tuned is not None:
+            print_note(f"fit: this is the answer without fine-tuning: {tuned.verdict}")
         return latest, self._choose(latest)
 
     def latency(self, state: FitState, precision: str) -> Latency:
@@ -389,7 +391,6 @@ class Fit:
         try:
             result = finetune(self.loaded, self.tuning.photos, weights, asked, progress=self.advance, say=print_note)
         except NegativeAnswer as no:
-            print_note(f"fit: {no}")
             return Tuned(candidate=name, verdict=str(no), seconds=seconds)
         print_note(f"fit: {result.verdict}")
         bundle, precisions = self._build_networks(self.tuning.reload(weights), [chosen], f"{made}-tuned")

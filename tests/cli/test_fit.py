@@ -209,7 +209,9 @@ def test_what_is_held_against_the_bound_is_the_limit_that_is_furthest_exceeded(
     assert small_fit(tmp_path, **limits)._bounded(row, "p50_ms", 10.0) == pytest.approx(says)
 
 
-def test_a_network_that_removes_nothing_is_not_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_removes_nothing_is_not_fine_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("edge_tprune.finetune.run.finetune", lambda *given, **more: pytest.fail("it is trained"))
     rows = [Profiles.row("1.0", p50_ms=10.0, kl_nats=0.0), Profiles.row("fit-1", p50_ms=9.0, kl_nats=0.0)]
     monkeypatch.setattr(fitting.Fit, "rows", lambda self, of: rows)
@@ -223,6 +225,9 @@ def test_a_network_that_removes_nothing_is_not_fine_tuned(tmp_path: Path, monkey
     assert answer.row.budget == "fit-1"
     (tuned,) = KIND.read(tmp_path).tuned.values()
     assert (tuned.verdict, tuned.bundle) == ("nothing was pruned: there is nothing to fine-tune", None)
+    for _ in range(2):  # asked again, it says so again
+        assert "without fine-tuning: nothing was pruned" in " ".join(capsys.readouterr().err.split())
+        fit.run()
 
 
 def copied(run: Path, to: Path, status: str) -> Path:

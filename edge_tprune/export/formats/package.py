@@ -62,7 +62,7 @@ from edge_tprune.files import (
     remove_stale,
     sha256_file,
 )
-from edge_tprune.text import is_text
+from edge_tprune.text import is_text, printable
 from edge_tprune.version import __version__
 
 _MOVED = ".old"  #: how the name of an export ends that waits for the new one to take its place
@@ -130,7 +130,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
             artifact=artifact,
             name=name,
             about=about,
-            labels=tuple(" ".join(label.split()) for label in reference.labels),  # one a line
+            labels=tuple(printable(" ".join(label.split())) for label in reference.labels),  # one a line, and shown as it is
         )
         difference = _write_golden(package, form, reference)
         about = replace(about, golden_difference=difference)

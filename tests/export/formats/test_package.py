@@ -27,7 +27,7 @@ from edge_tprune.models.images import read_image
 from tests.export.formats.alone import run_alone
 
 COMMON = {"README.md", "golden.json", "golden.png", "labels.txt", "model.json", "model.onnx"}
-LABELS = ("Tinca tinca, tench", "goldfish", "white\nshark", "tiger shark", "hammerhead", "rock")
+LABELS = ("Tinca tinca, tench", "goldfish", "white\nshark", "tiger\x1b[31m\x85shark", "hammerhead", "rock")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def test_one_file_runs_without_its_bundle(named: Bundle, tmp_path: Path) -> None
     picture = Image.open(tmp_path / "moved/golden.png")
     (logits,) = session.run(None, {"image": named.manifest.preprocessing(picture)[None]})
     np.testing.assert_allclose(logits[0], golden["logits"], atol=1e-4)
-    assert (tmp_path / "moved/labels.txt").read_text().splitlines()[:3] == ["Tinca tinca", "goldfish", "white shark"]
+    assert (tmp_path / "moved/labels.txt").read_text().splitlines()[:5] == [
+        *("Tinca tinca", "goldfish", "white shark", "tiger\N{REPLACEMENT CHARACTER}[31m shark", "hammerhead")
+    ]
     assert golden["top"][0]["label"] in (tmp_path / "moved/README.md").read_text()
     assert len((tmp_path / "moved/README.md").read_text().splitlines()) < 30
 
