@@ -7,11 +7,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -40,8 +41,8 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "rb")
 
 
-def check_own(file: Path, marks: Sequence[bytes], kind: str) -> None:
-    """Refuses to replace a file of a person's: one with none of the `marks` of which every file of `kind` has one. An empty file is nobody's.
+def check_own(file: Path, own: re.Pattern[bytes], kind: str) -> None:
+    """Refuses to replace a file of a person's: one that does not begin with `own`, as every file of `kind` does. An empty file is nobody's.
 
     Raises:
         UserError: naming the file.
@@ -51,7 +52,7 @@ def check_own(file: Path, marks: Sequence[bytes], kind: str) -> None:
             content = stream.read()
     except OSError:  # it is not there, or no file: what writes there says so
         return
-    if content and not any(mark in content for mark in marks):
+    if content and not own.match(content):
         raise UserError(f"{file} is not {kind} of edge-tprune's, and would be lost: choose another name, or remove it")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def check_place(file: Path) -> None:
     """
     if file.suffix.lower() not in _WRITERS:
         raise UserError(f"cannot export {file.name}: the name must end in {', '.join(_WRITERS)}")
-    check_own(file, _BEGINNINGS[file.suffix.lower()], "an exported table")
+    check_own(file, _OWN_FILES[file.suffix.lower()], "an exported table")
 
 
 def records(rows: Sequence[Row]) -> list[Record]:
@@ -119,11 +120,11 @@ def _is_measure(name: str) -> bool:
     return name.removesuffix("_low").removesuffix("_high") in METRICS
 
 
-_BEGINNINGS: Mapping[str, Sequence[bytes]] = {
-    ".csv": (b"profile,run_id,started_utc",),
-    ".json": (b'[\n {\n  "profile": ',),
-    ".parquet": (b"verdict_reasons",),
+_OWN_FILES: Mapping[str, re.Pattern[bytes]] = {
+    ".csv": re.compile(rb"profile,run_id,started_utc,"),
+    ".json": re.compile(rb'\[\n \{\n  "profile": "[^\n]*",\n  "run_id": '),
+    ".parquet": re.compile(rb"PAR1.*run_id.*verdict_reasons", re.DOTALL),
 }
-"""What every table has, by the ending of its name."""
+"""How every table begins, by the ending of its name."""
 
 _WRITERS: Mapping[str, Callable[[list[Record]], bytes]] = {".csv": _csv, ".json": _json, ".parquet": _parquet}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from edge_tprune.version import __version__
 _HERE = Path(__file__).parent
 
 MADE_BY = "edge-tprune"
-PAGE_MARKS = PNG_MARKS = (
-    MADE_BY.encode(),
-)  #: of which each of our files has one: the footer of a page, the "Software" of a PNG
-SVG_MARKS = (b'id="figure_1"',)  #: matplotlib's, whose figures carry no name, so that equal ones are equal files
+OWN_FILES = {
+    ".html": re.compile(rb'.{0,400}<meta name="generator" content="edge-tprune">', re.DOTALL),
+    ".png": re.compile(rb"\x89PNG.{0,400}tEXtSoftware\0edge-tprune", re.DOTALL),
+    ".svg": re.compile(rb".{0,2000}<dc:title>edge-tprune</dc:title>", re.DOTALL),
+}
+"""How our files begin, by the ending of their names."""
 
 
 def render(template: Path, scripts: Sequence[str] = (), **values: Any) -> str:

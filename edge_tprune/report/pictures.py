@@ -15,7 +15,7 @@ from PIL import Image
 
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import check_own, write_bytes, write_text
-from edge_tprune.report.page import MADE_BY, PAGE_MARKS, PNG_MARKS, render
+from edge_tprune.report.page import MADE_BY, OWN_FILES, render
 from edge_tprune.report.panels import LINE, VEIL, enlarged, panel
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def check_place(out: Path) -> None:
     """
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"cannot draw {out.name}: the name must end in {' or '.join(SUFFIXES)}")
-    check_own(out, PAGE_MARKS if out.suffix.lower() == ".html" else PNG_MARKS, "an explanation")
+    check_own(out, OWN_FILES[out.suffix.lower()], "an explanation")
 
 
 def picture(explanation: Explanation) -> bytes:

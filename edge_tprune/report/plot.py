@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import atomic_writer, check_own
 from edge_tprune.report.chart import COLOURS, Ends, Lines, Point, Scatter
-from edge_tprune.report.page import MADE_BY, PNG_MARKS, SVG_MARKS
+from edge_tprune.report.page import MADE_BY, OWN_FILES
 from edge_tprune.report.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def check_place(path: Path) -> None:
     """
     if path.suffix.lower() not in (".svg", ".png"):
         raise UserError(f"cannot draw {path.name}: the name must end in .svg or .png")
-    check_own(path, PNG_MARKS if path.suffix.lower() == ".png" else SVG_MARKS, "a picture")
+    check_own(path, OWN_FILES[path.suffix.lower()], "a picture")
 
 
 def inline_svg(figure: Figure, title: str, prefix: str) -> str:
@@ -243,7 +243,7 @@ def _drawn(figure: Figure, kind: str, background: str) -> bytes:
     import matplotlib as mpl
 
     stream = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": MADE_BY}
+    metadata = {"Date": None, "Creator": MADE_BY} if kind == "svg" else {"Software": MADE_BY}
     with mpl.rc_context(_STYLE):
         figure.savefig(stream, format=kind, dpi=160, facecolor=background, metadata=metadata)
     return stream.getvalue()

@@ -87,7 +87,7 @@ def write_report(
             missing, a place that cannot be written.
     """
     request = request or Request()
-    check_own(out, page.PAGE_MARKS, "a report")
+    check_own(out, page.OWN_FILES[".html"], "a report")
     for name, file in pictures:
         if name not in PICTURES:
             raise UserError(f"no picture {name!r} (there are: {', '.join(PICTURES)}).{did_you_mean(name, PICTURES)}")
@@ -99,7 +99,7 @@ def write_report(
     data = {name: make_picture(name, group.rows, answer.question, _chosen_row(answer)) for name, _ in pictures}
     for name, file in pictures:
         plot.save(plot.figure(data[name]), file)
-    check_own(out, page.PAGE_MARKS, "a report")  # which something else may have taken meanwhile
+    check_own(out, page.OWN_FILES[".html"], "a report")  # which something else may have taken meanwhile
     write_text(out, text)
     return out
 

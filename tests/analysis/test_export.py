@@ -82,7 +82,16 @@ def test_a_spreadsheet_runs_nothing_and_numbers_stay_numbers(profiles, tmp_path)
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
 def test_only_an_earlier_table_is_replaced(rows, tmp_path, ending):
     file = tmp_path / f"rows.{ending}"
-    for content in (b"", None, b"mine", (tmp_path / "run" / "run.json").read_bytes(), b'[{"name": "mine"}]', b"name,age\n"):
+    notes = (b"notes\nprofile,run_id,started_utc,mine\n", b'{"runs": [\n {\n  "profile": "x"}]}', b"PAR1 mine verdict_reasons")
+    for content in (
+        b"",
+        None,
+        *notes,
+        b"mine",
+        (tmp_path / "run" / "run.json").read_bytes(),
+        b'[{"name": "mine"}]',
+        b"name,age\n",
+    ):
         if content is not None:
             file.write_bytes(content)
         if not content:

@@ -93,7 +93,8 @@ def test_only_an_earlier_explanation_is_replaced(explained: Explanation, tmp_pat
     for _ in range(2):
         write(explained, file)
     Image.new("RGB", (8, 8)).save(file, "png")
-    mine = file.read_bytes()
-    with pytest.raises(UserError, match="is not an explanation of edge-tprune's, and would be lost"):
-        write(explained, file)
-    assert file.read_bytes() == mine
+    for mine in (file.read_bytes(), b"<p>Today I tried edge-tprune.</p>"):
+        file.write_bytes(mine)
+        with pytest.raises(UserError, match="is not an explanation of edge-tprune's, and would be lost"):
+            write(explained, file)
+        assert file.read_bytes() == mine

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import figure
 from PIL import Image
 
 from edge_tprune.analysis.choice import choose
@@ -176,9 +177,10 @@ def test_only_an_earlier_picture_is_replaced(rows, tmp_path, ending):
     file = tmp_path / f"a.{ending}"
     for _ in range(2):
         plot.save(plot.lines_figure(chart.make_token_lines(rows)), file)
-    photo = io.BytesIO()
+    photo, own = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 8)).save(photo, "png")
-    for content in (photo.getvalue(), b"<svg><!-- drawn by hand --></svg>"):
+    figure.Figure().savefig(own, format=ending, metadata={"Title": "board tests with edge-tprune"})
+    for content in (photo.getvalue(), own.getvalue(), b"<svg><!-- drawn by hand --></svg>"):
         file.write_bytes(content)
         with pytest.raises(UserError, match="is not a picture of edge-tprune's, and would be lost"):
             plot.save(plot.lines_figure(chart.make_token_lines(rows)), file)

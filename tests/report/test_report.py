@@ -262,7 +262,8 @@ def test_only_an_earlier_report_is_replaced(profile_dir, tmp_path):
     file = tmp_path / "index.html"
     for _ in range(2):
         write_report(profile_dir, file)
-    file.write_text("<p>my page</p>")
-    with pytest.raises(UserError, match=r"index\.html is not a report of edge-tprune's, and would be lost"):
-        write_report(profile_dir, file)
-    assert file.read_text() == "<p>my page</p>"
+    for mine in ("<p>my page</p>", "<p>Today I tried edge-tprune.</p>"):
+        file.write_text(mine)
+        with pytest.raises(UserError, match=r"index\.html is not a report of edge-tprune's, and would be lost"):
+            write_report(profile_dir, file)
+        assert file.read_text() == mine
