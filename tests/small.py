@@ -19,8 +19,9 @@ from edge_tprune.errors import UserError
 from edge_tprune.export.builder import build
 from edge_tprune.export.explain import Explanation, explain
 from edge_tprune.export.settings import decide as _decide
-from edge_tprune.models.loading import LoadedModel, _hash_weights
+from edge_tprune.models.loading import LoadedModel
 from edge_tprune.models.preprocess import Preprocessing
+from edge_tprune.models.state_dict import hash_tensors
 from edge_tprune.reduction import Evidence, Outcome, Propagate, Reducer, register, unregister
 from edge_tprune.runtime.tensorrt.library import Library, load
 
@@ -46,7 +47,7 @@ def small_model(seed: int = 0, channels: int = 96, depth: int = 4, **kind: Any) 
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.mul_(6.0)
-    return LoadedModel("small-test", model, "random", _hash_weights(model), PREPROCESSING)
+    return LoadedModel("small-test", model, "random", hash_tensors(model.state_dict()), PREPROCESSING)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,9 @@ from edge_tprune.text import one_line
 
 _MADE = "edge_tprune_finetune"  # key in the header of a checkpoint
 RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
+_COPIES = 10
+"""Of the weights on the disk at most: in a state four (weights, their average, two moments), and as many while a new one is written beside it; the
+best, and the output."""
 
 Progress = Callable[[str, int, int], None]
 Say = Callable[[str], None]
@@ -102,7 +105,7 @@ def finetune(
     if request.batch < processes()[1]:
         raise UserError(f"--batch {request.batch} does not give each of {processes()[1]} processes a photo: give a larger one")
     if first:
-        need_space(out.parent, 7 * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
+        need_space(out.parent, _COPIES * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
     with exclusive(out, "fine-tuning") if first else nullcontext():
         store = Store.beside(out)
         asked = {

@@ -10,7 +10,6 @@ Every file appears whole or not at all. Nothing in them is code: tensors and JSO
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
-import torch
 from msgspec import Meta
 from safetensors import safe_open
 from safetensors.torch import save
@@ -29,9 +27,10 @@ from torch import Tensor
 
 from edge_tprune.documents import LARGEST_BYTES, DocumentKind, InvalidDocument, Whole, convert, decode, show
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, cut_last_line, open_log, open_regular, read_regular, write_bytes
+from edge_tprune.files import clear_write_errors, cut_last_line, open_log, open_regular, read_regular, sha256_json, write_bytes
 from edge_tprune.finetune.holdout import Row
 from edge_tprune.finetune.recipe import Recipe
+from edge_tprune.models.state_dict import hash_tensors
 from edge_tprune.statistics import Interval
 from edge_tprune.text import one_line, shorten
 
@@ -180,7 +179,7 @@ class Store:
     def save(self, name: str, tensors: dict[str, Tensor], values: msgspec.Struct) -> None:
         """Keeps tensors, and values as JSON, under a name."""
         text = json.dumps(msgspec.to_builtins(values))
-        write_tensors(self._file(name), tensors, {"values": text, "sha256": _hash(text, tensors)})
+        write_tensors(self._file(name), tensors, {"values": text, "sha256": sha256_json([text, hash_tensors(tensors)])})
 
     def load(self, name: str, kind: type[T]) -> tuple[dict[str, Tensor], T] | None:
         """What was kept under a name, its values as a `kind`; or None.
@@ -197,7 +196,7 @@ class Store:
                 said = opened.metadata()
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             # What is wrong inside an optimiser's state shows steps later, as a crash or as weights that are worse.
-            if said["sha256"] != _hash(said["values"], tensors):
+            if said["sha256"] != sha256_json([said["values"], hash_tensors(tensors)]):
                 raise ValueError("its content is not what was written")
             return tensors, convert(json.loads(said["values"]), kind)
         except Exception as error:
@@ -223,15 +222,6 @@ class Store:
         """Removes the weights; decisions and log stay."""
         for name in ("state", "best"):
             self._file(name).unlink(missing_ok=True)
-
-
-def _hash(text: str, tensors: dict[str, Tensor]) -> str:
-    """Of a text and of the names, types, shapes and bytes of tensors."""
-    found = hashlib.sha256(text.encode())
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from edge_tprune.models.fitting import fit
 from edge_tprune.models.inference import classifiers, infer_arguments
 from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.models.records import find_class_names, find_preprocessing, imagenet_names, model_arguments, recorded_name
-from edge_tprune.models.state_dict import complete, find_network
+from edge_tprune.models.state_dict import complete, find_network, hash_tensors
 from edge_tprune.models.transform import make_transform, resolve_preprocessing
 
 RANDOM = "random"
@@ -258,7 +257,7 @@ def _finish(
         model, _image_size(model, created.arguments), channels, recorded, options.preprocessing
     )
     vit = cast(VisionTransformer, model)  # or another family, which who prunes it looks at
-    digest = _hash_weights(vit)
+    digest = hash_tensors(vit.state_dict())
     return LoadedModel(name, vit, label, digest, preprocessing, dict(created.arguments), class_names, (*said, *more))
 
 
@@ -318,11 +317,3 @@ def _describe_other_names(names: ClassNames, model: nn.Module, classes: int, fil
         f"{name!r} is class {names.names.index(name)} by {names.source}, and class {own.names.index(name)} by {own.source}: "
         "the first is used"
     ]
-
-
-def _hash_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

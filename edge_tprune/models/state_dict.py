@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -225,3 +226,12 @@ def describe_names(tensors: Mapping[str, Tensor]) -> str:
     starts = Counter(name.partition(".")[0] for name in tensors)
     listed = ", ".join(f"{start} ({count})" for start, count in starts.most_common(4))
     return f"its {len(tensors)} names begin with {listed}{' ...' if len(starts) > 4 else ''}"
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, types and bytes, whatever the order."""
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Format `cpp`: the graph, and a program in C++14 that needs ONNX Runtime's C API alone, or TensorRT and CUDA."""
+"""Format `cpp`: the graph, and a program in C++17 that needs ONNX Runtime's C API alone, or TensorRT and CUDA."""
 
 from __future__ import annotations
 

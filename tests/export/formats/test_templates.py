@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_the_same_in_cpp(tmp_path: Path) -> None:
         int main(int count, char** arguments) { return classify(Model(), model_folder(), count, arguments); }
         """
     )
-    subprocess.run(["g++", "-std=c++14", "-Wall", "-Wextra", "-o", "main", "main.cc"], cwd=tmp_path, check=True)
+    subprocess.run(["g++", f"-std=c++{cpp_standard()}", "-Wall", "-Wextra", "-o", "main", "main.cc"], cwd=tmp_path, check=True)
     (tmp_path / "\x1b[31mred.ppm").write_bytes(b"P6 2 1 255\n" + bytes(6))
 
     def run(file: str) -> subprocess.CompletedProcess[str]:
@@ -77,3 +78,17 @@ def test_the_same_in_cpp(tmp_path: Path) -> None:
     done = run("\x1b[31mred.ppm")
     assert (done.returncode, done.stdout.split()[::2]) == (0, ["?[31mred.ppm", "b", "c", "a"])
     assert "\x1b" not in run("\x1b[31mnone.ppm").stderr
+    assert "\x9b" not in run("\x9b31mnone.ppm").stderr
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [tmp_path / "main", "\x1b[31mred.ppm"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (2, "the answers cannot be written\n")
+
+
+def cpp_standard() -> str:
+    """The one that the exported programs are compiled with: the headers of ONNX Runtime 1.32 are no C++14."""
+    files = [(TEMPLATES / f"CMakeLists_{runtime}.txt").read_text() for runtime in ("onnxruntime", "tensorrt")]
+    (standard,) = {found for file in files for found in re.findall(r"CXX_STANDARD (\d+)", file)}
+    assert int(standard) >= 17
+    return standard

@@ -104,7 +104,7 @@ def test_the_cpp_program_is_read_by_the_compiler(built: Path, tmp_path: Path, rt
     (tmp_path / "include").mkdir()
     (tmp_path / "include/NvInfer.h").write_text(make_header(rtx))
     (tmp_path / "include/cuda_runtime_api.h").write_text(make_cuda_header())
-    command = ["g++", "-std=c++14", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-I", str(tmp_path / "include")]
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-I", str(tmp_path / "include")]
     command.append(str(path / "classify.cc"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -30,9 +30,13 @@ inline Answer rank(const float* logits, size_t count) {
   return found;
 }
 
-// A name for the terminal, with no control characters.
+// A name for the terminal, with no control characters; those from 128 to 159 are two bytes in UTF-8.
 inline std::string printable(std::string text) {
   std::replace_if(text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
+  for (size_t i = 0; i + 1 < text.size(); ++i) {
+    const auto second = static_cast<unsigned char>(text[i + 1]);
+    if (text[i] == '\xc2' && second >= 128 && second < 160) text.replace(i, 2, "?");
+  }
   return text;
 }
 
@@ -67,6 +71,7 @@ int classify(const Model& model, const std::string& folder, int count, char** ar
       std::printf("  %6.1f%%  %s\n", 100.0 * best[k].second, labels[place].c_str());
     }
   }
+  if (std::fflush(stdout) != 0) stop("the answers cannot be written");
   return 0;
 }
 
