@@ -77,20 +77,7 @@ class _Graph:
         for index in reversed(places):
             del self.graph.node[index]
         self.graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(a), n) for n, a in constants.items())
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Drops nodes and constants that nothing reads any more."""
-        read = {output.name for output in self.graph.output}
-        for index in range(len(self.graph.node) - 1, -1, -1):
-            node = self.graph.node[index]
-            if read.isdisjoint(node.output):
-                del self.graph.node[index]
-            else:
-                read.update(node.input)
-        for index in range(len(self.graph.initializer) - 1, -1, -1):
-            if self.graph.initializer[index].name not in read:
-                del self.graph.initializer[index]
+        sweep(self.graph)
 
     def _constant_last(self, node: NodeProto) -> tuple[str, np.ndarray] | None:
         """Of a node's two inputs the value, and the constant beside it."""
@@ -103,6 +90,20 @@ class _Graph:
 
     def _array(self, name: str) -> np.ndarray | None:
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+
+
+def sweep(graph: onnx.GraphProto) -> None:
+    """Drops nodes and constants that nothing reads any more."""
+    read = {output.name for output in graph.output}
+    for index in range(len(graph.node) - 1, -1, -1):
+        node = graph.node[index]
+        if read.isdisjoint(node.output):
+            del graph.node[index]
+        else:
+            read.update(node.input)
+    for index in range(len(graph.initializer) - 1, -1, -1):
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
 
 
 def fold(model: onnx.ModelProto) -> None:

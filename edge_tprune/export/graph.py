@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.exporter import quick_exporter
 from edge_tprune.export.folds import fold
+from edge_tprune.export.rows import Values, write_rows
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.attention import Attended, AttentionForm, Bias, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
@@ -86,11 +87,12 @@ class Form:
     precisions: tuple[str, ...]  #: that are worth writing in it
     inputs: IntegerType  #: of layers that multiply integers
     integers: Precision  #: what else an INT8 graph computes in
+    rows: bool = False  #: whether layers of a float32 graph take tokens as rows
 
 
 _EXPLICIT = Form("explicit", 18, explicit_attention, (DEFAULT, "fp16", "mixed", INTEGERS), INT8, HALF_INTEGERS)
 FORMS = {
-    "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT, INTEGERS), UINT8, PRECISIONS[INTEGERS]),
+    "onnxruntime": Form("attention-op", 23, operator_attention, (DEFAULT, INTEGERS), UINT8, PRECISIONS[INTEGERS], rows=True),
     "tensorrt": _EXPLICIT,
     "tensorrt-rtx": _EXPLICIT,
 }
@@ -153,6 +155,8 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     shape_maps(model)
     if pruned.precision.name == DEFAULT:
         fold(model)
+        if form.rows:
+            write_rows(model, infer_values(model))
     name_nodes(model)
     try:
         check(model, pruned.schedule, pruned.precision)
@@ -275,8 +279,6 @@ _HALF |= {"Sub", "Tanh", "Transpose", "Unsqueeze"} | _PRODUCTS
 """What may touch half precision: products, sums, activations, and what moves data. Not: norms, softmax, sums over tokens, comparisons, roots."""
 _MOVES = {"Cast", "Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 
-Values = Mapping[str, tuple[int, tuple[int, ...]]]
-
 
 def _check_precision(model: onnx.ModelProto, values: Values, precision: Precision) -> None:
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
@@ -353,14 +355,15 @@ def tokens_in_mlp(model: onnx.ModelProto, values: Values, path: str, block: int)
     Raises:
         GraphError: where a shape is not static or a block has no MLP.
     """
-    shapes = [
-        values[name][1]
-        for node in model.graph.node
-        if node.name.startswith(f"{path}.mlp")
-        for name in node.output
-        if name in values
-    ]
-    seen = {shape[-2] for shape in shapes if len(shape) == 3}
+    batch, seen = values[model.graph.input[0].name][1][0], set()
+    for node in model.graph.node:
+        if not node.name.startswith(f"{path}.mlp"):
+            continue
+        for shape in (values[name][1] for name in node.output if name in values):
+            if len(shape) == 3:
+                seen.add(shape[1])
+            elif len(shape) == 2 and node.op_type in _PRODUCTS:  # of rows
+                seen.add(shape[0] // batch)
     if len(seen) != 1 or 0 in seen:
         raise GraphError(
             f"the token count after block {block + 1} cannot be read from the graph: its MLP works on {sorted(seen) or 'nothing'}"

@@ -1,6 +1,7 @@
-"""What the exact rewriting of a graph's layers gains (`edge_tprune.export.folds`): the unpruned network without it and with it.
+"""What the exact rewriting of a graph's layers gains: a network without it, with `edge_tprune.export.folds`, and with `edge_tprune.export.rows` too.
 
     python -m tests.benchmarks.folds --batch 8 --rounds 30
+    python -m tests.benchmarks.folds --model deit_tiny_patch16_224 --budget 0.65
 
 ONNX Runtime, random weights. The graphs take turns in a random order, one inference at a time, in sessions that do not spin; ratios are paired by round:
 geometric means without the fifth of the rounds at either end, with 95 % intervals. With one thread what is timed is the CPU time of that thread,
@@ -14,6 +15,7 @@ import random
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -24,22 +26,30 @@ import onnxruntime
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_table
 from edge_tprune.export.folds import fold
+from edge_tprune.export.rows import write_rows
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction.host import network_shape
 from tests.benchmarks.reduction import Graphs, open_graphs, paired_ratio, positive, text
 
 
-def keep(model: onnx.ModelProto) -> None:
+def keep(model: onnx.ModelProto, values: object = None) -> None:
     """No rewriting."""
 
 
-WAYS = {"as it is": keep, "rewritten": fold}
+WAYS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
+    "as it is": (keep, keep),
+    "folded": (fold, keep),
+    "folded, on rows": (fold, write_rows),
+}
 
 
-def write(graphs: Graphs, way: str) -> Path:
-    """The graph of the unpruned network in one of the `WAYS`."""
-    with mock.patch("edge_tprune.export.graph.fold", WAYS[way]):
-        return graphs.write("none", network_shape(graphs.loaded.model).full_schedule(), {})
+def write(graphs: Graphs, way: str, budget: float) -> Path:
+    """The graph of a network in one of the `WAYS`: unpruned, or pruned by `zero_tprune`."""
+    folds, rows = WAYS[way]
+    with mock.patch("edge_tprune.export.graph.fold", folds), mock.patch("edge_tprune.export.graph.write_rows", rows):
+        if budget == 1:
+            return graphs.write("none", network_shape(graphs.loaded.model).full_schedule(), {})
+        return graphs.write("zero_tprune", graphs.schedule("zero_tprune", budget, exact_savings=True), {})
 
 
 def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -53,6 +63,7 @@ def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--budget", type=float, default=1.0)
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--rounds", type=positive, default=60)
@@ -62,7 +73,7 @@ def main() -> None:
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     order, took = random.Random(0), defaultdict[str, dict[int, float]](dict)
     with open_graphs(loaded, options.batch) as graphs, show_progress(options.model) as advance:
-        sessions = {way: open_session(write(graphs, way), options.threads) for way in WAYS}
+        sessions = {way: open_session(write(graphs, way, options.budget), options.threads) for way in WAYS}
         for number in range(-2, options.rounds):  # two to warm up
             advance(options.model, max(number, 0), options.rounds)
             for way in order.sample(list(sessions), len(sessions)):
@@ -73,7 +84,9 @@ def main() -> None:
     rows = [
         [way, f"{statistics.median(took[way].values()):.2f}", text(paired_ratio(took["as it is"], took[way]))] for way in WAYS
     ]
-    title = f"{options.model}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds"
+    title = (
+        f"{options.model}, budget {options.budget:g}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds"
+    )
     print_table(Table([Heading("layers"), Heading("median ms", right=True), Heading("speed-up", right=True)], rows, title))
 
 
