@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,3 +100,19 @@ def child_environment() -> dict[str, str]:
     home = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def need_address_space(module: str, needed: int) -> None:
+    """Refuses to load a module that would hang or crash for want of memory, where the process may have only so much (ulimit -v).
+
+    Raises:
+        MemoryError: it is not loaded yet, and less than `needed` bytes are left.
+    """
+    if module in sys.modules:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    status = Path("/proc/self/statm")
+    if limit == resource.RLIM_INFINITY or not status.exists():
+        return
+    if limit - int(status.read_text().split()[0]) * resource.getpagesize() < needed:
+        raise MemoryError

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -103,3 +105,15 @@ def test_only_an_earlier_table_is_replaced(rows, tmp_path, ending):
             ):
                 attempt()
         assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("megabytes", [400, 450, 500])
+def test_with_too_little_memory_for_parquet_nothing_crashes(megabytes: int) -> None:
+    code = (
+        "import resource\n"
+        "from edge_tprune.analysis.export import _parquet\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({megabytes} << 20,) * 2)\n"
+        "print(_parquet([{'profile': 'x'}])[:4])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "b'PAR1'\n" if done.returncode == 0 else done.stderr.endswith("MemoryError\n")

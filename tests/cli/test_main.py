@@ -118,6 +118,11 @@ NO_PROCESS = "no more processes or threads can be started: end others of this us
         (OSError(errno.EMFILE, "Too many open files", "/x"), "Too many open files: /x"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError(errno.ENAMETOOLONG, "File name too long"), "File name too long"),
+        (OSError(errno.EFBIG, "File too large"), "File too large"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']"),
+            "there is no directory for temporary files: set TMPDIR to one that can be written",
+        ),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), NO_PROCESS),
         (RuntimeError("can't start new thread"), NO_PROCESS),
         (MemoryError(), "out of memory: close what else uses it, or give smaller numbers"),

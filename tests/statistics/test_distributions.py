@@ -32,6 +32,18 @@ def test_without_scipy_the_error_says_what_to_install():
     assert "edge-tprune[analysis]" in done.stdout
 
 
+@pytest.mark.parametrize("megabytes", [180, 220, 260, 300])
+def test_with_little_memory_scipy_is_loaded_or_not_and_nothing_waits(megabytes: int) -> None:
+    code = (
+        "import numpy, resource\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({megabytes} << 20,) * 2)\n"
+        "from edge_tprune.statistics.distributions import special\n"
+        "print(special('stdtrit')(5, 0.975))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("2.57") if done.returncode == 0 else done.stderr.endswith("MemoryError\n")
+
+
 @given(st.floats(1, 500))
 def test_students_quantile(freedom: float) -> None:
     exact = scipy.stats.t.ppf(0.975, freedom)
