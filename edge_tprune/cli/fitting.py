@@ -16,7 +16,6 @@ from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
-from edge_tprune.bundle.manifest import KIND as BUNDLE_KIND
 from edge_tprune.cli.fit_runs import Runs
 from edge_tprune.cli.terminal import print_note, print_warning
 from edge_tprune.errors import NegativeAnswer, UserError
@@ -175,7 +174,10 @@ class Fit:
         assert of.profile is not None
         profile, bundle = self.request.out / of.profile, self.request.out / of.bundle
         rows = list(load_rows(profile))
-        made_of = BUNDLE_KIND.read(bundle).fingerprint
+        try:
+            made_of = Bundle.open(bundle).manifest.fingerprint
+        except UserError as error:
+            raise UserError(f"{bundle} is damaged: remove it, and run the command again to build and measure it") from error
         if any(row.profile.document.bundle.fingerprint != made_of for row in rows):
             raise UserError(f"{profile} is not of {bundle}: remove it, and run the command again to measure it")
         return rows

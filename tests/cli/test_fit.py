@@ -398,6 +398,12 @@ def test_from_nothing_to_an_answer_and_again_with_another_limit(tmp_path: Path, 
     assert step(second.state()) == "measure", "what somebody removed is made again"
     (tmp_path / "away").rename(tmp_path / latest.bundle)
     assert step(second.state()) == "answer"
+    graph = next((tmp_path / latest.bundle / "onnx").glob("*.onnx"))
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-9])
+    with pytest.raises(UserError, match="is damaged: remove it, and run the command again"):
+        second.run()
+    graph.write_bytes(whole)
     # It seemed to need no pruning, and missed the limit when it was measured: that is no answer.
     real, calls = needs_no_pruning, iter([True])
     monkeypatch.setattr("edge_tprune.cli.fitting.needs_no_pruning", lambda *given: next(calls, None) or real(*given))
