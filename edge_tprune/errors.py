@@ -12,7 +12,6 @@ A script that gates on an answer therefore passes on 0 alone, and tells "no" (1)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -49,6 +48,8 @@ class UnresolvedAnswer(EdgeTPruneError):
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """' Did you mean a, b?' for near matches of `word` among `known`, or '' where nothing is near."""
+    import difflib  # here: whatever is imported while the command starts is time in which Ctrl-C is not answered in a line
+
     near = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""
 

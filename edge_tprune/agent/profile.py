@@ -10,6 +10,7 @@ checks and idle times are made again.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,14 +29,19 @@ from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.manifest import Budget, split_label
 from edge_tprune.errors import UserError
+from edge_tprune.files import check_own
 from edge_tprune.models.data import Dataset, batches, open_images
 from edge_tprune.record.document import RUN, VERSION, ArtifactRecord, BudgetRecord, BundleRecord, RunDocument
 from edge_tprune.record.meter import Meter, choose_meter
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.record.settings import TOLERANCE, RunInput, RunRequest, RunSettings
+from edge_tprune.record.summary import SUMMARY
+from edge_tprune.record.trace import BEGINS as TRACE_BEGINS
+from edge_tprune.record.trace import TRACE
 from edge_tprune.record.writer import Recorder, directory_name
 from edge_tprune.runtime.engine import default_threads, runtime_version
 from edge_tprune.runtime.tensorrt.builder import BuildError
+from edge_tprune.schedule.latency import LATENCY
 from edge_tprune.telemetry.environment import Environment, read_environment
 from edge_tprune.text import count_of
 from edge_tprune.version import __version__
@@ -52,6 +58,12 @@ _WARMUP_SECONDS = 0.5
 _BASELINE_SECONDS = 1.0
 _BASELINE_VALUES = 20  #: new values of a power sensor that a baseline should hold
 _MOST_IMAGES = 64  #: of `images`, kept decoded in memory
+_WRITTEN_AGAIN = {
+    SUMMARY: re.compile(rb'\s*\{\s*"format":\s*"edge-tprune-summary"'),
+    LATENCY: re.compile(rb'\s*\{\s*"format":\s*"edge-tprune-latency"'),
+    TRACE: TRACE_BEGINS,
+}
+"""Files of a profile that a resumed run removes or writes again, and how ours begin."""
 
 
 def profile(
@@ -136,6 +148,9 @@ def resume(
     """
     progress = progress or Progress()
     before = _read_unfinished(path)
+    for name, begins in _WRITTEN_AGAIN.items():
+        if trace or name != TRACE:
+            check_own(path / name, begins, f"a {name}")
     inputs, described = _open_inputs(bundle, images)
     _refuse_changes(before, bundle, request or RunRequest(), budgets, described, root)
     settings = before.document.settings

@@ -62,7 +62,7 @@ def _first_of(graph: GraphFile, block: int) -> int:
 
 
 def cut_after(graph: GraphFile, block: int) -> GraphFile:
-    """The network up to a block, counted from 1: its one output is the residual stream after it, (B, N, C) float32."""
+    """The network up to a block, counted from 1: its one output is the residual stream after it, (B, N, C) or (B N, C), float32."""
     end = block_ends(graph)[block - 1]
     value = graph.nodes[end].outputs[0]
     nodes = (*graph.nodes[: end + 1], cast_node(value, _PROBE, FLOAT, "probe/Cast"))

@@ -155,6 +155,8 @@ class Guard:
                     found = engine.run(batch)
                 with ort.open_engine(expected_file, self.threads) as engine:
                     expected = engine.run(batch)
+                # Graphs for ONNX Runtime hold tokens as rows (B N, C).
+                found, expected = (tokens.reshape(len(batch), -1, tokens.shape[-1]) for tokens in (found, expected))
                 return token_distance(found, expected) <= limit
 
             block = first_wrong(blocks, is_near)

@@ -23,6 +23,8 @@ _REFUSALS = (
     errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE, errno.ENOMEM,
     errno.ENOSPC, errno.EPERM, errno.EROFS,
 )  # fmt: skip
+#: What Python and Matplotlib say where neither the home directory nor any for temporary files can be written.
+_NO_PLACE = ("No usable temporary directory", "writable cache directory")
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -118,7 +120,7 @@ def _end(error: BaseException, arguments: Sequence[str]) -> int:
         return _fail("no more processes or threads can be started: end others of this user, or raise the limit (ulimit -u)", 2)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}", 2)
-    if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
+    if isinstance(error, OSError) and any(words in str(error) for words in _NO_PLACE):
         return _fail("there is no directory for temporary files: set TMPDIR to one that can be written", 2)
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, before Python 3.13
         return _fail(str(error), 2)

@@ -104,8 +104,6 @@ def finetune(
         raise UserError(f"{loaded.name} has one output: fine-tuning compares the probabilities of classes, two or more")
     if request.batch < processes()[1]:
         raise UserError(f"--batch {request.batch} does not give each of {processes()[1]} processes a photo: give a larger one")
-    if first:
-        need_space(out.parent, _COPIES * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
     with exclusive(out, "fine-tuning") if first else nullcontext():
         store = Store.beside(out)
         asked = {
@@ -121,6 +119,8 @@ def finetune(
             _check_unchanged(decisions.result, out)
             return _answer(decisions.result)
         _check_place(out, "choose another --out, or move it away")
+        if first:
+            need_space(out.parent, _COPIES * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
         run = _Run(loaded, dataset, out, request, schedules, store, decisions, progress, say)
         return _answer(run())
 

@@ -68,6 +68,8 @@ def create(name: str, arguments: Arguments, *, random: bool = False, shape_only:
     for key, value in arguments.items():
         if isinstance(value, (int, float)) and not 0 <= value < math.inf:  # timm builds heads of a negative number of channels
             raise UserError(f"{name} with {key}={value}: give a number that is not negative")
+        if key in ("img_size", "patch_size") and isinstance(value, (tuple, list)) and len(value) != 2:
+            raise UserError(f"{name} with {key}={value}: give one number, or height and width")
         if key == "depth" and isinstance(value, int) and value > _DEEPEST:  # it would be built before anything could say no
             raise UserError(f"{name} with depth={value}: a network has at most {_DEEPEST} blocks")
     kept: list[Filter | None] = []

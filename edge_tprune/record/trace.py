@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from edge_tprune.files import atomic_writer
 from edge_tprune.record.reader import Run
 
 TRACE = "trace.json"
+_BEGINNING = b'{"displayTimeUnit":"ms","traceEvents":['
+BEGINS = re.compile(re.escape(_BEGINNING))  #: every trace of ours
 _MEASUREMENT, _SENSORS = 1, 2  #: what Perfetto shows as processes
 _IDLE_THREAD = 1
 _COUNTED_UNITS = ("mW", "MHz", "C", "bytes", "percent")
@@ -23,7 +26,7 @@ def write_trace(run: Run) -> Path:
     """
     path = run.path / TRACE
     with atomic_writer(path) as stream:
-        stream.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
+        stream.write(_BEGINNING + b"\n")
         for number, event in enumerate(_events(run)):
             stream.write((",\n" if number else "").encode() + json.dumps(event, allow_nan=False).encode())
         stream.write(b"\n]}\n")

@@ -71,6 +71,23 @@ def test_only_what_is_missing_is_measured_again(bundle: Bundle, tmp_path: Path) 
         resume(bundle, path)
 
 
+def test_files_of_a_person_under_the_names_of_a_profile_stay(bundle: Bundle, tmp_path: Path) -> None:
+    path = profile(bundle, tmp_path, QUICK, budgets=["small"], trace=True)
+    cut(path, 4)
+    (path / "latency.json").write_text('{"my": "own"}')
+    with pytest.raises(UserError, match=r"latency\.json is not .* of edge-tprune's, and would be lost"):
+        resume(bundle, path)
+    assert (path / "latency.json").read_text() == '{"my": "own"}'
+    (path / "latency.json").unlink()
+    ours = (path / "trace.json").read_bytes()
+    (path / "trace.json").write_text("[]")
+    with pytest.raises(UserError, match=r"trace\.json is not .* of edge-tprune's, and would be lost"):
+        resume(bundle, path, trace=True)
+    (path / "trace.json").write_bytes(ours)
+    resume(bundle, path, trace=True)
+    assert json.loads((path / "trace.json").read_text())["traceEvents"]
+
+
 def test_what_is_not_as_it_was_is_refused_by_name(bundle: Bundle, make_bundle: MakeBundle, tmp_path: Path) -> None:
     path = profile(bundle, tmp_path / "out", QUICK, budgets=["small"])
     cut(path, 4)

@@ -123,6 +123,10 @@ NO_PROCESS = "no more processes or threads can be started: end others of this us
             FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']"),
             "there is no directory for temporary files: set TMPDIR to one that can be written",
         ),
+        (
+            OSError("Matplotlib requires access to a writable cache directory, but there was an issue with the default path"),
+            "there is no directory for temporary files: set TMPDIR to one that can be written",
+        ),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), NO_PROCESS),
         (RuntimeError("can't start new thread"), NO_PROCESS),
         (MemoryError(), "out of memory: close what else uses it, or give smaller numbers"),

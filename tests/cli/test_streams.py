@@ -151,6 +151,19 @@ def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_an_interruption_while_the_command_is_loaded_says_nothing() -> None:
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'edge_tprune.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.meta_path.insert(0, Interrupt)\n"
+        "sys.argv = ['edge-tprune', '--version']; runpy.run_module('edge_tprune', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_another_signal_while_the_process_ends_says_nothing_more(second: signal.Signals) -> None:
     """Of two that come at nearly the same time the first one counts; the other hits a process that is saying so, or already leaving."""

@@ -166,6 +166,12 @@ def test_a_network_of_a_million_blocks_is_refused_before_it_is_built() -> None:
             create("vit_tiny_patch16_224", {"depth": 1_000_000}, random=random, shape_only=not random)
 
 
+def test_a_patch_of_three_sides_is_refused() -> None:
+    for argument in ({"patch_size": (16, 16, 16)}, {"img_size": [224]}):
+        with pytest.raises(UserError, match=r"_size=.*: give one number, or height and width"):
+            create("vit_tiny_patch16_224", argument)
+
+
 @pytest.mark.parametrize(
     "argument", [{"num_heads": -3}, {"embed_dim": -192}, {"mlp_ratio": float("nan")}, {"init_values": float("inf")}]
 )
