@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 #: What ends a command: Ctrl-C, `kill` or a service manager, and a terminal that is closed.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -102,17 +102,32 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
-def need_address_space(module: str, needed: int) -> None:
-    """Refuses to load a module that would hang or crash for want of memory, where the process may have only so much (ulimit -v).
+_STATUS = Path("/proc/self/statm")
 
-    Raises:
-        MemoryError: it is not loaded yet, and less than `needed` bytes are left.
+
+class _MemoryGuard:
+    """A finder of modules that finds none."""
+
+    needed: ClassVar = {"polars": 512 << 20, **dict.fromkeys(("scipy.linalg", "scipy.special", "scipy.stats"), 192 << 20)}
+    """Bytes that a module takes while it is loaded, with room: polars 380 MB, scipy.special 130 MB, scipy.stats 70 MB more."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
+        """Refuses what there is no memory for.
+
+        Raises:
+            MemoryError: less is left than the module takes.
+        """
+        if name in cls.needed:
+            used = int(_STATUS.read_text().split()[0]) * resource.getpagesize()
+            if resource.getrlimit(resource.RLIMIT_AS)[0] - used < cls.needed[name]:
+                raise MemoryError
+
+
+def guard_memory() -> None:
+    """Where this process may have only so much memory (ulimit -v), libraries are not loaded that would hang or crash for want of it.
+
+    scipy's OpenBLAS waits for ever for memory that it does not get, deaf to signals; polars ends the process.
     """
-    if module in sys.modules:
-        return
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    status = Path("/proc/self/statm")
-    if limit == resource.RLIM_INFINITY or not status.exists():
-        return
-    if limit - int(status.read_text().split()[0]) * resource.getpagesize() < needed:
-        raise MemoryError
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY and _STATUS.exists():
+        sys.meta_path.insert(0, _MemoryGuard)

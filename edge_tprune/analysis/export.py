@@ -14,7 +14,6 @@ from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import check_own, write_bytes
-from edge_tprune.processes import need_address_space
 from edge_tprune.text import printable
 
 Record = dict[str, object]
@@ -106,12 +105,8 @@ def _json(table: list[Record]) -> bytes:
     return (json.dumps(table, indent=1, allow_nan=False) + "\n").encode()
 
 
-_POLARS_BYTES = 512 << 20  # that it takes while it is loaded, with room: 380 MB
-
-
 def _parquet(table: list[Record]) -> bytes:
     try:
-        need_address_space("polars", _POLARS_BYTES)  # it would end the process
         import polars as pl
     except ImportError as error:
         raise missing_package("polars", "parquet", error) from error

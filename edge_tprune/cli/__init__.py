@@ -15,7 +15,7 @@ from typing import Any
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.streams import flush_stdout, prepare_streams, silence_stdout
 from edge_tprune.errors import EdgeTPruneError, InternalError
-from edge_tprune.processes import end_by_signal, end_signals, ignore_signals
+from edge_tprune.processes import end_by_signal, end_signals, guard_memory, ignore_signals
 from edge_tprune.text import printable, shorten
 
 #: What an operating system refuses for reasons that the person can do something about.
@@ -25,6 +25,8 @@ _REFUSALS = (
 )  # fmt: skip
 #: What Python and Matplotlib say where neither the home directory nor any for temporary files can be written.
 _NO_PLACE = ("No usable temporary directory", "writable cache directory")
+_NO_MEMORY = "out of memory: close what else uses it, or give smaller numbers"
+_LAST_WORDS = f"edge-tprune: {_NO_MEMORY}\n".encode()
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -115,7 +117,7 @@ def _end(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, EdgeTPruneError) and not isinstance(error, InternalError):
         return _fail(str(error), error.exit_code)
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return _fail("out of memory: close what else uses it, or give smaller numbers", 2)
+        return _fail(_NO_MEMORY, 2)
     if isinstance(error, BlockingIOError) or (isinstance(error, RuntimeError) and str(error) == "can't start new thread"):
         return _fail("no more processes or threads can be started: end others of this user, or raise the limit (ulimit -u)", 2)
     if isinstance(error, OSError) and error.errno in _REFUSALS:
@@ -137,7 +139,8 @@ def _end(error: BaseException, arguments: Sequence[str]) -> int:
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch found no memory, on a GPU or here: it has no one kind of error for that."""
     return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("can't allocate memory", "out of memory", "bad_alloc"))
     )
 
 
@@ -157,7 +160,12 @@ def run() -> None:
         sys.exit(_fail("the current directory was removed: change to another one", 2))
     if not os.environ.get("TERMINAL_WIDTH", "").isdecimal():
         os.environ.pop("TERMINAL_WIDTH", None)  # typer fails over what is no number
-    code = main(last=True)
+    guard_memory()
+    try:
+        code = main(last=True)
+    except MemoryError:  # not enough even to end in order
+        os.write(sys.stderr.fileno(), _LAST_WORDS)
+        os._exit(2)
     if code - 128 in (signal.SIGTERM, signal.SIGHUP):
         end_by_signal(code - 128)
     sys.exit(code)

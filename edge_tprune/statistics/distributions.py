@@ -7,9 +7,6 @@ import math
 from typing import Any
 
 from edge_tprune.errors import missing_package
-from edge_tprune.processes import need_address_space
-
-_SCIPY_BYTES = 256 << 20  # that it takes while it is loaded, with room: scipy.special 130 MB, scipy.stats 200 MB
 
 
 def student(degrees: int, share: float) -> float:
@@ -45,10 +42,8 @@ def scipy_module(module: str) -> Any:
 
     Raises:
         UserError: it is not installed.
-        MemoryError: there is not enough left of what the process may have (ulimit -v).
     """
     try:
-        need_address_space(f"scipy.{module}", _SCIPY_BYTES)  # its OpenBLAS would wait for ever
         return importlib.import_module(f"scipy.{module}")
     except ImportError as error:
         raise missing_package("scipy", "analysis", error) from error

@@ -113,6 +113,7 @@ def test_with_too_little_memory_for_parquet_nothing_crashes(megabytes: int) -> N
         "import resource\n"
         "from edge_tprune.analysis.export import _parquet\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({megabytes} << 20,) * 2)\n"
+        "from edge_tprune.processes import guard_memory; guard_memory()\n"
         "print(_parquet([{'profile': 'x'}])[:4])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

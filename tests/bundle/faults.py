@@ -65,8 +65,8 @@ def double(block: int) -> Fault:
     """A scale that is off by 2: what the MLP of a block, counted from 1, adds to the stream."""
 
     def fault(model: onnx.ModelProto) -> None:
-        prefix = f"model.blocks.{block - 1}.mlp.fc2/Add"
-        places = [place for place, node in enumerate(model.graph.node) if node.name.startswith(prefix)]
+        last = tuple(f"model.blocks.{block - 1}.mlp.fc2/{kind}" for kind in ("Add", "Gemm"))  # the bias is added by one of them
+        places = [place for place, node in enumerate(model.graph.node) if node.name.startswith(last)]
         if not places:
             return
         node = model.graph.node[places[0]]

@@ -129,6 +129,7 @@ NO_PROCESS = "no more processes or threads can be started: end others of this us
         ),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), NO_PROCESS),
         (RuntimeError("can't start new thread"), NO_PROCESS),
+        (RuntimeError("std::bad_alloc"), "out of memory: close what else uses it, or give smaller numbers"),
         (MemoryError(), "out of memory: close what else uses it, or give smaller numbers"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),

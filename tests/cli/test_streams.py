@@ -151,6 +151,17 @@ def test_the_process_ends_by_the_signal(number: signal.Signals) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_memory_that_does_not_even_suffice_for_words_ends_in_a_line() -> None:
+    code = (
+        "import sys, edge_tprune.cli as cli\n"
+        "def exhausted(*_): raise MemoryError\n"
+        "cli._run = cli._fail = exhausted; sys.argv[1:] = ['doctor']; cli.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "edge-tprune: out of memory: close what else uses it, or give smaller numbers\n"
+
+
 def test_an_interruption_while_the_command_is_loaded_says_nothing() -> None:
     code = (
         "import os, runpy, signal, sys\n"

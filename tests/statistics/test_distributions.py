@@ -37,6 +37,7 @@ def test_with_little_memory_scipy_is_loaded_or_not_and_nothing_waits(megabytes: 
     code = (
         "import numpy, resource\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({megabytes} << 20,) * 2)\n"
+        "from edge_tprune.processes import guard_memory; guard_memory()\n"
         "from edge_tprune.statistics.distributions import special\n"
         "print(special('stdtrit')(5, 0.975))"
     )
