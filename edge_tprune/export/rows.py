@@ -20,6 +20,7 @@ Values = Mapping[str, tuple[int, tuple[int, ...]]]
 
 _BY_ELEMENT = {"Erf", "Gelu", "Relu", "Sigmoid", "Sqrt", "Tanh"}
 _OF_TWO = {"Add", "Div", "Mul", "Sub"}
+_NORMS = {"LayerNormalization", "RMSNormalization"}
 
 
 def write_rows(model: onnx.ModelProto, values: Values) -> None:
@@ -79,12 +80,12 @@ class _Writer:
     def _as_rows(self, value: str, reader: NodeProto) -> str:
         if value not in self._rows:
             batch, tokens, channels = self._values[value][1]
-            self._rows[value] = f"{value}_rows"
+            self._rows[value] = f"{value}/rows"
             self._reshape(value, self._rows[value], (batch * tokens, channels), reader)
         return self._rows[value]
 
     def _reshape(self, value: str, into: str, shape: tuple[int, ...], reader: NodeProto) -> None:
-        name = self.shapes.setdefault(shape, f"shape_{'_'.join(map(str, shape))}")
+        name = self.shapes.setdefault(shape, f"rows/{'x'.join(map(str, shape))}")
         self._append(helper.make_node("Reshape", [value, name], [into]), reader)
 
     def _append(self, node: NodeProto, origin: NodeProto) -> None:
@@ -103,7 +104,7 @@ class _Writer:
             if bias and self._values[addition.output[0]] == self._values[value]:
                 inputs, value, kind = [*inputs, *bias], addition.output[0], "Gemm"
                 self._done.add(value)
-        self._rows[value] = f"{value}_rows"
+        self._rows[value] = f"{value}/rows"
         self._only_rows.add(value)
         self._append(helper.make_node(kind, inputs, [self._rows[value]]), node)
         return True
@@ -113,7 +114,7 @@ class _Writer:
         tokens = [name for name in node.input if name not in self._constants]
         if not all(self._is_tokens(name) and self._values[name] == self._values[node.output[0]] for name in tokens):
             return False
-        if node.op_type == "LayerNormalization":
+        if node.op_type in _NORMS:
             axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
             if axis not in (-1, 2) or not any(self._is_layer(reader) for reader in self._readers[node.output[0]]):
                 return False
@@ -129,7 +130,7 @@ class _Writer:
         for attribute in new.attribute:
             if attribute.name == "axis":
                 attribute.i = -1
-        new.output[0] = self._rows[node.output[0]] = f"{node.output[0]}_rows"
+        new.output[0] = self._rows[node.output[0]] = f"{node.output[0]}/rows"
         self._only_rows.add(node.output[0])
         self.nodes.append(new)
         return True
