@@ -118,10 +118,17 @@ class _MemoryGuard:
         Raises:
             MemoryError: less is left than the module takes.
         """
-        if name in cls.needed:
-            used = int(_STATUS.read_text().split()[0]) * resource.getpagesize()
-            if resource.getrlimit(resource.RLIMIT_AS)[0] - used < cls.needed[name]:
-                raise MemoryError
+        left = memory_left() if name in cls.needed else None
+        if left is not None and left < cls.needed[name]:
+            raise MemoryError
+
+
+def memory_left() -> int | None:
+    """Bytes of what this process may have at most (ulimit -v); None where there is no limit, or the system does not say what it has."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or not _STATUS.exists():
+        return None
+    return limit - int(_STATUS.read_text().split()[0]) * resource.getpagesize()
 
 
 def guard_memory() -> None:
@@ -129,5 +136,5 @@ def guard_memory() -> None:
 
     scipy's OpenBLAS waits for ever for memory that it does not get, deaf to signals; polars ends the process.
     """
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY and _STATUS.exists():
+    if memory_left() is not None:
         sys.meta_path.insert(0, _MemoryGuard)

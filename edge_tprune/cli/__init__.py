@@ -15,7 +15,7 @@ from typing import Any
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.streams import flush_stdout, prepare_streams, silence_stdout
 from edge_tprune.errors import EdgeTPruneError, InternalError
-from edge_tprune.processes import end_by_signal, end_signals, guard_memory, ignore_signals
+from edge_tprune.processes import end_by_signal, end_signals, guard_memory, ignore_signals, memory_left
 from edge_tprune.text import printable, shorten
 
 #: What an operating system refuses for reasons that the person can do something about.
@@ -26,6 +26,7 @@ _REFUSALS = (
 #: What Python and Matplotlib say where neither the home directory nor any for temporary files can be written.
 _NO_PLACE = ("No usable temporary directory", "writable cache directory")
 _NO_MEMORY = "out of memory: close what else uses it, or give smaller numbers"
+_LITTLE = 512 << 20
 _LAST_WORDS = f"edge-tprune: {_NO_MEMORY}\n".encode()
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -128,6 +129,9 @@ def _end(error: BaseException, arguments: Sequence[str]) -> int:
         return _fail(str(error), 2)
     if isinstance(error, ImportError) and not (error.name or "").startswith("edge_tprune"):
         return _fail(f"the package {error.name or 'that this needs'} cannot be loaded: {error}", 2)
+    left = memory_left()
+    if left is not None and left < _LITTLE:  # a library that was loaded in part fails in all kinds of ways
+        return _fail(_NO_MEMORY, 2)
     from edge_tprune.cli.faults import describe_fault, describe_plugin_fault
 
     if (said := describe_plugin_fault(error)) is not None:

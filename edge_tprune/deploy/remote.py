@@ -53,11 +53,15 @@ STAMP = "edge-tprune.json"
 RUNNING = "running.lock"  #: held while something is measured, by a campaign too
 BUSY = "something else is being measured on the board: wait for it to finish, or stop it there"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-#: Full match with the paths of the files of bundles, and of what commands that were killed leave in them.
-PART = re.compile(
-    r"manifest\.json|golden\.npz|eval-[0-9a-f]{12}\.npz|onnx/[^/]+\.(onnx|bin)|engines/[^/]+\.plan(\.json)?|engines/\.[^/]+\.lock"
-    r"|(engines/)?\.[^/]+\.tmp"
+MANIFEST = "manifest.json"
+_RESULTS, _ENGINE = r"eval-[0-9a-f]{12}\.npz", r"[^/]+\.sm\d+(\.2)?\.plan"
+#: Full match with what commands that were killed leave in a bundle (`edge_tprune.bundle.revision.LEFT_BEHIND`).
+LEFT_BEHIND = re.compile(
+    rf"{_RESULTS}|engines/{_ENGINE}(\.json)?|engines/\.{_ENGINE}\.lock"
+    rf"|(engines/)?\.(manifest\.json|{_RESULTS}|{_ENGINE}(\.json)?)\.\w+\.tmp"
 )
+#: Full match with the files of a bundle whose manifest cannot be read.
+PART = re.compile(rf"{LEFT_BEHIND.pattern}|manifest\.json|golden\.npz|onnx/[^/]+\.(onnx|bin)|engines/[^/]+\.plan(\.json)?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -296,14 +300,22 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     target, fresh, old = bundles / name, bundles / f".{name}.new", bundles / f".{name}.old"
     if old.is_dir() and not old.is_symlink() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)
-    there = _hashes(target)
-    others = [path for path in _others(target) if path not in files]
+    there, before = _hashes(target), _manifest(target / MANIFEST)
+    held = {digest: target / path for path, digest in there.items()}
+    sent, files = files, _with_results(files, before, held, incoming)
+    own = _named(before)
+    others = [path for path in _others(target, own) if path not in files]
     if {path: digest for path, digest in there.items() if path not in others} == {
         path: entry["sha256"] for path, entry in files.items()
     }:
-        _remove_forgotten(incoming)
+        _remove_sent(incoming, [*sent.values(), *files.values()])
         return {"path": str(target)}
-    held = {digest: target / path for path, digest in there.items()}
+    if own is not None:
+        for path in _others(target, own):
+            if path in files and there.get(path) != files[path]["sha256"]:
+                raise Refused(
+                    f"{target / path} is no file of the bundle there, and would be lost: move it away on the board, or deploy with --name"
+                )
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     for path, entry in files.items():
@@ -325,16 +337,82 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     fresh.rename(target)
     _sync(bundles)
     _remove(old)
-    for entry in files.values():
-        (incoming / entry["sha256"]).unlink(missing_ok=True)
-    _remove_forgotten(incoming)
+    _remove_sent(incoming, [*sent.values(), *files.values()])
     return {"path": str(target)}
 
 
-def _others(target: Path) -> list[str]:
-    """What lies in a bundle's directory and is no part of any bundle: the profiles and notes of a person, which an update leaves there."""
+def _remove_sent(incoming: Path, entries: list[Json]) -> None:
+    for entry in entries:
+        (incoming / entry["sha256"]).unlink(missing_ok=True)
+    _remove_forgotten(incoming)
+
+
+def _manifest(file: Path) -> Json | None:
+    """A bundle's manifest; None where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(file.read_bytes())
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _named(manifest: Json | None) -> dict[str, str] | None:
+    """Path -> SHA-256 of the files that a manifest names, itself with none; None where that cannot be told."""
+    if manifest is None:
+        return None
+    with contextlib.suppress(LookupError, TypeError, AttributeError):
+        named = {path: entry["sha256"] for path, entry in manifest["files"].items()}
+        named |= {artifact["file"]: artifact["sha256"] for budget in manifest["budgets"] for artifact in budget["artifacts"]}
+        return {MANIFEST: "", **named}
+    return None
+
+
+def _others(target: Path, own: dict[str, str] | None) -> list[str]:
+    """What lies in a bundle's directory and is not the bundle's: the profiles and notes of a person, which an update leaves there.
+
+    Args:
+        target: the directory.
+        own: the files that its manifest names; None where it cannot be read.
+    """
     paths = (path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
-    return [path for path in paths if not PART.fullmatch(path)]
+    if own is None:
+        return [path for path in paths if not PART.fullmatch(path)]
+    return [path for path in paths if path not in own and not LEFT_BEHIND.fullmatch(path)]
+
+
+def _with_results(files: Json, before: Json | None, held: dict[str, Path], incoming: Path) -> Json:
+    """The files of a bundle that was not evaluated yet, with what `eval` found on the board of the same graphs: a manifest that says so, and its results."""
+    named = _named(before)
+    if before is None or named is None or MANIFEST not in files:
+        return files
+    entry = files[MANIFEST]
+    manifest = _manifest(held.get(entry["sha256"]) or _received(incoming, MANIFEST, entry))
+    fresh = _named(manifest)
+    if manifest is None or fresh is None or manifest.get("fingerprint") != before.get("fingerprint"):
+        return files
+    results = {path for path in named if re.fullmatch(_RESULTS, path)}
+    graphs = {(path, digest) for path, digest in named.items() if path not in results and not path.startswith("engines/")}
+    if any(_evaluated(budget) for budget in manifest["budgets"]) or not graphs <= fresh.items():
+        return files
+    if any(named[path] not in held for path in results):  # damaged
+        return files
+    found = {budget.get("name"): budget for budget in before["budgets"] if _evaluated(budget)}
+    if not found:
+        return files
+    for budget in manifest["budgets"]:
+        budget.update({key: value for key, value in found.get(budget.get("name"), {}).items() if key.startswith("accuracy")})
+    manifest["files"].update({path: before["files"][path] for path in results})
+    data = json.dumps(manifest, indent=1).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    with (incoming / digest).open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {**files, MANIFEST: {"sha256": digest, "bytes": len(data)}, **{path: before["files"][path] for path in results}}
+
+
+def _evaluated(budget: Json) -> bool:
+    return bool(budget.get("accuracy") or budget.get("accuracy_by_precision"))
 
 
 def _name_again(source: Path, place: Path) -> None:

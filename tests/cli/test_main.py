@@ -149,6 +149,15 @@ def test_what_the_machine_refuses_is_no_fault(
     assert (outcome.code, outcome.err) == (2, f"edge-tprune: {line}\n")
 
 
+def test_whatever_fails_with_little_memory_left_is_no_fault(
+    command: Command, failing: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(RuntimeError("operator torchvision::nms does not exist"))
+    monkeypatch.setattr("edge_tprune.cli.memory_left", lambda: 100 << 20)
+    outcome = command("doctor")
+    assert (outcome.code, outcome.err) == (2, "edge-tprune: out of memory: close what else uses it, or give smaller numbers\n")
+
+
 @pytest.mark.parametrize("arguments", [["compare"], ["compare", "--markdwn", "x"], ["select", "x", "--max-p95-ms", "fast"]])
 def test_a_usage_error_points_to_the_help_of_its_command(command: Command, arguments: list[str]) -> None:
     outcome = command(*arguments)

@@ -220,6 +220,62 @@ def test_what_a_person_put_into_a_bundle_stays(talk: Talk, home: Path) -> None:
     assert (target / "link").readlink() == Path("/nowhere")
 
 
+def manifest_of(files: dict[str, bytes], accuracy: object = None, results: dict[str, bytes] | None = None) -> bytes:
+    """As much of a manifest as the board reads: one budget whose graph is the first file."""
+    (graph, data), *_ = files.items()
+    artifact = {"file": graph, "sha256": digest(data), "bytes": len(data)}
+    budget = {"name": "0.65", "accuracy": accuracy, "artifacts": [artifact]}
+    others = {name: {"sha256": digest(content), "bytes": len(content)} for name, content in (results or {}).items()}
+    return json.dumps({"fingerprint": "f", "budgets": [budget], "files": others}).encode()
+
+
+def test_files_of_a_person_beside_the_graphs_stay(talk: Talk, home: Path) -> None:
+    target, graphs = home / "bundles" / "net", {"onnx/a.onnx": b"a" * 100}
+    for number in range(2):
+        data = {**graphs, "manifest.json": manifest_of(graphs) + b" " * number}
+        send(talk, *data.values())
+        talk("bundle", name="net", files=bundle_files(**data))
+        for name in ("onnx/mine.onnx", "onnx/mine.bin", "engines/my.plan"):
+            assert number == 0 or (target / name).read_text() == "mine"
+            (target / name).parent.mkdir(exist_ok=True)
+            (target / name).write_text("mine")
+    more = {**graphs, "onnx/mine.onnx": b"m" * 100}
+    data = {**more, "manifest.json": manifest_of(more)}
+    send(talk, *data.values())
+    assert (
+        "onnx/mine.onnx is no file of the bundle there, and would be lost"
+        in talk("bundle", name="net", files=bundle_files(**data))["error"]
+    )
+    assert (target / "onnx/mine.onnx").read_text() == "mine"
+    graphs = {"onnx/b.onnx": b"b" * 100}
+    data = {**graphs, "manifest.json": manifest_of(graphs)}
+    send(talk, *data.values())
+    assert "path" in talk("bundle", name="net", files=bundle_files(**data))
+    assert not (target / "onnx/a.onnx").exists(), "the manifest there said that it was the bundle's"
+
+
+@pytest.mark.parametrize("again", ["the same", "rebuilt", "another", "evaluated here", "damaged there"])
+def test_what_eval_found_on_the_board_stays_with_the_same_graphs(talk: Talk, home: Path, again: str) -> None:
+    target, graphs, results = home / "bundles" / "net", {"onnx/a.onnx": b"a" * 100}, {"eval-0123456789ab.npz": b"r" * 50}
+    first = {**graphs, "manifest.json": manifest_of(graphs)}
+    send(talk, *first.values())
+    talk("bundle", name="net", files=bundle_files(**first))
+    (target / "manifest.json").write_bytes(manifest_of(graphs, {"images": 20}, results))
+    (target / "eval-0123456789ab.npz").write_bytes(b"r" * (49 if again == "damaged there" else 50))
+    if again == "another":
+        graphs = {"onnx/a.onnx": b"c" * 100}
+    manifest = manifest_of(graphs, {"images": 1000} if again == "evaluated here" else None) + b" " * (again == "rebuilt")
+    data = {**graphs, "manifest.json": manifest}
+    for _ in range(2):
+        send(talk, *data.values())
+        talk("bundle", name="net", files=bundle_files(**data))
+        found = json.loads((target / "manifest.json").read_bytes())["budgets"][0]["accuracy"]
+        kept = again in ("the same", "rebuilt")
+        assert found == ({"images": 20} if kept else {"images": 1000} if again == "evaluated here" else None)
+        assert (target / "eval-0123456789ab.npz").exists() == kept
+        assert not list((home / "incoming").iterdir())
+
+
 def test_a_changed_file_on_the_board_is_not_reused(talk: Talk, home: Path) -> None:
     data = b"k" * 5000
     send(talk, data)
