@@ -350,9 +350,9 @@ def _remove_sent(incoming: Path, entries: list[Json]) -> None:
 def _manifest(file: Path) -> Json | None:
     """A bundle's manifest; None where it cannot be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(file.read_bytes())
-        if isinstance(found, dict):
-            return found
+        if file.is_file():  # a pipe would keep its reader waiting
+            found = json.loads(file.read_bytes())
+            return found if isinstance(found, dict) else None
     return None
 
 
@@ -416,7 +416,7 @@ def _evaluated(budget: Json) -> bool:
 
 
 def _name_again(source: Path, place: Path) -> None:
-    """A second name of a file or link, or a copy where that is on another disk."""
+    """A second name of a file or link, or a copy where that is on another disk: there a pipe or device stays where it is."""
     try:
         os.link(source, place, follow_symlinks=False)
     except OSError as error:
@@ -424,6 +424,8 @@ def _name_again(source: Path, place: Path) -> None:
             raise
         if source.is_symlink():
             place.symlink_to(source.readlink())
+            return
+        if not source.is_file():
             return
         with source.open("rb") as old, place.open("wb") as new:
             shutil.copyfileobj(old, new)

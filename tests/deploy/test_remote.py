@@ -276,6 +276,15 @@ def test_what_eval_found_on_the_board_stays_with_the_same_graphs(talk: Talk, hom
         assert not list((home / "incoming").iterdir())
 
 
+def test_a_pipe_in_the_place_of_a_manifest_is_not_read(talk: Talk, home: Path) -> None:
+    data = {"manifest.json": b"m" * 50}
+    (home / "bundles" / "net").mkdir(parents=True)
+    os.mkfifo(home / "bundles" / "net" / "manifest.json")
+    send(talk, *data.values())
+    assert "path" in talk("bundle", name="net", files=bundle_files(**data))
+    assert (home / "bundles" / "net" / "manifest.json").read_bytes() == b"m" * 50
+
+
 def test_a_changed_file_on_the_board_is_not_reused(talk: Talk, home: Path) -> None:
     data = b"k" * 5000
     send(talk, data)
@@ -298,10 +307,13 @@ def test_a_bundle_that_a_person_moved_to_another_disk_comes_back(
         assert not (home / "bundles" / "net").is_symlink()
         if data is versions[0]:
             shutil.move(home / "bundles" / "net", elsewhere)
+            os.mkfifo(elsewhere / "net" / "control")
+            (elsewhere / "net" / "notes.txt").write_text("mine")
             (home / "bundles" / "net").symlink_to(elsewhere / "net")
             (home / "bundles" / ".net.old").symlink_to(elsewhere / "net")
     assert (home / "bundles" / "net" / "new").read_bytes() == versions[2]["new"]
     assert (elsewhere / "net" / "new").read_bytes() == versions[0]["new"], "it is the person's now"
+    assert (home / "bundles" / "net" / "notes.txt").read_text() == "mine"
     shutil.rmtree(elsewhere)
 
 
