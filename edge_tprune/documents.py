@@ -151,7 +151,8 @@ def decode(data: bytes, schema: type[T]) -> T:
         raise InvalidDocument(f"not readable JSON ({_one_line(error)})") from error
 
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""Strings, one that is cut off up to the end (or every quote in it would be tried as a beginning), and the brackets between them."""
 
 
 def _check_depth(data: bytes) -> None:

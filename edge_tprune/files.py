@@ -23,6 +23,7 @@ from edge_tprune.errors import UserError
 
 _CHUNK = 1 << 20
 _RESERVE_BYTES = 1 << 20
+_END_BYTES = 1 << 20  # looked at from either end of a file, to tell whose it is
 _STALE_S = 5.0  # after which whoever made a temporary file holds its lock, if it lives
 
 
@@ -42,18 +43,43 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def check_own(file: Path, own: re.Pattern[bytes], kind: str) -> None:
-    """Refuses to replace a file of a person's: one that does not begin with `own`, as every file of `kind` does. An empty file is nobody's.
+    """Refuses to replace a file of a person's: one whose first and last megabyte `own` does not match, as those of every file of `kind`.
+
+    An empty file is nobody's.
 
     Raises:
         UserError: naming the file.
     """
     try:
         with open_regular(file) as stream:
-            content = stream.read()
+            content = stream.read(_END_BYTES)
+            stream.seek(max(_END_BYTES, os.fstat(stream.fileno()).st_size - _END_BYTES))
+            content += stream.read(_END_BYTES)
+    except PermissionError as error:
+        raise UserError(
+            f"{file} cannot be read, so it may be yours, and would be lost: choose another name, or remove it"
+        ) from error
     except OSError:  # it is not there, or no file: what writes there says so
         return
     if content and not own.match(content):
         raise UserError(f"{file} is not {kind} of edge-tprune's, and would be lost: choose another name, or remove it")
+
+
+def files_below(directory: Path) -> list[str]:
+    """The relative paths of all files, links and whatever else is no directory, sorted.
+
+    Raises:
+        UserError: a directory that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}. Move it away, or give access to it") from error
+
+    found = []
+    for folder, inside, names in os.walk(directory, onerror=refuse):
+        links = [name for name in inside if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
+        found += [Path(folder, name).relative_to(directory).as_posix() for name in (*names, *links)]
+    return sorted(found)
 
 
 def _check_regular(handle: int, path: Path) -> None:

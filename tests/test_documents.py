@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from edge_tprune.documents import Count, DocumentKind, InvalidDocument, Name, Percent, decode
+from edge_tprune.documents import Count, DocumentKind, InvalidDocument, Name, Percent, _check_depth, decode
 from edge_tprune.errors import UserError
 
 
@@ -269,3 +270,14 @@ def test_brackets_are_counted_outside_of_texts_alone(tmp_path: Path) -> None:
                 with pytest.raises(InvalidDocument, match="too many nested brackets"):
                     _check_depth(data)
     _check_depth(json.dumps(["[" * 500, '\\"' + "{" * 500, [["\\"]] * 300]).encode())
+
+
+@pytest.mark.parametrize("end", ["", "\\", '"]'])
+def test_strings_full_of_quotes_and_brackets_are_read_in_one_pass(end: str) -> None:
+    """A second for each megabyte would be no answer; before, every quote of a string that is cut off was tried as the beginning of one."""
+    data = ('["' + "[" * 101 + '","' + '\\"' * 2_000_000 + end).encode()
+    begin = time.process_time()
+    _check_depth(data)
+    assert time.process_time() - begin < 20
+    with pytest.raises(InvalidDocument, match="too many nested brackets"):
+        _check_depth(b'["\\"]]]]", ' + b"[" * 101)

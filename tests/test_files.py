@@ -5,14 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from edge_tprune import files
 from edge_tprune.errors import UserError
-from edge_tprune.files import atomic_writer, clear_write_errors, mark_in_use, open_log, write_json, write_text
+from edge_tprune.files import (
+    atomic_writer,
+    check_own,
+    clear_write_errors,
+    files_below,
+    mark_in_use,
+    open_log,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -121,3 +134,57 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(
     (tmp_path / ".big.work-1" / "inside").mkdir(parents=True)
     files.remove_stale(tmp_path, ".big.work-")
     assert not (tmp_path / ".big.work-1").exists()
+
+
+def test_whose_a_file_is_shows_at_either_end_of_it(tmp_path: Path) -> None:
+    begin, both, file = re.compile(rb"ours"), re.compile(rb"PAR1(?=.*one)(?=.*two)", re.DOTALL), tmp_path / "file"
+    check_own(file, begin, "a thing")  # it is not there
+    for content, own, is_ours in (
+        (b"", begin, True),
+        (b"ours" + bytes(5_000_000), begin, True),
+        (bytes(10) + b"ours", begin, False),
+        (b"PAR1" + bytes(1_500_000) + b"one two", both, True),
+        (b"PAR1" + b"one " * 2_000_000, both, False),  # in no time
+    ):
+        file.write_bytes(content)
+        if is_ours:
+            check_own(file, own, "a thing")
+        else:
+            with pytest.raises(UserError, match="is not a thing of edge-tprune's, and would be lost"):
+                check_own(file, own, "a thing")
+
+
+def run_without_privileges(code: str) -> str:
+    """What a program prints for which permissions count, as they do not for root."""
+    drop = "-dac_override,-dac_read_search"
+    command = ["setpriv", "--bounding-set", drop, "--inh-caps", drop] if os.geteuid() == 0 else []
+    if command and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv")
+    return subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_may_not_be_read_is_taken_for_a_persons(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("ours")
+    (tmp_path / "folder" / "closed").mkdir(parents=True)
+    (tmp_path / "folder" / "closed" / "note").touch()
+    for path in ("mine", "folder/closed"):
+        (tmp_path / path).chmod(0)
+    for call, says in (
+        ("files.check_own(root / 'mine', re.compile(b'ours'), 'a thing')", "mine cannot be read, so it may be yours"),
+        ("files.files_below(root / 'folder')", "closed cannot be read: Permission denied. Move it away"),
+        ("remote._others(root / 'folder', {})", "closed on the board cannot be read: Permission denied. Move it away"),
+    ):
+        room = {"files": "edge_tprune", "remote": "edge_tprune.deploy"}[call.partition(".")[0]]
+        code = (
+            f"import re, pathlib; from {room} import {call.partition('.')[0]}; root = pathlib.Path({str(tmp_path)!r})\n"
+            f"try: {call}\nexcept Exception as error: print(error)"
+        )
+        assert says in run_without_privileges(code)
+
+
+def test_links_and_pipes_are_files_below_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "note").touch()
+    (tmp_path / "a" / "link").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "a" / "b" / "pipe")
+    assert files_below(tmp_path) == ["a/b/pipe", "a/link", "a/note"]

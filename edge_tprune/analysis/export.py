@@ -123,7 +123,7 @@ def _is_measure(name: str) -> bool:
 _OWN_FILES: Mapping[str, re.Pattern[bytes]] = {
     ".csv": re.compile(rb"profile,run_id,started_utc,"),
     ".json": re.compile(rb'\[\n \{\n  "profile": "[^\n]*",\n  "run_id": '),
-    ".parquet": re.compile(rb"PAR1.*run_id.*verdict_reasons", re.DOTALL),
+    ".parquet": re.compile(rb"PAR1(?=.*run_id)(?=.*verdict_reasons)", re.DOTALL),
 }
 """How every table begins, by the ending of its name."""
 

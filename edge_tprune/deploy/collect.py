@@ -240,5 +240,9 @@ def _size(file: Path) -> int | None:
 
 
 def _free(out: Path) -> int:
-    existing = next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
+    try:
+        place = out.resolve()
+    except RuntimeError as error:  # before Python 3.13; after it, the directory cannot be made
+        raise UserError(f"{out} cannot be written: its symbolic links lead in a circle. Choose another directory") from error
+    existing = next(path for path in (place, *place.parents) if path.is_dir())
     return shutil.disk_usage(existing).free

@@ -373,8 +373,18 @@ def _others(target: Path, own: dict[str, str] | None) -> list[str]:
     Args:
         target: the directory.
         own: the files that its manifest names; None where it cannot be read.
+
+    Raises:
+        Refused: a directory in it cannot be listed.
     """
-    paths = (path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+
+    def refuse(error: OSError) -> None:
+        raise Refused(f"{error.filename} on the board cannot be read: {error.strerror}. Move it away, or give access to it")
+
+    paths = []
+    for folder, inside, names in os.walk(target, onerror=refuse) if target.exists() else ():
+        found = (Path(folder, name) for name in (*names, *inside))
+        paths += [path.relative_to(target).as_posix() for path in found if path.is_symlink() or not path.is_dir()]
     if own is None:
         return [path for path in paths if not PART.fullmatch(path)]
     return [path for path in paths if path not in own and not LEFT_BEHIND.fullmatch(path)]

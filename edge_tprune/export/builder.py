@@ -36,6 +36,7 @@ from edge_tprune.files import (
     check_replaceable,
     clear_write_errors,
     directory_mode,
+    files_below,
     read_regular,
     sha256_json,
     sync_directory,
@@ -122,11 +123,9 @@ def _check_contents(folder: Path, out: Path) -> None:
         said = read_regular(folder / MANIFEST, LARGEST_BYTES)
     if KIND.format.encode() not in said:
         raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
-    profile = next((file.parent for file in sorted(folder.rglob(RUN))), None)
+    profile = next((Path(name).parent for name in files_below(folder) if Path(name).name == RUN), None)
     if profile is not None:
-        raise UserError(
-            f"{out} holds a profile, {profile.relative_to(folder)}, which would be lost: move it away, or choose another --out"
-        )
+        raise UserError(f"{out} holds a profile, {profile}, which would be lost: move it away, or choose another --out")
     if (other := _foreign_file(folder)) is not None:
         raise UserError(
             f"{out} holds {other}, which is not the bundle's and would be lost: move it away, or choose another --out"
@@ -139,8 +138,7 @@ def _foreign_file(out: Path) -> str | None:
     with suppress(UserError):
         own.update(KIND.read(out).all_files)
         ours = LEFT_BEHIND
-    files = (file.relative_to(out).as_posix() for file in sorted(out.rglob("*")) if file.is_symlink() or not file.is_dir())
-    return next((name for name in files if name not in own and not re.fullmatch(ours, name)), None)
+    return next((name for name in files_below(out) if name not in own and not re.fullmatch(ours, name)), None)
 
 
 def _write(

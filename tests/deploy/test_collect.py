@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -14,7 +15,7 @@ import pytest
 
 from edge_tprune.deploy import collect as module
 from edge_tprune.deploy.answers import Done, Listing
-from edge_tprune.deploy.collect import Receiver, _wanted, check_listing, collect
+from edge_tprune.deploy.collect import Receiver, _free, _wanted, check_listing, collect
 from edge_tprune.errors import UserError
 
 
@@ -243,3 +244,12 @@ def test_samples_that_are_longer_here_are_kept(tmp_path: Path) -> None:
     assert _wanted(there, tmp_path, {"run": tmp_path / "run"}) == {"run/run.json": 3}
     assert set(_wanted(there, tmp_path, {})) == set(there)
     assert set(_wanted(there, tmp_path, {"run": tmp_path / "run-2"})) == set(there)
+
+
+def test_links_that_lead_in_a_circle_are_said(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    if sys.version_info >= (3, 13):
+        assert _free(tmp_path / "loop" / "profiles") > 0  # what makes the directory says so
+    else:
+        with pytest.raises(UserError, match="its symbolic links lead in a circle"):
+            _free(tmp_path / "loop" / "profiles")
