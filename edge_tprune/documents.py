@@ -218,15 +218,24 @@ def _describe(error: msgspec.ValidationError, document: Any, schema: type[Any]) 
 
 
 def _offending_key(document: Any, steps: list[str], message: str, schema: type[Any]) -> str:
-    """Which entry of the mapping at `steps` msgspec means: the one that fails alone as all of them did."""
-    holder = _at(document, steps)
-    for key in list(holder):
+    """Which entry of the mapping at `steps` msgspec means: the first one that fails as all of them do, by bisection."""
+
+    def fails(keys: list[str]) -> bool:
         try:
-            msgspec.convert(_with_only(document, steps, key), schema)
+            msgspec.convert(_with_only(document, steps, keys), schema)
         except msgspec.ValidationError as error:
-            if str(error) == message:
-                return str(key)
-    return "..."
+            return str(error) == message
+        return False
+
+    keys = list(_at(document, steps))
+    right, wrong = 0, len(keys)  # the first so many are
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        if fails(keys[:middle]):
+            wrong = middle
+        else:
+            right = middle
+    return str(keys[right]) if keys and fails([keys[right]]) else "..."
 
 
 def _at(document: Any, steps: list[str]) -> Any:
@@ -235,14 +244,14 @@ def _at(document: Any, steps: list[str]) -> Any:
     return document
 
 
-def _with_only(document: Any, steps: list[str], key: str) -> Any:
-    """A copy along `steps` in which the mapping there has the one entry `key`."""
+def _with_only(document: Any, steps: list[str], keys: list[str]) -> Any:
+    """A copy along `steps` in which the mapping there has these entries only."""
     if not steps:
-        return {key: document[key]}
+        return {key: document[key] for key in keys}
     if isinstance(document, list):
         place = int(steps[0])
-        return [*document[:place], _with_only(document[place], steps[1:], key), *document[place + 1 :]]
-    return {**document, steps[0]: _with_only(document[steps[0]], steps[1:], key)}
+        return [*document[:place], _with_only(document[place], steps[1:], keys), *document[place + 1 :]]
+    return {**document, steps[0]: _with_only(document[steps[0]], steps[1:], keys)}
 
 
 def _refuse_foreign(document: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -281,3 +282,14 @@ def test_strings_full_of_quotes_and_brackets_are_read_in_one_pass(end: str) -> N
     assert time.process_time() - begin < 20
     with pytest.raises(InvalidDocument, match="too many nested brackets"):
         _check_depth(b'["\\"]]]]", ' + b"[" * 101)
+
+
+def test_one_wrong_entry_among_many_is_named_in_no_time() -> None:
+    good = {"colour": "red"}
+    names = ["".join(letters) for letters in itertools.product("abcdefghij", repeat=5)]
+    document = {"sides": [1, 2], "lids": [good] * 100_000, "by_name": dict.fromkeys(names, good)}
+    document["by_name"][names[77_777]] = {"colour": 5}
+    begin = time.process_time()
+    with pytest.raises(InvalidDocument, match=rf"by_name\.{names[77_777]}\.colour is 5"):
+        decode(json.dumps(document).encode(), Box)
+    assert time.process_time() - begin < 60

@@ -377,14 +377,7 @@ def _others(target: Path, own: dict[str, str] | None) -> list[str]:
     Raises:
         Refused: a directory in it cannot be listed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise Refused(f"{error.filename} on the board cannot be read: {error.strerror}. Move it away, or give access to it")
-
-    paths = []
-    for folder, inside, names in os.walk(target, onerror=refuse) if target.exists() else ():
-        found = (Path(folder, name) for name in (*names, *inside))
-        paths += [path.relative_to(target).as_posix() for path in found if path.is_symlink() or not path.is_dir()]
+    paths = [path.relative_to(target).as_posix() for path in _below(target)]
     if own is None:
         return [path for path in paths if not PART.fullmatch(path)]
     return [path for path in paths if path not in own and not LEFT_BEHIND.fullmatch(path)]
@@ -696,8 +689,24 @@ def _directory(home: Path, name: str) -> Path:
     return home / name
 
 
+def _below(directory: Path) -> list[Path]:
+    """All that is below a directory and is no directory itself, sorted.
+
+    Raises:
+        Refused: a directory cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise Refused(f"{error.filename} on the board cannot be read: {error.strerror}. Move it away, or give access to it")
+
+    found: list[Path] = []
+    for folder, inside, names in os.walk(directory, onerror=refuse) if directory.exists() else ():
+        found += [path for path in (Path(folder, name) for name in (*names, *inside)) if path.is_symlink() or not path.is_dir()]
+    return sorted(found)
+
+
 def _regular_files(directory: Path) -> list[Path]:
-    return [file for file in sorted(directory.rglob("*")) if file.is_file() and not file.is_symlink()]
+    return [file for file in _below(directory) if file.is_file() and not file.is_symlink()]
 
 
 def _size(file: Path) -> int:
