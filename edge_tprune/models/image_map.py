@@ -17,6 +17,7 @@ _CLASS_COLUMNS = frozenset(
 ) | {"classes", "labels", "targets", "categories", "y", "gt", "wnid", "synset", "predictionstring", "imagenet class"}
 """What files with more than two columns call that of the class."""
 
+_LONGEST = 4096  # characters of a path: no file system opens a longer one
 _NUMBER = r"-?\d+(?:\.\d*)?"
 _BOXES = re.compile(rf"(\S+)(?:\s+{_NUMBER}){{4}}(?:\s+\S+(?:\s+{_NUMBER}){{4}})*", re.ASCII)
 """A class with the corners of a box, and more of them: as ImageNet's own files write it."""
@@ -99,5 +100,7 @@ def _class_cell(others: Sequence[str], header: Sequence[str] | None, class_map: 
 
 
 def _match(name: str, images: Collection[str]) -> str | None:
+    if len(name) > _LONGEST:
+        return None
     parts = [part for part in composed(name).replace("\\", "/").split("/") if part not in ("", ".")]
     return next((path for i in range(len(parts)) if (path := "/".join(parts[i:])) in images), None)

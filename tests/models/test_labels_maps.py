@@ -25,6 +25,7 @@ MAPS: dict[str, tuple[str, Callable[[Path], None] | None]] = {
     "names": ("x1.JPEG dog\nx2.JPEG bird\n", None),
     "paths": ("val/x1.JPEG 2\n./val/x2.JPEG 0\n", None),
     "crlf and bom": ("\ufeffx1.JPEG 2\r\n\r\nx2.JPEG 0\r\n", None),
+    "a path of 200,000 parts": (f"{'a/' * 200_000}x3.JPEG 1\nx1.JPEG 2\nx2.JPEG 0\n", None),
     "more images than there are": ("x0.JPEG 1\nx1.JPEG 2\nx2.JPEG 0\nx3.JPEG 0\n", None),
 }
 
