@@ -304,18 +304,18 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     held = {digest: target / path for path, digest in there.items()}
     sent, files = files, _with_results(files, before, held, incoming)
     own = _named(before)
-    others = [path for path in _others(target, own) if path not in files]
+    theirs = _others(target, own)
+    others = [path for path in theirs if path not in files]
     if {path: digest for path, digest in there.items() if path not in others} == {
         path: entry["sha256"] for path, entry in files.items()
     }:
         _remove_sent(incoming, [*sent.values(), *files.values()])
         return {"path": str(target)}
-    if own is not None:
-        for path in _others(target, own):
-            if path in files and there.get(path) != files[path]["sha256"]:
-                raise Refused(
-                    f"{target / path} is no file of the bundle there, and would be lost: move it away on the board, or deploy with --name"
-                )
+    for path in () if own is None else theirs:
+        if path in files and there.get(path) != files[path]["sha256"]:
+            raise Refused(
+                f"{target / path} is no file of the bundle there, and would be lost: move it away on the board, or deploy with --name"
+            )
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     for path, entry in files.items():
@@ -357,7 +357,7 @@ def _manifest(file: Path) -> Json | None:
 
 
 def _named(manifest: Json | None) -> dict[str, str] | None:
-    """Path -> SHA-256 of the files that a manifest names, itself with none; None where that cannot be told."""
+    """Path -> SHA-256 of the files that a manifest names, and the manifest's own path -> ""; None where it does not name them as it should."""
     if manifest is None:
         return None
     with contextlib.suppress(LookupError, TypeError, AttributeError):

@@ -19,6 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_tprune.bundle import revision
+from edge_tprune.bundle.manifest import MANIFEST
 from edge_tprune.deploy import remote
 
 Talk = Callable[..., dict[str, Any]]
@@ -274,6 +276,12 @@ def test_what_eval_found_on_the_board_stays_with_the_same_graphs(talk: Talk, hom
         assert found == ({"images": 20} if kept else {"images": 1000} if again == "evaluated here" else None)
         assert (target / "eval-0123456789ab.npz").exists() == kept
         assert not list((home / "incoming").iterdir())
+
+
+def test_the_board_knows_what_commands_leave_behind_as_the_host_does() -> None:
+    """The program on the board imports nothing of this package."""
+    assert remote.LEFT_BEHIND.pattern == revision.LEFT_BEHIND
+    assert remote.MANIFEST == MANIFEST
 
 
 def test_a_pipe_in_the_place_of_a_manifest_is_not_read(talk: Talk, home: Path) -> None:
