@@ -31,10 +31,7 @@ UNUSABLE = 1000  #: flips of an image whose tokens change with rounding alone
 _IMAGES = 8  # that every graph is proved on, at least; of a network whose proof would take many minutes, fewer
 _PROOF_MACS = 300e9  # of one pass over all proof images: eight of ViT-B at 224 pixels, two of it at 518
 _CANDIDATES = 3  # sample images looked at for each one needed
-_ROUNDING, _MORE = (
-    (1e-6, 2),
-    (3e-5, 2),
-)  # noise on normalised pixels, and how many draws: two find what six of a third of the noise find
+_ROUNDING, _MORE = 3e-6, 3e-5  # noise on normalised pixels: it moves scores at least as much as rounding does, and ten times as much
 _FLIP = 5.0  # times the median change of logits: more than that is another choice of tokens
 _BATCH, _BATCH_TOKENS = 8, 577  # images in one pass, up to so many tokens; beyond, attention maps bound them
 
@@ -104,8 +101,11 @@ def count_flips(
     if not modules:
         return flips
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randn(images.shape, generator=generator) for _ in range(max(_ROUNDING[1], _MORE[1]))]
-    passes, done = 2 + _ROUNDING[1] + _MORE[1], 0
+    # Added and subtracted: of two tokens that tie, a draw lifts one and its opposite the other. Two draws that are not opposites may both lift the
+    # token that is kept anyway, and miss every second tie.
+    draw = torch.randn(images.shape, generator=generator)
+    draws = (draw, -draw)
+    passes, done = 2 + 2 * len(draws), 0
 
     def run(given: Tensor) -> Tensor:
         """Outputs (networks, N, values)."""
@@ -115,8 +115,8 @@ def count_flips(
         return _outputs(modules, given)
 
     outputs = run(images)
-    for (noise, count), price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
-        moved = torch.stack([(run(images + noise * draw) - outputs).abs().amax(2) for draw in draws[:count]], 1)
+    for noise, price in ((_ROUNDING, UNUSABLE), (_MORE, 1)):
+        moved = torch.stack([(run(images + noise * each) - outputs).abs().amax(2) for each in draws], 1)
         usual = moved.flatten(1).median(1).values  # of each network: moved is (networks, draws, N)
         flips += price * (moved > _FLIP * usual[:, None, None]).sum((0, 1))
     with explicit_forms(modules):
