@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
@@ -132,3 +133,17 @@ def not_finite() -> Iterator[str]:
 
     yield NotFinite.name
     unregister(NotFinite.name)
+
+
+@torch.inference_mode()
+def mix_to_ties(network: nn.Module, images: Tensor) -> Tensor:
+    """Mixtures of two images each where the choice of tokens changes, as near as float32 comes to it by bisection; half as many."""
+    one, other = images.chunk(2)
+    low, high = torch.zeros(len(one), 1, 1, 1), torch.ones(len(one), 1, 1, 1)
+    for _ in range(24):
+        weight = (low + high) / 2
+        below, here, above = (network(torch.lerp(one, other, each)) for each in (low, weight, high))
+        left = ((here - below).abs().amax(1) > (above - here).abs().amax(1))[:, None, None, None]
+        low, high = torch.where(left, low, weight), torch.where(left, weight, high)
+    below, above = torch.lerp(one, other, low), torch.lerp(one, other, high)
+    return below[(network(above) - network(below)).abs().amax(1) > 1e-3]

@@ -18,6 +18,8 @@ from torch.nn import functional
 import edge_tprune
 from edge_tprune.errors import InternalError, NegativeAnswer, UserError
 from edge_tprune.export import network as module
+from edge_tprune.models.loading import LoadedModel
+from tests.small import decide, mix_to_ties
 
 PATH = "backbone.encoder"
 
@@ -87,6 +89,15 @@ def test_another_graph_is_not_written(images: Tensor, tmp_path: Path, monkeypatc
     with pytest.raises(NegativeAnswer, match="rounding alone changes the answers to all 3 images"):
         edge_tprune.export_network(head, images, file)
     assert not list(tmp_path.iterdir())
+
+
+def test_images_whose_tokens_tie_prove_nothing(loaded: LoadedModel, tmp_path: Path) -> None:
+    pruned = decide(loaded, "evit", budgets=[0.75], blocks=[2]).budgets[0].module
+    images = torch.randn(48, 3, 48, 48, generator=torch.Generator().manual_seed(7))
+    tied = mix_to_ties(pruned, images)
+    assert len(tied) >= 12
+    done = edge_tprune.export_network(pruned, torch.split(torch.cat([tied, images]), 1), tmp_path / "vit.onnx")
+    assert len(tied) <= done.left_out <= len(tied) + 4
 
 
 class Dynamic(nn.Module):

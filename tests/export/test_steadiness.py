@@ -11,7 +11,7 @@ from edge_tprune.export.steadiness import choose_images, choosing_modules, count
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.reduction import network_shape
 from edge_tprune.reduction.attention import fused_attention
-from tests.small import decide
+from tests.small import decide, mix_to_ties
 
 
 def test_a_large_network_is_proved_on_fewer_images() -> None:
@@ -36,25 +36,12 @@ def test_networks_that_are_run_together_answer_as_they_do_alone(loaded: LoadedMo
     assert all(module.attention is fused_attention for module in modules)
 
 
-def _between(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Mixtures of two images each where the choice of tokens changes, as near as float32 comes to it by bisection; half as many."""
-    one, other = images.chunk(2)
-    low, high = torch.zeros(len(one), 1, 1, 1), torch.ones(len(one), 1, 1, 1)
-    for _ in range(24):
-        weight = (low + high) / 2
-        below, here, above = (network(torch.lerp(one, other, each)) for each in (low, weight, high))
-        left = ((here - below).abs().amax(1) > (above - here).abs().amax(1))[:, None, None, None]
-        low, high = torch.where(left, low, weight), torch.where(left, weight, high)
-    below, above = torch.lerp(one, other, low), torch.lerp(one, other, high)
-    return below[(network(above) - network(below)).abs().amax(1) > 1e-3]
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("method", ["evit", "tome", "zero_tprune"])
 def test_an_image_whose_tokens_tie_is_not_steady(loaded: LoadedModel, method: str) -> None:
     module = decide(loaded, method, budgets=[0.75], blocks=[2]).budgets[0].module
     images = torch.randn(48, 3, 48, 48, generator=torch.Generator().manual_seed(7))
-    tied = _between(module, images)
+    tied = mix_to_ties(module, images)
     assert len(tied) >= 12
     flips = count_flips([module], torch.cat([tied, images, images.flip(3)]))
     assert int(flips[: len(tied)].min()) > 0
