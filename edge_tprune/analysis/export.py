@@ -14,7 +14,7 @@ from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError, missing_package
 from edge_tprune.files import check_own, write_bytes
-from edge_tprune.text import printable
+from edge_tprune.text import first_line, printable
 
 Record = dict[str, object]
 
@@ -112,7 +112,10 @@ def _parquet(table: list[Record]) -> bytes:
         raise missing_package("polars", "parquet", error) from error
     schema = {name: float if _is_measure(name) else _KINDS.get(name, str) for name in table[0]} if table else {}
     stream = io.BytesIO()
-    pl.DataFrame(table, schema=schema).write_parquet(stream)
+    try:
+        pl.DataFrame(table, schema=schema).write_parquet(stream)
+    except pl.exceptions.PanicException as error:  # it reads environment variables, and panics over what it meets there
+        raise UserError(f"polars cannot make the table: {first_line(error)}") from error
     return stream.getvalue()
 
 

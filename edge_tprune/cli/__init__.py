@@ -20,14 +20,15 @@ from edge_tprune.text import printable, shorten
 
 #: What an operating system refuses for reasons that the person can do something about.
 _REFUSALS = (
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE, errno.ENOMEM,
-    errno.ENOSPC, errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
+    errno.ENOMEM, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
 )  # fmt: skip
 #: What Python and Matplotlib say where neither the home directory nor any for temporary files can be written.
 _NO_PLACE = ("No usable temporary directory", "writable cache directory")
 _NO_MEMORY = "out of memory: close what else uses it, or give smaller numbers"
 _LITTLE = 512 << 20
 _LAST_WORDS = f"edge-tprune: {_NO_MEMORY}\n".encode()
+_SIZES = ("TERMINAL_WIDTH", "COLUMNS", "LINES")  # of a terminal: Typer and Rich fail over what is no number
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -132,9 +133,9 @@ def _end(error: BaseException, arguments: Sequence[str]) -> int:
     left = memory_left()
     if left is not None and left < _LITTLE:  # a library that was loaded in part fails in all kinds of ways
         return _fail(_NO_MEMORY, 2)
-    from edge_tprune.cli.faults import describe_fault, describe_plugin_fault
+    from edge_tprune.cli.faults import describe_fault, describe_import_fault, describe_plugin_fault
 
-    if (said := describe_plugin_fault(error)) is not None:
+    if (said := describe_plugin_fault(error) or describe_import_fault(error)) is not None:
         return _fail(said, 2)
     debug = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
     return _fail(describe_fault(error, arguments, debug), InternalError.exit_code)
@@ -162,8 +163,9 @@ def run() -> None:
         Path.cwd()
     except FileNotFoundError:
         sys.exit(_fail("the current directory was removed: change to another one", 2))
-    if not os.environ.get("TERMINAL_WIDTH", "").isdecimal():
-        os.environ.pop("TERMINAL_WIDTH", None)  # typer fails over what is no number
+    for name in _SIZES:
+        if not os.environ.get(name, "").isdecimal():
+            os.environ.pop(name, None)
     guard_memory()
     try:
         code = main(last=True)

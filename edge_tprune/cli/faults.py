@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edge_tprune.text import PLUGIN_MODULE, command_line
+from edge_tprune.text import PLUGIN_MODULE, command_line, first_line
 from edge_tprune.version import __version__
 
 #: Packages whose version a report needs, where they are installed.
@@ -44,6 +44,26 @@ def describe_plugin_fault(error: BaseException) -> str | None:
             file = frame.f_code.co_filename
             return f"plugin {file} fails: {describe_own_error(error, file)}"
     return None
+
+
+def describe_import_fault(error: BaseException) -> str | None:
+    """What ended a command while a package of others was imported, on one line; None where it was not.
+
+    Such packages read environment variables, and raise whatever they meet there.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    ours = max((place for place, name in enumerate(names) if name in ("edge_tprune", "__main__")), default=-1)
+    package = next(
+        (name for frame, name in zip(frames[ours + 1 :], names[ours + 1 :]) if frame.f_code.co_name == "<module>"), None
+    )
+    if package is None:
+        return None
+    what = first_line(error).rstrip(".")
+    return (
+        f"the package {package} cannot be loaded: {type(error).__name__}: {what}. "
+        "Check the environment variables that it reads, or install it again"
+    )
 
 
 def write_fault(error: BaseException, arguments: Sequence[str]) -> Path | None:

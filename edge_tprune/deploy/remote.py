@@ -190,10 +190,15 @@ def _cuda() -> str | None:
 
 def read_stamp(home: Path) -> Any:
     """What the venv holds, or None where there is none or it was not finished."""
-    try:
-        return json.loads((home / "venv" / STAMP).read_text())
-    except (OSError, ValueError):
-        return None
+    return _read_json(home / "venv" / STAMP)
+
+
+def _read_json(file: Path) -> Any:
+    """What a file says; None where it cannot be read. A pipe, which would keep its reader waiting, cannot."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if file.is_file():
+            return json.loads(file.read_bytes())
+    return None
 
 
 # --- receiving files
@@ -210,6 +215,8 @@ def wanted(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
     offsets: dict[str, int] = {}
     for digest, size in files.items():
         partial = incoming / digest
+        if not partial.is_file():  # a pipe would keep its writer waiting
+            partial.unlink(missing_ok=True)
         have = _size(partial)
         if digest in held or (have == size and partial.exists() and sha256(partial) == digest):
             continue
@@ -255,7 +262,9 @@ def _take(path: Path, stdin: IO[bytes], offset: int, size: int) -> None:
 
     Two deployments may send one file at once: both write the same bytes to the same places.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    handle = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+    )  # a pipe without a reader is refused
     try:
         received = 0
         for block in blocks(stdin, size):
@@ -349,11 +358,8 @@ def _remove_sent(incoming: Path, entries: list[Json]) -> None:
 
 def _manifest(file: Path) -> Json | None:
     """A bundle's manifest; None where it cannot be read."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        if file.is_file():  # a pipe would keep its reader waiting
-            found = json.loads(file.read_bytes())
-            return found if isinstance(found, dict) else None
-    return None
+    found = _read_json(file)
+    return found if isinstance(found, dict) else None
 
 
 def _named(manifest: Json | None) -> dict[str, str] | None:

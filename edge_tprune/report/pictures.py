@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from edge_tprune.errors import UserError, missing_package
+from edge_tprune.errors import UserError
 from edge_tprune.files import check_own, write_bytes, write_text
+from edge_tprune.report.drawing import matplotlib_style
 from edge_tprune.report.page import MADE_BY, OWN_FILES, render
 from edge_tprune.report.panels import LINE, VEIL, enlarged, panel
 
@@ -54,13 +55,6 @@ def check_place(out: Path) -> None:
 
 def picture(explanation: Explanation) -> bytes:
     """The whole comparison as one PNG: a row per method and budget, a column for the image and for each stage."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise missing_package("matplotlib", "analysis", error) from error
     rows = explanation.rows
     photograph = enlarged(explanation.pixels)
     height, width = photograph.shape[:2]
@@ -74,7 +68,11 @@ def picture(explanation: Explanation) -> bytes:
     head = 0.16 + 0.14 * len(heading)
     size = (label + columns * (panel_width + gap), head + len(rows) * (above + panel_height + below) + foot)
     style: Any = {"font.family": "sans-serif", "font.size": 8, "text.color": _INK, "text.parse_math": False}
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with matplotlib_style(style), warnings.catch_warnings():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
         figure = Figure(figsize=size, dpi=dpi)
         FigureCanvasAgg(figure)

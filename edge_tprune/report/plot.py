@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from edge_tprune.errors import UserError, missing_package
+from edge_tprune.errors import UserError
 from edge_tprune.files import atomic_writer, check_own
 from edge_tprune.report.chart import COLOURS, Ends, Lines, Point, Scatter
+from edge_tprune.report.drawing import matplotlib_style
 from edge_tprune.report.page import MADE_BY, OWN_FILES
 from edge_tprune.report.timeline import Timeline
 
@@ -230,21 +231,16 @@ def inline_svg(figure: Figure, title: str, prefix: str) -> str:
 @contextmanager
 def _empty(size: tuple[float, float] = _SIZE_INCHES) -> Iterator[Figure]:
     """An empty figure, to be filled in the package's style."""
-    try:
-        import matplotlib as mpl
+    with matplotlib_style(_STYLE):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_package("matplotlib", "analysis", error) from error
-    with mpl.rc_context(_STYLE):
+
         yield Figure(figsize=size, layout="constrained")
 
 
 def _drawn(figure: Figure, kind: str, background: str) -> bytes:
-    import matplotlib as mpl
-
     stream = io.BytesIO()
     metadata = {"Date": None, "Creator": MADE_BY} if kind == "svg" else {"Software": MADE_BY}
-    with mpl.rc_context(_STYLE):
+    with matplotlib_style(_STYLE):
         figure.savefig(stream, format=kind, dpi=160, facecolor=background, metadata=metadata)
     return stream.getvalue()
 

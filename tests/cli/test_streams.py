@@ -112,6 +112,26 @@ def test_methods_have_their_summaries_without_docstrings() -> None:
     assert re.search(r"^tome +Merges the most similar pairs of tokens", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("setting", "package"), [("TORCH_LOGS=nonsense", "torch"), ("TIMM_FUSED_ATTN=x", "timm"), ("TQDM_MININTERVAL=x", "torch")]
+)
+def test_a_package_that_fails_over_the_environment_is_named(tmp_path: Path, setting: str, package: str) -> None:
+    name, value = setting.split("=")
+    done = run(["build", "reference", "--weights", "random", "--out", str(tmp_path / "b")], env={**os.environ, name: value})
+    one_line(done, 2, f"the package {package} cannot be loaded: ValueError: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_width_of_the_terminal_that_is_no_number_is_ignored(profile: Path, tmp_path: Path) -> None:
+    for words in (["--help"], ["compare", str(profile)]):
+        assert run(words, env={**os.environ, "COLUMNS": "\N{SUPERSCRIPT TWO}", "LINES": "x"}).returncode == 0
+    done = run(
+        ["compare", str(profile), "--export", str(tmp_path / "t.parquet")], env={**os.environ, "POLARS_MAX_THREADS": "0"}
+    )
+    assert done.returncode == 2
+    assert "polars cannot make the table: Worker threads cannot be set to 0" in done.stderr
+
+
 @pytest.mark.parametrize(("number", "says"), [(signal.SIGTERM, "ended by SIGTERM"), (signal.SIGHUP, "ended by SIGHUP")])
 def test_a_signal_ends_a_command_in_order(
     command: Command, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, says: str

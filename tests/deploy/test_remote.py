@@ -293,6 +293,19 @@ def test_a_pipe_in_the_place_of_a_manifest_is_not_read(talk: Talk, home: Path) -
     assert (home / "bundles" / "net" / "manifest.json").read_bytes() == b"m" * 50
 
 
+def test_pipes_in_the_place_of_a_stamp_or_of_a_transfer_keep_nobody_waiting(talk: Talk, home: Path) -> None:
+    data = b"w" * 50
+    (home / "venv").mkdir(parents=True)
+    (home / "incoming").mkdir()
+    os.mkfifo(home / "venv" / remote.STAMP)
+    os.mkfifo(home / "incoming" / digest(data))
+    assert talk("check")["stamp"] is None
+    assert "error" in send(talk, data)
+    assert talk("wanted", files={digest(data): len(data)})["offsets"] == {digest(data): 0}
+    assert "error" not in send(talk, data)
+    assert (home / "incoming" / digest(data)).read_bytes() == data
+
+
 def test_a_changed_file_on_the_board_is_not_reused(talk: Talk, home: Path) -> None:
     data = b"k" * 5000
     send(talk, data)
