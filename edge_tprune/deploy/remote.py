@@ -506,7 +506,7 @@ def _install(home: Path, request: Json) -> Json:
         source = ["--isolated", "--no-index", "--find-links", str(wheels)] if request["offline"] else []
         what = [str(wheels / _name(request["agent"])) + request["extras"], *request["requirements"]]
         _run([python, str(wheels / _name(request["pip"]) / "pip"), "install", *options, *source, *what])
-        _run([python, "-c", "import edge_tprune.agent.profile"])
+        _run([python, "-c", _CHECK, str(venv)])
         draft = venv / f"{STAMP}.tmp"
         draft.write_text(json.dumps(request["stamp"]))
         os.sync()
@@ -521,6 +521,17 @@ def _install(home: Path, request: Json) -> Json:
         shutil.rmtree(wheels, ignore_errors=True)
     _link(Path.home() / ".local" / "bin" / "edge-tprune", venv / "bin" / "edge-tprune")
     return {"installed": True}
+
+
+#: A configuration of pip's on the board (target, prefix, root) may put the agent elsewhere.
+_CHECK = """
+import importlib.util, os, sys
+del sys.path[0]  # the current directory
+venv, found = os.path.realpath(sys.argv[1]), importlib.util.find_spec("edge_tprune")
+if found is None or os.path.commonpath([os.path.realpath(found.origin), venv]) != venv:
+    sys.exit(f"error: pip put it elsewhere than {venv}: see 'pip config list' on the board")
+import edge_tprune.agent.profile
+"""
 
 
 def _link(link: Path, program: Path) -> None:
@@ -539,6 +550,7 @@ def _run(command: list[str]) -> None:
         Refused: it failed; with the line of its output that says why.
     """
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"PIP_USER": "0", "PIP_DRY_RUN": "0"}  # whatever a pip.conf says: packages of the user's are not touched
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False
     )

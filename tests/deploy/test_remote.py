@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -418,6 +420,49 @@ def test_a_failed_installation_leaves_the_agent_that_was_there(talk: Talk, home:
     send(talk, *wheels.values())
     talk("install", wheels=bundle_files(**wheels), **request)
     assert talk("check")["stamp"] == {"agent": "old"}
+
+
+@pytest.mark.parametrize(("setting", "error"), [("user", None), ("dry-run", None), ("target", "pip put it elsewhere than")])
+def test_a_configuration_of_pip_leads_no_package_astray(
+    talk: Talk, home: Path, tmp_path: Path, setting: str, error: str | None
+) -> None:
+    """With the pip of these tests and a wheel made by hand."""
+    pip = pytest.importorskip("pip")
+    data = {"pip.whl": io.BytesIO(), (agent := "edge_tprune-9.9-py3-none-any.whl"): io.BytesIO()}
+    with zipfile.ZipFile(data["pip.whl"], "w") as wheel:
+        for file in sorted(Path(pip.__file__).parent.rglob("*.py")) + sorted(Path(pip.__file__).parent.rglob("*.pem")):
+            wheel.write(file, file.relative_to(Path(pip.__file__).parents[1]))
+    with zipfile.ZipFile(data[agent], "w") as wheel:
+        for name in ("edge_tprune/__init__.py", "edge_tprune/agent/__init__.py", "edge_tprune/agent/profile.py"):
+            wheel.writestr(name, "")
+        info = "edge_tprune-9.9.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: edge-tprune\nVersion: 9.9\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    files = {name: stream.getvalue() for name, stream in data.items()}
+    mine = tmp_path / "mine"
+    value = str(mine) if setting == "target" else "true"
+    (tmp_path / ".config" / "pip").mkdir(parents=True)
+    (tmp_path / ".config" / "pip" / "pip.conf").write_text(f"[install]\n{setting} = {value}\n")
+    send(talk, *files.values())
+    answer = talk(
+        "install",
+        stamp={"agent": "new"},
+        wheels=bundle_files(**files),
+        pip="pip.whl",
+        agent=agent,
+        extras="",
+        requirements=[],
+        offline=False,
+    )
+    if error is None:
+        assert answer == {"installed": True}
+        assert list((home / "venv").glob("lib/python*/site-packages/edge_tprune/agent/profile.py"))
+        assert talk("check")["stamp"] == {"agent": "new"}
+    else:
+        assert error in answer["error"]
+        assert talk("check")["stamp"] is None
+    assert not list((tmp_path / ".local").glob("lib/python*/site-packages/*"))
 
 
 def test_the_agent_is_not_replaced_under_a_measurement(talk: Talk, home: Path, tmp_path: Path) -> None:
