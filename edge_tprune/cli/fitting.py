@@ -225,6 +225,13 @@ class Fit:
                 self.loaded, request.methods, batch=request.batch, runtimes=self._runtimes(), precisions=[precision],
                 calibration=self.calibration if precision == INTEGERS else None,
             )  # fmt: skip
+            stepless = set(request.methods) - {
+                budget.module.method for budget in settings.budgets if budget.module.method != SLICE
+            }
+            if stepless:
+                raise UserError(
+                    f"method {sorted(stepless)[0]} chooses no tokens: `fit` has nothing to search there. Give others with --methods"
+                )
             print_note(f"fit: building the probes in {precision}")
             profile = self.runs.profile(self._build(settings, f"probe-{precision}"), precision, self._makes_model)
             write_latency(profile, force=request.force)

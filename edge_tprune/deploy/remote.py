@@ -251,8 +251,12 @@ def receive(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
         if _size(partial) < offset:
             raise Refused("a transfer does not continue where it stopped. Repeat the command")
         _take(partial, stdin, offset, size)
-        if sha256(partial) != digest:
-            partial.unlink()
+        try:
+            whole = sha256(partial) == digest
+        except FileNotFoundError:  # it has what this one sent
+            raise Refused("another deployment to this board was at work at the same time. Repeat the command") from None
+        if not whole:
+            partial.unlink(missing_ok=True)
             raise Refused("a file arrived damaged (its SHA-256 differs). Repeat the command")
         taken += 1
 
@@ -336,6 +340,10 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
         place = fresh / path
         place.parent.mkdir(parents=True, exist_ok=True)
         _name_again(target / path, place)
+    for path in _empty_directories(target):  # a person's, for what is to come
+        if not os.path.lexists(fresh / path):
+            (fresh / path).mkdir(parents=True)
+            shutil.copystat(target / path, fresh / path)
     for directory in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
         _sync(directory)
     _remove(old)
@@ -387,6 +395,12 @@ def _others(target: Path, own: dict[str, str] | None) -> list[str]:
     if own is None:
         return [path for path in paths if not PART.fullmatch(path)]
     return [path for path in paths if path not in own and not LEFT_BEHIND.fullmatch(path)]
+
+
+def _empty_directories(target: Path) -> list[str]:
+    """Those below a directory, but for what commands leave behind."""
+    paths = [Path(place).relative_to(target).as_posix() for place, folders, files in os.walk(target) if not folders + files]
+    return [path for path in paths if path != "." and not LEFT_BEHIND.fullmatch(path)]
 
 
 def _with_results(files: Json, before: Json | None, held: dict[str, Path], incoming: Path) -> Json:

@@ -13,6 +13,7 @@ database; whoever is killed loses its own trial.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -51,7 +52,7 @@ _DECIDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql")}
 """Database -> the driver that SQLAlchemy takes where a URL names none, and the one that is easy to install."""
 _DRIVER_PACKAGES = {"psycopg2": "psycopg[binary]", "psycopg": "psycopg[binary]", "MySQLdb": "pymysql"}
-_START_AGAIN = "move the journal away to start again, or choose another --out"
+_START_AGAIN = "move the journal, or the file of the database, away to start again, or choose another --out"
 _CONNECT_S = 10
 _TABLE_ATTEMPTS, _TABLE_ATTEMPT_S = 5, 0.3  # to find the tables that another search is just making
 _AGAIN = "again"  # user attribute of a trial whose network was lost before, with its worker or by an interruption: how often
@@ -317,6 +318,7 @@ def _check_trials(
             ):
                 raise InvalidDocument("its parameters are not those of this search")
             space.cost.shape.check(tried.tokens)
+            _check_value(trial, tried)
             if tried.losses is not None:
                 counts.add(len(tried.losses))
             if len(counts) > 1 or 0 in counts:
@@ -325,6 +327,21 @@ def _check_trials(
             raise UserError(
                 f"trial {trial.number} of {study.study_name} is damaged, or of another program ({error}): {_START_AGAIN}"
             ) from error
+
+
+def _check_value(trial: FrozenTrial, tried: _Tried) -> None:
+    """A trial that was scored on all images has its losses and their mean, and one that was dropped has at most what it reported last.
+
+    Raises:
+        InvalidDocument: it has not.
+    """
+    if trial.values is None and trial.state is TrialState.PRUNED:
+        return
+    values = trial.values
+    if not isinstance(values, list) or len(values) != 1 or type(values[0]) is not float or not math.isfinite(values[0]):
+        raise InvalidDocument("its value is not one number")
+    if trial.state is TrialState.COMPLETE and tried.losses is None:
+        raise InvalidDocument("its losses are missing")
 
 
 def _is_in(value: object, distribution: BaseDistribution) -> bool:

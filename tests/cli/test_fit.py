@@ -47,6 +47,8 @@ Command = Callable[..., Outcome]
         (["--max-ms", "-3"], "--max-ms -3 is no limit"),
         (["--max-ms", "3", "--rounds", "0"], "rounds must be"),
         (["--max-ms", "3", "--methods", "evti"], "Did you mean evit"),
+        (["--max-ms", "3", "--methods", "evit,slice"], "method slice chooses no tokens"),
+        (["--max-ms", "3", "--methods", "none"], "method none chooses no tokens"),
         (["--max-ms", "3", "--precision", "int4"], "--precision int4: fit knows fp32, fp16, mixed and int8"),
         (["--max-ms", "3", "--precision", "fp16,int8"], "of several precisions one must be fp32"),
         (["--max-ms", "3", "--host", "-oProxyCommand=x"], "does not name a board"),

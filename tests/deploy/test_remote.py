@@ -332,11 +332,14 @@ def test_a_bundle_that_a_person_moved_to_another_disk_comes_back(
             shutil.move(home / "bundles" / "net", elsewhere)
             os.mkfifo(elsewhere / "net" / "control")
             (elsewhere / "net" / "notes.txt").write_text("mine")
+            (elsewhere / "net" / "to come" / "soon").mkdir(parents=True)
+            (elsewhere / "net" / "to come" / "soon").chmod(0o700)
             (home / "bundles" / "net").symlink_to(elsewhere / "net")
             (home / "bundles" / ".net.old").symlink_to(elsewhere / "net")
     assert (home / "bundles" / "net" / "new").read_bytes() == versions[2]["new"]
     assert (elsewhere / "net" / "new").read_bytes() == versions[0]["new"], "it is the person's now"
     assert (home / "bundles" / "net" / "notes.txt").read_text() == "mine"
+    assert (home / "bundles" / "net" / "to come" / "soon").stat().st_mode & 0o777 == 0o700
     shutil.rmtree(elsewhere)
 
 

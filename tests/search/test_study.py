@@ -315,6 +315,16 @@ def test_damaged_trials_are_one_line(tmp_path: Path, key: str, value: object, wh
         run(tmp_path / "found", 3, Landscape())
 
 
+@pytest.mark.parametrize("values", [[], {}, ["x"], [0.5, 0.7], [None], None, [True], [float("nan")], [float("inf")]])
+def test_values_that_no_search_reaches_are_one_line(tmp_path: Path, values: object) -> None:
+    run(tmp_path / "found", 2, Landscape())
+    lines = [json.loads(line) for line in (tmp_path / "found.journal").read_text().splitlines()]
+    next(line for line in lines if line["op_code"] == 6 and line["state"] == 1)["values"] = values
+    (tmp_path / "found.journal").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"is damaged, or of another program|cannot be read"):
+        run(tmp_path / "found", 3, Landscape(), report=lambda done, of, best: None)
+
+
 @pytest.mark.parametrize("value", ["0.5", None, [0.5], True, float("nan"), float("inf"), -0.1, 1.1])
 def test_parameters_that_no_search_draws_are_one_line(tmp_path: Path, value: object) -> None:
     run(tmp_path / "found", 2, Landscape())
