@@ -132,9 +132,9 @@ def clear_write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"no space left while writing {path}: free some space or choose another --out") from error
+            raise UserError(f"no space left while writing {path}: free some space, or choose another place") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"cannot write {path}: {error.strerror}. Choose another --out") from error
+            raise UserError(f"cannot write {path}: {error.strerror}. Make it writable, or choose another place") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise UserError(f"cannot write {path}: {error.strerror} ({error.filename})") from error
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -42,6 +42,7 @@ _KEPT_BYTES = 1 << 16  #: of the end of what a program writes to stderr
 _LOGIN_S = 120  #: how long logging in may take: somebody may have to touch a key
 _END_S = 1  #: how long a program on a board may take to end after its answer
 _NOT_FOUND = 127  #: a shell's exit code where there is no such program
+_TMPDIR_BYTES = 70  #: what a socket's path has room for beside the names below
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
 _NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on a board
 
@@ -174,7 +175,7 @@ class Connection:
             except OSError as error:
                 raise UserError(f"--ssh-config {ssh_config} cannot be read: {error.strerror}") from error
         self.target = target
-        self._directory = Path(tempfile.mkdtemp(prefix="etp-"))  # short: a socket's path has 108 bytes at most
+        self._directory = _make_socket_directory()
         self._ssh = ["ssh", *(word for option in _OPTIONS for word in ("-o", option)), "-S", str(self._directory / "s")]
         if ssh_config is not None:
             self._ssh += ["-F", str(ssh_config)]
@@ -350,6 +351,12 @@ class Connection:
         return ConnectionLost(
             f"{self.target}: the connection was lost ({_last_line(said)}). What arrived stays there: repeat the command to continue"
         )
+
+
+def _make_socket_directory() -> Path:
+    """A temporary directory with a name so short that the path of ssh's socket in it stays below the limit of 108 bytes, which ssh's own ending counts to."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="etp-", dir=usual if len(os.fsencode(usual)) <= _TMPDIR_BYTES else "/tmp"))
 
 
 def _read_answer(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,21 @@ def test_one_login_for_everything_and_no_prompt(log: Path) -> None:
     assert len([words for words in made if "-M" in words]) == 1
     assert made[-1][-2:] == ["exit", "orin"]
     assert not Path(sockets.pop()).parent.exists()
+
+
+@pytest.mark.parametrize("length", [40, 120])
+def test_the_path_of_its_socket_is_short(log: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Linux takes 107 bytes, and while it binds ssh adds 17 of its own."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    long = place / ("d" * (length - len(str(place)) - 1))
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with Connection(Target("orin")) as board:
+        assert board.call("check", Facts).system == "linux"
+    socket = calls(log)[0][calls(log)[0].index("-S") + 1]
+    assert len(socket) + 17 <= 107
+    assert socket.startswith(str(long)) == (length == 40)
+    shutil.rmtree(place)
 
 
 def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:
