@@ -38,6 +38,7 @@ from edge_tprune.bundle.manifest import KIND, Accuracy, Budget, EvaluationData, 
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.bundle.revision import RESULTS, Revision, check_revisable, revise
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.files import read_regular
 from edge_tprune.models.data import Dataset
 from edge_tprune.runtime.engine import Engine, open_engine
 from edge_tprune.statistics import mean_interval
@@ -289,6 +290,28 @@ def _with_results(bundle: Bundle, found: Evaluation) -> Revision:
         halves = {label.partition("@")[2]: record for label, record in records.items() if label.startswith(f"{budget.name}@")}
         budgets.append(msgspec.structs.replace(budget, accuracy=records.get(budget.name), accuracy_by_precision=halves))
     return Revision(msgspec.structs.replace(manifest, files=files, budgets=tuple(budgets)), {name: data})
+
+
+def keep_results(before: Bundle, manifest: Manifest) -> Revision:
+    """The manifest of a bundle that was built again, with what `eval` found of the one before, where all their files are the same."""
+    results = {name: entry for name, entry in before.manifest.files.items() if name.startswith(RESULTS)}
+    if _inputs(before.manifest) != _inputs(manifest) or not results:
+        return Revision(manifest)
+    found = {budget.name: budget for budget in before.budgets}
+    budgets = [
+        msgspec.structs.replace(
+            budget, accuracy=found[budget.name].accuracy, accuracy_by_precision=found[budget.name].accuracy_by_precision
+        )
+        for budget in manifest.budgets
+    ]
+    files = {name: read_regular(before.path / name, _MOST_BYTES) for name in results}
+    return Revision(msgspec.structs.replace(manifest, budgets=tuple(budgets), files={**manifest.files, **results}), files)
+
+
+def _inputs(manifest: Manifest) -> dict[str, str]:
+    """Path -> SHA-256 of what results depend on, and the budgets' names."""
+    graphs = {f"{budget.name}: {a.file}": a.sha256 for budget in manifest.budgets for a in budget.artifacts if a.is_graph}
+    return graphs | {name: entry.sha256 for name, entry in manifest.files.items() if not name.startswith(RESULTS)}
 
 
 def _records(manifest: Manifest) -> dict[str, Accuracy]:

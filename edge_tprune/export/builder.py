@@ -20,6 +20,7 @@ import onnx
 import torch
 
 from edge_tprune.bundle.bundle import Bundle, set_aside
+from edge_tprune.bundle.evaluate import keep_results
 from edge_tprune.bundle.golden import OUTLIERS
 from edge_tprune.bundle.manifest import KIND, MANIFEST, Manifest
 from edge_tprune.bundle.revision import LEFT_BEHIND, manifest_lock, work_lock
@@ -40,6 +41,7 @@ from edge_tprune.files import (
     read_regular,
     sha256_json,
     sync_directory,
+    write_bytes,
 )
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.record.document import RUN
@@ -97,6 +99,7 @@ def build(
                 manifest, more = _write(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
                 _sync(staging)
                 with manifest_lock(out):
+                    manifest = _keep_results(out, manifest, staging)
                     _move_into_place(staging, out)
     return BuildResult(Bundle(out, manifest), False, [*settings.remarks, *more])
 
@@ -242,6 +245,18 @@ def _sync(staging: Path) -> None:
             with (Path(folder) / name).open("rb") as stream:
                 os.fsync(stream.fileno())
         sync_directory(Path(folder))
+
+
+def _keep_results(out: Path, manifest: Manifest, staging: Path) -> Manifest:
+    """Puts what `eval` found of an equal bundle there into the new one: its manifest."""
+    existing = _equal_bundle(out, manifest.fingerprint)
+    if existing is None:
+        return manifest
+    kept = keep_results(existing, manifest)
+    for name, data in kept.files.items():
+        write_bytes(staging / name, data)
+    KIND.write(staging, kept.manifest)
+    return kept.manifest
 
 
 def _move_into_place(staging: Path, out: Path) -> None:

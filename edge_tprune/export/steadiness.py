@@ -30,7 +30,7 @@ UNUSABLE = 1000  #: flips of an image whose tokens change with rounding alone
 
 _IMAGES = 8  # that every graph is proved on, at least; of a network whose proof would take many minutes, fewer
 _PROOF_MACS = 300e9  # of one pass over all proof images: eight of ViT-B at 224 pixels, two of it at 518
-_CANDIDATES = 3  # sample images looked at for each one needed
+_CANDIDATES = 4  # sample images looked at for each one needed
 _ROUNDING = 3e-6  # noise on normalised pixels that moves scores at least as much as rounding does
 _MORE = 3e-5
 _FLIP = 5.0  # times the median change of logits: more than that is another choice of tokens

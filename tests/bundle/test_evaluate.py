@@ -113,6 +113,20 @@ def test_judging_one_budget_keeps_the_others_results_on_the_same_images(bundle: 
     Bundle.open(bundle.path)
 
 
+def test_building_the_same_again_keeps_what_was_found(loaded: LoadedModel, tmp_path: Path) -> None:
+    settings = decide(loaded, "evit", budgets=[1.0, 0.6], blocks=[2, 3])
+    before, records = evaluate(build(loaded, settings, tmp_path / "b").bundle, Noise(), threads=1)
+    again = build(loaded, settings, tmp_path / "b", force=True)
+    assert not again.reused
+    now = Bundle.open(tmp_path / "b")
+    assert now.manifest == again.bundle.manifest
+    assert {budget.name: budget.accuracy for budget in now.budgets} == records
+    assert now.files == before.files
+    other = decide(loaded, "evit", budgets=[1.0, 0.7], blocks=[2, 3])
+    assert all(budget.accuracy is None for budget in build(loaded, other, tmp_path / "b", force=True).bundle.budgets)
+    assert not list((tmp_path / "b").glob("eval-*"))
+
+
 def test_ending_between_the_two_writes_leaves_a_bundle_that_verifies(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, first = evaluate(bundle, Noise(), threads=1)
 

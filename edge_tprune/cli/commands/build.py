@@ -127,7 +127,13 @@ def build(
         ),
     ] = False,
     plugin: Plugins = None,
-    force: Annotated[bool, typer.Option("--force", help="Rebuild even if an identical bundle exists.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Rebuild even if an identical bundle exists. What eval found is kept where the files come out the same.",
+        ),
+    ] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
