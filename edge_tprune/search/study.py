@@ -499,7 +499,7 @@ def _clear_storage_errors() -> Iterator[None]:
         raise
     except Exception as error:
         modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__))
-        if not any(module.startswith("optuna.storages") for module in modules):
+        if not any(module.startswith("optuna.") for module in modules):
             raise
         raise UserError(
             f"what was tried before cannot be read ({type(error).__name__}: {one_line(error)}): {_START_AGAIN}"

@@ -354,6 +354,16 @@ def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
         search(open_study(open_storage(tmp_path / "x", url), "0.65", {}), SPACE, Landscape(), trials=3)
 
 
+def test_a_damaged_report_in_a_database_is_one_line(tmp_path: Path) -> None:
+    """Which only Optuna's pruner meets."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    search(open_study(open_storage(tmp_path / "x", url), "0.65", {"seed": 0}), SPACE, Landscape(), trials=4)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("UPDATE trial_intermediate_values SET intermediate_value = 'x'")
+    with pytest.raises(UserError, match="what was tried before cannot be read"):
+        search(open_study(open_storage(tmp_path / "x", url), "0.65", {"seed": 0}), SPACE, Landscape(), trials=6)
+
+
 def test_a_file_of_a_persons_is_not_taken_for_a_journal(tmp_path: Path) -> None:
     file = tmp_path / "found.json.journal"
     for content in (b"my only notes without an end", b"line 1\nline 2 without an end", b"{}\n", b"[]"):
