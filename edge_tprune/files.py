@@ -20,6 +20,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from edge_tprune.errors import UserError
+from edge_tprune.placings import note_placing
 
 _CHUNK = 1 << 20
 _RESERVE_BYTES = 1 << 20
@@ -162,6 +163,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
                 stream.flush()
                 os.fsync(stream.fileno())
             Path(name).chmod(0o666 & ~_umask())
+            note_placing(Path(name), path)
             Path(name).replace(path)
         except BaseException:
             with suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from edge_tprune.models.data import Dataset
 from edge_tprune.statistics import student_interval
 
 ACCURACY = "accuracy.npz"
+ACCURACY_BEGINS = re.compile(rb"PK\x03\x04.{26}(labels|top5/|kl_nats/|cosine_distance/|neighbour/)", re.DOTALL)
+"""How ours begin: a zip archive with one of these arrays first."""
 
 
 def judge_here(

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from edge_tprune.agent.accuracy import ACCURACY, ACCURACY_BEGINS
 from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.session import Session, check_space, run_session
@@ -62,6 +63,7 @@ _WRITTEN_AGAIN = {
     SUMMARY: re.compile(rb'\s*\{\s*"format":\s*"edge-tprune-summary"'),
     LATENCY: re.compile(rb'\s*\{\s*"format":\s*"edge-tprune-latency"'),
     TRACE: TRACE_BEGINS,
+    ACCURACY: ACCURACY_BEGINS,
 }
 """Files of a profile that a resumed run removes or writes again, and how ours begin."""
 
@@ -148,9 +150,10 @@ def resume(
     """
     progress = progress or Progress()
     before = _read_unfinished(path)
+    kept = {name for name, wanted in ((TRACE, trace), (ACCURACY, data is not None)) if not wanted}
     for name, begins in _WRITTEN_AGAIN.items():
-        if trace or name != TRACE:
-            check_own(path / name, begins, f"a {name}")
+        if name not in kept:
+            check_own(path / name, begins, "one")
     inputs, described = _open_inputs(bundle, images)
     _refuse_changes(before, bundle, request or RunRequest(), budgets, described, root)
     settings = before.document.settings

@@ -102,9 +102,14 @@ def evaluate(
         progress=progress,
         warn=warn,
     )
-    dropped = sorted(_records(bundle.manifest).keys() - found.records.keys())
-    stored = revise(bundle, lambda now: _with_results(now, found))
-    if warn is not None and (lost := [label for label in dropped if label not in _records(stored.manifest)]):
+    there: set[str] = set()  # as the bundle is when it is revised: another evaluation may have ended meanwhile
+
+    def change(now: Bundle) -> Revision:
+        there.update(_records(now.manifest))
+        return _with_results(now, found)
+
+    stored = revise(bundle, change)
+    if warn is not None and (lost := sorted(there - _records(stored.manifest).keys())):
         warn(
             f"the accuracy of {', '.join(lost)} was of other images, and is no longer in the bundle: evaluate all budgets on the same"
         )

@@ -15,6 +15,7 @@ from typing import Any
 from edge_tprune.cli.interruption import Interruption
 from edge_tprune.cli.streams import flush_stdout, prepare_streams, silence_stdout
 from edge_tprune.errors import EdgeTPruneError, InternalError
+from edge_tprune.placings import forget_placed, placed
 from edge_tprune.processes import end_by_signal, end_signals, guard_memory, ignore_signals, memory_left
 from edge_tprune.text import printable, shorten
 
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None, *, last: bool = False) -> int:
         last: nothing but the end of the process follows.
     """
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    forget_placed()
     with end_signals(last) as received:
         code = _main(arguments, received)
     return 128 + received[0] if received else code
@@ -111,6 +113,8 @@ def _describe_stop(arguments: Sequence[str], received: Sequence[int]) -> str:
     first = received[0] if received else signal.SIGINT
     how = "interrupted" if first == signal.SIGINT else f"ended by {signal.Signals(first).name}"
     kept = next((KEPT[word] for word in arguments if word in KEPT), "")
+    if kept.startswith("nothing") and (there := placed()):  # the signal came when all was done, or a part of it
+        kept = f"written before that: {', '.join(map(str, there))}"
     return f"{how}: {kept}" if kept else how
 
 

@@ -44,6 +44,7 @@ from edge_tprune.files import (
     write_bytes,
 )
 from edge_tprune.models.loading import LoadedModel
+from edge_tprune.placings import note_placing
 from edge_tprune.record.document import RUN
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.code import method_code_sha256
@@ -267,6 +268,7 @@ def _move_into_place(staging: Path, out: Path) -> None:
         if out.exists():
             out.rename(old)
             _check_contents(old, out)  # what came in the last moment
+        note_placing(staging, out)
         staging.rename(out)
     except BaseException:
         _restore(out)

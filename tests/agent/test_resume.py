@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
+from edge_tprune.agent.accuracy import ACCURACY, ACCURACY_BEGINS
 from edge_tprune.agent.profile import profile, resume
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.cli import main
@@ -265,6 +266,12 @@ def test_real_images_and_accuracy_on_the_device(bundle: Bundle, tmp_path: Path) 
     cut(path, 9)
     with pytest.raises(UserError, match="images was"):
         resume(bundle, path)
+    assert ACCURACY_BEGINS.match((path / ACCURACY).read_bytes())
+    (path / ACCURACY).rename(tmp_path / "ours")
+    np.savez(path / ACCURACY, mine=np.arange(3))
+    with pytest.raises(UserError, match=r"accuracy\.npz is not one of edge-tprune's, and would be lost"):
+        resume(bundle, path, images=folder, data=open_dataset(folder, 10))
+    (tmp_path / "ours").rename(path / ACCURACY)
     resume(bundle, path, images=folder)
     assert read_run(path).end == "complete"
 

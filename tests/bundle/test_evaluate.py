@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from edge_tprune import documents
+from edge_tprune.bundle import evaluate as module
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate, judge
 from edge_tprune.errors import NegativeAnswer, UserError
@@ -111,6 +113,25 @@ def test_judging_one_budget_keeps_the_others_results_on_the_same_images(bundle: 
     assert bundle.budget("0.8").accuracy is None, "other images: no longer comparable"
     assert any("the accuracy of 0.8 was of other images" in text for text in said)
     Bundle.open(bundle.path)
+
+
+def test_what_another_evaluation_stored_meanwhile_is_not_dropped_without_a_word(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two evaluations at once, of other images, the one that ends last stays: it says so."""
+
+    def judge_slowly(*given: Any, **more: Any) -> Any:
+        found = judge(*given, **more)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "judge", judge)
+            evaluate(bundle, Noise(count=9, fingerprint="1" * 64), threads=1, budgets=["0.8"])
+        return found
+
+    said: list[str] = []
+    monkeypatch.setattr(module, "judge", judge_slowly)
+    stored, _ = evaluate(bundle, Noise(), threads=1, budgets=["0.6"], warn=said.append)
+    assert stored.budget("0.8").accuracy is None
+    assert any("the accuracy of 0.8 was of other images" in text for text in said)
 
 
 def test_building_the_same_again_keeps_what_was_found(loaded: LoadedModel, tmp_path: Path) -> None:

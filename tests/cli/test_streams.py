@@ -15,6 +15,7 @@ import pytest
 
 from edge_tprune.agent.doctor.finding import Diagnosis, Finding
 from edge_tprune.cli import main
+from edge_tprune.report import plot
 from edge_tprune.telemetry.boards import identify
 from tests.analysis.conftest import Profiles
 from tests.cli.conftest import Outcome
@@ -232,6 +233,24 @@ def test_what_is_kept_is_said(command: Command, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("edge_tprune.analysis.loading.load_rows", load_rows)
     outcome = command("report", tmp_path)
     assert (outcome.code, outcome.err) == (130, "edge-tprune: interrupted: nothing was written\n")
+
+
+def test_what_was_written_before_an_interruption_is_said(
+    command: Command, monkeypatch: pytest.MonkeyPatch, profile: Path, tmp_path: Path
+) -> None:
+    first, second, page = (tmp_path / name for name in ("one.png", "two.png", "page.html"))
+    save = plot.save
+
+    def save_one(drawing: object, path: Path) -> None:
+        if path == second:
+            raise KeyboardInterrupt
+        save(drawing, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plot, "save", save_one)
+    outcome = command("report", profile, "--out", page, "--picture", f"tokens={first}", "--picture", f"latency={second}")
+    assert outcome.code == 130
+    assert outcome.err.endswith(f"edge-tprune: interrupted: written before that: {first}\n")
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
 
 
 def test_a_package_that_cannot_be_loaded_is_not_called_missing(

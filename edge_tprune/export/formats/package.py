@@ -62,6 +62,7 @@ from edge_tprune.files import (
     remove_stale,
     sha256_file,
 )
+from edge_tprune.placings import note_placing
 from edge_tprune.text import is_text, printable
 from edge_tprune.version import __version__
 
@@ -381,6 +382,7 @@ def _move(folder: Path, target: Path, about: str | None) -> None:
                 target.rename(old)
         if about is not None and old.is_dir() and any(old.iterdir()):
             _check_contents(old, about, target)
+        note_placing(folder, target)
         folder.rename(target)
     except BaseException as error:
         with suppress(OSError):
