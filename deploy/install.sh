@@ -159,7 +159,7 @@ make_venv() { take_lock && trap put_back EXIT && set_aside && "$python" -m venv 
 
 install_agent() {
     take_lock \
-        && "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --force-reinstall "$source${extras:+[$extras]}" \
+        && PIP_USER=0 PIP_DRY_RUN=0 "$home/venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --force-reinstall "$source${extras:+[$extras]}" \
         && echo "$stamp" >"$home/venv/install.sh.stamp" && rm -rf "$home/venv.old" && trap - EXIT && exec 9>&-
 }
 

@@ -77,6 +77,23 @@ def end_signals(last: bool = False) -> Iterator[list[int]]:
             signal.signal(number, leave if last and handler is not signal.SIG_IGN else ending)
 
 
+@contextmanager
+def delayed_signals() -> Iterator[None]:
+    """Lets what is inside end before a signal is heard: for what takes a moment and must not be cut short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in END_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
 def ignore_signals() -> None:
     """Nothing interrupts the orderly end of a command any more, not even another Ctrl-C. Inside `end_signals` only."""
     if _received is not None:

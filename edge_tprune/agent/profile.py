@@ -191,7 +191,7 @@ def in_precisions(chosen: Sequence[Budget], runtime: str, wanted: str | None) ->
     Raises:
         UserError: a budget has no graph in one of them; several without float32, which the others are compared with.
     """
-    precisions = list(dict.fromkeys((wanted or chosen[0].artifact(runtime).precision).split(",")))
+    precisions = list(dict.fromkeys((chosen[0].artifact(runtime).precision if wanted is None else wanted).split(",")))
     if len(precisions) > 1 and _FP32 not in precisions:
         raise UserError(f"--precision {wanted}: of several precisions one must be {_FP32}, which the others are compared with")
     for budget in chosen:

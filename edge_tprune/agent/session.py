@@ -23,7 +23,7 @@ from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.bundle.manifest import split_label
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.models.data import Dataset
-from edge_tprune.processes import end_signals
+from edge_tprune.processes import delayed_signals, end_signals
 from edge_tprune.record.lines import AccuracyLine, BaselineLine, Check, CheckLine, EndLine, NoteLine, PartLine, StateLine
 from edge_tprune.record.log import clock_ns
 from edge_tprune.record.meter import choose_meter
@@ -42,9 +42,11 @@ _BYTES_PER_SECOND = 10_000  #: of record, generously: 400 inferences and ten rea
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or SIGHUP. What was measured so far is in the profile at `path`, summary included. Exit code 130."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"interrupted. What was measured so far is in {path}; {command_line('--resume', path)} continues")
+    def __init__(self, path: Path, complete: bool = False) -> None:
+        rest = "it is complete" if complete else f"{command_line('--resume', path)} continues"
+        super().__init__(f"interrupted. What was measured so far is in {path}; {rest}")
         self.path = path
+        self.complete = complete  #: everything was measured, and nothing is left to continue
 
 
 class CheckFailed(NegativeAnswer):
@@ -103,17 +105,22 @@ def run_session(session: Session, trace: bool) -> Path:
     """
     path = session.recorder.path
     with end_signals(), earlier_objects_kept():
+        measured = False
         try:
             failures = _measure(session)
+            with delayed_signals():  # so that the summary follows
+                measured = True
+                _finish(session, "complete", trace)
         except KeyboardInterrupt:
-            with suppress(UserError, OSError):
-                _finish(session, "interrupted", trace)
-            raise Interrupted(path) from None
+            if not measured:
+                with suppress(UserError, OSError):
+                    _finish(session, "interrupted", trace)
+            raise Interrupted(path, measured) from None
         except BaseException:
-            with suppress(UserError, OSError):
-                _finish(session, "failed", trace)
+            if not measured:
+                with suppress(UserError, OSError):
+                    _finish(session, "failed", trace)
             raise
-        _finish(session, "complete", trace)
     reasons = {name: check.describe_failure() for name, check in failures.items()}
     if len(failures) == len(session.engines) and all(check.error is not None for check in failures.values()):
         raise NothingRan(path, reasons)

@@ -12,7 +12,7 @@ from edge_tprune.analysis.loading import find_profiles, load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError
 from edge_tprune.record.document import RunDocument
-from edge_tprune.record.reader import read_run
+from edge_tprune.record.reader import Run, read_run
 from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import KIND, LATENCY, SLICE, CostModel, Latency, NetworkRecord
 from edge_tprune.schedule.latency_fit import Measured, fit_cost
@@ -32,6 +32,10 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
     Raises:
         UserError: no such profile, one that was disturbed, or graphs that do not make a model.
     """
+    places = find_profiles(path)
+    turns = (
+        _count_turns(read_run(places[0], keep=False)) if len(places) == 1 else 0
+    )  # before the rows: it may be measured still
     rows = list(load_rows(path))
     if len({row.profile.path for row in rows}) != 1:
         raise UserError(f"{path} holds several profiles: name the one of the probe bundle")
@@ -52,22 +56,28 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
     costs = {metric: _cost(shape, metric, rows) for metric in METRICS}
     if all(row.values.get(ENERGY) is not None for row in rows):
         costs[ENERGY] = _energy(shape, rows)
-    return _describe(document, rows[0], status, costs)
+    return _describe(document, rows[0], status, costs, turns)
 
 
 def read_latency(path: Path) -> Latency:
     """The latency.json of the profile at `path`.
 
     Raises:
-        UserError: there is none, or it is of another run than the profile.
+        UserError: there is none, or it is of another run than the profile, or of a part of it.
     """
-    found = KIND.read(path)
-    if found.run_id != (run := read_run(path, keep=False).document.run_id):
+    found, run = KIND.read(path), read_run(path, keep=False)
+    again = f"remove it, and make it again with {command_line('edge-tprune', 'latency', path)}"
+    if found.run_id != run.document.run_id:
         raise UserError(
-            f"{path / LATENCY} was made of run {found.run_id}, and the profile is of run {run}: remove it, and make it again with "
-            f"{command_line('edge-tprune', 'latency', path)}"
+            f"{path / LATENCY} was made of run {found.run_id}, and the profile is of run {run.document.run_id}: {again}"
         )
+    if found.turns not in (None, turns := _count_turns(run)):
+        raise UserError(f"{path / LATENCY} was made of {found.turns} turns, and the profile has {turns}: {again}")
     return found
+
+
+def _count_turns(run: Run) -> int:
+    return sum(turn.complete for turn in run.turns)
 
 
 def write_latency(path: Path, *, force: bool = False) -> Latency:
@@ -142,7 +152,7 @@ def _shape(document: RunDocument) -> NetworkShape:
     return NetworkShape.plain(tokens, prefix, blocks, 1, 1, 1, 1, 1, read_tokens=min(last, default=None))
 
 
-def _describe(document: RunDocument, row: Row, status: str, costs: dict[str, CostModel]) -> Latency:
+def _describe(document: RunDocument, row: Row, status: str, costs: dict[str, CostModel], turns: int) -> Latency:
     model, settings, conditions = document.bundle.model, document.settings, row.conditions
     known = [conditions[key] for key in ("board", "CPU", "device") if conditions.get(key, "unknown") != "unknown"]
     return Latency(
@@ -161,4 +171,5 @@ def _describe(document: RunDocument, row: Row, status: str, costs: dict[str, Cos
         machine=", ".join(known) or "unknown",
         status=status,
         costs=costs,
+        turns=turns,
     )

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -23,8 +23,10 @@ from edge_tprune.errors import UserError
 from edge_tprune.files import atomic_writer, clear_write_errors, read_regular
 from edge_tprune.record.document import RUN
 from edge_tprune.record.lines import SAMPLES, SENSORS
+from edge_tprune.record.summary import KIND as SUMMARY_KIND
 from edge_tprune.record.summary import SUMMARY
 from edge_tprune.record.trace import TRACE
+from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.schedule.latency import LATENCY
 
 FILES = frozenset((RUN, SAMPLES, SENSORS, SUMMARY, TRACE, ACCURACY, LATENCY))  #: that a profile may have
@@ -59,6 +61,7 @@ def collect(connection: Connection, out: Path) -> list[Path]:
             raise UserError(f"{out}: the profiles of {who} take {need / 1e6:.0f} MB and {free / 1e6:.0f} MB are free here")
         places = {name: _claim(out, name, runs[name]) for name in sorted(set(map(_profile_of, wanted)))}
     wanted = _wanted({path: size for path, size in files.items() if _profile_of(path) in places}, out, places)
+    _remove_derived({path for path in wanted if path.endswith(f"/{SAMPLES}")}, files, out, places)
     if wanted:
         _fetch(connection, Receiver(out, wanted, who, places))
     return sorted(places.values())
@@ -69,6 +72,17 @@ def _fetch(connection: Connection, receiver: Receiver) -> None:
     connection.call("send", Done, on_frame=receiver, directory="profiles", paths=dict(receiver.missing))
     if receiver.missing:
         raise UserError(f"{connection.target} did not send {next(iter(receiver.missing))}, which it has. Repeat the command")
+
+
+def _remove_derived(samples: Set[str], files: Mapping[str, int], out: Path, places: Mapping[str, Path]) -> None:
+    """Removes what was derived here, or on the board, from samples that have grown since, where the board has nothing newer."""
+    for path in samples:
+        for file, kind in ((SUMMARY, SUMMARY_KIND), (LATENCY, LATENCY_KIND)):
+            name = f"{_profile_of(path)}/{file}"
+            with suppress(UserError, OSError):  # none there, or not ours
+                if name not in files:
+                    kind.read(_target(path, out, places).parent)
+                    _target(name, out, places).unlink()
 
 
 def _fetch_runs(connection: Connection, files: Mapping[str, int], names: Sequence[str], draft: Path) -> dict[str, Path]:

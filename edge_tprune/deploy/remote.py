@@ -314,11 +314,11 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     if old.is_dir() and not old.is_symlink() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)
     there, before = _hashes(target), _manifest(target / MANIFEST)
-    held = {digest: target / path for path, digest in there.items()}
-    sent, files = files, _with_results(files, before, held, incoming)
     own = _named(before)
     theirs = _others(target, own)
-    others = [path for path in theirs if path not in files]
+    held = {digest: target / path for path, digest in sorted(there.items(), key=lambda each: each[0] not in theirs)}
+    sent, files = files, _with_results(files, before, held, incoming)
+    others, persons = [path for path in theirs if path not in files], {target / path for path in theirs}
     if {path: digest for path, digest in there.items() if path not in others} == {
         path: entry["sha256"] for path, entry in files.items()
     }:
@@ -335,15 +335,16 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
         source = held.get(entry["sha256"]) or _received(incoming, path, entry)
         place = fresh.joinpath(*_inside(path))
         place.parent.mkdir(parents=True, exist_ok=True)
-        _name_again(source, place)
+        if source in persons:  # who may write into it
+            _copy(source, place)
+        else:
+            _name_again(source, place)
     for path in others:
         place = fresh / path
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _make_alike(target / Path(path).parent, place.parent)
         _name_again(target / path, place)
     for path in _empty_directories(target):  # a person's, for what is to come
-        if not os.path.lexists(fresh / path):
-            (fresh / path).mkdir(parents=True)
-            shutil.copystat(target / path, fresh / path)
+        _make_alike(target / path, fresh / path)
     for directory in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
         _sync(directory)
     _remove(old)
@@ -352,10 +353,21 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     elif target.is_dir():
         target.rename(old)
     fresh.rename(target)
+    if old.is_dir() and not old.is_symlink():
+        _take_late(old, target, [path for path in _others(old, own) if path not in files])
     _sync(bundles)
     _remove(old)
     _remove_sent(incoming, [*sent.values(), *files.values()])
     return {"path": str(target)}
+
+
+def _take_late(old: Path, target: Path, paths: list[str]) -> None:
+    """Moves what a person put into a bundle's directory, or replaced there, while the next version was being made."""
+    for path in paths:
+        late, place = old / path, target / path
+        if not os.path.lexists(place) or not os.path.samestat(late.lstat(), place.lstat()):
+            _make_alike(late.parent, place.parent)
+            late.replace(place)
 
 
 def _remove_sent(incoming: Path, entries: list[Json]) -> None:
@@ -450,10 +462,22 @@ def _name_again(source: Path, place: Path) -> None:
             return
         if not source.is_file():
             return
-        with source.open("rb") as old, place.open("wb") as new:
-            shutil.copyfileobj(old, new)
-            new.flush()
-            os.fsync(new.fileno())
+        _copy(source, place)
+
+
+def _copy(source: Path, place: Path) -> None:
+    with source.open("rb") as old, place.open("wb") as new:
+        shutil.copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def _make_alike(source: Path, place: Path) -> None:
+    """Makes a directory with the permissions of another, and those above it like those above that; nothing where something is there."""
+    if not os.path.lexists(place):
+        _make_alike(source.parent, place.parent)
+        place.mkdir()
+        shutil.copymode(source, place)
 
 
 def _remove(path: Path) -> None:
@@ -588,6 +612,9 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     """
     program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
     environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
+    # TensorRT may be found by it, but no other edge_tprune.
+    places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    environment["PYTHONPATH"] = os.pathsep.join(place for place in places if not Path(place, "edge_tprune").exists())
     with _locked(home, RUNNING, BUSY) if request.get("alone") else contextlib.nullcontext() as lock:
         pipe = subprocess.PIPE
         own = [] if lock is None else [lock]  # who measures holds the lock, even if this program is killed

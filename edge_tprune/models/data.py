@@ -118,7 +118,7 @@ class ImageFolder:
     label_rule: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     #: What each file was when it was first read or hashed, for this folder and those that are picked from it.
-    _seen: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[Path, tuple[int, int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -170,7 +170,8 @@ class ImageFolder:
     def _note(self, file: Path) -> None:
         """Remembers what a file is; refuses one that is another than before."""
         status = file.stat()
-        now = (status.st_size, status.st_mtime_ns)  # some file systems in user space give a file another inode at every look
+        # Its inode would say more, but some file systems in user space give a file another one at every look.
+        now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if self._seen.setdefault(file, now) != now:
             raise UserError(f"image {format_path(file)} was changed while it was in use. Run the command again")
 

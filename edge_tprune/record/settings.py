@@ -19,7 +19,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.telemetry.metric import SensorMetric
 
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
-FramesPerSecond = Annotated[float, Meta(gt=0, le=10_000)]
+FramesPerSecond = Annotated[float, Meta(ge=0.001, le=10_000)]
 TOLERANCE = 1e-3  #: how far a float32 graph's outputs may be from the golden ones (`bundle.golden.output_difference`)
 
 

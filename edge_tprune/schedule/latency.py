@@ -161,6 +161,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     status: str  #: verdict of the profile
     costs: dict[str, CostModel]  #: metric -> its model
+    turns: Count | None = None  #: of the profile, when the model was made; null in documents of earlier versions
 
     def cost(self, metric: str) -> CostModel:
         """The model of one metric.

@@ -52,6 +52,15 @@ def test_the_model_of_the_one_profile_in_a_directory_lies_in_the_profile(
     assert f"wrote {path / LATENCY}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [path]
     assert read_latency(tmp_path) == KIND.read(path)
+    turns = KIND.read(path).turns
+    assert turns is not None
+    KIND.write(path, msgspec.structs.replace(KIND.read(path), turns=None))
+    assert read_latency(tmp_path).turns is None, "of an earlier version"
+    KIND.write(path, msgspec.structs.replace(KIND.read(path), turns=turns - 1))
+    with pytest.raises(
+        UserError, match=rf"was made of {turns - 1} turns, and the profile has {turns}: remove it, and make it again"
+    ):
+        read_latency(tmp_path)
     KIND.write(path, msgspec.structs.replace(KIND.read(path), run_id="another"))
     with pytest.raises(
         UserError,

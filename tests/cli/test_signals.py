@@ -81,3 +81,27 @@ def test_a_signal_ends_a_measurement_in_order(
     assert run.end == "interrupted"
     assert len(run.turns) >= 3
     assert (path / "summary.json").exists()
+
+
+def test_a_signal_while_a_complete_profile_is_closed_leaves_it_complete(bundle: Path, tmp_path: Path) -> None:
+    """The summary follows, and the line says where it all is."""
+    code = (
+        "import os, signal, sys\n"
+        "from edge_tprune.agent import session\n"
+        "from edge_tprune.cli import run\n"
+        "write = session.write_summary\n"
+        "def late(run):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return write(run)\n"
+        "session.write_summary = late\n"
+        "run()\n"
+    )
+    options = ["--rounds", "2", "--seconds", "0", "--warmup", "0", "--baseline", "0", "--threads", "1", "--trace"]
+    words = [sys.executable, "-c", code, "profile", str(bundle), "--out", str(tmp_path / "out"), *options]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    (path,) = (tmp_path / "out").iterdir()
+    assert f"interrupted when all was measured: the profile in {path} is complete" in done.stderr.replace("\n", " ")
+    assert read_run(path).end == "complete"
+    assert (path / "summary.json").exists()
+    assert (path / "trace.json").exists()

@@ -17,6 +17,7 @@ from edge_tprune.deploy import collect as module
 from edge_tprune.deploy.answers import Done, Listing
 from edge_tprune.deploy.collect import Receiver, _free, _wanted, check_listing, collect
 from edge_tprune.errors import UserError
+from tests.analysis.conftest import Profiles
 
 
 class FakeBoard:
@@ -244,6 +245,21 @@ def test_samples_that_are_longer_here_are_kept(tmp_path: Path) -> None:
     assert _wanted(there, tmp_path, {"run": tmp_path / "run"}) == {"run/run.json": 3}
     assert set(_wanted(there, tmp_path, {})) == set(there)
     assert set(_wanted(there, tmp_path, {"run": tmp_path / "run-2"})) == set(there)
+
+
+def test_what_was_derived_from_fewer_samples_goes(tmp_path: Path) -> None:
+    """The board has no summary yet of what it measured since; the latency model was made here."""
+    info = Profiles.info()
+    there = Profiles.write(tmp_path / "there", info, summary=Profiles.summary(info))
+    files = {f"run/{file.name}": file.read_bytes() for file in there.iterdir()}
+    board = FakeBoard(files)
+    (place,) = run_of(board, tmp_path / "out")
+    (place / "latency.json").write_text('{"mine": 1}')
+    board.contents = {name: data for name, data in files.items() if not name.endswith("summary.json")}
+    board.contents["run/samples.jsonl"] += b"\n"
+    assert run_of(board, tmp_path / "out") == [place]
+    assert not (place / "summary.json").exists()
+    assert (place / "latency.json").exists(), "none of ours"
 
 
 def test_links_that_lead_in_a_circle_are_said(tmp_path: Path) -> None:

@@ -425,6 +425,64 @@ def test_a_failed_installation_leaves_the_agent_that_was_there(talk: Talk, home:
     assert talk("check")["stamp"] == {"agent": "old"}
 
 
+def test_what_comes_into_a_bundle_while_it_is_replaced_is_kept(talk: Talk, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, so that a person can be quick."""
+    target = home / "bundles" / "net"
+    versions = [{"manifest.json": b"{}", "onnx/1.onnx": bytes([number]) * 50} for number in range(2)]
+    send(talk, *versions[0].values())
+    talk("bundle", name="net", files=bundle_files(**versions[0]))
+    (target / "log").write_text("old")
+    sync = remote._sync
+
+    def late(directory: Path) -> None:
+        if not (target / "mine").exists():
+            (target / "mine").mkdir()
+            (target / "mine" / "note").write_text("late")
+            (target / "log").unlink()
+            (target / "log").write_text("new")
+        sync(directory)
+
+    monkeypatch.setattr(remote, "_sync", late)
+    send(talk, *versions[1].values())
+    remote.bundle(home, {"name": "net", "files": bundle_files(**versions[1])}, io.BytesIO(), io.BytesIO())
+    assert (target / "onnx" / "1.onnx").read_bytes() == versions[1]["onnx/1.onnx"]
+    assert (target / "mine" / "note").read_text() == "late"
+    assert (target / "log").read_text() == "new"
+
+
+def test_a_persons_copy_of_a_bundles_file_stays_a_file_of_its_own(talk: Talk, home: Path) -> None:
+    target = home / "bundles" / "net"
+    data = {"manifest.json": b"m" * 40, "golden.npz": b"g" * 50}
+    send(talk, *data.values())
+    talk("bundle", name="net", files=bundle_files(**data))
+    (target / "golden.npz").unlink()
+    (target / "mine").mkdir(mode=0o755)
+    (target / "mine").chmod(0o755)
+    (target / "mine" / "copy").write_bytes(data["golden.npz"])
+    talk("bundle", name="net", files=bundle_files(**data))
+    assert (target / "golden.npz").read_bytes() == data["golden.npz"]
+    assert (target / "golden.npz").stat().st_ino != (target / "mine" / "copy").stat().st_ino
+    assert (target / "mine").stat().st_mode & 0o777 == 0o755
+
+
+def test_another_package_of_the_same_name_does_not_measure(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYTHONPATH of a login script may lead to TensorRT, and to an edge_tprune of a person's."""
+    (tmp_path / "theirs" / "edge_tprune").mkdir(parents=True)
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(tmp_path / "theirs"), str(tmp_path / "tensorrt")]))
+    (home / "venv" / "bin").mkdir(parents=True)
+    python = home / "venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH"\n')
+    python.chmod(0o755)
+    process = start(tmp_path, {"do": "run", "arguments": []})
+    assert process.stdout
+    assert process.stdin
+    answer = json.loads(process.stdout.read().partition(remote.MARK)[2].splitlines()[-1])
+    process.stdin.close()
+    process.wait()
+    assert answer == {"code": 0, "stdout": f"{tmp_path / 'tensorrt'}\n"}
+
+
 @pytest.mark.parametrize(("setting", "error"), [("user", None), ("dry-run", None), ("target", "pip put it elsewhere than")])
 def test_a_configuration_of_pip_leads_no_package_astray(
     talk: Talk, home: Path, tmp_path: Path, setting: str, error: str | None

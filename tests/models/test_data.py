@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,21 @@ def test_fingerprints_tell_datasets_apart(tmp_path: Path) -> None:
     data = photo.read_bytes()
     photo.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same name and size
     assert open_dataset(tmp_path / "moved", 2).fingerprint != before
+
+
+def test_an_image_that_keeps_its_size_and_time_is_known_for_another(tmp_path: Path) -> None:
+    """As `cp -p` and `rsync -t` leave it."""
+    for number in range(3):
+        save_image(tmp_path / "photos" / f"{number}.bmp", number)
+    folder = open_images(tmp_path / "photos")
+    _ = folder[1]
+    before = folder.files[1].stat()
+    save_image(tmp_path / "new.bmp", 9)
+    assert (tmp_path / "new.bmp").stat().st_size == before.st_size
+    os.utime(tmp_path / "new.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / "new.bmp").replace(folder.files[1])
+    with pytest.raises(UserError, match=r"image .*1\.bmp was changed while it was in use"):
+        _ = folder.fingerprint
 
 
 def test_images_that_change_while_they_are_in_use_are_refused(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def profile(
                 progress=progress,
             )
     except Interrupted as stop:
+        if stop.complete:
+            raise Interruption(f"interrupted when all was measured: the profile in {stop.path} is complete") from stop
         given = {"--images": images, "--data": data, "--class-map": class_map}
         again = [word for option, value in given.items() if value is not None for word in (option, value)]
         again += ["--skip-unreadable"] if skip_unreadable else []
