@@ -71,6 +71,11 @@ class DocumentKind(Generic[T]):
     """Turns a document of an older version, its `version` included, into today's fields."""
     most_bytes: int = LARGEST_BYTES
 
+    @property
+    def begins(self) -> re.Pattern[bytes]:
+        """How every document of this kind begins, a damaged one too: what only holds these words somewhere is a person's."""
+        return re.compile(rb'\s*\{\s*"format":\s*"' + re.escape(self.format.encode()) + rb'"')
+
     def read(self, path: Path) -> T:
         """The document at `path` (the directory that holds it, where the kind has a `file`).
 

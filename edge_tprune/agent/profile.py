@@ -10,7 +10,6 @@ checks and idle times are made again.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -36,12 +35,14 @@ from edge_tprune.record.document import RUN, VERSION, ArtifactRecord, BudgetReco
 from edge_tprune.record.meter import Meter, choose_meter
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.record.settings import TOLERANCE, RunInput, RunRequest, RunSettings
+from edge_tprune.record.summary import KIND as SUMMARY_KIND
 from edge_tprune.record.summary import SUMMARY
 from edge_tprune.record.trace import BEGINS as TRACE_BEGINS
 from edge_tprune.record.trace import TRACE
 from edge_tprune.record.writer import Recorder, directory_name
 from edge_tprune.runtime.engine import default_threads, runtime_version
 from edge_tprune.runtime.tensorrt.builder import BuildError
+from edge_tprune.schedule.latency import KIND as LATENCY_KIND
 from edge_tprune.schedule.latency import LATENCY
 from edge_tprune.telemetry.environment import Environment, read_environment
 from edge_tprune.text import count_of
@@ -60,8 +61,8 @@ _BASELINE_SECONDS = 1.0
 _BASELINE_VALUES = 20  #: new values of a power sensor that a baseline should hold
 _MOST_IMAGES = 64  #: of `images`, kept decoded in memory
 _WRITTEN_AGAIN = {
-    SUMMARY: re.compile(rb'\s*\{\s*"format":\s*"edge-tprune-summary"'),
-    LATENCY: re.compile(rb'\s*\{\s*"format":\s*"edge-tprune-latency"'),
+    SUMMARY: SUMMARY_KIND.begins,
+    LATENCY: LATENCY_KIND.begins,
     TRACE: TRACE_BEGINS,
     ACCURACY: ACCURACY_BEGINS,
 }

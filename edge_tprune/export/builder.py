@@ -125,7 +125,7 @@ def _check_contents(folder: Path, out: Path) -> None:
     said = b""
     with suppress(OSError):
         said = read_regular(folder / MANIFEST, LARGEST_BYTES)
-    if KIND.format.encode() not in said:
+    if not KIND.begins.match(said):
         raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
     profile = next((Path(name).parent for name in files_below(folder) if Path(name).name == RUN), None)
     if profile is not None:

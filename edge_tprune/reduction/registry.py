@@ -18,9 +18,9 @@ import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from torch import Tensor, nn
 
@@ -175,6 +175,16 @@ class Reducer(nn.Module, ABC):
 
 
 _METHODS: dict[str, type[Reducer]] = {}
+_TEXT, _SWITCH = (str, "a text"), (bool, "True or False")
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    **dict.fromkeys(("code", "differs", "limit", "removal"), _TEXT),
+    **dict.fromkeys(("merges", "needs_class_token"), _SWITCH),
+    "needs": (Set, "a set of names"),
+    "paper_blocks": (tuple, "a tuple of block numbers"),
+    "faithful": ((Mapping, type(None)), "a mapping, or None"),
+    "worth_searching": (Mapping, "a mapping"),
+}
+"""Class attributes of a reducer -> what they are, and how that is called."""
 _BASELINES: dict[str, type[Reducer]] = {}  # that act on the image
 _R = TypeVar("_R", bound=type[Reducer])
 
@@ -186,6 +196,9 @@ def register(cls: _R) -> _R:
             raise TypeError(
                 f"{cls.__name__} has no {needed}: a registered reducer needs the class attributes `name` and `paper`"
             )
+    for attribute, (kind, described) in _KINDS.items():
+        if not isinstance(getattr(cls, attribute), kind):
+            raise TypeError(f"{cls.__name__} has {attribute} {getattr(cls, attribute)!r}: give {described}")
     other = _METHODS.get(cls.name)
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise TypeError(f"the method name {cls.name!r} is taken by {other.__module__}.{other.__qualname__}")
@@ -220,7 +233,11 @@ def _check_defaults(cls: type[Reducer]) -> None:
     blocks = cls.default_blocks
     if not isinstance(blocks, tuple) or not blocks or not all(type(block) is int and block >= 1 for block in blocks):
         raise TypeError(f"{cls.__name__} has default_blocks {blocks!r}: give a tuple of block numbers, counted from 1")
+    if cls.removal not in get_args(Removal):
+        raise TypeError(f"{cls.__name__} has removal {cls.removal!r}: it is one of {', '.join(get_args(Removal))}")
     known = options(cls)
+    if other := (cls.faithful or {}).keys() - known.keys():
+        raise TypeError(f"{cls.__name__}: faithful names the option {sorted(other)[0]!r}, which it does not have")
     for name, values in cls.worth_searching.items():
         if name not in known:
             raise TypeError(f"{cls.__name__}: worth_searching names the option {name!r}, which it does not have")
@@ -387,7 +404,7 @@ def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:
         )
     with call_own(cls, f"method {cls.name}, block {stage.block}"):
         made = cls(stage, **expanded(cls, given))
-    if not isinstance(made, cls) or vars(made).get("stage") is not stage:
+    if not isinstance(made, cls) or vars(made).get("stage") is not stage or "bonus" not in vars(made).get("_buffers", ()):
         raise UserError(f"method {cls.name}, block {stage.block}: its __init__ does not call super().__init__(stage)")
     return made
 

@@ -247,7 +247,7 @@ def _check_place(out: Path) -> None:
     said = b""
     with suppress(OSError):
         said = read_regular(out, LARGEST_BYTES)
-    if out.is_file() and KIND.format.encode() not in said:
+    if out.is_file() and not KIND.begins.match(said):
         raise UserError(f"{out} exists and is not a schedule file: choose another --out, or remove it")
 
 

@@ -241,7 +241,7 @@ def test_precisions_take_turns_in_one_run_and_are_chosen_from_together(make_bund
         ({"seconds_per_round": float("inf")}, "seconds_per_round must be a finite number, not inf"),
         ({"warmup_seconds": -1.0}, "warmup_seconds must be a number, at least 0, not -1"),
         ({"baseline_seconds": -1.0}, "baseline_seconds must be a number, at least 0, not -1"),
-        ({"fps": 0.0}, "fps must be a number, above 0, not 0.0"),
+        ({"fps": 0.0}, "fps must be a number, at least 0.001, not 0.0"),
         ({"fps": 10_001.0}, "fps must be a number, at most 10000"),
         ({"fps": float("nan")}, "fps must be a finite number, not nan"),
         ({"rounds": 10**400}, "rounds must be"),

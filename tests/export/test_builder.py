@@ -275,7 +275,7 @@ def test_a_network_whose_head_reads_every_token_has_nothing_to_save() -> None:
     assert [budget.name for budget in decide_by_default(averaging, "evit", budgets=[1.0]).budgets] == ["1.0"]
 
 
-@pytest.mark.parametrize("said", ['{"name": "My web page"}', "", None])
+@pytest.mark.parametrize("said", ['{"name": "My web page"}', '{"about": {"format": "edge-tprune-bundle"}}', "", None])
 def test_only_a_bundle_is_replaced(tmp_path: Path, said: str | None) -> None:
     """Many programs call a file manifest.json."""
     if said is not None:

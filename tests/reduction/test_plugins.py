@@ -239,6 +239,14 @@ def test_a_broken_package_is_named_where_its_method_is_asked_for_and_breaks_no_o
         ("    @classmethod\n    def fewest(cls, a, b):\n        return None", "fewest returned None"),
         ("    def __call__(self, x, evidence):\n        raise SystemExit(0)", "block 2: line 12: it ends the program"),
         ("    def __init__(self, stage):\n        pass", r"block 2: its __init__ does not call super\(\).__init__"),
+        (
+            "    def __init__(self, stage):\n        __import__('torch').nn.Module.__init__(self)\n        self.stage = stage",
+            r"block 2: its __init__ does not call super\(\).__init__",
+        ),
+        (
+            "    def __init__(self, stage):\n        self.stage = stage",
+            r"block 2: its __init__ does not call super\(\).__init__",
+        ),
         ("    def __new__(cls, stage):\n        return 3", r"block 2: its __init__ does not call super\(\).__init__"),
         ("    def __call__(self, x, evidence):\n        raise GeneratorExit", "block 2: line 12: GeneratorExit"),
         ("    def __init__(self, stage):\n        raise GeneratorExit", "block 2: line 12: GeneratorExit"),

@@ -121,6 +121,28 @@ def test_none_removes_nothing_and_says_so(vit: VisionTransformer) -> None:
         edge_tprune.prune(vit, method="none", schedule=[17, 9, 9, 9])
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value", "says"),
+    [
+        ("faithful", 5, "has faithful 5: give a mapping, or None"),
+        ("faithful", {"nothing": 1}, "faithful names the option 'nothing', which it does not have"),
+        ("needs", "keys", "has needs 'keys': give a set of names"),
+        ("merges", 1, "has merges 1: give True or False"),
+        ("needs_class_token", None, "give True or False"),
+        ("limit", 3, "has limit 3: give a text"),
+        ("code", None, "has code None: give a text"),
+        ("differs", b"x", "give a text"),
+        ("removal", "half", "has removal 'half': it is one of share, count"),
+        ("paper_blocks", 3, "give a tuple of block numbers"),
+        ("worth_searching", ["ratio"], "give a mapping"),
+    ],
+)
+def test_attributes_of_another_kind_are_refused_when_a_method_is_registered(attribute: str, value: object, says: str) -> None:
+    body = {"name": "wrong_of_test", "paper": "none", "forward": lambda self, x, evidence: None, attribute: value}
+    with pytest.raises(TypeError, match=says):
+        registry.register(type("Wrong", (registry.Reducer,), body))
+
+
 def test_a_method_can_be_removed_and_registered_again() -> None:
     cls = unregister("tome")
     try:

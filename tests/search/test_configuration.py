@@ -203,7 +203,9 @@ def test_schedule_files_that_lie(changes: dict[str, object], tmp_path: Path) -> 
         read(tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("text", ["notes", '{"format": "edge-tprune-latency", "version": 1}'])
+@pytest.mark.parametrize(
+    "text", ["notes", '{"format": "edge-tprune-latency", "version": 1}', '{"mine": {"format": "edge-tprune-schedule"}}']
+)
 def test_a_file_of_another_kind_is_refused_before_anything_is_searched(text: str, loaded: LoadedModel, tmp_path: Path) -> None:
     out = tmp_path / "mine.json"
     out.write_text(text)
