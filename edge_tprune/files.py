@@ -162,7 +162,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            Path(name).chmod(0o666 & ~_umask())
+            Path(name).chmod(_mode_of(path))
             note_placing(Path(name), path)
             Path(name).replace(path)
         except BaseException:
@@ -170,6 +170,14 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
                 Path(name).unlink()
             raise
         sync_directory(path.parent)
+
+
+def _mode_of(path: Path) -> int:
+    """Permissions of what is to be at `path`: those of the file there, which may be private, or those of a new one."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return 0o666 & ~_umask()
 
 
 def mark_in_use(handle: int) -> None:

@@ -17,6 +17,7 @@ import pytest
 from edge_tprune import files
 from edge_tprune.errors import UserError
 from edge_tprune.files import (
+    _umask,
     atomic_writer,
     check_own,
     clear_write_errors,
@@ -188,3 +189,12 @@ def test_links_and_pipes_are_files_below_a_directory(tmp_path: Path) -> None:
     (tmp_path / "a" / "link").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "a" / "b" / "pipe")
     assert files_below(tmp_path) == ["a/b/pipe", "a/link", "a/note"]
+
+
+def test_a_private_file_stays_private(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "1")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~_umask()
+    (tmp_path / "a").chmod(0o600)
+    write_text(tmp_path / "a", "2")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a").read_text() == "2"
