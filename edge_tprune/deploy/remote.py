@@ -765,7 +765,16 @@ def _below(directory: Path) -> list[Path]:
 
 
 def _regular_files(directory: Path) -> list[Path]:
-    return [file for file in _below(directory) if file.is_file() and not file.is_symlink()]
+    """Those below a directory whose paths are text: no file of ours has another, and an answer could not hold it."""
+    return [file for file in _below(directory) if _is_text(str(file)) and file.is_file() and not file.is_symlink()]
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _size(file: Path) -> int:

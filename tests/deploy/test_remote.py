@@ -646,6 +646,7 @@ def test_files_come_back_as_they_were_listed(talk: Talk, home: Path, tmp_path: P
     run.mkdir(parents=True)
     (run / "samples.jsonl").write_bytes(b"0123456789")
     (run / "link").symlink_to("/etc/passwd")
+    (home / "profiles" / "run" / os.fsdecode(b"notes-\xff")).touch()  # a person's; the answer is text
     assert talk("list", directory="profiles") == {"files": {"run/samples.jsonl": 10}}
     assert talk("list", directory="nothing") == {"files": {}}
     process = start(tmp_path, {"do": "send", "directory": "profiles", "paths": {"run/samples.jsonl": 7}})

@@ -31,7 +31,13 @@ def images() -> ModuleType:
 def test_files_that_are_no_images(images: ModuleType, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "\x1b[31mred.jpg").write_bytes(b"no image")
-    for name, says in (("pipe", "it is no regular file"), ("\x1b[31mred.jpg", "cannot identify"), ("none", "No such file")):
+    (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")  # for Ghostscript
+    for name, says in (
+        ("eps.jpg", "cannot identify"),
+        ("pipe", "it is no regular file"),
+        ("\x1b[31mred.jpg", "cannot identify"),
+        ("none", "No such file"),
+    ):
         with pytest.raises(SystemExit, match=f"cannot be read as an image.*{says}") as stop:
             images.open_image(str(tmp_path / name))
         assert str(stop.value).isprintable()

@@ -26,7 +26,9 @@ def open_image(file: str) -> Image.Image:
     try:
         if Path(file).exists() and not Path(file).is_file():  # a pipe would be waited for
             raise OSError("it is no regular file")
-        image = Image.open(file)
+        Image.init()
+        formats = [name for name in Image.ID if name != "EPS"]  # which Pillow gives to another program to run
+        image = Image.open(file, formats=formats)
         image.load()
     except Exception as error:  # Pillow raises nearly everything
         raise SystemExit(f"{printable(file)} cannot be read as an image: {printable(str(error))}") from error
