@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from operator import index
 from typing import Any
 
 from torch import nn
@@ -61,6 +63,7 @@ def solve_schedule(
     options: MethodOptions | None = None,
 ) -> Schedule:
     """The schedule that `prune` would realise, and how near it comes to the budget. Arguments as for `prune`."""
+    _check_kinds(method, budget, {"schedule": schedule, "blocks": blocks, "multiple_of": [multiple_of]})
     reducer, options = registry.any_method(method), options or {}
     shape = network_shape(model, name, output, reducer, options)
     check_method(reducer, model, name)
@@ -96,6 +99,23 @@ def solve_schedule(
         weights=weights,
         exact_savings=exact_savings,
     )
+
+
+def _check_kinds(method: object, budget: object, numbers: Mapping[str, Any]) -> None:
+    """Refuses what a program gave for something of another type.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not isinstance(method, str):
+        raise UserError(f"method is {method!r}: give a name, such as 'zero_tprune'")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, Real)):
+        raise UserError(f"budget is {budget!r}: give a share of the MACs, such as 0.65")
+    for name, given in numbers.items():
+        try:
+            _ = [index(number) for number in (() if given is None else given)]
+        except TypeError as error:
+            raise UserError(f"{name} is {given!r}: give whole numbers") from error
 
 
 def prune(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -236,6 +238,23 @@ def test_a_network_for_any_image_size_is_pruned_for_its_own(images: torch.Tensor
         torch.testing.assert_close(pruned(images), model(images))
         with pytest.raises(UserError, match="40 x 40 pixels gives 26 tokens, but the schedule is for 17"):
             pruned(torch.zeros(1, 3, 40, 40))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"method": None, "budget": 0.5}, "method is None: give a name"),
+        ({"budget": "0.5"}, "budget is '0.5': give a share of the MACs"),
+        ({"budget": True}, "budget is True: give a share"),
+        ({"budget": 0.5, "blocks": "2"}, "blocks is '2': give whole numbers"),
+        ({"budget": 0.5, "blocks": 2}, "blocks is 2: give whole numbers"),
+        ({"schedule": [17, 16.5, 16, 16]}, "schedule is .* give whole numbers"),
+        ({"budget": 0.5, "multiple_of": 2.5}, "multiple_of is .* give whole numbers"),
+    ],
+)
+def test_arguments_of_another_type_are_named(vit: VisionTransformer, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        edge_tprune.prune(vit, **given)
 
 
 def test_budget_and_schedule_exclude_each_other(vit: VisionTransformer) -> None:
