@@ -33,9 +33,8 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
         UserError: no such profile, one that was disturbed, or graphs that do not make a model.
     """
     places = find_profiles(path)
-    turns = (
-        _count_turns(read_run(places[0], keep=False)) if len(places) == 1 else 0
-    )  # before the rows: it may be measured still
+    # Counted before the rows are read: it may be measured still.
+    turns = _count_turns(read_run(places[0], keep=False)) if len(places) == 1 else 0
     rows = list(load_rows(path))
     if len({row.profile.path for row in rows}) != 1:
         raise UserError(f"{path} holds several profiles: name the one of the probe bundle")

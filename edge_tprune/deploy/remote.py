@@ -266,9 +266,8 @@ def _take(path: Path, stdin: IO[bytes], offset: int, size: int) -> None:
 
     Two deployments may send one file at once: both write the same bytes to the same places.
     """
-    handle = os.open(
-        path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
-    )  # a pipe without a reader is refused
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # the last: a pipe without a reader is refused
+    handle = os.open(path, flags, 0o600)
     try:
         received = 0
         for block in blocks(stdin, size):

@@ -100,7 +100,8 @@ def build(
                 manifest, more = _write(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
                 _sync(staging)
                 with manifest_lock(out):
-                    manifest = _keep_results(out, manifest, staging)
+                    if force:  # otherwise an equal one would have been used as it is
+                        manifest = _keep_results(out, manifest, staging)
                     _move_into_place(staging, out)
     return BuildResult(Bundle(out, manifest), False, [*settings.remarks, *more])
 

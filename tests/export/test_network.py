@@ -85,9 +85,10 @@ def test_another_graph_is_not_written(images: Tensor, tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "_save", damaged)
     with pytest.raises(InternalError, match="not the same network: output is off by"):
         edge_tprune.export_network(head, images[:1], file)
-    monkeypatch.setattr(module, "_difference", lambda found, expected: 1.0)
-    with pytest.raises(NegativeAnswer, match="rounding alone changes the answers to all 3 images"):
-        edge_tprune.export_network(head, images, file)
+    for difference in (1.0, float("nan")):
+        monkeypatch.setattr(module, "_difference", lambda found, expected, moved=difference: moved)
+        with pytest.raises(NegativeAnswer, match="rounding alone changes the answers to all 3 images"):
+            edge_tprune.export_network(head, images, file)
     assert not list(tmp_path.iterdir())
 
 
