@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from select import select
 from typing import Any, TextIO
 
 _answers: list[TextIO] = []  #: stdout as it was when the command began
@@ -24,18 +25,28 @@ class _Kept(io.TextIOWrapper):
 
 
 class _Output(io.FileIO):
-    """A stream's descriptor, whose errors say which stream they are of. Those of stderr end nothing: a measurement of hours does not
-    stop because the log with its progress is full, or nobody reads it any more."""
+    """A stream's descriptor, which writes all that it is given: what calls it without a buffer does not look at the count. Its errors say
+    which stream they are of. Those of stderr end nothing, and nothing waits for its reader: a measurement of hours does not stop because
+    the log with its progress is full, or nobody reads it any more."""
 
     label = ""  #: "stdout"
 
     def write(self, data: Any, /) -> Any:
+        left = memoryview(data).cast("B")
+        size = left.nbytes
         try:
-            return super().write(data)
+            while left:
+                written = super().write(left)
+                if written is None:  # the descriptor was made not to wait, and its reader is slow
+                    if self.label == "stderr":
+                        return size
+                    select([], [self.fileno()], [])
+                left = left[written or 0 :]
         except OSError as error:
             if self.label == "stderr":
-                return memoryview(data).nbytes
+                return size
             raise type(error)(error.errno, error.strerror, self.label) from None
+        return size
 
 
 def prepare_streams() -> bool:

@@ -207,7 +207,7 @@ class Receiver:
             UserError: it was not announced, is not what its hash says, or cannot be written here.
         """
         path, size = frame.get("path"), frame.get("bytes")
-        if not isinstance(path, str) or self._wanted.pop(path, None) != size:
+        if not isinstance(path, str) or type(size) is not int or self._wanted.pop(path, None) != size:
             raise UserError(f"{self._who} sent a file that it had not announced: {path!r}")
         target = _target(path, self._out, self._places)
         with clear_write_errors(target):

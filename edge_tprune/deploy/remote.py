@@ -183,8 +183,8 @@ def _glibc() -> str | None:
 def _cuda() -> str | None:
     """The CUDA toolkit's version, as the toolkit itself says it."""
     try:
-        return str(json.loads(Path("/usr/local/cuda/version.json").read_text())["cuda"]["version"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(_read_json(Path("/usr/local/cuda/version.json"))["cuda"]["version"])
+    except (KeyError, TypeError):
         return None
 
 

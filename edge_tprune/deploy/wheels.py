@@ -113,7 +113,7 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
     key = {"requirements": sorted(requirements), "python": python, "platforms": kind.platforms}
     directory = cache / sha256_json(key)[:16]
     complete = directory / "complete.json"
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         wheels = [directory / name for name in json.loads(complete.read_text())["wheels"]]
         if all(zipfile.is_zipfile(wheel) for wheel in wheels):  # a full disk or a power cut may have cut one off
             return wheels
@@ -133,9 +133,10 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
             text=True,
         )
         with pip, until_hang_up(pip):
-            _, said = pip.communicate()
+            printed, said = pip.communicate()
         if pip.returncode:
-            errors = [line for line in said.splitlines() if line.startswith("ERROR")] or [said.strip()]
+            lines = [line for line in (*printed.splitlines(), *said.splitlines()) if line.strip()] or ["it says nothing"]
+            errors = [line for line in lines if line.startswith("ERROR")] or lines
             raise UserError(
                 f"pip cannot find wheels of {', '.join(requirements)} for Python {python} on {kind.machine}: {errors[-1]}"
             )

@@ -152,7 +152,7 @@ def _said_of(file: Path) -> dict[str, object] | None:
         with safe_open(file, framework="pt") as opened:
             said = json.loads((opened.metadata() or {})[_MADE])
             return said if isinstance(said, dict) else None
-    except (OSError, SafetensorError, LookupError, ValueError):
+    except (OSError, SafetensorError, LookupError, ValueError, RecursionError):
         return None
 
 

@@ -20,6 +20,7 @@ MODULES = ("vision_transformer", "vision_transformer_hybrid", "vitamin", "deit",
 """timm's modules that create the classes which adapters take."""
 
 _LARGEST_PAGE = 16_000_000  # bytes
+_SUFFIXES = (".md", ".markdown", ".mdx")
 
 BEGIN, END = "<!-- tables of `edge-tprune models`: begin -->", "<!-- tables of `edge-tprune models`: end -->"
 
@@ -153,17 +154,21 @@ def read_page(file: Path) -> str:
     """The Markdown document that tables go into; an empty one where there is no file.
 
     Raises:
-        UserError: it cannot be read, is no text in UTF-8, or has other marker lines than one pair: what lies between is replaced, and may be prose.
+        UserError: it cannot be read, is no text in UTF-8, has other marker lines than one pair (what lies between is replaced, and may be
+            prose), or has none and is by its name no Markdown.
     """
+    document = ""
     try:
         document = read_regular(file, _LARGEST_PAGE).decode()
     except FileNotFoundError:
-        return ""
+        pass
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}. Give a Markdown file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not text in UTF-8 (byte {error.start + 1}). Save it as UTF-8") from error
     begins, ends = document.count(BEGIN), document.count(END)
+    if (begins, ends) == (0, 0) and file.suffix.lower() not in _SUFFIXES:
+        raise UserError(f"{file} is not a Markdown file: its name ends in none of {', '.join(_SUFFIXES)}. Choose another name")
     if (begins, ends) != (0, 0) and ((begins, ends) != (1, 1) or document.index(BEGIN) > document.index(END)):
         raise UserError(
             f"{file} has {begins} times {BEGIN} and {ends} times {END}: it must have each once, in this order, or neither. Put them right, or "

@@ -215,7 +215,7 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
         size = next(
             (line.split()[-1] for line in start.decode("ascii", "ignore").splitlines() if line.startswith("size ")), "?"
         )
-        bytes_ = f" of {int(size) / 1e6:.1f} MB" if size.isdecimal() else ""
+        bytes_ = f" of {int(size) / 1e6:.1f} MB" if re.fullmatch(r"\d{1,15}", size, re.ASCII) else ""
         raise UserError(
             f"weights file {shown} is a Git LFS pointer, not the file{bytes_} that it stands for. Run: git lfs pull"
         )

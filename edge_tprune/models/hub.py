@@ -26,6 +26,8 @@ def why_unreachable() -> str | None:
         socket.create_connection((host, port), timeout=_PATIENCE_S).close()
     except OSError as error:
         return f"{host} cannot be reached: {error.strerror or error}"
+    except UnicodeError as error:
+        return f"HF_ENDPOINT, {constants.ENDPOINT}, is no address: {error}"
     return None
 
 

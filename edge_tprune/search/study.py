@@ -121,8 +121,8 @@ def _open_database(url: str) -> BaseStorage:
 
 
 def hide_password(url: str) -> str:
-    """A database's URL as it may be shown."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
+    """A database's URL as it may be shown. What may be a part of a password is hidden, too: it can contain any character."""
+    return re.sub(r"([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url))
 
 
 def _with_driver(url: str) -> str:

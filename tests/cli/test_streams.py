@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,45 @@ def test_a_log_that_is_full_ends_no_measurement(unbuffered: str) -> None:
         capture_output=True, text=True, check=True, timeout=100,
     )  # fmt: skip
     assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_larger_than_the_disk_is_said(tmp_path: Path, unbuffered: str) -> None:
+    """The last bytes that fit are written by a call that raises nothing."""
+    done = run(
+        ["methods", "--json"], f'ulimit -f 4; exec "$@" > "{tmp_path}/answer"', env={**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    )
+    one_line(done, 2, "File too large")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_waits_for_a_slow_reader(unbuffered: str) -> None:
+    """A pipe that was made not to wait, as Node and asyncio hand on, takes 64 kB at a time."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command = [sys.executable, "-m", "edge_tprune", "methods", "--json"]
+    with subprocess.Popen(command, stdout=writing, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}) as child:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as stream:
+            answer = json.loads(stream.read())
+    assert child.returncode == 0
+    assert answer
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_slow_reader_of_messages_ends_no_command(profile: Path, tmp_path: Path, unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_tprune", "report", str(profile), "--out", str(tmp_path / "report.html")],
+        stderr=writing, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, check=True, timeout=100,
+    )  # fmt: skip
+    os.close(writing)
+    os.close(reading)
+    assert done.stdout.strip().endswith("report.html")
 
 
 def test_a_directory_that_was_removed_is_said(tmp_path: Path) -> None:

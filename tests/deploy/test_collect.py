@@ -112,6 +112,9 @@ def test_a_file_that_was_not_announced_or_is_larger_is_refused(tmp_path: Path) -
         {"path": "run/b", "bytes": 4, "sha256": "0"},
         {"path": "run/a", "bytes": 10**15, "sha256": "0"},
         {"path": ["run/a"], "bytes": 4, "sha256": "0"},
+        {"path": "run/b", "sha256": "0"},
+        {"path": "run//etc/b", "bytes": None, "sha256": "0"},
+        {"path": "run/a", "bytes": 4.0, "sha256": "0"},
     ):
         with pytest.raises(UserError, match="not announced"):
             take(tmp_path, frame, b"1234")

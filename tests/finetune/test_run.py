@@ -93,7 +93,15 @@ def test_what_was_changed_since_is_not_passed_off_as_the_result(
     assert out.read_text() == "notes"
 
 
-@pytest.mark.parametrize("content", [b"notes", save({"head.bias": torch.ones(6)})], ids=["text", "weights"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"notes",
+        save({"head.bias": torch.ones(6)}),
+        save({"head.bias": torch.ones(6)}, metadata={"edge_tprune_finetune": "[" * 200_000}),
+    ],
+    ids=["text", "weights", "nested"],
+)
 def test_a_file_that_it_did_not_write_is_refused_before_training(
     content: bytes, network: LoadedModel, dataset: ImageFolder, tmp_path: Path
 ) -> None:

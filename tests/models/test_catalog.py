@@ -67,6 +67,15 @@ def test_a_page_that_cannot_take_the_tables_is_refused(tmp_path: Path) -> None:
         page.write_text(wrong)
         with pytest.raises(UserError, match="it must have each once, in this order, or neither"):
             read_page(page)
+    for name in ("run.json", "rows.csv", "README"):
+        other = tmp_path / name
+        with pytest.raises(UserError, match=f"{name} is not a Markdown file"):
+            read_page(other)
+        other.write_text("{}")
+        with pytest.raises(UserError, match=f"{name} is not a Markdown file"):
+            read_page(other)
+        other.write_text(f"{BEGIN}\n{END}")
+        assert read_page(other) == f"{BEGIN}\n{END}"
     page.write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"is not text in UTF-8 \(byte 4\)"):
         read_page(page)

@@ -131,6 +131,7 @@ def test_directories_of_a_hub(tmp_path: Path, state: State) -> None:
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 22883432\n"
 OTHER_KINDS = {
     "empty": (b"", "is empty"),
+    "lfs-of-a-damaged-size": (LFS.replace(b"22883432", b"9" * 350), "is a Git LFS pointer, not the file that it stands for"),
     "lfs": (LFS, r"is a Git LFS pointer, not the file of 22\.9 MB .* Run: git lfs pull"),
     "web page": (b"<!DOCTYPE html><html>Not found</html>", "is a web page"),
     "keras": (b"\x89HDF\r\n\x1a\n" + b"\0" * 20, "is an HDF5 file"),

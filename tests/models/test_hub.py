@@ -43,7 +43,7 @@ def test_a_hub_that_does_not_answer_is_not_asked(closed: str) -> None:
     assert not constants.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize("address", ["http://[hub", "https://hub:port"])
+@pytest.mark.parametrize("address", ["http://[hub", "https://hub:port", "https://hub..co"])
 def test_an_address_that_is_none_is_not_asked(closed: str, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
     with no_retries() as reason:

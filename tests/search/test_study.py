@@ -24,7 +24,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.search import study as study_module
 from edge_tprune.search.cost import MacsCost, MeasuredCost, total
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
-from edge_tprune.search.study import Result, open_storage, open_study, search
+from edge_tprune.search.study import Result, hide_password, open_storage, open_study, search
 from tests.schedule.test_latency import SHAPE as READS_ONE
 from tests.schedule.test_latency import fitted
 from tests.search.landscape import Landscape
@@ -388,3 +388,15 @@ def test_a_database_in_the_place_of_the_schedules_is_refused(tmp_path: Path, mon
         with pytest.raises(UserError, match="--storage and --out are the same file"):
             open_storage(tmp_path / "k.json", url)
     assert not (tmp_path / "k.json").exists()
+
+
+@pytest.mark.parametrize("word", ["secret", "se/cret", "se@cret", "s:e?c#ret"])
+def test_a_password_is_not_shown(word: str) -> None:
+    assert hide_password(f"postgresql://me:{word}@host:5432/db") == "postgresql://me:***@host:5432/db"
+    assert hide_password(f"mysql+pymysql://me:{word}@host/db?ssl=1") == "mysql+pymysql://me:***@host/db?ssl=1"
+    assert hide_password("postgresql://host/db?user=me&password=se/cret&x=1") == "postgresql://host/db?user=me&password=***&x=1"
+
+
+def test_an_address_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("sqlite:///runs/study.db", "postgresql://me@host:5432/db", "mysql://host/db?charset=utf8"):
+        assert hide_password(url) == url

@@ -156,7 +156,7 @@ def read_timing_cache(file: Path, platform_digest: str) -> bytes:
 
     The first line is JSON: whose it is, and the SHA-256 of the rest.
     """
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
         header, _, blob = file.read_bytes().partition(b"\n")
         written = json.loads(header)
         if written.get("device") == platform_digest and written.get("sha256") == hashlib.sha256(blob).hexdigest():
