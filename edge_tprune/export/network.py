@@ -8,8 +8,10 @@ from those of the network that was not pruned.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,10 +102,12 @@ def export_network(
         InternalError: the graph does not answer as PyTorch does.
     """
     file, batches = Path(file), [images] if isinstance(images, Tensor) else list(images)
-    _check(network, batches, file, runtime)
+    _check(network, batches, file, runtime, tolerance)
+    batches = [batch.detach() for batch in batches]
     form, flat = FORMS[runtime], _Flat(network)
     steady = [(batch, answer) for batch in batches if (answer := _steady_answer(flat, batch, tolerance)) is not None]
     if not steady:
+        _check_finite(flat, batches)
         raise NegativeAnswer(
             f"rounding alone changes the answers to all {_count(batches)} images: scores of tokens tie too often to prove a graph right. "
             "Give more images, or try another method or budget"
@@ -134,8 +138,10 @@ def network_error(
             network| over the sum of |network|, of all outputs' values; an output of integers counts by the share of values that are others.
 
     Raises:
-        UserError: no images, or a metric that does not give a number per image.
+        UserError: no images, a network in training mode, or a metric that does not give a number per image.
     """
+    _check_mode(network)
+    _check_mode(pruned)
     measure, one, other = metric or _relative_error, _Flat(network), _Flat(pruned)
     found: list[float] = []
     for batch in batches:
@@ -160,10 +166,14 @@ class _Flat(nn.Module):
 
     def named(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
-        found = dict(_named(self.network(images), ""))
-        if not found:
+        values = list(_named(self.network(images), ""))
+        if not values:
             raise UserError(f"{type(self.network).__name__} returns no tensor")
-        return found
+        names = Counter(name for name, _ in values)
+        (name, count), *_ = names.most_common(1)
+        if count > 1:
+            raise UserError(f"{count} outputs of {type(self.network).__name__} would be called {name!r}: rename their keys")
+        return dict(values)
 
 
 def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -179,17 +189,36 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"a network returns tensors, or sequences or mappings of them, and this one a {type(value).__name__}")
 
 
-def _check(network: nn.Module, batches: Sequence[Tensor], file: Path, runtime: str) -> None:
+def _check(network: nn.Module, batches: Sequence[Tensor], file: Path, runtime: str, tolerance: float) -> None:
     if runtime not in FORMS:
         raise UserError(f"unknown runtime {runtime!r} (known: {', '.join(FORMS)}).{did_you_mean(runtime, FORMS)}")
-    if file.suffix != ".onnx" or file.is_dir():
+    if not 0 < tolerance < math.inf:
+        raise UserError(f"tolerance is {tolerance}: give a number above 0")
+    if file.suffix != ".onnx" or (file.exists() and not file.is_file()):
         raise UserError(f"{file}: a graph is a file whose name ends in .onnx")
     if not file.parent.is_dir():
         raise UserError(f"{file.parent} is no directory: make it first")
-    if network.training:
-        raise UserError(f"{type(network).__name__} is in training mode: call .eval() first")
-    if not batches or len({batch.shape for batch in batches}) != 1:
+    _check_mode(network)
+    if not all(isinstance(batch, Tensor) for batch in batches) or len({batch.shape for batch in batches}) != 1:
         raise UserError("give a batch of images, or several of one shape")
+    numbers = [number for number, image in enumerate(torch.cat(list(batches))) if not bool(image.isfinite().all())]
+    if numbers:
+        raise UserError(f"image {numbers[0]} has a value that is NaN or infinite")
+
+
+def _check_mode(network: nn.Module) -> None:
+    for path, part in network.named_modules():
+        if part.training:
+            name = f"{path} ({type(part).__name__})" if path else type(part).__name__
+            raise UserError(f"{name} is in training mode: call .eval() of the whole network first")
+
+
+@torch.inference_mode()
+def _check_finite(flat: _Flat, batches: Sequence[Tensor]) -> None:
+    for batch in batches:
+        for name, value in flat.named(batch).items():
+            if not bool(value.isfinite().all()):
+                raise UserError(f"{name} of {type(flat.network).__name__} is NaN or infinite: such a value proves nothing of a graph")
 
 
 @contextmanager
@@ -227,6 +256,8 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -> onnx.ModelProto:
     names = list(flat.named(batch))
+    if INPUT in names:
+        raise UserError(f"an output of {type(flat.network).__name__} is called {INPUT!r}, as the graph's input is: rename its key")
     try:
         with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations(), _attention(flat, attention):
             warnings.simplefilter("ignore")

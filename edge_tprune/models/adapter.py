@@ -31,6 +31,9 @@ LOGITS, EMBEDDING, FEATURES, TOKENS = OUTPUTS = ("logits", "embedding", "feature
 the image; tokens (B, N, C), the same with the prefix tokens, as timm's `forward_features` gives them."""
 
 
+_REPLACED = ("forward", "forward_features", "forward_intermediates")  # timm's methods in whose place a pruned network has its own
+
+
 @dataclass(frozen=True)
 class Projected:
     """What a block's attention works on."""
@@ -269,6 +272,7 @@ class Adapter(ABC):
         return UserError(f"{self.label}: {what}")
 
     def _check_common(self) -> None:
+        self._check_calls()
         embed = self.model.patch_embed
         if not isinstance(embed, (PatchEmbed, HybridEmbed)):
             raise self.refuse(f"embeds patches with {type(embed).__name__}, which is not supported")
@@ -281,6 +285,29 @@ class Adapter(ABC):
         for number, block in enumerate(self.model.blocks, 1):
             if type(block.mlp) not in (Mlp, GluMlp, SwiGLU, GeGluMlp):
                 raise self.refuse(f"block {number} has a {type(block.mlp).__name__}, which is not supported as an MLP")
+
+    def _check_calls(self) -> None:
+        """Refuses what someone added to the modules that are not called here, only their parts: a pruned network would leave it out."""
+        timms = next(kind for kind in self.types if isinstance(self.model, kind))
+        for name in _REPLACED:
+            if getattr(type(self.model), name, None) is not getattr(timms, name, None):
+                raise self.refuse(f"its class computes {name} otherwise than timm's {timms.__name__}, which it is derived from")
+        apart = [("the network", self.model)]
+        for number, block in enumerate(self.model.blocks, 1):
+            apart += [(f"block {number}", block), (f"the attention of block {number}", block.attn)]
+            fused = getattr(block.attn, "qkv", None)
+            if fused is not None:
+                if getattr(type(fused), "forward", None) is not nn.Linear.forward and not hasattr(fused, "rows"):
+                    raise self.refuse(
+                        f"block {number} projects with a {type(fused).__name__}, of which only the weight would be used: merge what it adds into "
+                        "its weight first (PEFT: merge_and_unload)"
+                    )
+                apart.append((f"the projection of block {number}", fused))
+        for label, part in apart:
+            if not vars(part).keys().isdisjoint(_REPLACED):
+                raise self.refuse(f"the forward of {label} was replaced, and a pruned network would not call it")
+            if part._forward_hooks or part._forward_pre_hooks:
+                raise self.refuse(f"{label} has a forward hook, which a pruned network would not call: remove it first")
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:

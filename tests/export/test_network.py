@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,19 @@ class Text(nn.Module):
         return "x"
 
 
+class Twice(nn.Module):
+    def __init__(self, outputs: Any) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.utils._pytree.tree_map(lambda factor: x * factor, self.outputs)
+
+
 def test_mistakes_are_one_clear_line(network: Depth, images: Tensor, tmp_path: Path) -> None:
-    file = tmp_path / "x.onnx"
+    file, pipe, in_part = tmp_path / "x.onnx", tmp_path / "pipe.onnx", Depth().eval()
+    os.mkfifo(pipe)
+    in_part.head.train()
     cases: list[tuple[nn.Module, Any, Any, dict[str, Any], str]] = [
         (Depth(), images, file, {}, "Depth is in training mode"),
         (network, images, tmp_path / "x.pt", {}, "ends in .onnx"),
@@ -122,11 +134,26 @@ def test_mistakes_are_one_clear_line(network: Depth, images: Tensor, tmp_path: P
         (network, images, file, {"runtime": "tensort"}, "Did you mean tensorrt"),
         (Dynamic().eval(), images, file, {}, "Dynamic cannot be exported|not a plain static operation"),
         (Text().eval(), images, file, {}, "and this one a str"),
+        (Twice({"a_b": 1, "a": {"b": 2}}).eval(), images, file, {}, "2 outputs of Twice would be called 'a_b'"),
+        (Twice({"image": 1}).eval(), images, file, {}, "an output of Twice is called 'image', as the graph's input is"),
+        (Twice({"a": float("nan")}).eval(), images, file, {}, "a of Twice is NaN or infinite"),
+        (network, torch.full_like(images, torch.nan), file, {}, "image 0 has a value that is NaN"),
+        (network, ["x"], file, {}, "give a batch of images"),
+        (network, images, file, {"tolerance": float("nan")}, "tolerance is nan"),
+        (network, images, pipe, {}, "a graph is a file"),
+        (in_part, images, file, {}, r"head \(Conv2d\) is in training mode"),
     ]
     for given, batch, where, arguments, says in cases:
         with pytest.raises(UserError, match=says):
             edge_tprune.export_network(given, batch, where, **arguments)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [pipe]
+    with pytest.raises(UserError, match=r"head \(Conv2d\) is in training mode"):
+        edge_tprune.network_error(network, in_part, [images])
+
+
+def test_images_may_be_part_of_a_training(network: Depth, images: Tensor, tmp_path: Path) -> None:
+    pruned = edge_tprune.prune_in(network, PATH, method="evit", budget=0.7)
+    assert edge_tprune.export_network(pruned, images.clone().requires_grad_(), tmp_path / "x.onnx").images == 3
 
 
 @torch.no_grad()

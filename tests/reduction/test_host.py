@@ -231,6 +231,50 @@ def test_unusual_blocks_are_refused() -> None:
         edge_tprune.prune(model, method="evit", budget=0.9)
 
 
+class LowRank(torch.nn.Linear):
+    """As adapters of fine-tuning are: a Linear layer that adds something."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + input.sum(-1, keepdim=True)
+
+
+class Scaled(VisionTransformer):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+def test_what_a_pruned_network_would_not_call_is_refused() -> None:
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+    def check(model: Any, says: str) -> None:
+        with pytest.raises(UserError, match=says):
+            edge_tprune.prune(model, method="evit", budget=0.9)
+
+    check(Scaled(**sizes), "its class computes forward otherwise than timm's VisionTransformer")
+    model = VisionTransformer(**sizes)
+    model.blocks[1].attn.qkv = LowRank(24, 72)
+    check(model, "block 2 projects with a LowRank, of which only the weight would be used")
+    for part in (".", "blocks.0", "blocks.1.attn", "blocks.0.attn.qkv"):
+        for kind in ("register_forward_hook", "register_forward_pre_hook"):
+            model = VisionTransformer(**sizes)
+            module: Any = model if part == "." else model.get_submodule(part)
+            handle = getattr(module, kind)(lambda *_: None)
+            check(model, "has a forward hook, which a pruned network would not call")
+            handle.remove()
+            edge_tprune.prune(model, method="evit", budget=0.9)
+        module.forward = module.forward
+        check(model, "was replaced, and a pruned network would not call it|of which only the weight")
+
+
+def test_hooks_on_what_is_called_stay() -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
+    seen = []
+    for part in (model.norm, model.blocks[0].norm1, model.blocks[1].attn.proj, model.blocks[0].mlp.fc1):
+        part.register_forward_hook(lambda module, *_: seen.append(module))
+    edge_tprune.prune(model, method="evit", budget=0.9)(torch.randn(1, 3, 32, 32))
+    assert len(seen) == 4
+
+
 def test_a_network_for_any_image_size_is_pruned_for_its_own(images: torch.Tensor) -> None:
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, dynamic_img_size=True).eval()
     pruned = edge_tprune.prune(model, method="none", budget=1.0)
