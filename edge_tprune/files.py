@@ -154,7 +154,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     _refuse_special(path)
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(path.parent, f".{path.name}.", ".tmp")
+        remove_stale(path.parent, temporary_names(f".{path.name}.", ".tmp"))
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -186,17 +186,22 @@ def mark_in_use(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def remove_stale(directory: Path, prefix: str, suffix: str = "") -> None:
-    """Removes the temporary files and directories in `directory` that processes which were killed left behind.
+def temporary_names(prefix: str, suffix: str = "") -> re.Pattern[str]:
+    """What the names that `tempfile` makes between `prefix` and `suffix` look like: a person's draft is called otherwise."""
+    return re.compile(rf"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(suffix)}")
+
+
+def remove_stale(directory: Path, names: re.Pattern[str], *, folders: bool = False) -> None:
+    """Removes the temporary files in `directory` that processes which were killed left behind.
 
     Args:
         directory: whose entries are looked at.
-        prefix: how their names begin.
-        suffix: how their names end.
+        names: of those files.
+        folders: remove directories that are called so, and no files.
     """
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            if entry.name.startswith(prefix) and entry.name.endswith(suffix):
+            if names.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False) is folders:
                 with suppress(OSError):
                     _remove_unused(Path(entry.path))
 

@@ -132,9 +132,21 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(
             write_text(tmp_path / "state.bin", "second")  # another process, meanwhile
     assert (tmp_path / "state.bin").read_text() == "first"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [used.name, foreign.name, "state.bin"]
-    (tmp_path / ".big.work-1" / "inside").mkdir(parents=True)
-    files.remove_stale(tmp_path, ".big.work-")
-    assert not (tmp_path / ".big.work-1").exists()
+    names = files.temporary_names(".big.work-")
+    for name in ("01234567", "notes", "01234567.old"):
+        (tmp_path / f".big.work-{name}" / "inside").mkdir(parents=True)
+    files.remove_stale(tmp_path, names)
+    assert (tmp_path / ".big.work-01234567").exists()
+    files.remove_stale(tmp_path, names, folders=True)
+    assert sorted(entry.name for entry in tmp_path.glob(".big*")) == [".big.work-01234567.old", ".big.work-notes"]
+
+
+def test_a_persons_draft_stays_though_it_is_called_much_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_STALE_S", -1.0)
+    (tmp_path / ".report.html.my-draft.tmp").write_text("mine")
+    (tmp_path / ".report.html.01234567.tmp").mkdir()
+    write_text(tmp_path / "report.html", "x")
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_whose_a_file_is_shows_at_either_end_of_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,11 @@ _NO_PLACE = ("No usable temporary directory", "writable cache directory")
 _NO_MEMORY = "out of memory: close what else uses it, or give smaller numbers"
 _LITTLE = 512 << 20
 _LAST_WORDS = f"edge-tprune: {_NO_MEMORY}\n".encode()
-_SIZES = ("TERMINAL_WIDTH", "COLUMNS", "LINES")  # of a terminal: Typer and Rich fail over what is no number
+_SIZES = (
+    "TERMINAL_WIDTH",
+    "COLUMNS",
+    "LINES",
+)  # of a terminal: Typer and Rich fail over what is no number, and show nothing at 0
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -168,7 +173,7 @@ def run() -> None:
     except FileNotFoundError:
         sys.exit(_fail("the current directory was removed: change to another one", 2))
     for name in _SIZES:
-        if not os.environ.get(name, "").isdecimal():
+        if re.fullmatch("[1-9][0-9]{0,4}", os.environ.get(name, "")) is None:
             os.environ.pop(name, None)
     guard_memory()
     try:

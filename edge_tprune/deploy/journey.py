@@ -27,6 +27,7 @@ from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.ssh import Connection, hang_up
 from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.files import sha256_file
+from edge_tprune.processes import delayed_signals
 from edge_tprune.text import one_line
 
 _AT_ONCE = 16  #: boards
@@ -339,7 +340,9 @@ def deploy_all(
         try:
             return [future.result() for future in futures]
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            while wait(futures, _HANG_UP_S).not_done:  # again and again: a thread between two requests begins the next
+            with delayed_signals():  # a second Ctrl-C would leave all that is under way to itself, and wait for it
+                pool.shutdown(wait=False, cancel_futures=True)
                 hang_up()
+                while wait(futures, _HANG_UP_S).not_done:  # again and again: a thread between two requests begins the next
+                    hang_up()
             raise

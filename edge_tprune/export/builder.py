@@ -5,7 +5,6 @@ Everything is written beside its destination and moved into place at the end, so
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
@@ -41,6 +40,7 @@ from edge_tprune.files import (
     read_regular,
     sha256_json,
     sync_directory,
+    temporary_names,
     write_bytes,
 )
 from edge_tprune.models.loading import LoadedModel
@@ -90,6 +90,8 @@ def build(
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with work_lock(out):
+            if os.path.lexists(old := set_aside(out)):
+                _check_is_bundle(old, old)
             _restore(out)
             if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
                 return BuildResult(existing, True, [*settings.remarks, *_describe_precisions(existing, settings)])
@@ -123,11 +125,7 @@ def _check_contents(folder: Path, out: Path) -> None:
     """As `_check_place`, of a directory that is called `out` in messages."""
     if folder.is_dir() and not any(folder.iterdir()):
         return
-    said = b""
-    with suppress(OSError):
-        said = read_regular(folder / MANIFEST, LARGEST_BYTES)
-    if not KIND.begins.match(said):
-        raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
+    _check_is_bundle(folder, out)
     profile = next((Path(name).parent for name in files_below(folder) if Path(name).name == RUN), None)
     if profile is not None:
         raise UserError(f"{out} holds a profile, {profile}, which would be lost: move it away, or choose another --out")
@@ -135,6 +133,14 @@ def _check_contents(folder: Path, out: Path) -> None:
         raise UserError(
             f"{out} holds {other}, which is not the bundle's and would be lost: move it away, or choose another --out"
         )
+
+
+def _check_is_bundle(folder: Path, out: Path) -> None:
+    said = b""
+    with suppress(OSError):
+        said = read_regular(folder / MANIFEST, LARGEST_BYTES)
+    if not KIND.begins.match(said):
+        raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
 
 
 def _foreign_file(out: Path) -> str | None:
@@ -231,8 +237,9 @@ def _equal_bundle(out: Path, fingerprint: str) -> Bundle | None:
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     prefix = f".{out.name}.building-"
-    for stale in out.parent.glob(f"{glob.escape(prefix)}*"):  # of a build that was killed; the lock says that none is running
-        shutil.rmtree(stale, ignore_errors=True)
+    names = temporary_names(prefix)
+    for stale in filter(lambda path: names.fullmatch(path.name), list(out.parent.iterdir())):
+        shutil.rmtree(stale, ignore_errors=True)  # of a build that was killed; the lock says that none is running
     staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
     try:
         staging.chmod(directory_mode())

@@ -218,7 +218,9 @@ def _check_finite(flat: _Flat, batches: Sequence[Tensor]) -> None:
     for batch in batches:
         for name, value in flat.named(batch).items():
             if not bool(value.isfinite().all()):
-                raise UserError(f"{name} of {type(flat.network).__name__} is NaN or infinite: such a value proves nothing of a graph")
+                raise UserError(
+                    f"{name} of {type(flat.network).__name__} is NaN or infinite: such a value proves nothing of a graph"
+                )
 
 
 @contextmanager
@@ -257,7 +259,9 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
 def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -> onnx.ModelProto:
     names = list(flat.named(batch))
     if INPUT in names:
-        raise UserError(f"an output of {type(flat.network).__name__} is called {INPUT!r}, as the graph's input is: rename its key")
+        raise UserError(
+            f"an output of {type(flat.network).__name__} is called {INPUT!r}, as the graph's input is: rename its key"
+        )
     try:
         with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations(), _attention(flat, attention):
             warnings.simplefilter("ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -37,6 +38,20 @@ def run(words: list[str], shell: str = 'exec "$@"', **options: object) -> subpro
     """Runs the program through a shell that may close or redirect its streams."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.run(["sh", "-c", shell, "sh", *PROGRAM, *words], text=True, timeout=200, check=False, **pipes)  # type: ignore[call-overload]
+
+
+def on_terminal(words: list[str], environment: dict[str, str]) -> bytes:
+    """What the program shows on a terminal."""
+    ours, its = pty.openpty()
+    shown = b""
+    with subprocess.Popen([*PROGRAM, *words], stdin=its, stdout=its, stderr=its, env=environment) as child:
+        os.close(its)
+        with suppress(OSError):  # Linux says so that the other end is closed
+            while block := os.read(ours, 4096):
+                shown += block
+    os.close(ours)
+    assert child.returncode == 0
+    return shown
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int, says: str) -> None:
@@ -91,7 +106,9 @@ def test_a_log_that_is_full_ends_no_measurement(unbuffered: str) -> None:
 def test_an_answer_larger_than_the_disk_is_said(tmp_path: Path, unbuffered: str) -> None:
     """The last bytes that fit are written by a call that raises nothing."""
     done = run(
-        ["methods", "--json"], f'ulimit -f 4; exec "$@" > "{tmp_path}/answer"', env={**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        ["methods", "--json"],
+        f'ulimit -f 4; exec "$@" > "{tmp_path}/answer"',
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     )
     one_line(done, 2, "File too large")
 
@@ -167,6 +184,13 @@ def test_a_package_that_fails_over_the_environment_is_named(tmp_path: Path, sett
 def test_a_width_of_the_terminal_that_is_no_number_is_ignored(profile: Path, tmp_path: Path) -> None:
     for words in (["--help"], ["compare", str(profile)]):
         assert run(words, env={**os.environ, "COLUMNS": "\N{SUPERSCRIPT TWO}", "LINES": "x"}).returncode == 0
+    plain = os.environ.keys() - {"COLUMNS", "LINES"}
+    answers = []
+    for width in ("0", "9" * 5000, ""):
+        environment = {name: os.environ[name] for name in plain} | {"COLUMNS": width}
+        answers.append(on_terminal(["compare", str(profile)], environment))
+    assert b"197" in answers[2]
+    assert answers[0] == answers[1] == answers[2]
     done = run(
         ["compare", str(profile), "--export", str(tmp_path / "t.parquet")], env={**os.environ, "POLARS_MAX_THREADS": "0"}
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -116,7 +118,7 @@ def test_only_what_the_system_lacks_is_carried() -> None:
 
 
 def test_a_signal_ends_a_deployment_between_two_requests(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`hang_up` ends what runs; what begins after it is ended as well."""
+    """`hang_up` ends what runs; what begins after it is ended as well, also where the signal comes twice."""
     between, begun = threading.Event(), []
 
     def deploy(bundle: Bundle, target: Target, *rest: object) -> journey.Deployment:
@@ -128,6 +130,7 @@ def test_a_signal_ends_a_deployment_between_two_requests(bundle: Bundle, monkeyp
 
     def interrupt(futures: object, timeout: float) -> Any:
         between.wait()
+        os.kill(os.getpid(), signal.SIGINT)
         return wait(futures, timeout)
 
     wait = journey.wait

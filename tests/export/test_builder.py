@@ -150,11 +150,24 @@ def test_images_on_which_scores_all_but_tie_prove_nothing(loaded: LoadedModel) -
 
 
 def test_what_a_killed_build_left_is_swept(bundle: Bundle, loaded: LoadedModel) -> None:
-    stale = bundle.path.parent / f".{bundle.path.name}.building-dead"
+    stale = bundle.path.parent / f".{bundle.path.name}.building-dead_123"
     stale.mkdir()
     (stale / "half").write_bytes(b"x")
+    persons = bundle.path.parent / f".{bundle.path.name}.building-notes"
+    persons.mkdir()
     build(loaded, decide(loaded, "none", budgets=[1.0]), bundle.path)
     assert not stale.exists()
+    assert persons.exists()
+
+
+def test_a_directory_that_is_called_as_an_old_bundle_is_kept(loaded: LoadedModel, tmp_path: Path) -> None:
+    persons = tmp_path / ".out.replaced" / "thesis.txt"
+    persons.parent.mkdir()
+    persons.write_text("mine")
+    with pytest.raises(UserError, match=r"\.out\.replaced exists and is not a bundle"):
+        build(loaded, decide(loaded, "none", budgets=[1.0]), tmp_path / "out")
+    assert persons.read_text() == "mine"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -350,8 +363,8 @@ def test_files_of_a_person_are_not_lost_whatever_they_are_called(bundle: Bundle,
 
 
 def test_the_name_of_a_bundle_is_no_pattern(tmp_path: Path) -> None:
-    of_another = tmp_path / ".ab.building-1"
-    own = tmp_path / ".a[b].building-1"
+    of_another = tmp_path / ".ab.building-12345678"
+    own = tmp_path / ".a[b].building-12345678"
     for directory in (of_another, own):
         directory.mkdir()
     with _staging(tmp_path / "a[b]"):

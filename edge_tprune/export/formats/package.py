@@ -61,6 +61,7 @@ from edge_tprune.files import (
     read_regular,
     remove_stale,
     sha256_file,
+    temporary_names,
 )
 from edge_tprune.placings import note_placing
 from edge_tprune.text import is_text, printable
@@ -327,7 +328,8 @@ def _text_of(about: Description) -> bytes:
 def _staging(target: Path) -> Iterator[Path]:
     prefix = _staging_prefix(target)
     with clear_write_errors(target), _parents_made(target):
-        remove_stale(target.parent, prefix)
+        for suffix in ("", _MOVED):
+            remove_stale(target.parent, temporary_names(prefix, suffix), folders=True)
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -361,9 +363,8 @@ def _restore(target: Path) -> None:
     """Puts an export back that another one had moved away when it was killed, before its own was in place."""
     with suppress(OSError):  # no directory yet, or one that cannot be written: which is said later
         if not target.exists():
-            prefix = _staging_prefix(target)
-            moved = [old for old in target.parent.iterdir() if old.name.startswith(prefix) and old.name.endswith(_MOVED)]
-            for old in moved[:1]:
+            names = temporary_names(_staging_prefix(target), _MOVED)
+            for old in [old for old in target.parent.iterdir() if names.fullmatch(old.name)][:1]:
                 old.rename(target)
 
 

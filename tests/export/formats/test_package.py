@@ -198,7 +198,7 @@ def test_an_export_that_was_killed_while_it_took_its_place_loses_none(named: Bun
     out = tmp_path / "out"
     export_package(named, request(out))
     before = (out / "model.json").read_bytes()
-    out.rename(tmp_path / ".out.exporting-0.old")
+    out.rename(tmp_path / ".out.exporting-01234567.old")
     with pytest.raises(UserError, match="give --force to replace it"):
         export_package(named, request(out))
     assert (out / "model.json").read_bytes() == before
