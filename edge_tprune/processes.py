@@ -106,6 +106,14 @@ def _ignore(number: int, frame: FrameType | None) -> None:
     """Not SIG_IGN: child processes would inherit it, and Python complains about a signal that came just before it was set."""
 
 
+def signal_name(number: int) -> str:
+    """ "SIGTERM"; "signal 40" of one that has no name in Python."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def end_by_signal(number: int) -> None:
     """Ends this process as the signal would have, so that a shell or a service manager sees what happened."""
     signal.signal(number, signal.SIG_DFL)

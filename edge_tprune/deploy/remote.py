@@ -542,7 +542,9 @@ def _install(home: Path, request: Json) -> Json:
         options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-warn-script-location"]
         source = ["--isolated", "--no-index", "--find-links", str(wheels)] if request["offline"] else []
         what = [str(wheels / _name(request["agent"])) + request["extras"], *request["requirements"]]
-        _run([python, str(wheels / _name(request["pip"]) / "pip"), "install", *options, *source, *what])
+        pip = [python, str(wheels / _name(request["pip"]) / "pip")]
+        _check_places(_run([*pip, "config", "list"]))
+        _run([*pip, "install", *options, *source, *what])
         _run([python, "-c", _CHECK, str(venv)])
         draft = venv / f"{STAMP}.tmp"
         draft.write_text(json.dumps(request["stamp"]))
@@ -560,7 +562,21 @@ def _install(home: Path, request: Json) -> Json:
     return {"installed": True}
 
 
-#: A configuration of pip's on the board (target, prefix, root) may put the agent elsewhere.
+def _check_places(configuration: str) -> None:
+    """Refuses a configuration of pip's (`pip config list`) that would put packages elsewhere, over a person's.
+
+    Raises:
+        Refused: naming the setting.
+    """
+    for line in configuration.splitlines():
+        setting, _, place = line.partition("=")
+        if re.fullmatch(r"(global|install)\.(target|prefix|root|home)", setting) and place.strip("'\""):
+            raise Refused(
+                f"pip is set up on the board to put packages into {place} ({setting}): take that out of the file that 'pip config debug' shows"
+            )
+
+
+#: Where the agent came to lie, whatever pip did.
 _CHECK = """
 import importlib.util, os, sys
 del sys.path[0]  # the current directory
@@ -580,20 +596,22 @@ def _link(link: Path, program: Path) -> None:
             link.symlink_to(program)
 
 
-def _run(command: list[str]) -> None:
-    """Runs a program to its end.
+def _run(command: list[str]) -> str:
+    """Runs a program to its end, and returns what it wrote.
 
     Raises:
         Refused: it failed; with the line of its output that says why.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    unset = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_HOME")
+    environment = {key: value for key, value in os.environ.items() if key not in unset}
     environment |= {"PIP_USER": "0", "PIP_DRY_RUN": "0"}  # whatever a pip.conf says: packages of the user's are not touched
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False
     )
+    words = done.stdout.decode(errors="replace")
     if done.returncode == 0:
-        return
-    lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+        return words
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
     if any("No space left" in line for line in lines):
         raise Refused("no space left on the board's disk while installing the agent")
     errors = [line for line in lines if "error" in line.lower()] or lines or [f"exit code {done.returncode}"]

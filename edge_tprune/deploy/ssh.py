@@ -46,9 +46,12 @@ _TMPDIR_BYTES = 70  #: what a socket's path has room for beside the names below
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
 _NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on a board
 
+#: Begins each program: modules are not looked for in the current directory, which is a person's home.
+_NOT_HERE = "import sys; sys.path[:] = filter(None, sys.path)"
 #: Runs on whatever Python is there, old ones too, and says which ones are new enough.
 _PROBE = f"""
-import json, sys, subprocess
+{_NOT_HERE}
+import json, subprocess
 found = [[sys.executable, sys.version_info[0], sys.version_info[1]]]
 names = ["python3.%d" % minor for minor in range({_NEWEST}, {_OLDEST - 1}, -1)]
 for name in names if sys.version_info < (3, {_OLDEST}) else []:
@@ -311,7 +314,7 @@ class Connection:
             ConnectionLost: the connection broke.
         """
         source = Path(remote.__file__).read_bytes()
-        code = f"import sys; exec(compile(sys.stdin.buffer.read({len(source)}), 'remote.py', 'exec'))"
+        code = f"{_NOT_HERE}; exec(compile(sys.stdin.buffer.read({len(source)}), 'remote.py', 'exec'))"
         with self._program([self._python, "-c", code], subprocess.PIPE) as program:
             stdin, stdout = program.process.stdin, program.process.stdout
             assert stdin is not None
@@ -354,9 +357,11 @@ class Connection:
 
 
 def _make_socket_directory() -> Path:
-    """A temporary directory with a name so short that the path of ssh's socket in it stays below the limit of 108 bytes, which ssh's own ending counts to."""
+    """A temporary directory with a name so short that the path of ssh's socket in it stays below the limit of 108 bytes, which ssh's own
+    ending counts to, and without what ssh would put something else for."""
     usual = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="etp-", dir=usual if len(os.fsencode(usual)) <= _TMPDIR_BYTES else "/tmp"))
+    is_fit = len(os.fsencode(usual)) <= _TMPDIR_BYTES and "%" not in usual and "${" not in usual
+    return Path(tempfile.mkdtemp(prefix="etp-", dir=usual if is_fit else "/tmp"))
 
 
 def _read_answer(

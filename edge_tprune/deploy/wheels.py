@@ -115,7 +115,7 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
     complete = directory / "complete.json"
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         wheels = [directory / name for name in json.loads(complete.read_text())["wheels"]]
-        if all(zipfile.is_zipfile(wheel) for wheel in wheels):  # a full disk or a power cut may have cut one off
+        if wheels and all(zipfile.is_zipfile(wheel) for wheel in wheels):  # a full disk or a power cut may have cut one off
             return wheels
     if importlib.util.find_spec("pip") is None:
         raise UserError("downloading wheels for the board needs pip here. Run: python -m ensurepip")

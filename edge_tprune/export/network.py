@@ -251,6 +251,8 @@ def _steady_answer(flat: _Flat, batch: Tensor, tolerance: float) -> dict[str, np
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest, in units of the root mean square; of integers the share of values that are others."""
+    if not expected.size:
+        return 0.0
     if not np.issubdtype(expected.dtype, np.floating):
         return float((found != expected).mean())
     return float(np.abs(found.astype(np.float64) - expected).max() / scale(expected))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +47,8 @@ from edge_tprune.models.records import imagenet_names, to_config
 from edge_tprune.reduction import network_shape, registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.text import one_line
+
+T = TypeVar("T")
 
 _MADE = "edge_tprune_finetune"  # key in the header of a checkpoint
 RESTARTS = 3  # times that training begins again at half the rate after a loss that is not finite
@@ -481,8 +487,17 @@ def _configuration(loaded: LoadedModel) -> dict[str, str]:
 
 
 @contextmanager
-def join_processes(request: Request) -> Iterator[None]:
-    """Joins the processes that `torchrun` started, if it did: NCCL between GPUs, gloo between CPUs."""
+def join_processes(request: Request, patience_s: float = 120, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Joins the processes that `torchrun` started, if it did: NCCL between GPUs, gloo between CPUs.
+
+    Args:
+        request: of the training.
+        patience_s: how long to wait for the others.
+        say: called with a note where there are any.
+
+    Raises:
+        UserError: they do not come, or what the environment says of them is wrong.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -490,7 +505,12 @@ def join_processes(request: Request) -> Iterator[None]:
     try:
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if gpu else "gloo")
+        if (of := os.environ["WORLD_SIZE"]) != "1":
+            say(f"RANK and WORLD_SIZE are set: waiting up to {patience_s:.0f} s for all of {of} processes")
+        store, rank, world_size = _in_thread(
+            lambda: next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=patience_s))))
+        )
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"RANK and WORLD_SIZE are set, and the other processes cannot be joined ({one_line(error)}): begin with torchrun, "
@@ -500,6 +520,20 @@ def join_processes(request: Request) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """What `work` returns or raises. It waits inside a library that is deaf to signals: an interruption leaves it where it is."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def _rank(after: Mapping[str, Scores], before: Mapping[str, Scores]) -> tuple[bool, float]:

@@ -104,7 +104,7 @@ def format_path(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def read_image(file: Path, way: str = "Remove or replace it, or give --skip-unreadable") -> Image.Image:
+def read_image(file: Path, way: str = "Remove or replace it") -> Image.Image:
     """The RGB image in a file; of several, the first. `way` is what to do where it cannot be read.
 
     Raises:

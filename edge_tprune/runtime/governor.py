@@ -24,6 +24,8 @@ from typing import Any
 
 from edge_tprune.errors import UserError
 
+_LARGEST = 1_000_000  # frames
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -76,15 +78,19 @@ class Governor:
             raise UserError(f"a governor needs a limit: {', '.join(limits)}")
         if wrong := [f"{name} {value:g}" for name, value in given.items() if not value > 0]:
             raise UserError(f"{wrong[0]} is out of range: it must be above 0")
-        if not 0 <= margin < 1 or window < 1 or patience < 1 or window != int(window):
+        if not (
+            _is_within(margin, 0, 1) and margin < 1 and _is_within(window, 1, _LARGEST) and _is_within(patience, 1, _LARGEST)
+        ):
             raise UserError(
-                f"margin {margin:g}, window {window}, patience {patience}: margin is from 0 to below 1, the others from 1"
+                f"margin {margin}, window {window}, patience {patience}: margin is from 0 to below 1, the others from 1 to {_LARGEST}"
             )
+        if window != int(window):
+            raise UserError(f"window is {window}: give a whole number of frames")
         self.decisions: list[Decision] = []
         self._budgets, self._limits = tuple(budgets), limits
-        self._margin, self._window, self._patience = margin, window, patience
+        self._margin, self._window, self._patience = margin, int(window), patience
         self._place, self._frame, self._room, self._wait = 0, 0, 0, patience
-        self._recent: deque[float] = deque(maxlen=window)
+        self._recent: deque[float] = deque(maxlen=self._window)
         self._left: tuple[int, float] | None = (
             None  # the place that was left, and its median latency, until the new one has its own
         )
@@ -186,6 +192,11 @@ class Governor:
                 values["max_power_w"],
             )
         )
+
+
+def _is_within(value: float | None, low: float, high: float) -> bool:
+    """False for None and NaN, too."""
+    return value is not None and low <= value <= high
 
 
 def _check_number(name: str, value: Any) -> None:

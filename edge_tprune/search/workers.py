@@ -9,7 +9,6 @@ A worker is `python -m edge_tprune.search.workers FD`. It is given the scorer ov
 from __future__ import annotations
 
 import pickle
-import signal
 import subprocess
 import sys
 import traceback
@@ -23,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import InternalError, UserError
-from edge_tprune.processes import child_environment
+from edge_tprune.processes import child_environment, signal_name
 
 Losses = Iterator[Sequence[float]]
 Scorer = Callable[..., Losses]
@@ -226,7 +225,7 @@ class Workers:
     def _replace(self, worker: _Worker) -> _Worker:
         """Another worker in place of one that died."""
         code = worker.end()
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        how = f"was ended by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
         self._deaths += 1
         if self._deaths >= _DEATHS:
             raise UserError(

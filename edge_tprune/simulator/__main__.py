@@ -59,13 +59,13 @@ def _simulate(arguments: list[str]) -> int:
         noise_steps=options.noise,
         locked=options.locked,
     )
-    try:
-        doctor = command_line("edge-tprune", "doctor", "--sysroot", options.directory)
-        print(f"{tree.law.model} in {options.directory}. Try: {doctor}", flush=True)
-        with clear_write_errors(options.directory):
+    with clear_write_errors(options.directory):
+        try:
+            doctor = command_line("edge-tprune", "doctor", "--sysroot", options.directory)
+            print(f"{tree.law.model} in {options.directory}. Try: {doctor}", flush=True)
             run(tree, seconds=options.seconds)
-    finally:
-        tree.close()
+        finally:
+            tree.close()
     return 0
 
 

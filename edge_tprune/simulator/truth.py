@@ -10,8 +10,10 @@ import msgspec
 
 from edge_tprune.documents import InvalidDocument, decode
 from edge_tprune.errors import UserError
+from edge_tprune.files import read_regular
 
 TRUTH = "simulator/truth.jsonl"
+_LARGEST_BYTES = 4_000_000_000
 
 
 class _Line(msgspec.Struct):
@@ -45,7 +47,7 @@ def true_energy_mj(directory: Path, begin_ns: int, end_ns: int) -> float:
 
 def _lines(file: Path) -> Iterator[_Line]:
     try:
-        data = file.read_bytes()
+        data = read_regular(file, _LARGEST_BYTES)
     except OSError as error:
         raise UserError(f"no simulated board in {file.parents[1]}: {error.strerror}") from error
     *whole, _ = data.split(b"\n")  # the last one may be half written

@@ -88,7 +88,11 @@ class ProgramSource:
             return
         self._listener = threading.Thread(target=self._listen, args=(self._process,), name=name, daemon=True)
         self._listener.start()
-        self._came.wait(first_line_s)
+        try:
+            self._came.wait(first_line_s)
+        except BaseException:  # interrupted, and nobody has this object yet to close it
+            self.close()
+            raise
         first = parse(self._latest[1]) if self._latest else Report()
         self._total = total_sensor(board, first.rails)
         metrics = [*first.metrics.values(), *(self._total.metrics if self._total else ())]

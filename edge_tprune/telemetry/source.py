@@ -103,10 +103,9 @@ class SensorSource:
             except Exception as error:  # a driver or a service may fail in any way; the measurement goes on
                 reason = gap_reason(error)
             for metric in sensor.metrics:
-                value = values.get(metric.name)
-                if value is not None and not math.isfinite(value):
+                if metric.name in values and not _is_finite(value := values[metric.name]):
                     del values[metric.name]
-                    reason = f"implausible: {value}"
+                    reason = f"implausible: {value!r:.40}"
                 if metric.name not in values:
                     gaps.setdefault(metric.name, reason)
         read_ns = self._clock_ns() - begin_ns
@@ -114,6 +113,14 @@ class SensorSource:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a sensor's value is a number; one of another's sensor may be anything."""
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]  # found out
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def gap_reason(error: Exception) -> str:

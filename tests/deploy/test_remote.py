@@ -483,7 +483,9 @@ def test_another_package_of_the_same_name_does_not_measure(home: Path, tmp_path:
     assert answer == {"code": 0, "stdout": f"{tmp_path / 'tensorrt'}\n"}
 
 
-@pytest.mark.parametrize(("setting", "error"), [("user", None), ("dry-run", None), ("target", "pip put it elsewhere than")])
+@pytest.mark.parametrize(
+    ("setting", "error"), [("user", None), ("dry-run", None), ("target", "pip is set up on the board to put packages into")]
+)
 def test_a_configuration_of_pip_leads_no_package_astray(
     talk: Talk, home: Path, tmp_path: Path, setting: str, error: str | None
 ) -> None:
@@ -524,6 +526,7 @@ def test_a_configuration_of_pip_leads_no_package_astray(
         assert error in answer["error"]
         assert talk("check")["stamp"] is None
     assert not list((tmp_path / ".local").glob("lib/python*/site-packages/*"))
+    assert not mine.exists()
 
 
 def test_the_agent_is_not_replaced_under_a_measurement(talk: Talk, home: Path, tmp_path: Path) -> None:

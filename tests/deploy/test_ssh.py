@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -81,6 +82,31 @@ def test_the_path_of_its_socket_is_short(log: Path, monkeypatch: pytest.MonkeyPa
     assert len(socket) + 17 <= 107
     assert socket.startswith(str(long)) == (length == 40)
     shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("name", ["t%p", "t${HOME}"])
+def test_what_ssh_would_expand_is_no_part_of_the_path_of_its_socket(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    monkeypatch.setattr("edge_tprune.deploy.ssh._TMPDIR_BYTES", 1000)
+    with Connection(Target("orin")):
+        pass
+    assert name not in calls(log)[0][calls(log)[0].index("-S") + 1]
+
+
+def test_what_lies_in_the_home_of_a_board_is_not_imported(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    for name in ("json", "types", "hashlib", "platform"):
+        (home / f"{name}.py").write_text("print('mine')")
+    (home / "tensorrt").mkdir()
+    (home / "mine-9.egg-info").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 9\n")
+    monkeypatch.setenv("SSH_LOGIN", 'cd "$HOME"')
+    with Connection(Target("orin")) as board:
+        facts = board.call("check", Facts)
+    assert "mine" not in facts.packages
+    assert facts.tensorrt is (importlib.util.find_spec("tensorrt") is not None)
 
 
 def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:

@@ -51,8 +51,14 @@ def test_wheels_that_were_fetched_are_not_fetched_again(tmp_path: Path, monkeypa
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     first = download([str(local)], kind, tmp_path / "cache")
     assert [file.name for file in first] == [local.name]
+    (said,) = tmp_path.glob("cache/*/complete.json")
+    content = local.read_bytes()
     local.unlink()
     assert download([str(local)], kind, tmp_path / "cache") == first
+    local.write_bytes(content)
+    for damage in ("null", "[]", '{"wheels": null}', '{"wheels": [1]}', '{"wheels": []}', "[" * 100_000):
+        said.write_text(damage)
+        assert download([str(local)], kind, tmp_path / "cache") == first
 
 
 def test_what_has_no_wheel_for_the_board_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,6 +144,48 @@ def test_a_batch_that_leaves_a_process_without_a_photo_is_refused(
     monkeypatch.setattr("edge_tprune.finetune.run.processes", lambda: (0, 9))
     with pytest.raises(UserError, match="--batch 8 does not give each of 9 processes a photo: give a larger one"):
         finetune(network, dataset, tmp_path / "tuned.safetensors", REQUEST)
+
+
+def test_partners_that_do_not_come_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    with pytest.raises(UserError, match="cannot be joined"), join_processes(REQUEST, 2, said.append):
+        pass
+    assert said == ["RANK and WORLD_SIZE are set: waiting up to 2 s for all of 2 processes"]
+
+
+def test_a_wait_for_partners_hears_a_signal(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    others = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [
+        "finetune",
+        "reference",
+        "--budgets",
+        "1.0,0.35",
+        "--blocks",
+        "1,3,5",
+        "--images",
+        "60",
+        "--out",
+        str(tmp_path / "t.safetensors"),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge_tprune", *words], env={**os.environ, **others}, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        said = ""
+        while "waiting up to" not in said:
+            said = child.stderr.readline()
+            assert said, "it ended"
+        time.sleep(1)  # it is inside the library now
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
 
 
 def test_what_a_launcher_left_in_the_environment_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

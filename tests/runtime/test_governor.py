@@ -120,11 +120,23 @@ def test_a_step_up_that_failed_makes_the_next_wait_longer() -> None:
         (["1"], {}),
         (["1"], {"deadline_ms": 0}),
         (["1"], {"deadline_ms": 5, "margin": 1}),
+        *(
+            (["1"], {"deadline_ms": 5, name: value})
+            for name in ("margin", "window", "patience")
+            for value in (float("nan"), None, -1)
+        ),
+        (["1"], {"deadline_ms": 5, "window": 2.5}),
+        (["1"], {"deadline_ms": 5, "window": 10**9}),
     ],
 )
 def test_what_makes_no_sense_is_refused(budgets: list[str], limits: dict[str, float]) -> None:
     with pytest.raises(UserError):
         Governor(budgets, **limits)  # type: ignore[arg-type]
+
+
+def test_a_whole_number_may_be_a_float() -> None:
+    governor = Governor(["1.0", "0.5"], deadline_ms=10, window=2.0)  # type: ignore[arg-type]
+    assert [governor.update(20) for _ in range(2)] == ["1.0", "0.5"]
 
 
 @pytest.mark.parametrize("value", ["5", [], True, 10**400, float("inf")])

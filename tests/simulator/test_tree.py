@@ -380,3 +380,30 @@ def test_a_sensor_may_say_bytes_that_are_no_text(nano: Tree) -> None:
     assert held.read_bytes() == b"\xff\xfe\n"
     with pytest.raises(UserError, match="stands for no bytes"):
         FileFault("set", "x", value="\ud800")
+
+
+def test_a_tree_that_goes_away_under_a_fault_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = tmp_path / "tree"
+    codes: list[int] = []
+
+    def take_away() -> None:
+        while not (tree / STATE).exists():
+            time.sleep(0.05)
+        codes.append(main(["fault", str(tree), "empty", "*temp"]))
+        while "begin" not in (tree / FAULT_LOG).read_text():
+            time.sleep(0.05)
+        tree.rename(tmp_path / "moved")
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    codes.append(main(["orin-nano", str(tree), "--seconds", "20"]))
+    thread.join()
+    assert codes == [0, 2]
+    assert f"cannot write {tree}: No such file or directory" in capsys.readouterr().err
+
+
+def test_a_pipe_in_the_place_of_the_truth_is_said(tmp_path: Path) -> None:
+    (tmp_path / TRUTH).parent.mkdir()
+    os.mkfifo(tmp_path / TRUTH)
+    with pytest.raises(UserError, match="named pipe"):
+        true_energy_mj(tmp_path, 0, 1)

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import math
 import multiprocessing
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 
 from edge_tprune.telemetry import boards
 from edge_tprune.telemetry.jtop import jtop_source, parse, service_socket
+from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.program import ProgramSource
+from edge_tprune.telemetry.source import SensorSource
 
 #: What jtop 7 says of an Orin Nano, shortened.
 UPDATE: dict[str, Any] = {
@@ -141,6 +145,36 @@ def test_the_source_talks_to_a_process_of_its_own(tmp_path: Path) -> None:
     assert reading.values["total_power_mw"] == 6491
     assert reading.gaps == {"cv0_temp_c": "offline"}
     source.close()
+
+
+def test_an_interruption_while_a_program_begins_ends_it(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    number = tmp_path / "number"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            words = ["sh", "-c", f"echo $$ > {number}; exec sleep 60"]
+            ProgramSource("jtop", words, parse, boards.board("orin-nano"), interval_s=1, first_line_s=30)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
+
+
+@pytest.mark.parametrize("value", ["12", None, 10**400, float("nan"), [1.0]])
+def test_what_a_sensor_of_anothers_gives_that_is_no_number_is_a_gap(value: Any) -> None:
+    class Odd:
+        metrics = (SensorMetric("x_power_mw", "mW", help="x"),)
+
+        def read(self, values: dict[str, float], gaps: dict[str, str]) -> None:
+            values["x_power_mw"] = value
+
+    reading = SensorSource("odd", [Odd()]).read()
+    assert reading.values == {}
+    assert reading.gaps["x_power_mw"].startswith("implausible: ")
 
 
 def test_without_the_package_or_the_service_there_is_no_source(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def finetune(
         photos = _photos(loaded, data, images, choice.class_map, labels)
         if labels:
             print_note(f"{photos.name}: {photos.label_rule}")
-        with join_processes(request), show_progress("fine-tuning", quiet) as advance:
+        with join_processes(request, say=print_note), show_progress("fine-tuning", quiet) as advance:
             photos = check_readable(photos, skip=skip_unreadable, progress=lambda done, of: advance("reading photos", done, of))
             result = run(loaded, photos, file, request, progress=advance, say=print_note)
     except Interrupted as stop:

@@ -24,7 +24,7 @@ import msgspec
 
 from edge_tprune.errors import UserError
 from edge_tprune.files import sha256_file, write_bytes
-from edge_tprune.processes import child_environment
+from edge_tprune.processes import child_environment, signal_name
 from edge_tprune.runtime.tensorrt.builder import MEMORY_WAY_OUT, BuildError, BuiltEngine, Network, Progress
 from edge_tprune.runtime.tensorrt.inspection import describe_engine, describe_engine_file
 from edge_tprune.runtime.tensorrt.library import load
@@ -127,7 +127,7 @@ def _last_words(build: EngineBuild, code: int, text: str) -> str:
     if code == -signal.SIGKILL or "bad_alloc" in text or "MemoryError" in text:
         return f"{what} ran out of memory: its process was ended. {MEMORY_WAY_OUT}"
     last = (text.strip().splitlines() or ["without a message"])[-1]
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with {code}"
+    how = f"by {signal_name(-code)}" if code < 0 else f"with {code}"
     return f"{what} failed: its process ended {how} ({last})"
 
 
