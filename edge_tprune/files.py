@@ -151,7 +151,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         UserError: it cannot be written, or a device, pipe, socket or directory is there, which the rename would replace.
     """
-    _refuse_special(path)
+    refuse_special(path)
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path.parent, temporary_names(f".{path.name}.", ".tmp"))
@@ -226,7 +226,12 @@ def _remove_unused(path: Path) -> None:
         os.close(handle)
 
 
-def _refuse_special(path: Path) -> None:
+def refuse_special(path: Path) -> None:
+    """Refuses to write where no file is, or a device, however it is reached.
+
+    Raises:
+        UserError: naming it.
+    """
     with suppress(OSError):  # nothing is there, or a link to nothing
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) or path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, maybe to a file
@@ -298,8 +303,9 @@ def exclusive(path: Path, work: str, seconds: float = 0) -> Iterator[None]:
     Raises:
         UserError: another one holds the lock.
     """
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=seconds)
-    with clear_write_errors(path):
+    file = path.parent / f".{path.name}.lock"
+    lock = FileLock(file, timeout=seconds)
+    with clear_write_errors(file):
         try:
             lock.acquire()
         except Timeout as error:  # an OSError, but not one of writing
@@ -313,12 +319,16 @@ def exclusive(path: Path, work: str, seconds: float = 0) -> Iterator[None]:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes renames inside a directory durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Makes renames inside a directory durable, where the file system can do that and this user may read the directory."""
+    with suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        finally:
+            os.close(handle)
 
 
 def user_cache() -> Path:

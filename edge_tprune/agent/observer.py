@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -78,11 +79,25 @@ class Observer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._pipe_in = self._process.stdin
-        ready, _, _ = select.select([self._process.stdout], [], [], _START_S)
-        text = self._process.stdout.readline() if ready else b""
+        late, text = _first_answer(self._process.stdout.fileno())
         self._process.stdout.close()
         try:
             self.sources = msgspec.json.decode(text, type=SourceList).sources
         except ValueError:
             self._process.kill()
-            self.problem = f"the sampler's process {'did not start' if ready else f'took more than {_START_S:g} s to start'}"
+            self.problem = f"the sampler's process {f'took more than {_START_S:g} s to start' if late else 'did not start'}"
+
+
+def _first_answer(handle: int) -> tuple[bool, bytes]:
+    """Whether `_START_S` went by before it came, and the first line that is JSON: what Python prints as it starts there may come before."""
+    end, said = time.monotonic() + _START_S, b""
+    while (left := end - time.monotonic()) > 0:
+        if select.select([handle], [], [], left)[0]:
+            block = os.read(handle, 1 << 16)
+            said += block
+            answer = next(
+                (line for line in said.splitlines(keepends=True) if line.startswith(b"{") and line.endswith(b"\n")), b""
+            )
+            if answer or not block:
+                return False, answer
+    return True, b""

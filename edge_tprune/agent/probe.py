@@ -8,7 +8,6 @@ prints one JSON object, a `Probed`. A fresh process, because an engine does not 
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from edge_tprune.bundle.golden import check_golden
 from edge_tprune.bundle.guard import Guard
 from edge_tprune.bundle.predictor import load_predictor
 from edge_tprune.errors import UserError
-from edge_tprune.processes import child_environment
+from edge_tprune.processes import child_environment, signal_name
 from edge_tprune.record.lines import Check
 from edge_tprune.record.settings import TOLERANCE
 from edge_tprune.runtime.engine import runtime_version
@@ -77,9 +76,10 @@ def check_budget(
 def _run_probe(command: list[str], budget: str) -> Probed:
     done = subprocess.run(command, capture_output=True, env=child_environment(), check=False)
     if done.returncode == 0:
-        return msgspec.json.decode(done.stdout, type=Probed)
+        with suppress(ValueError):  # what Python prints as it starts there comes before
+            return msgspec.json.decode(done.stdout.rstrip().rpartition(b"\n")[2], type=Probed)
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+        name = signal_name(-done.returncode)
         return Probed(
             check=failed_check(budget, f"its process was ended by {name} (the system kills programs when memory runs out)")
         )

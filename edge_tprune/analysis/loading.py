@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 
 import msgspec
 import numpy as np
@@ -124,6 +125,8 @@ def profile_rows(samples: Samples) -> list[Row]:
         ArithmeticError,
         AttributeError,
     ) as error:  # in what the bundle wrote, which the types of a run do not cover
+        if any(frame.f_code.co_name == "<module>" for frame, _ in walk_tb(error.__traceback__)):
+            raise  # a package that reads the environment could not be imported
         raise UserError(
             f"profile {samples.path} holds values that make no sense ({error!r}). Copy the profile again"
         ) from error

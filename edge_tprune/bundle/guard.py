@@ -96,7 +96,11 @@ class Guard:
             What was done, and what to open the engine from; None where nothing helped.
         """
         golden = self.bundle.golden()
-        graph = GraphFile.parse((self.bundle.path / self.artifact.file).read_bytes())
+        try:
+            graph = GraphFile.parse((self.bundle.path / self.artifact.file).read_bytes())
+        except (EdgeTPruneError, ValueError, OSError) as error:
+            step = FallbackStep(what=self.precision, outcome=f"could not be done ({error})")
+            return self._fallback(failed, f"not known ({error})", [step], None), None
         try:
             block, fault = self._find_fault(graph, golden.batches[failed.worst_batch], golden)
         except (EdgeTPruneError, ValueError) as error:

@@ -37,6 +37,7 @@ from edge_tprune.models.images import eight_bit_rgb, read_image
 from edge_tprune.runtime.engine import Engine, EngineInfo, Stages, default_threads, open_engine
 from edge_tprune.runtime.tensorrt.builder import Progress
 from edge_tprune.runtime.tensorrt.cache import Warn
+from edge_tprune.text import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -182,9 +183,12 @@ class Predictor:
         """
         if self.bundle.manifest.model.output.name != LOGITS:
             raise UserError(f"the graph gives {self.bundle.manifest.model.output.name}, which are no scores of classes")
-        if np.ndim(scores) != 1:
-            raise UserError(f"scores of one image have one axis, these have shape {np.shape(scores)}: pass one row")
-        scores = np.asarray(scores)
+        try:
+            scores = np.asarray(scores)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"scores are an array of numbers ({one_line(error)}): pass one row") from error
+        if scores.ndim != 1:
+            raise UserError(f"scores of one image have one axis, these have shape {scores.shape}: pass one row")
         if scores.dtype.kind != "f" or len(scores) != len(self.labels) or not np.isfinite(scores).all():
             raise UserError(
                 f"scores are finite floating-point numbers of the model's {len(self.labels)} classes, not {scores.dtype} {scores.shape}"
@@ -348,7 +352,12 @@ def open_predictor(
 def _open_bundle(path: Path | str) -> Bundle:
     try:
         return Bundle.open(path)
-    except (TypeError, ValueError, OSError) as error:  # what no file system takes for a path: None, a NUL in it
+    except (
+        TypeError,
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # what no file system takes for a path: None, a NUL in it, links in a circle
         raise UserError(f"no bundle can be opened at {path!r} ({error}): give its directory") from error
 
 

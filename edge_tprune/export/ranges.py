@@ -7,6 +7,7 @@ all but a share (percentile); the least loss of information (entropy: Migacz, "8
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,6 +73,8 @@ def entropy(seen: Histogram, inputs: IntegerType) -> Range:
         scale, zero = inputs.scale_and_zero(low, high)
         level = np.round(centres / scale) + zero
         inside = (level >= inputs.lowest) & (level <= inputs.highest)
+        if not counts[inside].any():  # it holds nothing that was seen
+            return math.inf
         first, last = np.flatnonzero(inside)[[0, -1]]
         p = np.where(inside, counts, 0.0)
         q_counts = p.copy()

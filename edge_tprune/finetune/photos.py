@@ -215,7 +215,7 @@ def _box(
             break
     else:
         w = min(width, height * ratio)
-        h = w / ratio
+        h = min(height, w / ratio)  # of a division that rounds up
     left, top = draw.uniform(0, width - w), draw.uniform(0, height - h)
     return left, top, left + w, top + h
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
+from torch.distributed.rendezvous import rendezvous
 
 from edge_tprune.errors import NegativeAnswer, UserError
 from edge_tprune.files import exclusive, open_regular, sha256_file
@@ -507,9 +508,7 @@ def join_processes(request: Request, patience_s: float = 120, say: Callable[[str
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if (of := os.environ["WORLD_SIZE"]) != "1":
             say(f"RANK and WORLD_SIZE are set: waiting up to {patience_s:.0f} s for all of {of} processes")
-        store, rank, world_size = _in_thread(
-            lambda: next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=patience_s))))
-        )
+        store, rank, world_size = _in_thread(lambda: next(iter(rendezvous("env://", timeout=timedelta(seconds=patience_s)))))
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(

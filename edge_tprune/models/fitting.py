@@ -15,6 +15,8 @@ from edge_tprune.models.inference import classifiers
 from edge_tprune.models.records import recorded_name
 from edge_tprune.models.state_dict import FITS, Found, Tensors, complete, describe_names, describe_unmerged, drop_others
 
+_LONGEST = 100  # characters of a name in a message
+
 Convert = Callable[[Tensors, nn.Module], Tensors]
 
 
@@ -128,10 +130,17 @@ def _refuse_odd_numbers(key: str, value: Tensor, wanted: Tensor, file: WeightsFi
         raise UserError(
             f"weights file {file.shown}: {key} holds {kind}, not floating-point numbers: quantised weights are not supported"
         )
-    if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
-        wrong = ~torch.isfinite(value.float())
+    if not value.is_floating_point():
+        return
+    try:
+        numbers = value.float()
+    except (NotImplementedError, RuntimeError) as error:  # as of two numbers of four bits in a byte
+        kind = str(value.dtype).removeprefix("torch.")
+        raise UserError(f"weights file {file.shown}: {key} holds {kind}: quantised weights are not supported") from error
+    if not bool(torch.isfinite(numbers).all()):
+        wrong = ~torch.isfinite(numbers)
         first = [int(i) for i in wrong.nonzero()[0]]
-        kind = "NaN" if bool(torch.isnan(value.float()).any()) else "infinity"
+        kind = "NaN" if bool(torch.isnan(numbers).any()) else "infinity"
         raise UserError(
             f"weights file {file.shown}: {key} holds {kind} ({int(wrong.sum())} of {value.numel()} values, the first at {first}). "
             "Training diverged, or the file is damaged: take an earlier checkpoint"
@@ -139,4 +148,5 @@ def _refuse_odd_numbers(key: str, value: Tensor, wanted: Tensor, file: WeightsFi
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    shown = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

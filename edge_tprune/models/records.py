@@ -39,6 +39,7 @@ _RESAMPLE = {
     5: "hamming",
 }  # Pillow's numbers, which transformers stores
 _LARGEST = 1e300  # that a float holds with room to spare
+_DEEPEST = 8  # of lists in lists
 _PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -241,9 +242,9 @@ def plain(value: Any) -> Any:
     return vars(value) if hasattr(value, "__dict__") and not isinstance(value, (Mapping, Tensor)) else value
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, depth: int = 0) -> str:
     if isinstance(value, (list, tuple)):
-        return ",".join(map(_short, value))
+        return ",".join(_short(part, depth + 1) for part in value) if depth < _DEEPEST else "..."  # it may hold itself
     if isinstance(value, (int, float)):
         return f"{value:g}" if abs(value) <= _LARGEST else "a number beyond 1e300"
     return str(value)

@@ -74,6 +74,14 @@ def find_network(file: WeightsFile, wanted: Mapping[str, Tensor], use_ema: bool,
         UserError: no network in the file fits, or several do.
     """
     chosen, remarks = _by_timms_rule(file, use_ema)
+    for _, state in chosen:
+        for key, value in state.items():
+            if (
+                isinstance(value, Tensor) and value.is_nested
+            ):  # of another shape than any other tensor, and of none that can be asked for
+                raise UserError(
+                    f"weights file {file.shown}: {key} is a nested tensor. Save it as a dense tensor of floating-point numbers"
+                )
     fits = [found for where, state in chosen for found in _fits(where, state, wanted)]
     if not fits:
         states = [state for _, state in chosen]
@@ -154,16 +162,18 @@ def _unwrapped(state: Mapping[str, object], wanted: Collection[str]) -> Tensors:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    has_values = all(each.layout is torch.strided and not each.is_meta for each in (one, other))
+    return has_values and one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _fits(where: str, state: Mapping[str, object], wanted: Mapping[str, Tensor]) -> Iterator[Found]:
     """The networks in one state dict: one for each prefix under which many of the model's names are."""
     tensors = _unwrapped(state, wanted)
     counts: Counter[str] = Counter()
+    longest = max((name.count(".") for name in wanted), default=0) + 1
     for name in tensors:
         parts = name.split(".")
-        for i in range(len(parts)):
+        for i in range(max(0, len(parts) - longest), len(parts)):
             if ".".join(parts[i:]) in wanted:
                 counts["".join(f"{part}." for part in parts[:i])] += 1
     for prefix, count in counts.items():

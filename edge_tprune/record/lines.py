@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.documents import Distance, Integer, Name, Whole
+from edge_tprune.telemetry.source import LARGEST_READING
 from edge_tprune.telemetry.state import MachineState
 
 SAMPLES = "samples.jsonl"
@@ -147,7 +148,9 @@ class ReadingLine(LogLine, tag="sensors", kw_only=True, frozen=True):
 
     source: str
     read_ns: Whole  #: how long the read took
-    values: dict[str, float | None]  #: metric -> value; null (in version 1) is a gap
+    values: dict[
+        str, Annotated[float, Meta(ge=-LARGEST_READING, le=LARGEST_READING)] | None
+    ]  #: metric -> value; null (in version 1) is a gap
     gaps: dict[str, str] = {}  #: metric -> why it has no value
 
 

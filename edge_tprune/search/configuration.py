@@ -17,7 +17,7 @@ import torch
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.documents import LARGEST_BYTES, MethodOptions
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, exclusive, read_regular, sha256_json
+from edge_tprune.files import clear_write_errors, exclusive, read_regular, refuse_special, sha256_json
 from edge_tprune.models.data import Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
@@ -244,6 +244,7 @@ def _check_place(out: Path) -> None:
     Raises:
         UserError: naming it.
     """
+    refuse_special(out)
     said = b""
     with suppress(OSError):
         said = read_regular(out, LARGEST_BYTES)

@@ -405,7 +405,8 @@ def _try_again(study: optuna.Study) -> None:
     """Queues again what an interruption cut off."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        times = int(trial.user_attrs.get(_AGAIN, 0))
+        again = trial.user_attrs.get(_AGAIN, 0)
+        times = again if isinstance(again, int) and again >= 0 else _INTERRUPTIONS  # of a damaged journal
         if times < _INTERRUPTIONS:  # what never ends may be what ends the process
             wanted = trial.system_attrs.get("fixed_params", trial.params)
             study.enqueue_trial(wanted, user_attrs={_AGAIN: times + 1})

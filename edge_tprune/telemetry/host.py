@@ -75,8 +75,8 @@ def cpu_ticks(root: Path = Path("/")) -> tuple[int, int]:
         NoReading: there are none.
         ValueError: they are damaged.
     """
-    line = sysfs.read_text(root / "proc/stat").splitlines()[0].split()
-    if line[0] != "cpu" or len(line) < 6:
+    line = sysfs.read_text(root / "proc/stat").partition("\n")[0].split()
+    if len(line) < 6 or line[0] != "cpu":
         raise NoReading("proc/stat does not start with the sum of all cores")
     ticks = [int(word) for word in line[1:9]]  # guest time, after these, is already in user time
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)

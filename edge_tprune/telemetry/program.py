@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from edge_tprune.telemetry.boards import Board
 from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.rails import power_metric, total_sensor
-from edge_tprune.telemetry.source import NOT_REPORTED, Clock, NoReading, Reading
+from edge_tprune.telemetry.source import LARGEST_READING, NOT_REPORTED, Clock, NoReading, Reading
 
 _LONGEST_LINE = 1 << 16
 _QUIET_INTERVALS = 4  #: a program that wrote no line for this many intervals is quiet
@@ -36,7 +36,7 @@ class Report:
         self.metrics[metric.name] = metric
         if value is None:
             self.gaps[metric.name] = NOT_REPORTED
-        elif not (low <= value <= high and value < float("inf")):
+        elif not (low <= value <= min(high, LARGEST_READING)):
             self.gaps[metric.name] = f"implausible: {value:g}"
         else:
             self.values[metric.name] = value

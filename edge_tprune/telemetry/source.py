@@ -7,15 +7,16 @@ affected.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
 from edge_tprune.telemetry.metric import SensorMetric
 
 Clock = Callable[[], int]  #: monotonic time in ns
+LARGEST_READING = 1e30  #: of whatever sign; no sensor measures more, and no plot shows more
 NOT_REPORTED = "not reported"  #: the reason of a gap where nothing more is known
 
 
@@ -103,7 +104,7 @@ class SensorSource:
             except Exception as error:  # a driver or a service may fail in any way; the measurement goes on
                 reason = gap_reason(error)
             for metric in sensor.metrics:
-                if metric.name in values and not _is_finite(value := values[metric.name]):
+                if metric.name in values and not _is_plausible(value := values[metric.name]):
                     del values[metric.name]
                     reason = f"implausible: {value!r:.40}"
                 if metric.name not in values:
@@ -115,11 +116,11 @@ class SensorSource:
         """Nothing to end."""
 
 
-def _is_finite(value: object) -> bool:
-    """Whether a sensor's value is a number; one of another's sensor may be anything."""
+def _is_plausible(value: object) -> bool:
+    """Whether a sensor's value is a number that can be recorded; one of another's sensor may be anything."""
     try:
-        return math.isfinite(value)  # type: ignore[arg-type]  # found out
-    except (TypeError, ValueError, OverflowError):
+        return isinstance(value, Real) and abs(float(value)) <= LARGEST_READING
+    except OverflowError:  # a whole number beyond any float
         return False
 
 

@@ -122,6 +122,18 @@ def test_the_head_is_what_follows_the_last_block(half: Path, monkeypatch: pytest
     assert [step.outcome for step in fallback.steps] == ["there is no higher precision"]
 
 
+def test_a_graph_that_cannot_be_taken_apart_has_no_fall_back(half: Path) -> None:
+    """ONNX Runtime opens it all the same."""
+    bundle = Bundle.open(half)
+    file = half / bundle.budget("0.6").artifact("onnxruntime", "fp16").file
+    model = onnx.load(file)
+    model.graph.initializer.add(dims=[1], data_type=1, float_data=[1.0])
+    onnx.save(model, file)
+    fallback, found = Guard(bundle, "0.6", "onnxruntime", "fp16", threads=1).fall_back(GoldenResult("logits", 5.0, 1.0))
+    assert found is None
+    assert fallback.fault == "not known (a name is missing)"
+
+
 def faulty(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     """Makes the runtime of engines under test, and not the reference, put a fault into every graph."""
 

@@ -169,7 +169,11 @@ def test_what_is_no_image_is_refused(built: Path, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe.jpg")
         with pytest.raises(UserError, match=r"pipe\.jpg cannot be read \(it is a named pipe, not a file\)"):
             model(tmp_path / "pipe.jpg")
-    for path in (None, 1, [], "\0", "\ud800", "a" * 5000):
+        with pytest.raises(UserError, match="scores are an array of numbers"):
+            model.top([[1, 2], [3]])  # type: ignore[arg-type]
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    for path in (str(tmp_path / "one"), None, 1, [], "\0", "\ud800", "a" * 5000):
         with pytest.raises(UserError, match="no bundle"):
             edge_tprune.open(path, budget=1.0)  # type: ignore[arg-type]
     for budgets in (0.6, "0.6", None):

@@ -55,6 +55,7 @@ Command = Callable[..., Outcome]
         (["--max-ms", "3", "--finetune-time", "5m"], "add --finetune"),
         (["--max-ms", "3", "--class-map", "map.txt"], "--class-map gives labels to the images of --eval-data"),
         (["--min-speedup", "0"], "--min-speedup 0 is no limit"),
+        (["--min-fps", "1e-308"], "--min-fps 1e-308 is no limit: give a number from 1e-06 to 1e+12"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], says: str, command: Command, tmp_path: Path) -> None:

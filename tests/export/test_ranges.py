@@ -61,3 +61,13 @@ def test_a_layer_that_reads_nothing_below_zero_gets_no_negative_range(rule: str)
     low, high = RULES[rule](histogram(x), UINT8)
     assert low >= 0 or low == pytest.approx(0, abs=0.01)
     assert 0 < high <= x.max() + 1e-9
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", [UINT8, INT8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_layer_that_reads_only_numbers_away_from_zero_keeps_them_all(rule: str, kind: IntegerType, sign: int) -> None:
+    x = sign * (20 + 0.1 * values("normal"))
+    low, high = RULES[rule](histogram(x), kind)
+    assert min(low, 0.0) <= x.min() * (1.0 if sign > 0 else 0.95)
+    assert max(high, 0.0) >= x.max() * (0.95 if sign > 0 else 1.0)

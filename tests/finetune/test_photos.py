@@ -55,6 +55,16 @@ def test_a_crop_lies_in_the_photo(width: int, height: int, ratio: float, least_a
     assert (right - left) * (bottom - top) >= min(least_area * width * height, largest) * (1 - 1e-6)
 
 
+def test_the_largest_crop_of_any_shape_is_drawn() -> None:
+    """Where the height is a quotient that rounds up, too."""
+    for high in range(32, 257, 16):
+        for wide in range(32, 257, 16):
+            for size in ((wide, high), (300, high), (wide, 300), (500, 375)):
+                left, top, right, bottom = _box(size, wide / high, 1.0, np.random.default_rng(0))
+                assert 0 <= left < right <= size[0] * (1 + 1e-12)
+                assert 0 <= top < bottom <= size[1] * (1 + 1e-12)
+
+
 def test_crops_for_a_grey_network_are_grey(dataset: ImageFolder, network: LoadedModel) -> None:
     grey = msgspec.structs.replace(network.preprocessing, input_size=(1, 48, 48), mean=(0.5,), std=(0.5,))
     photos = Photos(dataset, range(4), grey, seed=0, workers=1)

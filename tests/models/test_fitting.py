@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,39 @@ def test_tensors_that_hold_no_dense_numbers_are_named(tmp_path: Path, state: Sta
     state["norm.weight"] = state["norm.weight"].to_sparse() if kind == "sparse" else state["norm.weight"].to("meta")
     with pytest.raises(UserError, match=rf"norm\.weight is {kind}"):
         load_model(NAME, saved(tmp_path, state))
+
+
+def test_tensors_of_odd_kinds_are_one_line(tmp_path: Path, state: State) -> None:
+    state["norm.weight"] = torch.zeros(32, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(UserError, match=r"norm\.weight"):
+        load_model(NAME, saved(tmp_path, state))
+    state = state_of()
+    state["norm.weight"] = torch.zeros(64, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(UserError, match=r"norm\.weight holds float4_e2m1fn_x2: quantised weights are not supported"):
+        load_model(NAME, saved(tmp_path, state))
+    state = state_of()
+    state["norm.weight"] = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(UserError, match=r"norm\.weight is a nested tensor"):
+        load_model(NAME, saved(tmp_path, state))
+    for odd in (torch.ones(64).to_sparse(), torch.ones(64, device="meta")):
+        with pytest.raises(UserError, match=r"module\.norm\.weight|norm\.weight is"):
+            load_model(NAME, saved(tmp_path, {**state_of(), "norm.weight": odd, "module.norm.weight": odd}))
+
+
+def test_a_name_of_many_parts_is_read_in_no_time(tmp_path: Path, state: State) -> None:
+    state["a." * 200_000 + "x"] = torch.zeros(1)
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"unexpected (a\.)+\.\.") as refusal:
+        load_model(NAME, saved(tmp_path, state))
+    assert time.process_time() - start < 30
+    assert len(str(refusal.value)) < 1000
+
+
+def test_arguments_that_hold_themselves_are_refused(tmp_path: Path, state: State) -> None:
+    mean: list[object] = []
+    mean.append(mean)
+    with pytest.raises(UserError, match=r"--mean is recorded beside the weights as .* which is no number"):
+        load_model(NAME, saved(tmp_path, {"state_dict": state, "args": argparse.Namespace(mean=mean)}))
 
 
 def test_weights_of_another_model_of_the_same_shape_are_said(tmp_path: Path, state: State) -> None:

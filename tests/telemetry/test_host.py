@@ -104,6 +104,8 @@ def test_a_core_that_goes_offline_is_left_out_and_load_recovers(tmp_path: Path) 
     first = source.read()
     assert first.values["cpu_frequency_mhz"] == 1000
     assert first.gaps["cpu_load_percent"] == "proc/stat is empty"
+    write(tmp_path, {"proc/stat": "\f1\n"})
+    assert source.read().gaps["cpu_load_percent"].startswith("proc/stat does not start with")
     write(tmp_path, stat(1000, 1000))
     assert source.read().gaps["cpu_load_percent"] == "the reading before failed"
     write(tmp_path, stat(1000 + 10**6, 1000 + 10**6))

@@ -21,6 +21,8 @@ from edge_tprune.text import command_line
 if TYPE_CHECKING:
     from edge_tprune.models.data import Dataset, ImageFolder
 
+_LEAST, _MOST = 1e-6, 1e12  # of a limit
+
 
 @command(
     "edge-tprune fit reference --max-p95-ms 8",
@@ -235,9 +237,9 @@ def _check_limits(given: dict[str, float | None]) -> dict[str, float]:
     if not limits:
         raise UserError("fit needs a limit: give --max-p95-ms, --max-ms, --max-energy-mj, --min-fps or --min-speedup")
     for name, bound in limits.items():
-        if not 0 < bound < float("inf"):
+        if not _LEAST <= bound <= _MOST:
             option = "--max-ms" if name == "max_p50_ms" else option_name(name)
-            raise UserError(f"{option} {bound:g} is no limit: give a number above 0")
+            raise UserError(f"{option} {bound:g} is no limit: give a number from {_LEAST:g} to {_MOST:g}")
     return limits
 
 

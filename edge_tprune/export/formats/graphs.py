@@ -67,6 +67,8 @@ def fold_scale(model: onnx.ModelProto, scale: np.ndarray, offset: np.ndarray) ->
     """
     convolution = _patch_embedding(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    if not constants.keys() >= set(convolution.input[1:]):
+        raise UserError("the weights of the graph's patch embedding are computed, not stored: nothing can be folded into them")
     weight = numpy_helper.to_array(constants[convolution.input[1]])
     dtype = weight.dtype
     exact = weight.astype(np.float64) * scale[None, :, None, None]
@@ -172,7 +174,10 @@ def add_top_k(model: onnx.ModelProto, count: int) -> None:
     (output,) = model.graph.output
     if output.name != LOGITS:
         raise UserError(f"--top-k is for graphs that give logits, and this one gives {output.name}")
-    batch, classes = (dim.dim_value for dim in output.type.tensor_type.shape.dim)
+    shape = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
+    if len(shape) != 2 or min(shape) < 1:
+        raise UserError("--top-k: the graph does not say how many images and classes its logits are of")
+    batch, classes = shape
     if not 1 <= count <= classes:
         raise UserError(f"--top-k {count} is out of range: the model has {classes} classes")
     model.graph.initializer.append(numpy_helper.from_array(np.array([count], np.int64), "top_k"))

@@ -185,6 +185,11 @@ def _describe(
     bundle: Bundle, budget: Budget, artifact: Artifact, request: ExportRequest, model: onnx.ModelProto, name: str, sha256: str
 ) -> Description:
     (image,) = model.graph.input
+    if (number := opset(model)) not in ONNXRUNTIME:
+        known = f"{min(ONNXRUNTIME)} to {max(ONNXRUNTIME)}"
+        raise UserError(
+            f"{bundle.path / artifact.file} uses operators of opset {number}, and this edge-tprune exports those of opset {known}"
+        )
     method = budget.method or bundle.manifest.method
     return Description(
         tool_version=__version__,
@@ -198,8 +203,8 @@ def _describe(
         bundle_fingerprint=bundle.manifest.fingerprint,
         input=_tensor(image),
         outputs=tuple(_tensor(output) for output in model.graph.output),
-        opset=opset(model),
-        onnxruntime=ONNXRUNTIME[opset(model)],
+        opset=number,
+        onnxruntime=ONNXRUNTIME[number],
         preprocessing=None if request.frame else bundle.manifest.preprocessing,
         channel_order=request.channel_order,
         classes=bundle.manifest.model.classes,

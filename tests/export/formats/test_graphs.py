@@ -126,6 +126,20 @@ def test_the_best_classes_in_the_graph(built: Path) -> None:
             add_top_k(read_graph(bundle, bundle.budget("1.0").artifact("onnxruntime")), count)
 
 
+def test_graphs_of_others_that_do_not_say_enough_are_refused(built: Path) -> None:
+    bundle = Bundle.open(built)
+    model = read_graph(bundle, bundle.budget("1.0").artifact("onnxruntime"))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(UserError, match="does not say how many images and classes"):
+        add_top_k(model, 4)
+    model = passing(make())
+    weight = model.graph.node[0].input[1]
+    model.graph.node.append(helper.make_node("Identity", [weight], ["computed"]))
+    model.graph.node[0].input[1] = "computed"
+    with pytest.raises(UserError, match="weights of the graph's patch embedding are computed"):
+        fold_scale(model, np.ones(3), np.zeros(3))
+
+
 def test_a_padding_convolution_is_refused() -> None:
     model = passing(make())
     model.graph.node[0].attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
