@@ -8,10 +8,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+T = TypeVar("T")
+
+_SLICE_S = 0.2
 
 #: What ends a command: Ctrl-C, `kill` or a service manager, and a terminal that is closed.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -104,6 +109,13 @@ def ignore_signals() -> None:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Not SIG_IGN: child processes would inherit it, and Python complains about a signal that came just before it was set."""
+
+
+def result_of(future: Future[T]) -> T:
+    """What a future gives or raises, waited for in slices: a signal that comes just before a wait without an end is not heard until that ends."""
+    while not wait([future], _SLICE_S).done:
+        pass
+    return future.result()
 
 
 def signal_name(number: int) -> str:

@@ -79,25 +79,25 @@ class Observer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._pipe_in = self._process.stdin
-        late, text = _first_answer(self._process.stdout.fileno())
+        late, answer = _first_answer(self._process.stdout.fileno())
         self._process.stdout.close()
-        try:
-            self.sources = msgspec.json.decode(text, type=SourceList).sources
-        except ValueError:
+        if answer is not None:
+            self.sources = answer.sources
+        else:
             self._process.kill()
             self.problem = f"the sampler's process {f'took more than {_START_S:g} s to start' if late else 'did not start'}"
 
 
-def _first_answer(handle: int) -> tuple[bool, bytes]:
-    """Whether `_START_S` went by before it came, and the first line that is JSON: what Python prints as it starts there may come before."""
+def _first_answer(handle: int) -> tuple[bool, SourceList | None]:
+    """Whether `_START_S` went by before it came, and the first line that is one: what Python prints as it starts there may come before."""
     end, said = time.monotonic() + _START_S, b""
     while (left := end - time.monotonic()) > 0:
         if select.select([handle], [], [], left)[0]:
             block = os.read(handle, 1 << 16)
-            said += block
-            answer = next(
-                (line for line in said.splitlines(keepends=True) if line.startswith(b"{") and line.endswith(b"\n")), b""
-            )
-            if answer or not block:
-                return False, answer
-    return True, b""
+            *lines, said = (said + block).split(b"\n")
+            for line in lines:
+                with suppress(ValueError):
+                    return False, msgspec.json.decode(line, type=SourceList)
+            if not block:
+                return False, None
+    return True, None

@@ -27,7 +27,7 @@ from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.ssh import Connection, hang_up
 from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.files import sha256_file
-from edge_tprune.processes import delayed_signals
+from edge_tprune.processes import delayed_signals, result_of
 from edge_tprune.text import one_line
 
 _AT_ONCE = 16  #: boards
@@ -338,7 +338,7 @@ def deploy_all(
     with ThreadPoolExecutor(max_workers=min(len(targets), _AT_ONCE)) as pool:
         futures = [pool.submit(deploy, bundle, target, options, watch(target)) for target in targets]
         try:
-            return [future.result() for future in futures]
+            return [result_of(future) for future in futures]
         except BaseException:
             with delayed_signals():  # a second Ctrl-C would leave all that is under way to itself, and wait for it
                 pool.shutdown(wait=False, cancel_futures=True)

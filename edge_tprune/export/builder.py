@@ -135,11 +135,16 @@ def _check_contents(folder: Path, out: Path) -> None:
         )
 
 
-def _check_is_bundle(folder: Path, out: Path) -> None:
+def _is_bundle(folder: Path) -> bool:
+    """Whether a directory says to be one; what it holds may be damaged."""
     said = b""
     with suppress(OSError):
         said = read_regular(folder / MANIFEST, LARGEST_BYTES)
-    if not KIND.begins.match(said):
+    return KIND.begins.match(said) is not None
+
+
+def _check_is_bundle(folder: Path, out: Path) -> None:
+    if not _is_bundle(folder):
         raise UserError(f"{out} exists and is not a bundle: choose another --out, or remove it")
 
 
@@ -278,16 +283,28 @@ def _move_into_place(staging: Path, out: Path) -> None:
             _check_contents(old, out)  # what came in the last moment
         note_placing(staging, out)
         staging.rename(out)
-    except BaseException:
+    except BaseException as error:
         _restore(out)
+        if old.exists():
+            raise UserError(
+                f"{out} was taken by something else in the meantime. The bundle that was there is in {old}"
+            ) from error
         raise
     sync_directory(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _restore(out: Path) -> None:
-    """Puts an old bundle back that a build was killed over; sweeps it where the new one made it into place."""
+    """Puts an old bundle back that a build was killed over; sweeps it where the new one made it into place.
+
+    Where something else lies there now, the old one stays where it is.
+    """
     old = set_aside(out)
-    if old.exists() and not out.exists():
+    if not old.exists():
+        return
+    with suppress(OSError):
+        out.rmdir()  # an empty directory is nobody's
+    if not out.exists():
         old.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    elif _is_bundle(out):
+        shutil.rmtree(old, ignore_errors=True)

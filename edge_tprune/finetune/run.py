@@ -45,6 +45,7 @@ from edge_tprune.models.data import REFERENCE, Dataset
 from edge_tprune.models.families import adapt
 from edge_tprune.models.loading import LoadedModel
 from edge_tprune.models.records import imagenet_names, to_config
+from edge_tprune.processes import result_of
 from edge_tprune.reduction import network_shape, registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.text import one_line
@@ -517,6 +518,12 @@ def join_processes(request: Request, patience_s: float = 120, say: Callable[[str
         ) from error
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise UserError(
+                f"another process of this training ended ({one_line(error)}): run the same command again to continue"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -532,7 +539,7 @@ def _in_thread(work: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return future.result()
+    return result_of(future)
 
 
 def _rank(after: Mapping[str, Scores], before: Mapping[str, Scores]) -> tuple[bool, float]:

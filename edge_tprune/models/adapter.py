@@ -280,6 +280,8 @@ class Adapter(ABC):
         embed = self.model.patch_embed
         if not isinstance(embed, (PatchEmbed, HybridEmbed)):
             raise self.refuse(f"embeds patches with {type(embed).__name__}, which is not supported")
+        if not len(self.model.blocks):
+            raise self.refuse("it has no blocks")
         if min(self.grid) < 1:
             size = " x ".join(map(str, embed.img_size))
             raise self.refuse(f"an image of {size} pixels is smaller than one patch of it: give a larger --img-size")

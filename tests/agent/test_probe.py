@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from edge_tprune.agent.observer import Observer
 from edge_tprune.agent.probe import check_budget
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.record.lines import Check
@@ -89,3 +91,13 @@ def test_works_from_any_directory(bundle: Bundle, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     if sys.version_info >= (3, 11):  # before, Python has no way to leave the current directory out
         assert check_budget(bundle, "small", runtime="onnxruntime", threads=1)[0].golden_ok
+
+
+def test_what_python_prints_as_it_starts_is_no_answer(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sitecustomize.py that greets, as on some clusters."""
+    (tmp_path / "sitecustomize.py").write_text("print('Welcome'); print('{no JSON')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert check_budget(bundle, "small", runtime="onnxruntime", threads=1)[0].golden_ok
+    with Observer() as observer:
+        assert observer.problem is None
+        assert observer.sources

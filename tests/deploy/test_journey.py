@@ -136,7 +136,7 @@ def test_a_signal_ends_a_deployment_between_two_requests(bundle: Bundle, monkeyp
     wait = journey.wait
     monkeypatch.setattr(journey, "deploy", deploy)
     monkeypatch.setattr(journey, "wait", interrupt)
-    monkeypatch.setattr("concurrent.futures.Future.result", lambda future: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(journey, "result_of", lambda future: (_ for _ in ()).throw(KeyboardInterrupt))
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         journey.deploy_all(bundle, [Target("orin")], journey.Options(), lambda target: BoardProgress(True))

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from edge_tprune.bundle import revision
-from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.bundle import Bundle, set_aside
 from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export import builder
 from edge_tprune.export.builder import _check_place, _staging, build
@@ -105,6 +105,40 @@ def test_an_old_bundle_set_aside_by_a_killed_build_comes_back(bundle: Bundle, lo
     settings = decide(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES)
     assert build(loaded, settings, bundle.path).reused
     assert sorted(p.name for p in bundle.path.parent.iterdir()) == [f".{bundle.path.name}.lock", bundle.path.name]
+
+
+@pytest.mark.parametrize("here", [None, "note", "manifest"])
+def test_an_old_bundle_that_was_set_aside_is_swept_only_under_a_bundle(bundle: Bundle, here: str | None) -> None:
+    old = set_aside(bundle.path)
+    shutil.copytree(bundle.path, old)
+    if here != "manifest":
+        shutil.rmtree(bundle.path)
+        bundle.path.mkdir()
+    if here == "note":
+        (bundle.path / "note.txt").write_text("mine")
+    builder._restore(bundle.path)
+    assert old.exists() == (here == "note")
+    if here != "note":
+        Bundle.open(bundle.path)
+
+
+def test_what_takes_the_place_of_a_bundle_between_two_renames_costs_nothing(
+    bundle: Bundle, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def race(staging: Path, out: Path) -> None:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr(builder, "note_placing", race)
+    settings = decide(loaded, "none", budgets=[1.0])
+    with pytest.raises(UserError, match=r"was taken by something else in the meantime\. The bundle that was there is in"):
+        build(loaded, settings, bundle.path)
+    assert [file.name for file in bundle.path.iterdir()] == ["mine.txt"]
+    assert [b.name for b in Bundle.open(set_aside(bundle.path)).budgets] == ["1.0", "0.8", "0.6"]
+    (bundle.path / "mine.txt").unlink()
+    monkeypatch.undo()
+    assert not build(loaded, settings, bundle.path).reused
+    assert not set_aside(bundle.path).exists()
 
 
 def test_a_link_to_a_bundle_stays_a_link(bundle: Bundle, loaded: LoadedModel, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,14 @@ def test_a_file_of_another_kind_is_refused_before_anything_is_searched(text: str
     with pytest.raises(UserError, match=r"mine\.json exists and is not a schedule file: choose another --out, or remove it"):
         find(loaded, "tome", [0.7], ReferenceTask(6, "train"), out, trials=2)
     assert out.read_text() == text
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_pipe_is_refused_before_anything_is_searched(loaded: LoadedModel, tmp_path: Path) -> None:
+    out = tmp_path / "pipe.json"
+    os.mkfifo(out)
+    with pytest.raises(UserError, match=r"cannot write .*pipe\.json: it is a named pipe, not a file"):
+        find(loaded, "tome", [0.7], ReferenceTask(6, "train"), out, trials=2)
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -315,6 +315,16 @@ def test_damaged_trials_are_one_line(tmp_path: Path, key: str, value: object, wh
         run(tmp_path / "found", 3, Landscape())
 
 
+@pytest.mark.parametrize("value", ["x", [], 1e999, -1, None])
+def test_a_damaged_count_of_interruptions_is_one_too_many(tmp_path: Path, value: object) -> None:
+    run(tmp_path / "found", 2, Landscape())
+    lines = (tmp_path / "found.journal").read_text().splitlines()
+    worker = json.loads(lines[-1])["worker_id"]
+    damage = {"op_code": 8, "worker_id": worker, "trial_id": 1, "user_attr": {"again": value}}
+    (tmp_path / "found.journal").write_text("\n".join([*lines[:-1], json.dumps(damage), ""]))  # the last one is still running
+    assert len(run(tmp_path / "found", 3, Landscape())) >= 2
+
+
 @pytest.mark.parametrize("values", [[], {}, ["x"], [0.5, 0.7], [None], None, [True], [float("nan")], [float("inf")]])
 def test_values_that_no_search_reaches_are_one_line(tmp_path: Path, values: object) -> None:
     run(tmp_path / "found", 2, Landscape())

@@ -393,6 +393,10 @@ def _move(folder: Path, target: Path, about: str | None) -> None:
     except BaseException as error:
         with suppress(OSError):
             old.rename(target)
+        if old.exists():
+            raise UserError(
+                f"{target} was taken by something else in the meantime. The export that was there is in {old}"
+            ) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{target} was written by another export in the meantime: choose another --out") from error
         raise

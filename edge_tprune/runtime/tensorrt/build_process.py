@@ -104,7 +104,10 @@ def build_in_process(build: EngineBuild, progress: Progress | None = None) -> En
         last = _Message()
         try:
             for line in child.stdout:
-                message = msgspec.json.decode(line, type=_Message)
+                try:
+                    message = msgspec.json.decode(line, type=_Message)
+                except ValueError:  # what Python prints as it starts there
+                    continue
                 if message.progress is None:
                     last = message
                 elif progress is not None:
