@@ -172,6 +172,7 @@ def run() -> None:
         Path.cwd()
     except FileNotFoundError:
         sys.exit(_fail("the current directory was removed: change to another one", 2))
+    os.umask(os.umask(0) & 0o077)  # what is written is for its owner to read
     for name in _SIZES:
         if re.fullmatch("[1-9][0-9]{0,4}", os.environ.get(name, "")) is None:
             os.environ.pop(name, None)

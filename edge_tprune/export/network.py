@@ -9,12 +9,14 @@ from those of the network that was not pruned.
 from __future__ import annotations
 
 import math
+import stat
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ class NetworkExport:
     differences: dict[str, float]
     images: int  #: on which it was proved
     left_out: int  #: images whose answer rounding alone changes, because two tokens' scores tie: they can prove nothing
-    schedules: dict[str, tuple[int, ...]]  #: path of each pruned ViT inside -> tokens after each block
+    schedules: dict[str, tuple[int, ...]]  #: path of each pruned ViT that the graph calls -> tokens after each block
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,7 @@ def export_network(
         NegativeAnswer: rounding alone changes the answers to all the images.
         InternalError: the graph does not answer as PyTorch does.
     """
-    file, batches = Path(file), [images] if isinstance(images, Tensor) else list(images)
-    _check(network, batches, file, runtime, tolerance)
-    batches = [batch.detach() for batch in batches]
+    file, batches = _check(network, images, file, runtime, tolerance)
     form, flat = FORMS[runtime], _Flat(network)
     steady = [(batch, answer) for batch in batches if (answer := _steady_answer(flat, batch, tolerance)) is not None]
     if not steady:
@@ -189,21 +189,44 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         raise UserError(f"a network returns tensors, or sequences or mappings of them, and this one a {type(value).__name__}")
 
 
-def _check(network: nn.Module, batches: Sequence[Tensor], file: Path, runtime: str, tolerance: float) -> None:
-    if runtime not in FORMS:
-        raise UserError(f"unknown runtime {runtime!r} (known: {', '.join(FORMS)}).{did_you_mean(runtime, FORMS)}")
-    if not 0 < tolerance < math.inf:
-        raise UserError(f"tolerance is {tolerance}: give a number above 0")
-    if file.suffix != ".onnx" or (file.exists() and not file.is_file()):
+def _check(network: Any, images: Any, file: Any, runtime: Any, tolerance: Any) -> tuple[Path, list[Tensor]]:
+    """The file and the batches, once all that can be wrong with the arguments was looked at."""
+    if not isinstance(network, nn.Module):
+        raise UserError(f"a {type(network).__name__} is no network of PyTorch's")
+    if runtime not in list(FORMS):
+        raise UserError(f"unknown runtime {runtime!r} (known: {', '.join(FORMS)}).{did_you_mean(str(runtime), FORMS)}")
+    if not isinstance(tolerance, Real) or not 0 < float(tolerance) < math.inf:
+        raise UserError(f"tolerance is {tolerance!r}: give a number above 0")
+    try:
+        file = Path(file)
+        is_file = stat.S_ISREG(file.stat().st_mode)
+    except FileNotFoundError:
+        is_file = True
+    except (TypeError, ValueError, OSError) as error:  # what no file system takes
+        raise UserError(f"no file can be called {file!r:.200} ({first_line(error)})") from error
+    if file.suffix != ".onnx" or not is_file:
         raise UserError(f"{file}: a graph is a file whose name ends in .onnx")
     if not file.parent.is_dir():
         raise UserError(f"{file.parent} is no directory: make it first")
     _check_mode(network)
-    if not all(isinstance(batch, Tensor) for batch in batches) or len({batch.shape for batch in batches}) != 1:
-        raise UserError("give a batch of images, or several of one shape")
-    numbers = [number for number, image in enumerate(torch.cat(list(batches))) if not bool(image.isfinite().all())]
+    given = list(images) if isinstance(images, (list, tuple)) else [images]
+    batches = [batch.detach() for batch in given if isinstance(batch, Tensor) and batch.ndim == 4 and len(batch)]
+    if not batches or len(batches) < len(given) or len({batch.shape for batch in batches}) != 1:
+        raise UserError("give a batch of images, a tensor (B, 3, H, W), or several of one shape")
+    numbers = [number for number, image in enumerate(torch.cat(batches)) if not bool(image.isfinite().all())]
     if numbers:
         raise UserError(f"image {numbers[0]} has a value that is NaN or infinite")
+    try:
+        with torch.no_grad():
+            _Flat(network).named(batches[0])
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network of a person's raises
+        shape = tuple(batches[0].shape)
+        raise UserError(
+            f"{type(network).__name__} fails on images {shape} of {batches[0].dtype}: {first_line(error)}"
+        ) from error
+    return file, batches
 
 
 def _check_mode(network: nn.Module) -> None:
@@ -236,6 +259,29 @@ def _attention(network: nn.Module, form: AttentionForm) -> Iterator[None]:
             vit.attention = before
 
 
+@contextmanager
+def _one_name_each(network: nn.Module) -> Iterator[None]:
+    """Every pruned ViT inside is a member once: of one that is called by several names the exporter does not say where its nodes came from."""
+    seen, moved = set[int](), []
+    for path, vit in list(network.named_modules(remove_duplicate=False)):
+        parent, _, name = path.rpartition(".")
+        holder = network.get_submodule(parent)
+        if (
+            isinstance(vit, PrunedViT)
+            and id(vit) in seen
+            and not isinstance(holder, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+        ):
+            moved.append((holder, name, holder._modules.pop(name)))
+            holder.__dict__[name] = vit
+        seen.add(id(vit))
+    try:
+        yield
+    finally:
+        for holder, name, vit in moved:
+            del holder.__dict__[name]
+            holder._modules[name] = vit
+
+
 @torch.inference_mode()
 def _steady_answer(flat: _Flat, batch: Tensor, tolerance: float) -> dict[str, np.ndarray] | None:
     """PyTorch's outputs; None where another way of writing attention, and noise of the size of rounding, change them by more than half the tolerance."""
@@ -265,7 +311,14 @@ def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -
             f"an output of {type(flat.network).__name__} is called {INPUT!r}, as the graph's input is: rename its key"
         )
     try:
-        with torch.no_grad(), warnings.catch_warnings(), quiet_exporter(), kept_translations(), _attention(flat, attention):
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            quiet_exporter(),
+            kept_translations(),
+            _attention(flat, attention),
+            _one_name_each(flat),
+        ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 flat, (batch,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=names, verbose=False
@@ -293,10 +346,12 @@ def _check_graph(model: onnx.ModelProto, network: nn.Module) -> dict[str, tuple[
     values = infer_values(model)
     names = [node.name for node in model.graph.node]
     found = {}
-    for path, vit in network.named_modules():
+    for path, vit in network.named_modules(remove_duplicate=False):
         if not isinstance(vit, PrunedViT):
             continue
         inside = ".".join(part for part in ("network", path, "model.blocks") if part)
+        if not any(name.startswith(f"{inside}.") for name in names):
+            continue  # the graph calls it by another of its names, or not at all
         for block, tokens in enumerate(vit.schedule):
             if not any(name.startswith(f"{inside}.{block}.mlp") for name in names):
                 continue  # nothing in the network reads it
@@ -342,6 +397,9 @@ def _prove(file: Path, steady: Sequence[tuple[Tensor, dict[str, np.ndarray]]], t
 
 
 def _relative_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
+    shapes = [{name: tuple(value.shape) for name, value in outputs.items()} for outputs in (found, expected)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"the pruned network gives {shapes[0]} and the other one {shapes[1]}: give a metric")
     count = len(next(iter(expected.values())))
     off, size = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     for name, value in expected.items():

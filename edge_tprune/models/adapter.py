@@ -301,12 +301,18 @@ class Adapter(ABC):
         apart = [("the network", self.model)]
         for number, block in enumerate(self.model.blocks, 1):
             apart += [(f"block {number}", block), (f"the attention of block {number}", block.attn)]
+            proj = block.attn.proj
+            if not isinstance(getattr(proj, "weight", None), Tensor) or not isinstance(getattr(proj, "in_features", None), int):
+                raise self.refuse(
+                    f"the attention of block {number} ends with a {type(proj).__name__}, which is no Linear layer"
+                )
             fused = getattr(block.attn, "qkv", None)
             if fused is not None:
                 if getattr(type(fused), "forward", None) is not nn.Linear.forward and not hasattr(fused, "rows"):
+                    kind = f"{type(fused).__module__}.{type(fused).__qualname__}"
                     raise self.refuse(
-                        f"block {number} projects with a {type(fused).__name__}, of which only the weight would be used: merge what it adds into "
-                        "its weight first (PEFT: merge_and_unload)"
+                        f"block {number} projects with a {kind}, of which only the weight would be used: merge what it adds into its weight first "
+                        "(PEFT: merge_and_unload)"
                     )
                 apart.append((f"the projection of block {number}", fused))
         for label, part in apart:

@@ -88,7 +88,7 @@ class EvaAdapter(Adapter):
 
     def _normed(self, number: int, x: Tensor) -> Tensor:
         block = self.model.blocks[number - 1]
-        return block.norm1(x) if type(block) is EvaBlock else x
+        return block.norm1(x) if isinstance(block, EvaBlock) else x
 
     def attended(self, number: int, x: Tensor, result: Tensor, gate: Tensor | None) -> Tensor:
         """Norm, gate, output projection, layer scale, residual."""
@@ -98,14 +98,14 @@ class EvaAdapter(Adapter):
         if gate is not None:
             result = result * gate.to(result.dtype)
         update = attn.proj_drop(attn.proj(result))
-        if type(block) is EvaBlock:
+        if isinstance(block, EvaBlock):
             return add(x, block.drop_path1(update), block.gamma_1)
         return add(x, block.drop_path1(block.norm1(update)))
 
     def mlp(self, number: int, x: Tensor) -> Tensor:
         """The block's second half."""
         block = self.model.blocks[number - 1]
-        if type(block) is EvaBlock:
+        if isinstance(block, EvaBlock):
             return add(x, block.drop_path2(block.mlp(block.norm2(x))), block.gamma_2)
         return add(x, block.drop_path2(block.norm2(block.mlp(x))))
 

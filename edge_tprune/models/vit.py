@@ -82,7 +82,7 @@ class VitAdapter(Adapter):
 
     def _normed(self, number: int, x: Tensor) -> Tensor:
         block = self.model.blocks[number - 1]
-        return block.norm1(x) if type(block) is Block else x
+        return block.norm1(x) if isinstance(block, Block) else x
 
     def _gate(self, number: int, x: Tensor) -> Tensor | None:
         gate = self.model.blocks[number - 1].attn.gate
@@ -96,11 +96,11 @@ class VitAdapter(Adapter):
         if gate is not None:
             result = result * gate.to(result.dtype)
         update = attn.proj_drop(attn.proj(result))
-        update = block.ls1(update) if type(block) is Block else block.norm1(update)
+        update = block.ls1(update) if isinstance(block, Block) else block.norm1(update)
         return add(x, block.drop_path1(update))
 
     def mlp(self, number: int, x: Tensor) -> Tensor:
         """The block's second half."""
         block = self.model.blocks[number - 1]
-        update = block.ls2(block.mlp(block.norm2(x))) if type(block) is Block else block.norm2(block.mlp(x))
+        update = block.ls2(block.mlp(block.norm2(x))) if isinstance(block, Block) else block.norm2(block.mlp(x))
         return add(x, block.drop_path2(update))

@@ -181,12 +181,12 @@ def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
         **arguments: as for `prune`; exact savings are off, because the network around it may read any token.
 
     Returns:
-        A copy of the module whose member at `path` is a `PrunedViT`.
+        A copy of the module whose member at `path`, and at every other name of the same ViT, is a `PrunedViT`.
 
     Raises:
         UserError: no such member, or one that cannot be pruned.
     """
-    known = {name: part for name, part in module.named_modules() if name}
+    known = {name: part for name, part in module.named_modules(remove_duplicate=False) if name}
     vits = [name for name, part in known.items() if can_adapt(part)]
     found = f"It has a ViT at {', '.join(map(repr, vits))}" if vits else "It has no ViT that can be pruned"
     if path not in known:
@@ -197,12 +197,14 @@ def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
             adapt(known[path], f"member {path!r} of {type(module).__name__}")
         except UserError as error:
             raise UserError(f"{error}. {found}") from error
-    parent, _, name = path.rpartition(".")
     registry.method(arguments.get("method", "zero_tprune"))  # what calls the ViT inside may read any patch
     pruned = prune(known[path], **{"exact_savings": False, **arguments})
     kept = {id(parameter): parameter for parameter in (*module.parameters(), *module.buffers())}
     clone = copy.deepcopy(module, dict(kept))  # everything but the tensors is copied
-    setattr(clone.get_submodule(parent) if parent else clone, name, pruned)
+    for each, part in known.items():
+        if part is known[path]:  # a network may hold it under several names
+            parent, _, name = each.rpartition(".")
+            setattr(clone.get_submodule(parent), name, pruned)
     return clone
 
 

@@ -151,6 +151,62 @@ def test_mistakes_are_one_clear_line(network: Depth, images: Tensor, tmp_path: P
         edge_tprune.network_error(network, in_part, [images])
 
 
+class Named(nn.Module):
+    """A ViT that is called by the second of its names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = timm.create_model("test_vit", img_size=64, num_classes=10)
+        self.features = self.backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.features(x)
+        return out
+
+
+@pytest.mark.parametrize("path", ["backbone", "features"])
+def test_a_vit_of_two_names_is_pruned_under_both(images: Tensor, tmp_path: Path, path: str) -> None:
+    network = Named().eval()
+    pruned: Any = edge_tprune.prune_in(network, path, method="evit", budget=0.6)
+    assert pruned.features is pruned.backbone
+    assert edge_tprune.network_error(network, pruned, [images]).mean.value > 0
+    schedules = edge_tprune.export_network(pruned, images, tmp_path / "x.onnx").schedules
+    assert set(schedules.values()) == {pruned.features.schedule}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"network": "abc"}, "a str is no network"),
+        ({"images": None}, "give a batch of images"),
+        ({"images": np.zeros((1, 3, 64, 64))}, "give a batch of images"),
+        ({"images": torch.zeros(0, 3, 64, 64)}, "give a batch of images"),
+        ({"images": torch.zeros(3, 64, 64)}, "give a batch of images"),
+        (
+            {"images": torch.zeros(1, 3, 64, 64, dtype=torch.float64)},
+            r"Depth fails on images \(1, 3, 64, 64\) of torch.float64",
+        ),
+        ({"file": None}, "no file can be called None"),
+        ({"file": "a\0.onnx"}, "no file can be called"),
+        ({"file": "a" * 300 + ".onnx"}, "no file can be called"),
+        ({"runtime": []}, "unknown runtime"),
+        ({"tolerance": "x"}, "tolerance is 'x'"),
+    ],
+)
+def test_arguments_of_another_type_are_one_clear_line(
+    network: Depth, images: Tensor, tmp_path: Path, given: dict[str, Any], says: str
+) -> None:
+    right: dict[str, Any] = {"network": network, "images": images, "file": tmp_path / "x.onnx"}
+    with pytest.raises(UserError, match=says):
+        edge_tprune.export_network(**{**right, **given})
+
+
+def test_outputs_of_other_shapes_are_not_compared(images: Tensor) -> None:
+    wide, narrow = Twice({"y": 1}).eval(), nn.Flatten().eval()
+    with pytest.raises(UserError, match="give a metric"):
+        edge_tprune.network_error(wide, narrow, [images])
+
+
 def test_images_may_be_part_of_a_training(network: Depth, images: Tensor, tmp_path: Path) -> None:
     pruned = edge_tprune.prune_in(network, PATH, method="evit", budget=0.7)
     assert edge_tprune.export_network(pruned, images.clone().requires_grad_(), tmp_path / "x.onnx").images == 3

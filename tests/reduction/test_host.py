@@ -253,7 +253,7 @@ def test_what_a_pruned_network_would_not_call_is_refused() -> None:
     check(Scaled(**sizes), "its class computes forward otherwise than timm's VisionTransformer")
     model = VisionTransformer(**sizes)
     model.blocks[1].attn.qkv = LowRank(24, 72)
-    check(model, "block 2 projects with a LowRank, of which only the weight would be used")
+    check(model, r"block 2 projects with a tests.*LowRank, of which only the weight would be used")
     for part in (".", "blocks.0", "blocks.1.attn", "blocks.0.attn.qkv"):
         for kind in ("register_forward_hook", "register_forward_pre_hook"):
             model = VisionTransformer(**sizes)
@@ -264,6 +264,13 @@ def test_what_a_pruned_network_would_not_call_is_refused() -> None:
             edge_tprune.prune(model, method="evit", budget=0.9)
         module.forward = module.forward
         check(model, "was replaced, and a pruned network would not call it|of which only the weight")
+
+
+def test_a_quantised_network_is_refused() -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(UserError, match=r"the attention of block 1 ends with a Linear, which is no Linear layer|projects with"):
+        edge_tprune.prune(small, method="evit", budget=0.9)
 
 
 def test_hooks_on_what_is_called_stay() -> None:

@@ -132,6 +132,7 @@ def finetune(
             "search with one, under a budget, or leave the others out of the file"
         )
     method = found.method if found else method or "bat"
+    beyond = [] if budgets is None else ["--budgets", budgets]
     budgets = budgets if budgets is not None else "1.0" if found else "1.0,0.8,0.65,0.5"
     options = registry.parse_options(registry.method(method), parse_pairs(option or [], "--option"))
     if threads is not None:
@@ -166,7 +167,7 @@ def finetune(
     else:
         print_table(finetune_table(result))
         given = choice.words_without("weights", "no_ema") + words_of_plugins(plugin)
-        how = ["--schedule", schedule] if schedule is not None else ["--method", method, "--budgets", budgets]
+        how = ["--schedule", schedule, *beyond] if schedule is not None else ["--method", method, "--budgets", budgets]
         how += ["--blocks", blocks] if blocks else []
         how += [word for pair in option or [] for word in ("--option", pair)]
         build = f"{command_line('edge-tprune', 'build', model)}{given} {command_line('--weights', file, *how)}"
