@@ -185,14 +185,17 @@ plan_user() {
         extras=ort
     fi
     if [ -n "$wheel" ]; then stamp="$extras $(sha256sum <"$wheel")"; else stamp="$extras $(cd "$source" && find edge_tprune pyproject.toml -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)"; fi
-    if [ "$(cat "$home/venv/install.sh.stamp" 2>/dev/null)" != "$stamp" ]; then
+    # An update of the system's Python leaves an environment that cannot start.
+    if [ "$(cat "$home/venv/install.sh.stamp" 2>/dev/null)" != "$stamp" ] || ! "$home/venv/bin/edge-tprune" --version >/dev/null 2>&1; then
         plan "make a virtual environment in $home/venv with $python, which sees the system's packages" make_venv
         plan "install the agent from $source${extras:+ with $extras}" install_agent
     fi
     local link="$HOME/.local/bin/edge-tprune"
-    if [ -e "$link" ] && [ ! -L "$link" ]; then
-        echo "$link is a file of yours and stays: run $home/venv/bin/edge-tprune, or move that file away and run this script again"
-    elif [ "$(readlink "$link")" != "$home/venv/bin/edge-tprune" ]; then
+    if [ "$(readlink "$link")" = "$home/venv/bin/edge-tprune" ]; then
+        :
+    elif [ -e "$link" ]; then
+        echo "$link is a $([ -L "$link" ] && echo link || echo file) of yours and stays: run $home/venv/bin/edge-tprune, or move it away and run this script again"
+    else
         plan "link the command into $HOME/.local/bin" link_command
     fi
     if [ -n "$campaign" ]; then
@@ -226,5 +229,5 @@ else
     done
 fi
 if [ -z "$system" ]; then
-    if [ -L "$HOME/.local/bin/edge-tprune" ]; then echo "Next: $HOME/.local/bin/edge-tprune doctor"; else echo "Next: $home/venv/bin/edge-tprune doctor"; fi
+    if [ "$(readlink "$HOME/.local/bin/edge-tprune")" = "$home/venv/bin/edge-tprune" ]; then echo "Next: $HOME/.local/bin/edge-tprune doctor"; else echo "Next: $home/venv/bin/edge-tprune doctor"; fi
 fi

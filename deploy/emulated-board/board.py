@@ -122,7 +122,7 @@ def main() -> int:
         elif options.command == "_run":
             return run_inside(directory, *options.words)
         else:
-            return execute(directory, [word for word in options.words if word != "--"])
+            return execute(directory, options.words[1:] if options.words[:1] == ["--"] else options.words)
     except Cannot as reason:
         print(f"the emulated board cannot run here: {reason}", file=sys.stderr)
         return CANNOT
@@ -401,7 +401,10 @@ def free_port() -> int:
 
 def execute(directory: Path, words: list[str]) -> int:
     """Runs `words` as root inside the running board."""
-    holder = (directory / "run.pid").read_text().strip()
+    try:
+        holder = (directory / "run.pid").read_text().strip()
+    except OSError:
+        raise Cannot(f"no board runs in {directory}. Run: {sys.argv[0]} run") from None
     spaces = [f"--mount=/proc/{holder}/ns/mnt", f"--uts=/proc/{holder}/ns/uts", f"--pid=/proc/{holder}/ns/pid_for_children"]
     return subprocess.run(["nsenter", *spaces, "chroot", directory / "merged", *words], check=False).returncode
 

@@ -45,6 +45,7 @@ ACCURACY = (
 )
 #: How sure a value is may be recorded under another name: accuracy is paired with the unpruned model's, image by image.
 _INTERVAL_OF = {"top1_percent": "top1_change_points"}
+_WIDEST = 1000.0  # per cent, or points
 _MARGIN_PART = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>%|points?)")
 
 
@@ -84,6 +85,8 @@ class EqualityMargin:
             if unit in found:
                 raise UserError(f"--equal-within {text!r} gives two margins in {unit}: give one")
             found[unit] = float(match["number"])
+            if found[unit] > _WIDEST:
+                raise UserError(f"--equal-within {text:.60}: {part.strip():.40} is out of range: give at most {_WIDEST:g}")
         return replace(default, **found)
 
 

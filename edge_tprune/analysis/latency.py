@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edge_tprune.analysis.loading import find_profiles, load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.errors import UserError
+from edge_tprune.files import check_own
 from edge_tprune.record.document import RunDocument
 from edge_tprune.record.reader import Run, read_run
 from edge_tprune.schedule import NetworkShape
@@ -82,7 +83,9 @@ def _count_turns(run: Run) -> int:
 def write_latency(path: Path, *, force: bool = False) -> Latency:
     """`model_latency`, written into the profile as latency.json."""
     found = model_latency(path, force=force)
-    KIND.write(find_profiles(path)[0], found)
+    profile = find_profiles(path)[0]
+    check_own(profile / LATENCY, KIND.begins, "a latency model")
+    KIND.write(profile, found)
     return found
 
 

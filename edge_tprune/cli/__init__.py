@@ -24,6 +24,8 @@ from edge_tprune.text import printable, shorten
 _REFUSALS = (
     errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE,
     errno.ENOMEM, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
+    errno.EBADMSG, errno.EUCLEAN,
 )  # fmt: skip
 #: What Python and Matplotlib say where neither the home directory nor any for temporary files can be written.
 _NO_PLACE = ("No usable temporary directory", "writable cache directory")

@@ -46,7 +46,7 @@ def read_goal(
         unwanted = [OPTIONS[metric] for metric in given] + ["--front"] * front + ["--methods"] * (methods is not None)
         if unwanted:
             raise UserError(f"{unwanted[0]} needs --latency PROFILE: the profile of a probe bundle (edge-tprune build --probe)")
-        return Goal(budgets=tuple(parse_list(budgets or "0.65", float, "--budgets")))
+        return Goal(budgets=tuple(parse_list("0.65" if budgets is None else budgets, float, "--budgets")))
     if budgets is not None:
         raise UserError("--budgets are shares of MACs: with --latency give a limit such as --max-ms 8 instead")
     if len(given) + front != 1:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edge_tprune.cli.parameters import expand_parameter
+from edge_tprune.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory that `build` wrote.")]
@@ -73,3 +74,13 @@ def with_limits(command: Callable[..., None]) -> Callable[..., None]:
     """One parameter `limits` (name -> bound, None where not given) of a command becomes an option per limit."""
     options = {name: Annotated[float | None, option] for name, option in _LIMITS.items()}
     return expand_parameter(command, "limits", options, dict)
+
+
+def check_root(sysroot: Path) -> None:
+    """Refuses a directory that is no machine's: nothing would be known of what disturbs it.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not (sysroot / "sys").is_dir() or not (sysroot / "proc").is_dir():
+        raise UserError(f"--sysroot {sysroot}: there are no sys and proc in it")

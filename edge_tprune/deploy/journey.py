@@ -27,7 +27,7 @@ from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.ssh import Connection, hang_up
 from edge_tprune.errors import ConnectionLost, EdgeTPruneError, InternalError, NegativeAnswer, UserError
 from edge_tprune.files import sha256_file
-from edge_tprune.processes import delayed_signals, result_of
+from edge_tprune.processes import delayed_signals, result_of, signal_name
 from edge_tprune.text import one_line
 
 _AT_ONCE = 16  #: boards
@@ -287,6 +287,10 @@ def _copy(connection: Connection, sources: dict[str, Path], watcher: Watcher, **
 def _doctor(connection: Connection) -> Diagnosis:
     """What the doctor on the board says."""
     answer = connection.call("run", Ran, arguments=["doctor", "--json"])
+    if answer.code < 0:
+        raise UserError(
+            f"{connection.target}: the doctor was ended there by {signal_name(-answer.code)}. Is the board's memory full?"
+        )
     return read_doctor(answer.stdout, str(connection.target))
 
 

@@ -450,11 +450,16 @@ def _evaluated(budget: Json) -> bool:
 
 
 def _name_again(source: Path, place: Path) -> None:
-    """A second name of a file or link, or a copy where that is on another disk: there a pipe or device stays where it is."""
+    """A second name of a file or link, or a copy where that cannot be: there a pipe or device stays where it is."""
     try:
         os.link(source, place, follow_symlinks=False)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno not in (
+            errno.EXDEV,
+            errno.EPERM,
+            errno.EMLINK,
+            errno.ENOTSUP,
+        ):  # another disk, another user's, no such names
             raise
         if source.is_symlink():
             place.symlink_to(source.readlink())

@@ -20,6 +20,7 @@ from pathlib import Path
 from edge_tprune.deploy.ssh import until_hang_up
 from edge_tprune.errors import UserError
 from edge_tprune.files import sha256_json, user_cache, write_bytes, write_json
+from edge_tprune.processes import child_environment
 from edge_tprune.version import __version__
 
 _DISTRIBUTION = "edge-tprune"
@@ -131,6 +132,7 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=child_environment(),
         )
         with pip, until_hang_up(pip):
             printed, said = pip.communicate()

@@ -187,6 +187,11 @@ def open_image(source: str) -> Image.Image:
             check_sides(image)
             with suppress(Exception):  # EXIF may be damaged where the image is not
                 ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # sixteen bits of grey, which Pillow would clip to white
+                clear = np.asarray(image) == image.info.get("transparency", -1)
+                grey = eight_bit_rgb(image)
+                grey.paste("white", mask=Image.fromarray(clear))
+                return grey
             if "A" in image.mode or "transparency" in image.info:
                 image.load()
                 rgba = image.convert("RGBA")

@@ -70,7 +70,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
             return (goal_h, scaled) if width <= height else (scaled, goal_h)
         ratios = width / goal_w, height / goal_h
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
-        return round(width / ratio), round(height / ratio)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def crop_offset(self, width: int, height: int) -> tuple[int, int]:
         """(left, top) of the crop in a resized image of (width, height); negative where the crop begins before the image, and is filled."""

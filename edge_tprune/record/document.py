@@ -47,7 +47,7 @@ class BudgetRecord(msgspec.Struct, kw_only=True, frozen=True):
 
     name: Name
     requested: Annotated[float, Meta(gt=0)] | None
-    schedule: tuple[Count, ...]  #: tokens after each block
+    schedule: Annotated[tuple[Count, ...], Meta(min_length=1)]  #: tokens after each block
     macs: Count
     macs_share: Share  #: of the unpruned model's MACs
     accuracy: Accuracy | None  #: as in the bundle's manifest

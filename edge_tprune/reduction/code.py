@@ -48,9 +48,9 @@ def _parts(method: type[Reducer], own: Path) -> list[Path]:
         try:
             finder.run_script(str(own))  # reads it, and runs nothing
         except Exception:  # it does not know every way of importing, such as from a directory without __init__.py
-            files = {*beside.glob("*.py"), *beside.glob("*/*.py")}
+            files = {file for pattern in ("*.py", "*/*.py") for file in beside.glob(pattern) if file.is_file()}
         else:
             files = {Path(file) for module in finder.modules.values() if (file := getattr(module, "__file__", None))}
         return sorted(file for file in files if file.resolve() != own.resolve())
     package = getattr(sys.modules.get(method.__module__.partition(".")[0]), "__file__", None) or ""
-    return sorted(Path(package).parent.rglob("*.py")) if Path(package).name == "__init__.py" else []
+    return sorted(filter(Path.is_file, Path(package).parent.rglob("*.py"))) if Path(package).name == "__init__.py" else []

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from edge_tprune.statistics.distributions import special
+
+Number = Annotated[float, Meta(ge=-1e30, le=1e30)]  # in a document, so that nothing that is made of it is infinite
+_LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -17,9 +22,9 @@ class Interval:
     An end is None where too little is known: as far as anyone can tell, the truth may lie anywhere on that side.
     """
 
-    value: float
-    low: float | None
-    high: float | None
+    value: Number
+    low: Number | None
+    high: Number | None
     confidence: float = 0.95
 
     @property
@@ -85,8 +90,13 @@ def combine_ratio(a: Interval, b: Interval) -> Interval:
     if a.value <= 0 or b.value <= 0:
         raise ValueError(f"a ratio needs positive values, got {a.value} and {b.value}")
     logs = combine_difference(_log_interval(a), _log_interval(b))
-    low, high = (None if end is None else math.exp(end) for end in (logs.low, logs.high))
-    return Interval(math.exp(logs.value), low, high, a.confidence)
+    low, high = (None if end is None else _exp(end) for end in (logs.low, logs.high))
+    return Interval(_exp(logs.value), low, high, a.confidence)
+
+
+def _exp(value: float) -> float:
+    """The exponential, or the largest one that a double holds."""
+    return math.exp(min(value, _LARGEST_EXPONENT))
 
 
 def bonferroni(interval: Interval, family: int) -> Interval:

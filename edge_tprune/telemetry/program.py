@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from edge_tprune.processes import child_environment
 from edge_tprune.telemetry.boards import Board
 from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.rails import power_metric, total_sensor
@@ -82,7 +83,12 @@ class ProgramSource:
         self._process: subprocess.Popen[bytes] | None = None
         with suppress(OSError):
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=child_environment(),
+                start_new_session=True,
             )
         if self._process is None:
             return

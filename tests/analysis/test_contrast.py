@@ -173,6 +173,12 @@ def test_what_is_no_margin_is_refused(text):
         EqualityMargin.parse(text, WITHIN_RUN)
 
 
+@pytest.mark.parametrize("number", ["1001", "9" * 400])
+def test_a_margin_that_is_wider_than_everything_is_refused(number):
+    with pytest.raises(UserError, match="is out of range: give at most 1000"):
+        EqualityMargin.parse(f"{number}%", WITHIN_RUN)
+
+
 def test_two_margins_of_one_unit_are_refused():
     with pytest.raises(UserError, match="gives two margins in percent: give one"):
         EqualityMargin.parse("2%,0.5points,3%", WITHIN_RUN)

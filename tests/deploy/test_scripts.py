@@ -89,7 +89,11 @@ def install_with(tmp_path: Path, pip: str) -> subprocess.CompletedProcess[str]:
     """The user's part, on a machine whose Python makes environments in which pip is this command."""
     programs = tmp_path / "bin"
     programs.mkdir(exist_ok=True)
-    python = f'#!/bin/sh\n[ "$2" != venv ] || {{ mkdir -p "$4/bin" && printf "#!/bin/sh\\n{pip}\\n" >"$4/bin/python" && chmod +x "$4/bin/python"; }}\n'
+    files = {"python": pip, "edge-tprune": "exit 0"}
+    made = "; ".join(
+        f'printf "#!/bin/sh\\n{text}\\n" >"$4/bin/{name}"; chmod +x "$4/bin/{name}"' for name, text in files.items()
+    )
+    python = f'#!/bin/sh\n[ "$2" != venv ] || {{ mkdir -p "$4/bin"; {made}; }}\n'
     for name, text in {"python3": python, "id": "#!/bin/sh\necho 1000\n"}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
@@ -128,15 +132,22 @@ def test_an_update_is_a_new_environment_and_the_old_one_stays_until_it_is_comple
     assert sorted(file.name for file in (home / "venv").iterdir()) == ["bin", "install.sh.stamp"]
     assert not (home / "venv.old").exists()
     assert "nothing to do" in install_with(tmp_path, "exit 1").stdout
+    (home / "venv" / "bin" / "edge-tprune").write_text("#!/bin/sh\nexit 1\n")  # the system's Python is another one now
+    assert "make a virtual environment" in install_with(tmp_path, "exit 0").stdout
 
 
-def test_a_file_of_the_users_own_in_place_of_the_link_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_of_the_users_own_in_place_of_the_link_stays(tmp_path: Path, kind: str) -> None:
     mine = tmp_path / "home" / ".local" / "bin" / "edge-tprune"
     mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
+    if kind == "link":
+        mine.symlink_to(tmp_path / "own")
+        (tmp_path / "own").write_text("mine")
+    else:
+        mine.write_text("mine")
     done = install_with(tmp_path, "exit 0")
     assert done.returncode == 0, done.stderr
-    assert f"{mine} is a file of yours and stays" in done.stdout
+    assert f"{mine} is a {kind} of yours and stays" in done.stdout
     assert mine.read_text() == "mine"
     assert (tmp_path / "home" / ".edge-tprune" / "venv" / "install.sh.stamp").exists()
 

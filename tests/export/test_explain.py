@@ -156,6 +156,9 @@ def test_images_are_as_people_see_them(tmp_path: Path) -> None:
     palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     palette.putpalette([10, 20, 30, 40, 50, 60])
     assert seen(palette, transparency=1).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    deep = Image.fromarray(np.array([[30000, 5]], np.uint16))
+    assert seen(deep, transparency=5).tolist() == [[[116] * 3, [255] * 3]]
+    assert seen(deep).tolist() == [[[116] * 3, [0] * 3]]
 
 
 def test_mistakes(loaded: LoadedModel, image: Image.Image) -> None:

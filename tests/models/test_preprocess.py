@@ -92,3 +92,13 @@ def test_what_no_image_can_be_prepared_by_is_refused(change: dict[str, object]) 
     msgspec.convert(good, Preprocessing)
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(good | change, Preprocessing)
+
+
+def test_the_thinnest_image_keeps_a_pixel() -> None:
+    """Of one that is 200 times as high as wide, which is not refused."""
+    for crop_mode in ("center", "border", "squash"):
+        record = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+        prepare = msgspec.convert({**record, "crop_mode": crop_mode}, Preprocessing)
+        for size in ((1, 200), (200, 1)):
+            assert min(prepare.resized(*size)) >= 1
+            assert prepare(Image.new("RGB", size, "red")).shape == (3, 64, 64)

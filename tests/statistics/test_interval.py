@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -60,6 +61,19 @@ def test_combining_what_is_not_known():
     )
     with pytest.raises(ValueError, match="positive"):
         combine_ratio(Interval(0.0, 0.0, 0.0), half)
+
+
+def test_a_ratio_is_a_number_however_far_apart_its_parts_are():
+    huge, tiny = Interval(1e30, 1e29, 1e30), Interval(1e-320, 1e-320, 1e-319)
+    for ratio in (combine_ratio(huge, tiny), combine_ratio(tiny, huge)):
+        assert all(math.isfinite(end) for end in (ratio.value, ratio.low, ratio.high))
+
+
+def test_a_document_holds_no_interval_that_overflows():
+    for number in (1.7e308, -1e31):
+        for name in ("value", "low", "high"):
+            with pytest.raises(msgspec.ValidationError, match=name):
+                msgspec.convert({"value": 1.0, "low": 0.0, "high": 2.0, name: number}, Interval)
 
 
 def test_simultaneous_intervals_are_wider_and_hold_together():

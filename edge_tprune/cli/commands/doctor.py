@@ -8,10 +8,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from edge_tprune.cli.options import Json
+from edge_tprune.cli.options import Json, check_root
 from edge_tprune.cli.root import command
 from edge_tprune.cli.terminal import print_json
-from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.errors import NegativeAnswer
 
 
 @command("edge-tprune doctor", "edge-tprune doctor --json", "edge-tprune doctor --sysroot simulated-board")
@@ -28,8 +28,7 @@ def doctor(
     from edge_tprune.agent.doctor import examine
     from edge_tprune.cli.board_views import print_findings
 
-    if not (sysroot / "sys").is_dir() or not (sysroot / "proc").is_dir():
-        raise UserError(f"--sysroot {sysroot}: there are no sys and proc in it")
+    check_root(sysroot)
     found = examine(sysroot)
     if json:
         print_json(msgspec.to_builtins(found))

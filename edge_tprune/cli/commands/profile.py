@@ -9,7 +9,7 @@ import typer
 
 from edge_tprune.cli.data_options import ClassMapFile, SkipUnreadable, known_class_names, open_data
 from edge_tprune.cli.interruption import Interruption
-from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Quiet
+from edge_tprune.cli.options import BudgetNames, BundleArgument, Json, Quiet, check_root
 from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.root import command
 from edge_tprune.cli.settings import with_request
@@ -61,8 +61,7 @@ def profile(
     from edge_tprune.bundle.bundle import Bundle
     from edge_tprune.bundle.outputs import EMBEDDING, LOGITS
 
-    if not sysroot.is_dir():
-        raise UserError(f"--sysroot {sysroot} is not a directory")
+    check_root(sysroot)
     if resume is not None and profiles is not None:
         raise UserError(f"--resume continues in {resume}: leave out --out")
     if data is None and (class_map is not None or skip_unreadable):
