@@ -40,6 +40,17 @@ def method_code_sha256(method: type[Reducer]) -> str:
     return digest.hexdigest()
 
 
+def _loaded_below(directory: Path) -> set[Path]:
+    """Modules from a directory that are loaded, however they were imported; without installed packages and this one."""
+    found = set()
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "").resolve()
+        is_other = name.partition(".")[0] in ("edge_tprune", "__main__") or {"site-packages", "dist-packages"} & set(file.parts)
+        if not is_other and file.suffix == ".py" and file.is_relative_to(directory) and file.is_file():
+            found.add(file)
+    return found
+
+
 def _parts(method: type[Reducer], own: Path) -> list[Path]:
     """Other files of the code of one's own: what a plugin imports from its directory, or those of an installed package."""
     if method.__module__.startswith(PLUGIN_MODULE):
@@ -51,6 +62,6 @@ def _parts(method: type[Reducer], own: Path) -> list[Path]:
             files = {file for pattern in ("*.py", "*/*.py") for file in beside.glob(pattern) if file.is_file()}
         else:
             files = {Path(file) for module in finder.modules.values() if (file := getattr(module, "__file__", None))}
-        return sorted(file for file in files if file.resolve() != own.resolve())
+        return sorted(({file.resolve() for file in files} | _loaded_below(beside)) - {own.resolve()})
     package = getattr(sys.modules.get(method.__module__.partition(".")[0]), "__file__", None) or ""
     return sorted(filter(Path.is_file, Path(package).parent.rglob("*.py"))) if Path(package).name == "__init__.py" else []

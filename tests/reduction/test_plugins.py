@@ -164,6 +164,24 @@ def test_a_plugin_may_import_from_a_plain_directory(tmp_path: Path) -> None:
     assert method_code_sha256(registry.method("keep_longest")) != before
 
 
+def test_what_a_plugin_imports_in_any_way_belongs_to_its_code(tmp_path: Path) -> None:
+    """From two plain directories deep, by name; beside a link that an editor leaves."""
+    unique = tmp_path.name.replace("-", "_")
+    deep, flat = tmp_path / f"parts_{unique}" / "deep" / "score.py", tmp_path / f"flat_{unique}.py"
+    deep.parent.mkdir(parents=True)
+    for file in (deep, flat):
+        file.write_text("COUNT = 1\n")
+    (tmp_path / ".#own.py").symlink_to("me@host.1234")
+    imports = f"import importlib\nfrom parts_{unique}.deep.score import COUNT\nimportlib.import_module('flat_{unique}')\n"
+    (tmp_path / "own.py").write_text(f"{imports}{SOURCE}")
+    plugins.load_plugin(tmp_path / "own.py")
+    hashes = [method_code_sha256(registry.method("keep_longest"))]
+    for file in (deep, flat):
+        file.write_text("COUNT = 2\n")
+        hashes.append(method_code_sha256(registry.method("keep_longest")))
+    assert len(set(hashes)) == 3
+
+
 def test_two_plugins_with_modules_of_one_name_are_refused(tmp_path: Path) -> None:
     helper = f"helper_{tmp_path.name.replace('-', '_')}"
     for number, folder in enumerate(("a", "b")):
