@@ -52,7 +52,7 @@ def load_plugin(file: Path) -> list[str]:
         with keep_torch_settings():
             spec.loader.exec_module(module)
     except BaseException as error:  # also SystemExit, and kinds of its own
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # it may have taken itself out
         if isinstance(error, KeyboardInterrupt):
             raise
         raise UserError(f"plugin {file} cannot be run: {_where(error, file)}") from error

@@ -231,8 +231,8 @@ def register(cls: _R) -> _R:
 def _check_defaults(cls: type[Reducer]) -> None:
     """Refuses default blocks and options to search that no network can have."""
     blocks = cls.default_blocks
-    if not isinstance(blocks, tuple) or not blocks or not all(type(block) is int and block >= 1 for block in blocks):
-        raise TypeError(f"{cls.__name__} has default_blocks {blocks!r}: give a tuple of block numbers, counted from 1")
+    if not isinstance(blocks, tuple) or not blocks or not all(type(block) is int and 1 <= block <= 12 for block in blocks):
+        raise TypeError(f"{cls.__name__} has default_blocks {blocks!r}: give a tuple of block numbers of a network of 12, from 1")
     if cls.removal not in get_args(Removal):
         raise TypeError(f"{cls.__name__} has removal {cls.removal!r}: it is one of {', '.join(get_args(Removal))}")
     known = options(cls)

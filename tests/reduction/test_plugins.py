@@ -71,6 +71,7 @@ def test_a_plugin_may_be_loaded_again_and_import_what_lies_beside_it(tmp_path: P
         ("x = 1\n", "registers no method"),
         ("x = (\n", "cannot be run: line 1"),
         ("x = 1\ny = z\n", "cannot be run: line 2: NameError: name 'z' is not defined"),
+        ("import sys; del sys.modules[__name__]\ny = z\n", "cannot be run: line 2: NameError: name 'z' is not defined"),
         ("import no_such_package\n", "line 1: ModuleNotFoundError"),
         (SOURCE.replace("keep_longest", "evit"), "TypeError: the method name 'evit' is taken"),
         (SOURCE.replace("KeepLongest", "ToMe").replace("keep_longest", "tome"), "is taken"),
@@ -308,6 +309,7 @@ def test_a_plugin_may_clear_the_path(tmp_path: Path) -> None:
         ("default_blocks = ()", r"has default_blocks \(\): give a tuple of block numbers"),
         ("default_blocks = 'abc'", "has default_blocks 'abc'"),
         ("default_blocks = (1.5,)", "has default_blocks"),
+        ("default_blocks = (20, 21, 22, 23)", "block numbers of a network of 12"),
         ("worth_searching = {'nope': [1]}", "worth_searching names the option 'nope', which it does not have"),
     ],
 )
