@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_tb
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -82,12 +83,15 @@ def find_profiles(path: Path | str) -> list[Path]:
         return [path]
     found = []
 
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError) -> NoReturn:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): what it holds would be left out") from error
 
     seen: set[tuple[int, int]] = set()  # links are followed, but never twice into one directory
     for directory, inside, files in os.walk(path, onerror=refuse, followlinks=True):
-        status = Path(directory).stat()
+        try:
+            status = Path(directory).stat()
+        except OSError as error:
+            refuse(error)
         if (identity := (status.st_dev, status.st_ino)) in seen:
             inside.clear()
             continue

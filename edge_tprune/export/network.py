@@ -53,6 +53,17 @@ Metric = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 # Share of an output of integers that may be others: where two values tie, rounding decides which is the larger.
 _INTEGERS = 0.001
 _NOISE = 3e-6  # on the input: it moves scores at least as much as rounding does
+_TYPES = (
+    torch.float16,
+    torch.float32,
+    torch.float64,
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+)
 _LARGEST_BYTES = (1 << 31) - (1 << 20)  # of a protocol buffer
 
 
@@ -94,7 +105,7 @@ def export_network(
     Args:
         network: of one input, in eval mode; any ViT inside may be pruned (`edge_tprune.prune_in`).
         images: a batch (B, 3, H, W), or several of one shape: the graph is proved on all of them.
-        file: to write, ends in .onnx; weights of more than 2 GB go to a second file beside it.
+        file: to write, ends in .onnx; what is there is replaced. Weights of more than 2 GB go to a second file beside it.
         runtime: that the graph is for: "onnxruntime" (opset 23), or "tensorrt" or "tensorrt-rtx" (opset 18).
         tolerance: how far an output may be off, in units of its root mean square.
 
@@ -218,7 +229,11 @@ def _check(network: Any, images: Any, file: Any, runtime: Any, tolerance: Any) -
         raise UserError(f"image {numbers[0]} has a value that is NaN or infinite")
     try:
         with torch.no_grad():
-            _Flat(network).named(batches[0])
+            for name, value in _Flat(network).named(batches[0]).items():
+                if value.dtype not in _TYPES:
+                    raise UserError(
+                        f"{name} of {type(network).__name__} is of {value.dtype}, which is not compared: convert it"
+                    )
     except UserError:
         raise
     except Exception as error:  # whatever a network of a person's raises

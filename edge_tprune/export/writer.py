@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,6 +29,7 @@ from edge_tprune.bundle.manifest import (
 )
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.bundle.parity import Parity
+from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export.calibration import calibrate, check_layers, host, outputs_of
 from edge_tprune.export.graph import INPUT, SharedWeights, export, save
 from edge_tprune.export.integer_parity import IntegerJudge
@@ -36,7 +38,9 @@ from edge_tprune.export.parity import prove_equal, prove_near
 from edge_tprune.export.settings import BudgetSettings, BuildSettings, GraphSettings
 from edge_tprune.export.steadiness import GOLDEN_BATCHES, ProofImages, choose_images, choosing_modules
 from edge_tprune.models.loading import LoadedModel
+from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
+from edge_tprune.reduction.own import is_own
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS, precision
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.version import __version__
@@ -44,6 +48,20 @@ from edge_tprune.version import __version__
 Progress = Callable[[str, int, int], None]
 
 _GRAPHS, _WEIGHTS = "onnx", "weights.bin"
+
+
+@contextmanager
+def _own_method(name: str) -> Iterator[None]:
+    """Around a proof: where it fails for a method of a person's own, that is to blame."""
+    try:
+        yield
+    except InternalError as error:
+        if is_own(registry.method(name)):
+            raise UserError(
+                f"method {name}: {error}. Which tokens of an image it keeps must not depend on the other images of a batch, and all that it computes "
+                "must be the same in ONNX"
+            ) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,8 @@ class _Writer:
         self._save(module, graph, file)
         images = self.proof.batches.numpy()
         if graph.precision == DEFAULT:
-            found = prove_equal(file, budget.name, images, expected, self.settings.output)
+            with _own_method(budget.module.method):
+                found = prove_equal(file, budget.name, images, expected, self.settings.output)
         else:
             found = prove_near(file, budget.name, images, expected, (budget.module, module))
         self.outliers.add_graph(budget.name, file, budget.module, module)

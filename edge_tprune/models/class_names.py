@@ -34,6 +34,8 @@ class ClassNames:
         """Refuses what no file and no picture can show."""
         if odd := next((text for text in (*self.names, *self.descriptions) if not is_text(text)), None):
             raise UserError(f"{self.source} calls a class {odd!r}, which is no text: say what the classes are with --class-map")
+        if len(self.descriptions) not in (0, len(self.names)):
+            raise UserError(f"{self.source} has {len(self.descriptions)} descriptions of {len(self.names)} classes")
 
     def title(self, index: int) -> str:
         """What to call class `index` before people: its description up to the first comma, or its name."""

@@ -18,7 +18,7 @@ import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
@@ -232,7 +232,9 @@ def _check_defaults(cls: type[Reducer]) -> None:
     """Refuses default blocks and options to search that no network can have."""
     blocks = cls.default_blocks
     if not isinstance(blocks, tuple) or not blocks or not all(type(block) is int and 1 <= block <= 12 for block in blocks):
-        raise TypeError(f"{cls.__name__} has default_blocks {blocks!r}: give a tuple of block numbers of a network of 12, from 1")
+        raise TypeError(
+            f"{cls.__name__} has default_blocks {blocks!r}: give a tuple of block numbers of a network of 12, from 1"
+        )
     if cls.removal not in get_args(Removal):
         raise TypeError(f"{cls.__name__} has removal {cls.removal!r}: it is one of {', '.join(get_args(Removal))}")
     known = options(cls)
@@ -377,16 +379,23 @@ def _boolean(text: str) -> bool:
         raise ValueError(text) from None
 
 
-def check_options(cls: type[Reducer], given: Iterable[str]) -> None:
-    """Makes sure that a method has the options that are `given`.
+def check_options(cls: type[Reducer], given: MethodOptions) -> None:
+    """Makes sure that a method has the options that are `given`, and values of their types.
 
     Raises:
-        UserError: an unknown option.
+        UserError: an unknown option, or a value of another type than its default.
     """
     known = options(cls)
-    for key in given:
+    for key, value in given.items():
         if key not in known:
             raise UserError(_no_option(cls, key))
+        kind = type(known[key].default)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = is_whole if kind is int else is_whole or isinstance(value, float) if kind is float else isinstance(value, kind)
+        if not fits:
+            raise UserError(f"method {cls.name}: option {key} is {value!r:.60}, which is not a {kind.__name__}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"method {cls.name}: option {key} is {value}, which is no finite number")
 
 
 def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from edge_tprune.bundle.label_check import binomial_tail, doubt_labels
+from edge_tprune.errors import UserError
 from edge_tprune.models.class_names import ClassNames
 
 
@@ -73,3 +74,8 @@ def test_a_model_that_always_says_the_same_is_doubted() -> None:
 @pytest.mark.parametrize(("labels", "predicted"), [([], []), ([-1, -1], [0, 1]), ([0, 1, 1], [0, 1, 1]), ([5], [5])])
 def test_nothing_to_doubt(labels: list[int], predicted: list[int]) -> None:
     assert doubt_labels(np.array(labels, int), np.array(predicted, int)) is None
+
+
+def test_descriptions_are_of_every_class_or_of_none() -> None:
+    with pytest.raises(UserError, match="the file has 1 descriptions of 2 classes"):
+        ClassNames(("a", "b"), "the file", ("A",))

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from edge_tprune.bundle import revision
 from edge_tprune.bundle.bundle import Bundle, set_aside
-from edge_tprune.errors import InternalError, UserError
+from edge_tprune.errors import UserError
 from edge_tprune.export import builder
 from edge_tprune.export.builder import _check_place, _staging, build
 from edge_tprune.export.settings import EXACT, BudgetRequest, BuildSettings
@@ -216,7 +216,7 @@ def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tm
             return Keep(first + self.stage.tokens_in - self.stage.tokens_out if torch.compiler.is_exporting() else first)
 
     try:
-        with pytest.raises(InternalError, match="not the same network: worst logit difference"):
+        with pytest.raises(UserError, match=r"method two_faced_of_test: .* not the same network: worst logit difference"):
             build(loaded, decide(loaded, "two_faced_of_test", budgets=[0.6], blocks=[2]), tmp_path / "b")
     finally:
         registry.unregister("two_faced_of_test")

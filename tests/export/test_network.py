@@ -151,6 +151,15 @@ def test_mistakes_are_one_clear_line(network: Depth, images: Tensor, tmp_path: P
         edge_tprune.network_error(network, in_part, [images])
 
 
+class Cast(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype)
+
+
 class Named(nn.Module):
     """A ViT that is called by the second of its names."""
 
@@ -191,6 +200,8 @@ def test_a_vit_of_two_names_is_pruned_under_both(images: Tensor, tmp_path: Path,
         ({"file": "a" * 300 + ".onnx"}, "no file can be called"),
         ({"runtime": []}, "unknown runtime"),
         ({"tolerance": "x"}, "tolerance is 'x'"),
+        ({"network": nn.Sequential(nn.Flatten(), Cast(torch.bfloat16)).eval()}, "output of Sequential is of torch.bfloat16"),
+        ({"network": nn.Sequential(nn.Flatten(), Cast(torch.complex64)).eval()}, "output of Sequential is of torch.complex64"),
     ],
 )
 def test_arguments_of_another_type_are_one_clear_line(

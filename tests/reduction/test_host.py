@@ -273,6 +273,21 @@ def test_a_quantised_network_is_refused() -> None:
         edge_tprune.prune(small, method="evit", budget=0.9)
 
 
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("zero_tprune", {"similar": "x"}), ("zero_tprune", {"votes": 2.5}), ("zero_tprune", {"votes": True}), ("evit", {"fuse": "no"}),
+        ("zero_tprune", {"merge": "false"}), ("zero_tprune", {"faithful": "no"}), ("zero_tprune", {"partition": None}),
+        ("zero_tprune", {"similar": float("nan")}),
+    ],
+)  # fmt: skip
+def test_options_of_another_type_are_refused(method: str, option: dict[str, Any]) -> None:
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
+    (name,) = option
+    with pytest.raises(UserError, match=f"method {method}: option {name} is .*, which is no"):
+        edge_tprune.prune(model, method=method, budget=0.9, **option)
+
+
 def test_hooks_on_what_is_called_stay() -> None:
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
     seen = []
