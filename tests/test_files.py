@@ -71,7 +71,7 @@ def test_a_file_takes_the_place_of_files_alone(tmp_path: Path, what: str) -> Non
     with pytest.raises(
         UserError, match="not a file"
     ):  # a link, maybe to a file, which root could replace for the whole machine
-        files._refuse_special(Path("/dev/stdout"))
+        files.refuse_special(Path("/dev/stdout"))
 
 
 def test_links_are_replaced_not_followed(tmp_path: Path) -> None:

@@ -266,11 +266,19 @@ def test_what_a_pruned_network_would_not_call_is_refused() -> None:
         check(model, "was replaced, and a pruned network would not call it|of which only the weight")
 
 
+class Packed(torch.nn.Module):
+    """As quantised layers are: the weight is no tensor."""
+
+    in_features = 24
+
+    def weight(self) -> None: ...
+
+
 def test_a_quantised_network_is_refused() -> None:
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3).eval()
-    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(UserError, match=r"the attention of block 1 ends with a Linear, which is no Linear layer|projects with"):
-        edge_tprune.prune(small, method="evit", budget=0.9)
+    model.blocks[0].attn.proj = Packed()
+    with pytest.raises(UserError, match="the attention of block 1 ends with a Packed, which is no Linear layer"):
+        edge_tprune.prune(model, method="evit", budget=0.9)
 
 
 @pytest.mark.parametrize(

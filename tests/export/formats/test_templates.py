@@ -85,6 +85,20 @@ def test_the_same_in_cpp(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.split()[::2]) == (0, ["?[31mred.ppm", "b", "c", "a"])
     assert "\x1b" not in run("\x1b[31mnone.ppm").stderr
     assert "\x9b" not in run("\x9b31mnone.ppm").stderr
+    head, frame = b"P6\n# CREATOR: GIMP\n2 #wide\n1\n#\n#\n255\n", b"# \xff\n\xff#"
+    for content, says in {
+        head + frame: "",
+        head + frame[:-1]: "x.ppm is cut off\n",
+        head + frame + head + frame: "x.ppm holds more than one frame\n",
+        b"P5 2 1 255\n" + frame: "x.ppm is no binary PPM file of 8 bits\n",
+        b"": "x.ppm is no binary PPM file of 8 bits\n",
+    }.items():
+        (tmp_path / "x.ppm").write_bytes(content)
+        done = run("x.ppm")
+        assert (done.returncode, done.stderr) == (2 if says else 0, says)
+    assert run("none.ppm").stderr == "none.ppm cannot be read: No such file or directory\n"
+    alone = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=False)
+    assert (alone.returncode, alone.stderr[:7]) == (2, "usage: ")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [tmp_path / "main", "\x1b[31mred.ppm"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False

@@ -2,12 +2,13 @@
 
 #pragma once
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
-#include <iterator>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -40,25 +41,37 @@ inline std::string printable(std::string text) {
   return text;
 }
 
+// The stream after the white space and the comments that may come before a number in the head of a PPM file.
+inline std::istream& at_number(std::istream& stream) {
+  for (std::string comment; (stream >> std::ws) && stream.peek() == '#';) std::getline(stream, comment);
+  return stream;
+}
+
 inline std::vector<uint8_t> read_frame(const std::string& name, int64_t height, int64_t width) {
   const std::string file = printable(name);
   std::ifstream stream(name, std::ios::binary);
-  std::string kind;
+  if (!stream) stop(file + " cannot be read: " + std::strerror(errno));
+  std::string kind(2, ' ');
   int64_t w = 0, h = 0, most = 0;
-  if (!(stream >> kind >> w >> h >> most) || kind != "P6" || most != 255) stop(file + " is no binary PPM file of 8 bits");
+  stream.read(&kind[0], 2);
+  if (!(at_number(stream) >> w) || !(at_number(stream) >> h) || !(at_number(stream) >> most) || kind != "P6" || most != 255) {
+    stop(file + " is no binary PPM file of 8 bits");
+  }
   if (h != height || w != width) {
     stop(file + " has " + std::to_string(w) + " x " + std::to_string(h) + " pixels, and the graph takes " + std::to_string(width) + " x " +
          std::to_string(height));
   }
   stream.get();
-  std::vector<uint8_t> pixels((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  if (pixels.size() != static_cast<size_t>(h * w * 3)) stop(file + " is cut off");
+  std::vector<uint8_t> pixels(static_cast<size_t>(h * w * 3));
+  if (!stream.read(reinterpret_cast<char*>(pixels.data()), static_cast<std::streamsize>(pixels.size()))) stop(file + " is cut off");
+  if (stream.peek() != std::ifstream::traits_type::eof()) stop(file + " holds more than one frame");
   return pixels;
 }
 
 // Prints the best classes of the frames in the files that are named. A model has height(), width() and operator()(frame).
 template <typename Model>
 int classify(const Model& model, const std::string& folder, int count, char** arguments) {
+  if (count < 2) stop("usage: " + printable(arguments[0]) + " FRAME.ppm ...");
   std::vector<std::string> labels;
   std::ifstream stream(folder + "/labels.txt");
   for (std::string line; std::getline(stream, line);) labels.push_back(line);
