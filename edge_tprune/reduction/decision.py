@@ -43,6 +43,8 @@ def _problem(outcome: object, stage: Stage, x: Tensor) -> str | None:
         return f"forward returned a {type(outcome).__name__}; return Keep, Merge, Propagate, Append or First"
     count = x.shape[1]
     places = outcome.positions(torch.arange(count, device=x.device).expand(len(x), -1), -1)
+    if len(places) != len(x):
+        return f"its outcome is for {len(places)} images, and it was given {len(x)}: the tokens of each image are its own"
     if places.shape[1] != stage.tokens_out:
         return (
             f"its outcome has {places.shape[1]} tokens, and the stage must deliver {stage.tokens_out} (self.stage.tokens_out)"

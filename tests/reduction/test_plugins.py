@@ -107,6 +107,7 @@ RANKED = "top(x.norm(dim=-1) + self.bonus, self.stage.tokens_out)"
         ("Keep(top(x.norm(dim=-1) - self.bonus, self.stage.tokens_out))", "does not begin with the 1 prefix tokens"),
         (f"Keep({RANKED}.roll(1, 1))", "does not begin with the 1 prefix tokens"),
         (f"Keep({RANKED}.clamp(max=3))", "keeps the same token twice"),
+        (f"Keep({RANKED}[:1])", r"its outcome is for 1 images, and it was given \d+: the tokens of each image are its own"),
         (f"Keep({RANKED} + 1000 * ({RANKED} > 0))", "out of bounds"),
         (
             "Keep(top(evidence.keys.norm(dim=-1).mean(-1) + self.bonus, 9))",
