@@ -342,6 +342,8 @@ def explain_budgets(
     rows, classifies = [], bundle.manifest.model.output.name == LOGITS
     for budget in bundle.budgets if budgets is None else [bundle.budget(each) for each in budgets]:
         method = budget.method or bundle.manifest.method
+        if budgets is None and method.name in registry.baselines():
+            continue  # it has another image, and all of its tokens
         pruned = PrunedViT(loaded.model, registry.method(method.name), budget.schedule, method.options)
         if not pruned.reducers and budgets is None:
             continue  # the unpruned network, or what it is with exact savings

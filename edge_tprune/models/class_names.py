@@ -126,7 +126,7 @@ class ClassMap:
                     f"class map {format_path(self.file)}: {name!r} would be class {number}, and the model's {classes} classes "
                     f"are 0 to {classes - 1}. Is it the map of this model?"
                 )
-        numbers = all(re.fullmatch(r"\d+", text, re.ASCII) for _, text in self.rows)
+        numbers = bool(self.rows) and all(re.fullmatch(r"\d+", text, re.ASCII) for _, text in self.rows)
         if not self.index and len(index) != classes:
             raise UserError(
                 f"class map {format_path(self.file)} names {len(index)} classes and the model has {classes}: "

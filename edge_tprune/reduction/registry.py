@@ -294,7 +294,7 @@ def method(name: str) -> type[Reducer]:
     """
     if name in _BASELINES:
         raise UserError(
-            f"method {name} makes the image smaller and chooses no tokens: it is a baseline for `build`, and for commands that read bundles"
+            f"method {name} makes the image smaller and chooses no tokens: only `build`, and commands that measure or compare what it built, take it"
         )
     if name not in _METHODS:
         from edge_tprune.reduction.plugins import load_announced

@@ -210,6 +210,16 @@ def test_a_bundle_whose_output_has_no_classes_is_drawn_without_them(
     assert [row.to_json()["prediction"] for row in explained.rows] == [nothing]
 
 
+def test_a_baseline_that_has_all_tokens_of_a_smaller_image_is_left_out(
+    loaded: LoadedModel, image: Image.Image, tmp_path: Path
+) -> None:
+    bundle = build(loaded, decide(loaded, "resize", budgets=[0.5]), tmp_path / "bundle").bundle
+    with pytest.raises(UserError, match="there is nothing to draw: none of these budgets removes tokens"):
+        explain_budgets(loaded, bundle, image, "a.png")
+    with pytest.raises(UserError, match="method resize makes the image smaller and chooses no tokens"):
+        explain_budgets(loaded, bundle, image, "a.png", ["0.5"])
+
+
 def test_images_of_a_bundle_need_no_labels(features: Bundle, checkpoint: Path, image: Image.Image, tmp_path: Path) -> None:
     for name in ("cat", "dog"):  # as many classes as no output has
         (tmp_path / name).mkdir()
