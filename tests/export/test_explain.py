@@ -214,8 +214,7 @@ def test_a_baseline_that_has_all_tokens_of_a_smaller_image_is_left_out(
     loaded: LoadedModel, image: Image.Image, tmp_path: Path
 ) -> None:
     bundle = build(loaded, decide(loaded, "resize", budgets=[0.5]), tmp_path / "bundle").bundle
-    with pytest.raises(UserError, match="there is nothing to draw: none of these budgets removes tokens"):
-        explain_budgets(loaded, bundle, image, "a.png")
+    assert not explain_budgets(loaded, bundle, image, "a.png").rows
     with pytest.raises(UserError, match="method resize makes the image smaller and chooses no tokens"):
         explain_budgets(loaded, bundle, image, "a.png", ["0.5"])
 
