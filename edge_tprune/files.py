@@ -355,7 +355,7 @@ def check_free_space(path: Path, needed_bytes: int) -> None:
     if free < needed:
         raise UserError(
             f"no space left while writing {path}: {free / 1e6:.1f} MB are free and up to {needed / 1e6:.1f} MB are needed. "
-            "Free some space or choose another --out"
+            "Free some space, or choose another place"
         )
 
 

@@ -287,7 +287,7 @@ def check_space(path: Path) -> None:
     if free is not None and free < _RESERVE_BYTES:
         raise UserError(
             f"no space left for a record: {free / 1e6:.1f} MB are free at {path}, and {_RESERVE_BYTES / 1e6:.0f} MB must stay free. "
-            "Free some space or choose another --out"
+            "Free some space, or choose another place"
         )
 
 

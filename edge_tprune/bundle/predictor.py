@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.divergence import log_softmax
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.fallback import Fallback
 from edge_tprune.bundle.golden import check_golden
@@ -172,7 +173,7 @@ class Predictor:
             raise UserError(f"this image cannot be read: {error}. Give another") from error
 
     def top(self, scores: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
-        """The `count` classes with the highest scores as (label, probability), the most probable first.
+        """The `count` classes with the highest scores as (label, probability), the most probable first; the sigmoid of a single score.
 
         Args:
             scores: (classes,) of one image, floating-point.
@@ -196,9 +197,9 @@ class Predictor:
             )
         if not isinstance(count, (int, np.integer)) or count < 1:
             raise UserError(f"count is {count!r}: give a whole number from 1")
-        exact = np.exp(scores.astype(np.float64) - scores.max())
+        probabilities = np.exp(log_softmax(scores))[-len(scores) :]  # of one class against its absence: two, the second its own
         best = np.argsort(-scores, kind="stable")[:count]
-        return [(self.labels[i], float(exact[i] / exact.sum())) for i in best]
+        return [(self.labels[i], float(probabilities[i])) for i in best]
 
     @property
     def labels(self) -> tuple[str, ...]:

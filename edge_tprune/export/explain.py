@@ -381,7 +381,8 @@ def _stages(traced: Sequence[Tensor], pruned: PrunedViT, prefix: int) -> tuple[F
 
 
 def _predict(network: nn.Module, image: Tensor, names: ClassNames | None) -> Prediction:
-    odds: Tensor = network(image)[0].softmax(-1)
+    logits: Tensor = network(image)[0]
+    odds = logits.sigmoid() if len(logits) == 1 else logits.softmax(-1)
     if not bool(odds.isfinite().all()):
         raise UserError("the network's outputs are not finite for this image: its weights are damaged, or its method fails")
     index = int(odds.argmax())

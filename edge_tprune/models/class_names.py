@@ -18,6 +18,7 @@ from edge_tprune.text import is_text
 
 SYNSET = re.compile(r"n\d{8}")
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
+_IMAGE_LINE = re.compile(r"\S+\.(jpe?g|png|bmp|webp|tiff?|gif|ppm)[\s,]+\S.*", re.IGNORECASE)
 _LARGEST_BYTES = 64_000_000
 _CONFIGURATION_KEYS = ("id2label", "label_names", "class_to_idx")
 
@@ -119,6 +120,11 @@ class ClassMap:
                 "number them from 0, or give the names alone, one a line"
             )
         index = list(self.index) or [(_name(text), number) for number, text in self.rows]
+        if not self.index and self.rows and all(_IMAGE_LINE.fullmatch(text) for _, text in self.rows):
+            raise UserError(
+                f"class map {format_path(self.file)}: its lines are of images ({_name(self.rows[0][1])!r}), and none of these is there. Do the names "
+                "differ in case, or in what follows the dot?"
+            )
         for name, i in index:
             if not 0 <= i < classes:
                 number = str(i) if abs(i) < 10**12 else "a number of more than twelve digits"

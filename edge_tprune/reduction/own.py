@@ -56,7 +56,11 @@ def keep_torch_settings() -> Iterator[None]:
 
 def describe_own_error(error: BaseException, file: str | None = None) -> str:
     """An error in a user's code on one line, with the last line of code of theirs (of `file`, where given) that it passed."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    try:
+        words = str(error)
+    except Exception:  # of an exception of theirs, whose text fails
+        words = "it has no text"
+    text = f"{type(error).__name__}: {' '.join(words.split())}"[:300]
     if isinstance(error, SystemExit):
         text = "it ends the program (sys.exit)"
     frames = traceback.extract_tb(error.__traceback__)

@@ -77,6 +77,17 @@ def test_the_column_of_the_class_is_found(tmp_path: Path, text: str) -> None:
     assert labelled(tmp_path / "val", 3, tmp_path / "m.csv", NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
 
 
+@pytest.mark.parametrize("lines", [3, 40])
+def test_a_map_of_images_that_are_called_otherwise_says_so(tmp_path: Path, lines: int) -> None:
+    for number in range(4):
+        save_image(tmp_path / "val" / f"x{number}.JPEG", format="JPEG")
+    (tmp_path / "m.txt").write_text("".join(f"x{number}.jpg {number % 3}\n" for number in range(lines)))
+    with pytest.raises(
+        UserError, match=r"its lines are of images \('x0\.jpg 0'\), and none of these is there|names none of the images"
+    ):
+        labelled(tmp_path / "val", 3, tmp_path / "m.txt", NAMED)
+
+
 def test_a_map_against_the_models_own_names_says_so(tmp_path: Path) -> None:
     """The lists of ImageNet's development kit are in another order than the model's classes."""
     touch_classes(tmp_path / "d", ["cat", "dog"])
@@ -102,7 +113,7 @@ def test_a_map_of_images_in_json(tmp_path: Path, document: dict[str, object]) ->
         ("x1.JPEG -1\n", "line 1: class -1 is out of range: the model's 3 classes are 0 to 2"),
         ("x1.JPEG fish\n", "line 1: no class is called 'fish'"),
         ("x1.JPEG 1\nx1.JPEG 2\n", "gives x1.JPEG class 1 and class 2"),
-        ("y.JPEG 1\nz.JPEG 1\n", "names 2 classes and the model has 3"),
+        ("y.JPEG 1\nz.JPEG 1\n", "its lines are of images .* and none of these is there"),
         ("490\n361\n490\n", "names none of the images"),
         ("a\nb\nc\n", "names none of the images"),
         ("", "is empty"),

@@ -80,6 +80,7 @@ def test_a_plugin_may_be_loaded_again_and_import_what_lies_beside_it(tmp_path: P
         (SOURCE + "\n    def __init__(self, stage, *, k):\n        super().__init__(stage)\n", "option k needs a default"),
         (SOURCE + "\nraise SystemExit(0)\n", "it ends the program"),
         (SOURCE + "\nclass Odd(BaseException): pass\n\n\nraise Odd('boom')\n", "Odd: boom"),
+        (SOURCE + "\nclass Odd(Exception):\n    def __str__(self): return 3\n\n\nraise Odd()\n", "Odd: it has no text"),
         ("x = '\0'\n", "cannot be run: source code string cannot contain null bytes"),
     ],
 )

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper
 from PIL import Image
 
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.manifest import Artifact
 from edge_tprune.bundle.outputs import LOGITS
 from edge_tprune.errors import UserError
-from edge_tprune.export.formats.graphs import PROBABILITIES, fold_scale
+from edge_tprune.export.formats.graphs import PROBABILITIES, fold_scale, make_probabilities
 from edge_tprune.export.formats.readme import describe_outputs, write_readme
 from edge_tprune.export.formats.request import ExportRequest, Format, Package
 from edge_tprune.models.preprocess import Preprocessing
@@ -55,7 +54,7 @@ class DeepStream(Format):
         preprocessing = bundle.manifest.preprocessing
         fold_scale(model, 1 / (_scale(preprocessing) * 255 * np.array(preprocessing.std)), np.zeros(3))
         if bundle.manifest.model.output.name == LOGITS:
-            model.graph.node.append(helper.make_node("Softmax", [LOGITS], [PROBABILITIES], "classifier/Softmax", axis=-1))
+            model.graph.node.append(make_probabilities(bundle.manifest.model.classes, PROBABILITIES, "classifier"))
             model.graph.output[0].name = PROBABILITIES
 
     def prepare(self, image: Image.Image, bundle: Bundle) -> np.ndarray:

@@ -181,12 +181,19 @@ def add_top_k(model: onnx.ModelProto, count: int) -> None:
     if not 1 <= count <= classes:
         raise UserError(f"--top-k {count} is out of range: the model has {classes} classes")
     model.graph.initializer.append(numpy_helper.from_array(np.array([count], np.int64), "top_k"))
-    model.graph.node.append(helper.make_node("Softmax", [LOGITS], ["all_probabilities"], "top_k/Softmax", axis=-1))
+    model.graph.node.append(make_probabilities(classes, "all_probabilities", "top_k"))
     outputs = [PROBABILITIES, CLASSES]
     model.graph.node.append(helper.make_node("TopK", ["all_probabilities", "top_k"], outputs, "top_k/TopK", axis=-1))
     del model.graph.output[:]
     kinds = (TensorProto.FLOAT, TensorProto.INT64)
     model.graph.output.extend(helper.make_tensor_value_info(name, kind, [batch, count]) for name, kind in zip(outputs, kinds))
+
+
+def make_probabilities(classes: int, name: str, path: str) -> onnx.NodeProto:
+    """The node that makes probabilities of logits. A single one is of a class against its absence."""
+    if classes == 1:
+        return helper.make_node("Sigmoid", [LOGITS], [name], f"{path}/Sigmoid")
+    return helper.make_node("Softmax", [LOGITS], [name], f"{path}/Softmax", axis=-1)
 
 
 def _patch_embedding(model: onnx.ModelProto) -> onnx.NodeProto:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from edge_tprune.bundle.bundle import Bundle
+from edge_tprune.bundle.divergence import log_softmax
 from edge_tprune.bundle.golden import TOLERANCE, golden_tolerance
 from edge_tprune.bundle.manifest import Artifact
 from edge_tprune.bundle.outputs import LOGITS, max_difference
@@ -50,7 +51,8 @@ def choose_golden_image(model: Predictor, frame: tuple[int, int]) -> Image.Image
     if model.bundle.manifest.model.output.name != LOGITS:
         return pictures[0]
     ranked = np.sort(model(pictures), axis=1)
-    return pictures[int((ranked[:, -1] - ranked[:, -2]).argmax())]
+    margins = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.abs(ranked[:, 0])
+    return pictures[int(margins.argmax())]
 
 
 def to_picture(image: np.ndarray, preprocessing: Preprocessing) -> Image.Image:
@@ -95,8 +97,7 @@ def prove(outputs: dict[str, np.ndarray], expected: np.ndarray, kind: str, preci
         else golden_tolerance(precision, TOLERANCE, kind)
     )
     if PROBABILITIES in outputs:
-        exact = np.exp(expected.astype(np.float64) - expected.max())
-        exact /= exact.sum()
+        exact = np.exp(log_softmax(expected))[-len(expected) :]  # as `Predictor.top`
         classes = outputs.get(CLASSES, np.arange(len(exact)))
         # By their logarithms, which logits that are off by `allowed` move by twice that at most; probabilities themselves differ by 1 at most.
         found, wanted = (np.log(np.maximum(each, _LEAST)) for each in (outputs[PROBABILITIES], exact[classes]))

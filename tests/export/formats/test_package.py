@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from sklearn.datasets import load_sample_images
 import edge_tprune
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import NegativeAnswer, UserError
+from edge_tprune.export.builder import build
 from edge_tprune.export.formats import package, proof
 from edge_tprune.export.formats.package import FORMATS, export_package
 from edge_tprune.export.formats.request import ExportRequest
@@ -25,6 +27,7 @@ from edge_tprune.files import sha256_file
 from edge_tprune.models.class_names import ClassNames
 from edge_tprune.models.images import read_image
 from tests.export.formats.alone import run_alone
+from tests.small import RUNTIMES, decide, small_model
 
 COMMON = {"README.md", "golden.json", "golden.png", "labels.txt", "model.json", "model.onnx"}
 LABELS = ("Tinca tinca, tench", "goldfish", "white\nshark", "tiger\x1b[31m\x85shark", "hammerhead", "rock")
@@ -39,6 +42,16 @@ def named(built: Path) -> Bundle:
 
 def request(out: Path, **changes: Any) -> ExportRequest:
     return ExportRequest(**{"budget": "0.6", "format": "onnx", "out": out} | changes)
+
+
+@pytest.mark.parametrize("more", [{}, {"top_k": 1}, {"format": "deepstream", "runtime": "tensorrt"}])
+def test_a_network_of_one_output_is_exported(tmp_path: Path, more: dict[str, Any]) -> None:
+    loaded = small_model()
+    loaded.model.reset_classifier(1)  # type: ignore[operator]  # timm's
+    bundle = build(loaded, decide(loaded, "evit", budgets=[0.6], blocks=[2], runtimes=RUNTIMES), tmp_path / "bundle").bundle
+    exported = export_package(bundle, request(tmp_path / "out", **more))
+    golden = json.loads((exported.path / "golden.json").read_text())
+    assert golden["top"][0]["probability"] == pytest.approx(1 / (1 + math.exp(-golden["logits"][0])), abs=1e-6)
 
 
 def test_one_file_runs_without_its_bundle(named: Bundle, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -10,10 +11,14 @@ import subprocess
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import numpy as np
 import pytest
+from PIL import Image, ImageCms
 
 from edge_tprune.export import formats
+from edge_tprune.models.images import read_image
+from edge_tprune.models.preprocess import Preprocessing
 
 TEMPLATES = Path(formats.__file__).parent / "templates"
 
@@ -55,6 +60,36 @@ def test_a_package_that_lacks_names_of_classes(images: ModuleType, tmp_path: Pat
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     assert images.best(scores, 1, tmp_path)[0][0] == "b"
     assert images.best(chosen, folder=tmp_path) == [("c", pytest.approx(0.9)), ("a", pytest.approx(0.1))]
+
+
+def test_a_grey_network_sees_what_evaluation_sees(images: ModuleType, tmp_path: Path) -> None:
+    """Red, green and blue first, from which grey is made: of YCbCr, Pillow would take the luminance as it is."""
+    record = {
+        "input_size": [1, 48, 48],
+        "mean": [0.5],
+        "std": [0.5],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 53, 3), dtype=np.uint8)
+    for number, mode in enumerate(("RGB", "YCbCr", "CMYK", "LAB", "L", "P")):
+        picture = Image.fromarray(pixels)
+        picture = ImageCms.profileToProfile(picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB") if (
+            mode == "LAB"
+        ) else picture.convert(mode)  # fmt: skip
+        file = tmp_path / f"{number}.tif"
+        picture.save(file)
+        found = images.prepare(images.open_image(str(file)), {"preprocessing": record})
+        np.testing.assert_array_equal(found, msgspec.convert(record, Preprocessing)(read_image(file)), mode)
+
+
+def test_a_single_output_is_that_of_a_class_against_its_absence(images: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\n")
+    for logit in (-800.0, -5.0, 0.0, 0.0082, 5.0, 800.0):
+        ((label, probability),) = images.best([np.array([logit], np.float32)], folder=tmp_path)
+        assert label == "cat"
+        assert probability == pytest.approx(1 / (1 + math.exp(min(-logit, 700))), rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")

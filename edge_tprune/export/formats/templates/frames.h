@@ -21,8 +21,9 @@ using Answer = std::vector<std::pair<int64_t, float>>;  // (class, probability),
   std::exit(2);
 }
 
-// The probabilities of one frame's logits.
+// The probabilities of one frame's logits. A single one is of a class against its absence.
 inline Answer rank(const float* logits, size_t count) {
+  if (count == 1) return {{0, static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(logits[0]))))}};
   const float most = *std::max_element(logits, logits + count);
   const double sum = std::accumulate(logits, logits + count, 0.0, [=](double s, float x) { return s + std::exp(x - most); });
   Answer found(count);

@@ -58,7 +58,8 @@ def prepare(image: Image.Image, description: Description) -> np.ndarray:
         frame = np.asarray(image.convert("RGB"))
         return frame[..., ::-1] if description["channel_order"] == "bgr" else frame
     channels, height, width = given["input_size"]
-    image = image.convert("RGB" if channels == 3 else "L")
+    image = image.convert("RGB")
+    image = image if channels == 3 else image.convert("L")
     resized = image.resize(_resized(image.size, given), Image.Resampling[given["interpolation"].upper()])
     fill = tuple(round(255 * value) if given["crop_mode"] == "border" else 0 for value in given["mean"])
     left, top = (_offset(size, goal) for size, goal in zip(resized.size, (width, height)))
@@ -78,7 +79,7 @@ def _resized(size: tuple[int, int], given: Description) -> tuple[int, int]:
         longer = int(goal_h * max(size) / min(size))
         return (goal_h, longer) if width <= height else (longer, goal_h)
     ratio = (max if given["crop_mode"] == "border" else min)(width / goal_w, height / goal_h)
-    return round(width / ratio), round(height / ratio)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
 def _offset(size: int, goal: int) -> int:
@@ -102,5 +103,8 @@ def best(outputs: list[np.ndarray], count: int = 5, folder: Path = FOLDER) -> li
         raise SystemExit(f"{file} has {len(labels)} lines, fewer than the network has classes: copy the whole package")
     if len(outputs) == 2:  # probabilities and classes: the graph has chosen
         return [(labels[int(i)], float(p)) for p, i in zip(*outputs)][:count]
-    exact = np.exp(outputs[0].astype(np.float64) - outputs[0].max())
+    logits = outputs[0].astype(np.float64)
+    if len(logits) == 1:  # one class against its absence
+        return [(labels[0], float(0.5 * (1 + np.tanh(logits[0] / 2))))][:count]
+    exact = np.exp(logits - logits.max())
     return [(labels[i], float(exact[i] / exact.sum())) for i in np.argsort(-exact, kind="stable")[:count]]
