@@ -8,11 +8,12 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, exclusive, read_regular, write_json
+from edge_tprune.files import clear_write_errors, exclusive, files_below, read_regular, write_json
 from edge_tprune.processes import end_signals
 from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import KINDS, FileFault
@@ -94,6 +95,10 @@ def _fault(arguments: list[str]) -> int:
             asked = json.loads(read_regular(file, LARGEST_BYTES)) if file.exists() else []
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} is not readable JSON ({error}): delete it") from None
+        if not asked and not any(fnmatchcase(name, options.file) for name in files_below(options.directory)):
+            raise UserError(
+                f"no file of the simulated board matches {options.file!r}"
+            )  # one that an earlier fault took away may
         write_json(file, [*(asked if isinstance(asked, list) else []), asdict(fault)])
     return 0
 

@@ -68,7 +68,9 @@ def test_it_is_a_baseline_and_no_method_of_tokens() -> None:
     model = small_model(channels=24).model
     assert "resize" not in registry.methods()
     assert set(registry.baselines()) == {"resize"}
-    with pytest.raises(UserError, match="chooses no tokens: it is a baseline"):
+    with pytest.raises(
+        UserError, match="chooses no tokens: only `build`, and commands that measure or compare what it built, take it"
+    ):
         registry.method("resize")
     with pytest.raises(UserError, match="Did you mean resize"):
         registry.any_method("resise")

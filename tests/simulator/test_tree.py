@@ -311,6 +311,9 @@ def test_mistakes_are_one_clear_line(
     assert main(["orin-nano", str(tmp_path / "mine")]) == 2
     assert main(["fault", str(tmp_path / "mine"), "vanish", "*"]) == 2
     assert main(["orin-nono", str(tmp_path / "other")]) == 2
+    assert main(["fault", str(nano.directory), "vanish", "no_such_file"]) == 2
+    assert "no file of the simulated board matches 'no_such_file'" in capsys.readouterr().err
+    assert main(["orin-nono", str(tmp_path / "other")]) == 2
     assert "Did you mean orin-nano" in capsys.readouterr().err
     assert (tmp_path / "mine/thesis.tex").exists()
     assert main(["orin-nano", str(nano.directory)]) == 2
