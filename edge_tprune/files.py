@@ -25,6 +25,7 @@ from edge_tprune.placings import note_placing
 _CHUNK = 1 << 20
 _RESERVE_BYTES = 1 << 20
 _END_BYTES = 1 << 20  # looked at from either end of a file, to tell whose it is
+_LONGEST_NAME = 241  # bytes, of the 255 that file systems take: a temporary file is called 14 longer
 _STALE_S = 5.0  # after which whoever made a temporary file holds its lock, if it lives
 
 
@@ -232,6 +233,8 @@ def refuse_special(path: Path) -> None:
     Raises:
         UserError: naming it.
     """
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise UserError(f"cannot write {path}: its name has more than {_LONGEST_NAME} bytes. Choose a shorter one")
     with suppress(OSError):  # nothing is there, or a link to nothing
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) or path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, maybe to a file

@@ -141,6 +141,12 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(
     assert sorted(entry.name for entry in tmp_path.glob(".big*")) == [".big.work-01234567.old", ".big.work-notes"]
 
 
+def test_a_name_that_leaves_no_room_for_a_temporary_one_is_refused(tmp_path: Path) -> None:
+    write_text(tmp_path / ("a" * 241), "x")
+    with pytest.raises(UserError, match="its name has more than 241 bytes"):
+        files.refuse_special(tmp_path / ("a" * 242))
+
+
 def test_a_persons_draft_stays_though_it_is_called_much_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_STALE_S", -1.0)
     (tmp_path / ".report.html.my-draft.tmp").write_text("mine")

@@ -104,6 +104,7 @@ def build(
                 with manifest_lock(out):
                     if force:  # otherwise an equal one would have been used as it is
                         manifest = _keep_results(out, manifest, staging)
+                    more += _describe_lost(out, manifest)
                     _move_into_place(staging, out)
     return BuildResult(Bundle(out, manifest), False, [*settings.remarks, *more])
 
@@ -271,6 +272,19 @@ def _keep_results(out: Path, manifest: Manifest, staging: Path) -> Manifest:
         write_bytes(staging / name, data)
     KIND.write(staging, kept.manifest)
     return kept.manifest
+
+
+def _describe_lost(out: Path, manifest: Manifest) -> list[str]:
+    """What `eval` found of the bundle that is replaced, and the new one does not have."""
+    try:
+        old = KIND.read(out)
+    except (UserError, OSError):  # none there, or a damaged one
+        return []
+    known, lost = ([b.name for b in each.budgets if b.accuracy or b.accuracy_by_precision] for each in (manifest, old))
+    lost = [name for name in lost if name not in known]
+    return (
+        [f"the accuracy of {', '.join(lost)} was of the bundle that was replaced: run edge-tprune eval again"] if lost else []
+    )
 
 
 def _move_into_place(staging: Path, out: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.rendezvous import rendezvous
 
 from edge_tprune.errors import NegativeAnswer, UserError
-from edge_tprune.files import exclusive, open_regular, sha256_file
+from edge_tprune.files import exclusive, open_regular, refuse_special, sha256_file
 from edge_tprune.finetune import choose, holdout
 from edge_tprune.finetune.distill import Arithmetic, Students, Teacher
 from edge_tprune.finetune.holdout import HoldOut, Scores
@@ -149,6 +149,7 @@ def _check_unchanged(result: Result, out: Path) -> None:
 
 def _check_place(out: Path, remedy: str) -> None:
     """Refuses to replace a file of a person's."""
+    refuse_special(out)
     if out.exists() and _said_of(out) is None:
         raise UserError(f"{out} exists, and finetune did not write it: {remedy}")
 

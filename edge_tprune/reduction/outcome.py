@@ -250,7 +250,8 @@ class Append(Outcome):
     def sizes(self, sizes: Tensor | None) -> Tensor:
         """Sizes (B, N) -> (B, K); the appended token's is the sum of those it took in."""
         if sizes is None:
-            sizes = torch.ones_like(self.weights[:, :1]).expand(-1, self.index.shape[1] + self.source.shape[1])
+            one = torch.ones_like(self.weights[:, :1])
+            return torch.cat([one.expand(-1, self.index.shape[1]), one * self.source.shape[1]], 1)
         return self.sums(sizes[..., None])[..., 0]
 
     def positions(self, positions: Tensor, nowhere: int = -1) -> Tensor:

@@ -36,6 +36,17 @@ def call_own(method: type, what: str) -> Iterator[None]:
 
 
 @contextmanager
+def same_draws(method: type) -> Iterator[None]:
+    """Around the making of a method's reducer: what one of one's own draws is the same each time, so that a fingerprint stands for one network."""
+    if not is_own(method):
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+@contextmanager
 def keep_torch_settings() -> Iterator[None]:
     """Puts back what code of others changes for the whole process: the type and device of new tensors, gradients, threads."""
     dtype, device, gradients, threads = (

@@ -28,7 +28,7 @@ from edge_tprune.documents import MethodOptions, OptionValue
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.reduction.ops import prefix_bonus
 from edge_tprune.reduction.outcome import Outcome
-from edge_tprune.reduction.own import call_own
+from edge_tprune.reduction.own import call_own, same_draws
 from edge_tprune.schedule import DEFAULT_BLOCKS, PLACES, Place, Removal
 
 KEYS = "keys"
@@ -411,7 +411,7 @@ def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:
             f"method {cls.name} cannot go from {stage.tokens_in} to {stage.tokens_out} tokens in block {stage.block}: "
             f"it leaves at least {least} ({cls.limit}). Spread the removal over more blocks"
         )
-    with call_own(cls, f"method {cls.name}, block {stage.block}"):
+    with call_own(cls, f"method {cls.name}, block {stage.block}"), same_draws(cls):
         made = cls(stage, **expanded(cls, given))
     if not isinstance(made, cls) or vars(made).get("stage") is not stage or "bonus" not in vars(made).get("_buffers", ()):
         raise UserError(f"method {cls.name}, block {stage.block}: its __init__ does not call super().__init__(stage)")

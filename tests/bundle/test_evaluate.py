@@ -144,7 +144,9 @@ def test_building_the_same_again_keeps_what_was_found(loaded: LoadedModel, tmp_p
     assert {budget.name: budget.accuracy for budget in now.budgets} == records
     assert now.files == before.files
     other = decide(loaded, "evit", budgets=[1.0, 0.7], blocks=[2, 3])
-    assert all(budget.accuracy is None for budget in build(loaded, other, tmp_path / "b", force=True).bundle.budgets)
+    built = build(loaded, other, tmp_path / "b", force=True)
+    assert all(budget.accuracy is None for budget in built.bundle.budgets)
+    assert built.remarks == ["the accuracy of 1.0, 0.6 was of the bundle that was replaced: run edge-tprune eval again"]
     assert not list((tmp_path / "b").glob("eval-*"))
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+import edge_tprune
 from edge_tprune.errors import UserError
 from edge_tprune.export.graph import FORMS, export
 from edge_tprune.reduction import plugins, prune, registry
 from edge_tprune.reduction.code import method_code_sha256
+from tests.small import small_model
 
 SOURCE = '''
 from edge_tprune.reduction import Keep, Reducer, register, top
@@ -319,3 +321,25 @@ def test_class_attributes_that_cannot_be_are_refused(attribute: str, message: st
     (tmp_path / "own.py").write_text(SOURCE.replace("    def forward", f"    {attribute}\n\n    def forward"))
     with pytest.raises(UserError, match=message):
         plugins.load_plugin(tmp_path / "own.py")
+
+
+def test_what_a_method_draws_is_the_same_each_time(tmp_path: Path) -> None:
+    """Or two bundles of one fingerprint would hold two networks."""
+    init = "\n    def __init__(self, stage):\n        super().__init__(stage)\n        self.mix = torch.nn.Linear(3, 1)\n"
+    (tmp_path / "own.py").write_text(f"import torch\n{SOURCE}{init}")
+    plugins.load_plugin(tmp_path / "own.py")
+    before = torch.get_rng_state()
+    made = [registry.make(registry.method("keep_longest"), registry.Stage(1, 2, 17, 9, 1, True), {}) for _ in range(2)]
+    assert torch.equal(made[0].mix.weight, made[1].mix.weight)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_token_may_be_appended_for_some_of_those_that_leave(tmp_path: Path) -> None:
+    decision = "Append(top(x.norm(dim=-1) + self.bonus, self.stage.tokens_out - 1), places, places / 8)"
+    source = SOURCE.replace("Keep(top(x.norm(dim=-1) + self.bonus, self.stage.tokens_out))", decision)
+    source = source.replace("        return", "        places = torch.arange(1, 5).expand(len(x), -1)\n        return")
+    source = source.replace("import Keep,", "import Append,")
+    (tmp_path / "own.py").write_text(f"import torch\n{source}")
+    plugins.load_plugin(tmp_path / "own.py")
+    vit = small_model().model
+    assert edge_tprune.prune(vit, method="keep_longest", budget=0.7, blocks=[2])(torch.randn(2, 3, 48, 48)).isfinite().all()
