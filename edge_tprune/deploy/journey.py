@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +115,8 @@ def _journey(bundle: Bundle, target: Target, options: Options, watcher: Watcher,
         deployment.doctor = _doctor(connection)
         if options.profile is not None:
             try:
-                _profile(connection, name, deployment.doctor, options, watcher)
+                same = {"name": name, "fingerprint": bundle.manifest.fingerprint}
+                _profile(connection, same, deployment.doctor, options, watcher)
             except ConnectionLost:
                 raise
             except EdgeTPruneError:  # what was measured until then is worth having
@@ -294,8 +295,8 @@ def _doctor(connection: Connection) -> Diagnosis:
     return read_doctor(answer.stdout, str(connection.target))
 
 
-def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Options, watcher: Watcher) -> None:
-    """Runs `profile` on the board and passes on what it shows."""
+def _profile(connection: Connection, bundle: Mapping[str, str], doctor: Diagnosis, options: Options, watcher: Watcher) -> None:
+    """Runs `profile` of a bundle ({name, fingerprint}) on the board and passes on what it shows."""
     blockers = [finding.text for finding in doctor.findings if finding.level == "blocker"]
     if blockers and not options.anyway:
         raise NegativeAnswer(f"{connection.target}: not profiled, because the result would be invalid: {'; '.join(blockers)}")
@@ -307,8 +308,10 @@ def _profile(connection: Connection, name: str, doctor: Diagnosis, options: Opti
         said.append(text)
         watcher.live(text)
 
-    arguments = ["profile", f"bundles/{name}", "--out", "profiles", *(options.profile or ())]
-    answer = connection.call("run", Ran, on_stderr=live, arguments=arguments, alone=True, environment=_TERMINAL)
+    arguments = ["profile", f"bundles/{bundle['name']}", "--out", "profiles", *(options.profile or ())]
+    answer = connection.call(
+        "run", Ran, on_stderr=live, arguments=arguments, alone=True, environment=_TERMINAL, bundle=dict(bundle)
+    )
     if answer.code:
         lines = [
             line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "".join(said))) if line.strip()

@@ -630,7 +630,8 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     """Runs the agent with `arguments`; ends it when the host is gone.
 
     Its stderr goes to the host as it comes (lines {"stderr": text}), its stdout comes with the answer. With `alone`, it waits a
-    little for another such run to end, and refuses to start beside it: two would disturb each other.
+    little for another such run to end, and refuses to start beside it: two would disturb each other. With `bundle` ({name, fingerprint})
+    it refuses where that is another one by then.
     """
     program = [str(home / "venv" / "bin" / "python"), "-m", "edge_tprune", *request["arguments"]]
     environment = {**os.environ, **request.get("environment", {}), "PYTHONSAFEPATH": "1"}
@@ -638,6 +639,8 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     environment["PYTHONPATH"] = os.pathsep.join(place for place in places if not Path(place, "edge_tprune").exists())
     with _locked(home, RUNNING, BUSY) if request.get("alone") else contextlib.nullcontext() as lock:
+        if "bundle" in request:
+            _check_same(home, **request["bundle"])
         pipe = subprocess.PIPE
         own = [] if lock is None else [lock]  # who measures holds the lock, even if this program is killed
         child = subprocess.Popen(
@@ -654,6 +657,14 @@ def run(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Json:
     if gone:
         raise Refused("the connection was lost, so what ran on the board was ended")
     return {"code": child.returncode, "stdout": out.decode(errors="replace")}
+
+
+def _check_same(home: Path, name: str, fingerprint: str) -> None:
+    manifest = _read_json(home / "bundles" / _name(name) / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
+        raise Refused(
+            f"bundle {name} was replaced there by another deployment before it was measured. Repeat the command, or give one of the directories another name"
+        )
 
 
 def _end_with_parent() -> None:

@@ -231,7 +231,7 @@ class Propagate(Linked):
 
 @dataclass(frozen=True)
 class Append(Outcome):
-    """The tokens at `index` stay, and one more is appended: the sum of those at `source`, weighted."""
+    """The tokens at `index` stay, and one more is appended: the sum of those at `source`, weighted. Others leave."""
 
     index: Tensor  #: (B, K - 1)
     source: Tensor  #: (B, S)

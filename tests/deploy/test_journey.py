@@ -104,7 +104,13 @@ def test_what_a_measurement_on_a_board_came_to_is_passed_on(code: int, kind: typ
     with pytest.raises(
         EdgeTPruneError, match=r"orin: (it is so|the measurement was ended there by signal 9|.* there is no new profile)"
     ) as raised:
-        journey._profile(FakeConnection(), "b", doctor, journey.Options(profile=()), BoardProgress(quiet=True))  # type: ignore[arg-type]
+        journey._profile(
+            FakeConnection(),
+            {"name": "b", "fingerprint": "0" * 64},
+            doctor,
+            journey.Options(profile=()),
+            BoardProgress(quiet=True),
+        )  # type: ignore[arg-type]
     assert type(raised.value) is kind
 
 

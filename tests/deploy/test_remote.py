@@ -560,6 +560,17 @@ def fake_agent(home: Path, code: str) -> None:
     python.chmod(0o755)
 
 
+@pytest.mark.parametrize("manifest", [None, "{", "[]", '{"fingerprint": "1"}', '{"fingerprint": "0"}'])
+def test_another_bundle_of_the_same_name_is_not_measured(talk: Talk, home: Path, manifest: str | None) -> None:
+    fake_agent(home, "print('measured')")
+    (home / "bundles" / "b").mkdir(parents=True)
+    if manifest is not None:
+        (home / "bundles" / "b" / "manifest.json").write_text(manifest)
+    answer = talk("run", arguments=[], alone=True, bundle={"name": "b", "fingerprint": "0"})
+    refused = answer.get("error", "").startswith("bundle b was replaced there by another deployment before it was measured")
+    assert refused == (manifest != '{"fingerprint": "0"}')
+
+
 def test_what_a_program_says_comes_as_it_is_said(talk: Talk, home: Path, tmp_path: Path) -> None:
     fake_agent(home, "import sys; print('working \\u2501', file=sys.stderr); print(sys.argv[1:]); sys.exit(3)")
     process = start(tmp_path, {"do": "run", "arguments": ["a b", "$HOME;", "'"]})
