@@ -353,12 +353,7 @@ def open_predictor(
 def _open_bundle(path: Path | str) -> Bundle:
     try:
         return Bundle.open(path)
-    except (
-        TypeError,
-        ValueError,
-        OSError,
-        RuntimeError,
-    ) as error:  # what no file system takes for a path: None, a NUL in it, links in a circle
+    except (TypeError, ValueError, OSError, RuntimeError) as error:  # what is no path: None, a NUL in it, links in a circle
         raise UserError(f"no bundle can be opened at {path!r} ({error}): give its directory") from error
 
 

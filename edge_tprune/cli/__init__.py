@@ -32,11 +32,8 @@ _NO_PLACE = ("No usable temporary directory", "writable cache directory")
 _NO_MEMORY = "out of memory: close what else uses it, or give smaller numbers"
 _LITTLE = 512 << 20
 _LAST_WORDS = f"edge-tprune: {_NO_MEMORY}\n".encode()
-_SIZES = (
-    "TERMINAL_WIDTH",
-    "COLUMNS",
-    "LINES",
-)  # of a terminal: Typer and Rich fail over what is no number, and show nothing at 0
+#: Of a terminal: Typer and Rich fail over what is no number, and show nothing at 0.
+_SIZES = ("TERMINAL_WIDTH", "COLUMNS", "LINES")
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 

@@ -454,12 +454,8 @@ def _name_again(source: Path, place: Path) -> None:
     try:
         os.link(source, place, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in (
-            errno.EXDEV,
-            errno.EPERM,
-            errno.EMLINK,
-            errno.ENOTSUP,
-        ):  # another disk, another user's, no such names
+        # It is on another disk, another user's, or on a file system without such names.
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
             raise
         if source.is_symlink():
             place.symlink_to(source.readlink())
@@ -545,10 +541,11 @@ def _install(home: Path, request: Json) -> Json:
     try:
         _run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", str(venv)])
         options = ["--quiet", "--disable-pip-version-check", "--no-compile", "--no-warn-script-location"]
-        source = ["--isolated", "--no-index", "--find-links", str(wheels)] if request["offline"] else []
+        alone = ["--isolated"] if request["offline"] else []
+        source = [*alone, "--no-index", "--find-links", str(wheels)] if request["offline"] else []
         what = [str(wheels / _name(request["agent"])) + request["extras"], *request["requirements"]]
         pip = [python, str(wheels / _name(request["pip"]) / "pip")]
-        _check_places(_run([*pip, "config", "list"]))
+        _check_places(_run([*pip, *alone, "config", "list"]))
         _run([*pip, "install", *options, *source, *what])
         _run([python, "-c", _CHECK, str(venv)])
         draft = venv / f"{STAMP}.tmp"
