@@ -484,10 +484,16 @@ def test_another_package_of_the_same_name_does_not_measure(home: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("setting", "error"), [("user", None), ("dry-run", None), ("target", "pip is set up on the board to put packages into")]
+    ("setting", "offline", "error"),
+    [
+        ("user", False, None),
+        ("dry-run", False, None),
+        ("target", False, "pip is set up on the board to put packages into"),
+        ("target", True, None),  # which pip does not look at then
+    ],
 )
 def test_a_configuration_of_pip_leads_no_package_astray(
-    talk: Talk, home: Path, tmp_path: Path, setting: str, error: str | None
+    talk: Talk, home: Path, tmp_path: Path, setting: str, offline: bool, error: str | None
 ) -> None:
     """With the pip of these tests and a wheel made by hand."""
     pip = pytest.importorskip("pip")
@@ -516,7 +522,7 @@ def test_a_configuration_of_pip_leads_no_package_astray(
         agent=agent,
         extras="",
         requirements=[],
-        offline=False,
+        offline=offline,
     )
     if error is None:
         assert answer == {"installed": True}
