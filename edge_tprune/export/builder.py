@@ -244,8 +244,9 @@ def _equal_bundle(out: Path, fingerprint: str) -> Bundle | None:
 def _staging(out: Path) -> Iterator[Path]:
     prefix = f".{out.name}.building-"
     names = temporary_names(prefix)
-    for stale in filter(lambda path: names.fullmatch(path.name), list(out.parent.iterdir())):
-        shutil.rmtree(stale, ignore_errors=True)  # of a build that was killed; the lock says that none is running
+    for stale in list(out.parent.iterdir()):
+        if names.fullmatch(stale.name):  # of a build that was killed; the lock says that none is running
+            shutil.rmtree(stale, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
     try:
         staging.chmod(directory_mode())
@@ -282,9 +283,9 @@ def _describe_lost(out: Path, manifest: Manifest) -> list[str]:
         return []
     known, lost = ([b.name for b in each.budgets if b.accuracy or b.accuracy_by_precision] for each in (manifest, old))
     lost = [name for name in lost if name not in known]
-    return (
-        [f"the accuracy of {', '.join(lost)} was of the bundle that was replaced: run edge-tprune eval again"] if lost else []
-    )
+    if not lost:
+        return []
+    return [f"the accuracy of {', '.join(lost)} was of the bundle that was replaced: run edge-tprune eval again"]
 
 
 def _move_into_place(staging: Path, out: Path) -> None:

@@ -31,11 +31,8 @@ LOGITS, EMBEDDING, FEATURES, TOKENS = OUTPUTS = ("logits", "embedding", "feature
 the image; tokens (B, N, C), the same with the prefix tokens, as timm's `forward_features` gives them."""
 
 
-_REPLACED = (
-    "forward",
-    "forward_features",
-    "forward_intermediates",
-)  # timm's methods in whose place a pruned network has its own
+#: timm's methods in whose place a pruned network has its own.
+_REPLACED = ("forward", "forward_features", "forward_intermediates")
 
 
 @dataclass(frozen=True)
