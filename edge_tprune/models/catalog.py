@@ -157,11 +157,10 @@ def read_page(file: Path) -> str:
         UserError: it cannot be read, is no text in UTF-8, has other marker lines than one pair (what lies between is replaced, and may be
             prose), or has none and is by its name no Markdown.
     """
-    document = ""
     try:
         document = read_regular(file, _LARGEST_PAGE).decode()
     except FileNotFoundError:
-        pass
+        document = ""
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}. Give a Markdown file") from error
     except UnicodeDecodeError as error:

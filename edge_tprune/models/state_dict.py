@@ -76,9 +76,7 @@ def find_network(file: WeightsFile, wanted: Mapping[str, Tensor], use_ema: bool,
     chosen, remarks = _by_timms_rule(file, use_ema)
     for _, state in chosen:
         for key, value in state.items():
-            if (
-                isinstance(value, Tensor) and value.is_nested
-            ):  # of another shape than any other tensor, and of none that can be asked for
+            if isinstance(value, Tensor) and value.is_nested:  # it has no shape that can be asked for
                 raise UserError(
                     f"weights file {file.shown}: {key} is a nested tensor. Save it as a dense tensor of floating-point numbers"
                 )
