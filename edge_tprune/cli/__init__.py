@@ -90,6 +90,8 @@ def _run(arguments: list[str]) -> int:
     from edge_tprune.cli.app import command_tree
 
     # Typer carries its own copy of click in some releases and uses the real one in others; this names its base error in both.
+    if (where := _find_empty(arguments)) is not None:
+        return _fail(f"{where} is empty: is a variable of the shell not set? Give it a value, or leave it out", 2)
     usage_error: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
     try:
         code = command_tree()(args=arguments, prog_name="edge-tprune", standalone_mode=False)
@@ -108,6 +110,16 @@ def _run(arguments: list[str]) -> int:
             return _fail(said, 2)
         raise
     return code if isinstance(code, int) else 0
+
+
+def _find_empty(arguments: Sequence[str]) -> str | None:
+    """Names an empty word ('the argument after --out', '--out='): as a path it would mean the current directory."""
+    for before, word in zip(["edge-tprune", *arguments], arguments, strict=False):
+        if re.fullmatch("--[a-z0-9-]+=", word):
+            return word
+        if not word:
+            return f"the argument after {before}"
+    return None
 
 
 def _describe_stop(arguments: Sequence[str], received: Sequence[int]) -> str:

@@ -96,6 +96,11 @@ class Run:
         return [turn for turn in self.turns if turn.budget == budget]
 
 
+def describe_end(end: str | None) -> str:
+    """What a run did that did not end as planned, from `Run.end`: 'was cut off'."""
+    return {None: "was cut off", "interrupted": "was interrupted"}.get(end) or str(end)
+
+
 def read_run(path: Path | str, *, keep: bool = True) -> Run:
     """Reads the profile at `path`, whole or cut short; what is missing is said in `Run.warnings`.
 
@@ -118,9 +123,7 @@ def read_run(path: Path | str, *, keep: bool = True) -> Run:
             turns.append(turn)
     planned = document.settings.rounds * len(document.budgets)
     if log.end != "complete":
-        why = {None: "was cut off", "interrupted": "was interrupted"}.get(log.end, log.end)
-        if is_being_written(path / SAMPLES):
-            why = "is still going on"
+        why = "is still going on" if is_being_written(path / SAMPLES) else describe_end(log.end)
         warnings.append(f"the run {why}: {count} of {planned} turns were measured")
     for check in log.checks.values():
         if not check.golden_ok:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from edge_tprune.record.facts import Facts, Stat
 from edge_tprune.record.lines import Check
 from edge_tprune.record.meter import Meter
-from edge_tprune.record.reader import Run, State
+from edge_tprune.record.reader import Run, State, describe_end
 from edge_tprune.record.spans import IDLE
 from edge_tprune.record.summary import Reason, Status, Verdict
 from edge_tprune.telemetry.state import Clocks, PowerMode
+from edge_tprune.text import count_of
 
 LEAST_COVERAGE = 0.90  #: of the readings that should have come: below, a mean power may have missed a whole phase
 MOST_CV = 0.05  #: between a budget's round medians: beyond it, differences of a few per cent between budgets are chance
@@ -59,7 +60,7 @@ def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: F
     if check is not None and check.fallback is not None:
         found.append(_suspect("precision_fallback", f"budget {name}: {check.fallback.describe()}"))
     if turns.count < LEAST_ROUNDS:
-        found.append(_suspect("few_rounds", f"{turns.count} turns only: give --rounds {LEAST_ROUNDS} or more"))
+        found.append(_suspect("few_rounds", f"{count_of(turns.count, 'turn')} only: give --rounds {LEAST_ROUNDS} or more"))
     if len(turns.round_median_ms) > 1:
         spread = statistics.stdev(turns.round_median_ms) / statistics.mean(turns.round_median_ms)
         if spread > MOST_CV:
@@ -82,7 +83,7 @@ def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], m
             codes = ", ".join(dict.fromkeys(reason.code for reason in reasons if reason.status != "valid"))
             found.append(_suspect("budget", f"budget {name} is {worst} ({codes})"))
     if run.end != "complete":
-        found.append(_suspect("incomplete", f"the run {run.end or 'was cut off'}: not every round was measured"))
+        found.append(_suspect("incomplete", f"the run {describe_end(run.end)}: not every round was measured"))
     found += _throttle_reasons(facts.whole)
     found += _change_reasons(run.states)
     found += _lock_reasons(run.states, facts)

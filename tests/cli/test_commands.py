@@ -113,7 +113,10 @@ def test_nothing_fits_is_exit_code_one_with_the_nearest_miss(command: Command, j
 def test_report_and_picture(command: Command, journey: tuple[Path, Path], tmp_path: Path) -> None:
     outcome = command("report", journey[1], "--out", tmp_path / "r.html", "--picture", tmp_path / "r.svg", "--json")
     assert outcome.code == 0
-    assert json.loads(outcome.out) == {"report": str(tmp_path / "r.html"), "pictures": {"accuracy": str(tmp_path / "r.svg")}}
+    assert json.loads(outcome.out) == {
+        "report": str(tmp_path / "r.html"),
+        "pictures": [{"name": "accuracy", "file": str(tmp_path / "r.svg")}],
+    }
     assert (tmp_path / "r.svg").read_text().startswith("<?xml")
     assert "<svg" in (tmp_path / "r.html").read_text()
 

@@ -164,3 +164,17 @@ def test_a_usage_error_points_to_the_help_of_its_command(command: Command, argum
     assert outcome.code == 2
     assert outcome.err.endswith(f"See: edge-tprune {arguments[0]} --help\n")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["compare", ""], "the argument after compare"),
+        (["build", "reference", "--out="], "--out="),
+        (["", "x"], "the argument after edge-tprune"),
+    ],
+)
+def test_an_empty_argument_is_no_directory(command: Command, arguments: list[str], where: str) -> None:
+    outcome = command(*arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"edge-tprune: {where} is empty")

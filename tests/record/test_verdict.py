@@ -120,6 +120,7 @@ def test_a_run_is_no_better_than_its_budgets_and_its_end() -> None:
     found = judge_run(run(end="interrupted"), Facts(), budgets)
     assert codes(found) == [("suspect", "budget"), ("suspect", "incomplete")]
     assert "budget b is invalid (golden_mismatch)" in found[0].text
+    assert found[1].text == "the run was interrupted: not every round was measured"
 
 
 def test_the_worst_comes_first() -> None:

@@ -125,10 +125,10 @@ def test_the_method_that_looks_cheapest_is_not_taken_for_cheaper_than_it_is() ->
         model, truth = measured(seed, noise=0.03, apart=1.0)
         found = {name: step.at(150) for name, step in model.steps.items()}
         gains.append(min(found.values()) / truth["m0"])
-    assert np.median(gains) > 0.6, "methods that cost the same are not told apart by noise"
+    assert np.median(gains) > 0.6, "noise makes no difference between methods that cost the same"
 
 
-def test_methods_that_differ_more_than_the_noise_are_told_apart() -> None:
+def test_methods_that_differ_more_than_the_noise_keep_their_difference() -> None:
     for seed in range(10):
         model, truth = measured(seed, noise=0.0005, apart=6.0)
         for name, step in model.steps.items():

@@ -78,7 +78,7 @@ def report(
     for _, file in pictures:
         print_note(f"drew {file}")
     if json:
-        print_json({"report": str(written), "pictures": {name: str(file) for name, file in pictures}})
+        print_json({"report": str(written), "pictures": [{"name": name, "file": str(file)} for name, file in pictures]})
     else:
         print_text(str(written))
 
