@@ -372,6 +372,38 @@ def check_replaceable(path: Path) -> None:
         raise UserError(f"{path} is a mount point, which cannot be replaced as a whole: give a directory in it")
 
 
+def check_movable(folder: Path, beside: Path) -> None:
+    """Refuses a directory that the file system does not rename, before the work that shall replace it. One that is missing is none.
+
+    No directory takes the place of one that holds something: the attempt changes nothing, and fails for another reason where there is one.
+
+    Args:
+        folder: what shall be renamed.
+        beside: an empty directory of the caller's with the same parent.
+
+    Raises:
+        UserError: it lies in a lower layer of an overlay.
+        OSError: another reason.
+    """
+    if not folder.exists():
+        return
+    (something := beside / "something").touch()
+    try:
+        folder.rename(beside)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise UserError(
+                f"{folder} lies in a lower layer of an overlay, as of a container's image, and cannot be replaced as a whole: "
+                "choose another --out, or copy it, remove it, and rename the copy"
+            ) from error
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    else:  # a file system that does as it should not
+        beside.rename(folder)
+        beside.mkdir(directory_mode())
+    something.unlink(missing_ok=True)
+
+
 def directory_mode() -> int:
     """The permissions that `mkdir` would give a new directory."""
     return 0o777 & ~_umask()

@@ -19,6 +19,7 @@ from edge_tprune.errors import UserError
 from edge_tprune.files import (
     _umask,
     atomic_writer,
+    check_movable,
     check_own,
     clear_write_errors,
     files_below,
@@ -216,3 +217,41 @@ def test_a_private_file_stays_private(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "2")
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "a").read_text() == "2"
+
+
+def test_a_directory_that_can_be_renamed_stays_as_it_is(tmp_path: Path) -> None:
+    folder, draft = tmp_path / "folder", tmp_path / "draft"
+    draft.mkdir()
+    check_movable(folder, draft)
+    for name in ([], ["a"]):
+        folder.mkdir(exist_ok=True)
+        for each in name:
+            write_text(folder / each, "x")
+        check_movable(folder, draft)
+        assert (os.listdir(folder), os.listdir(draft)) == (name, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting an overlay needs root")
+def test_a_directory_of_a_containers_image_is_refused_before_the_work(tmp_path: Path) -> None:
+    below, over = tmp_path / "below", tmp_path / "over"
+    for folder in (below, over):
+        folder.mkdir()
+    # an overlay takes no overlay, as a container's own disk is one, for its upper layer
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        for name in ("image/bundle", "upper", "work"):
+            (below / name).mkdir(parents=True)
+        write_text(below / "image" / "bundle" / "a", "x")
+        layers = f"lowerdir={below}/image,upperdir={below}/upper,workdir={below}/work"
+        if subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, over], check=False).returncode:
+            pytest.skip("this kernel mounts no overlay")
+        try:
+            (over / "draft").mkdir()
+            with pytest.raises(UserError, match="bundle lies in a lower layer of an overlay"):
+                check_movable(over / "bundle", over / "draft")
+            assert os.listdir(over / "bundle") == ["a"]
+        finally:
+            subprocess.run(["umount", over], check=True)
+    finally:
+        subprocess.run(["umount", below], check=True)

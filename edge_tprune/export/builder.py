@@ -33,6 +33,7 @@ from edge_tprune.export.settings import BuildSettings
 from edge_tprune.export.writer import Progress, write_bundle
 from edge_tprune.files import (
     check_free_space,
+    check_movable,
     check_replaceable,
     clear_write_errors,
     directory_mode,
@@ -98,6 +99,7 @@ def build(
             check_memory(bytes_needed(loaded, settings))
             runtime_version("onnxruntime")  # parity needs it: better missed now than after the first export
             with _staging(out) as staging:
+                check_movable(out, staging)
                 check_free_space(staging, _bytes_needed(loaded, settings))
                 manifest, more = _write(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
                 _sync(staging)

@@ -54,6 +54,7 @@ from edge_tprune.export.formats.triton import Triton
 from edge_tprune.export.graph import MAX_TOPK
 from edge_tprune.files import (
     check_free_space,
+    check_movable,
     check_replaceable,
     clear_write_errors,
     directory_mode,
@@ -113,6 +114,7 @@ def export_package(bundle: Bundle, request: ExportRequest) -> Exported:
     _restore(target)
     _check_place(target, form.about, request.force)
     with proof.open_reference(bundle, budget.name, artifact) as reference, _staging(target) as folder:
+        check_movable(target, folder)
         model = read_graph(bundle, artifact)
         bundle.check_unchanged()
         check_free_space(folder, model.ByteSize())
