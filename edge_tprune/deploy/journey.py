@@ -215,7 +215,7 @@ def _missing_requirements(present: dict[str, str], extras: Sequence[str]) -> lis
 
 def _board_name(name: str) -> str:
     """A bundle's name on the board; a long one ends in a hash, as others may begin alike."""
-    plain = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "bundle"
+    plain = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).lstrip("._+-").rstrip("-.") or "bundle"
     return (
         plain
         if len(plain) <= _LONGEST_NAME

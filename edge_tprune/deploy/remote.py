@@ -169,7 +169,9 @@ def _packages() -> dict[str, str]:
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         with contextlib.suppress(Exception):  # a broken one in the system is none of ours
-            found.setdefault(re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower(), distribution.version)
+            name, version = distribution.metadata["Name"], distribution.version
+            if 0 < len(name) <= 200 and 0 < len(version) <= 100:
+                found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
     return found
 
 
@@ -326,7 +328,8 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
     for path in () if own is None else theirs:
         if path in files and there.get(path) != files[path]["sha256"]:
             raise Refused(
-                f"{target / path} is no file of the bundle there, and would be lost: move it away on the board, or deploy with --name"
+                f"{target / path} is no file of the bundle there, and would be lost: move it away on the board, or rename the directory "
+                "of the bundle here"
             )
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from edge_tprune.documents import Count, Distance, Integer, Name, show
 from edge_tprune.errors import UserError
-from edge_tprune.telemetry.metric import SensorMetric
+from edge_tprune.telemetry.metric import SHORTEST_INTERVAL_S, SensorMetric
 
 Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 FramesPerSecond = Annotated[float, Meta(ge=0.001, le=10_000)]
@@ -152,7 +152,7 @@ class SourceRecord(msgspec.Struct, kw_only=True, frozen=True):
     """One group of sensors that was read during the run."""
 
     name: Name
-    period_s: Annotated[float, Meta(gt=0)] | None = None  #: how often it is read
+    period_s: Annotated[float, Meta(ge=SHORTEST_INTERVAL_S)] | None = None  #: how often it is read
     metrics: tuple[SensorMetric, ...]
 
 

@@ -19,7 +19,7 @@ from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import KINDS, FileFault
 from edge_tprune.simulator.tree import FAULTS, STATE, Tree, run
 from edge_tprune.simulator.truth import true_energy_mj
-from edge_tprune.text import command_line
+from edge_tprune.text import command_line, printable
 
 _MOST = 1e9  #: of sensors' noise, and of seconds
 _PATIENCE_S = 10.0  #: for other faults that are being asked for
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         with end_signals():
             return command(arguments[1:]) if command else _simulate(arguments)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0
@@ -63,7 +63,7 @@ def _simulate(arguments: list[str]) -> int:
     with clear_write_errors(options.directory):
         try:
             doctor = command_line("edge-tprune", "doctor", "--sysroot", options.directory)
-            print(f"{tree.law.model} in {options.directory}. Try: {doctor}", flush=True)
+            print(printable(f"{tree.law.model} in {options.directory}. Try: {doctor}"), flush=True)
             run(tree, seconds=options.seconds)
         finally:
             tree.close()

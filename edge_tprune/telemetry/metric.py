@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-LONGEST_INTERVAL_S = 3600.0
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 1e-6, 3600.0
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class SensorMetric:
     aggregation: Literal["mean", "min", "max", "increase"] = "mean"
     help: str = ""  #: one sentence for people; a total says what it is made of
     #: The sensor has a new value this often; reading it faster repeats the old one. None: unknown.
-    interval_s: Annotated[float, Meta(gt=0, le=LONGEST_INTERVAL_S)] | None = None
-    step: float | None = None  #: the smallest change the sensor can show, in `unit`. None: unknown
+    interval_s: Annotated[float, Meta(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S)] | None = None
+    step: Annotated[float, Meta(ge=0, le=1e30)] | None = (
+        None  #: the smallest change the sensor can show, in `unit`. None: unknown
+    )
     guess: bool = False  #: whether what it measures is a guess (the total of a board that is not in the table)

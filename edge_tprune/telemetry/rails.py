@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.boards import Board, guess_input
-from edge_tprune.telemetry.metric import LONGEST_INTERVAL_S, SensorMetric
+from edge_tprune.telemetry.metric import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, SensorMetric
 from edge_tprune.telemetry.source import NOT_REPORTED, Clock, NoReading, Sensor, SensorSource
 
 _INA3221_SHUNT_STEP_V = 40e-6  #: the smallest change of the voltage across the shunt that the chip can show
@@ -201,7 +201,7 @@ def _hwmon_directories(root: Path) -> Iterator[tuple[Path, str | None]]:
 def _interval_s(directory: Path) -> float | None:
     """None where the driver does not say, or says what cannot be."""
     interval_s = (sysfs.number_or_none(directory / "update_interval") or 0.0) / 1000
-    return interval_s if 0 < interval_s <= LONGEST_INTERVAL_S else None
+    return interval_s if SHORTEST_INTERVAL_S <= interval_s <= LONGEST_INTERVAL_S else None
 
 
 def _ina3221(directory: Path, chip: str) -> Iterator[Rail]:

@@ -215,7 +215,9 @@ def test_a_bundle_that_changes_while_it_is_copied_is_said(change: str, bundle: B
         journey._copy_bundle(FakeBoard(meanwhile), bundle, None, BoardProgress(True))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "there"), [(None, "tiny"), ("my fit-candidates-1", "my-fit-candidates-1")])
+@pytest.mark.parametrize(
+    ("name", "there"), [(None, "tiny"), ("my fit-candidates-1", "my-fit-candidates-1"), ("_+.ref-", "ref"), ("__", "bundle")]
+)
 def test_a_bundle_has_the_name_there_that_it_is_given(
     name: str | None, there: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

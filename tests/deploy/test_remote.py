@@ -86,6 +86,20 @@ def test_check_says_what_is_here_and_changes_nothing(talk: Talk, home: Path) -> 
     assert not home.exists()
 
 
+def test_a_package_without_a_version_is_left_out(talk: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version in (
+        ("broken", ""),
+        ("whole", "Version: 2\n"),
+        ("x" * 201, "Version: 2\n"),
+        ("long", f"Version: {'1' * 101}\n"),
+    ):
+        (folder := tmp_path / "site" / f"{name}-1.dist-info").mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\n{version}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    packages = talk("check")["packages"]
+    assert {name for name in packages if name in ("broken", "whole", "long") or "xx" in name} == {"whole"}
+
+
 def test_received_files_are_checked_and_private(talk: Talk, home: Path) -> None:
     data = os.urandom(1_000_000)
     assert talk("wanted", files={digest(data): len(data)})["offsets"] == {digest(data): 0}

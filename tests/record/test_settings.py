@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from edge_tprune.cli.app import command_tree
 from edge_tprune.errors import UserError
-from edge_tprune.record.settings import RunRequest, option_flag
+from edge_tprune.record.settings import RunRequest, SourceRecord, option_flag
 
 
 def test_a_request_can_be_typed_again() -> None:
@@ -33,3 +34,10 @@ def test_more_rounds_than_a_run_can_list_are_refused_at_once() -> None:
     RunRequest(rounds=100_000).check()
     with pytest.raises(UserError, match="rounds must be a whole number, at most 100000, not 100001"):
         RunRequest(rounds=100_001).check()
+
+
+@pytest.mark.parametrize("period_s", [0.0, 1e-310, -1.0])
+def test_a_period_that_no_sensor_is_read_in_is_damage(period_s: float) -> None:
+    """A span divided by it would be infinite."""
+    with pytest.raises(msgspec.ValidationError, match="period_s"):
+        msgspec.convert({"name": "rails", "period_s": period_s, "metrics": []}, SourceRecord)

@@ -370,6 +370,14 @@ def test_the_command_follows_this_machine_in_real_time(tmp_path: Path) -> None:
         assert now["total_mj"] - before["total_mj"] == pytest.approx(expected_mj, rel=1e-6, abs=1e-6)
 
 
+def test_a_directory_whose_name_is_no_text_is_a_board_too(tmp_path: Path) -> None:
+    directory = os.fsencode(tmp_path) + b"/sd\xff"
+    command = [sys.executable, "-m", "edge_tprune.simulator", "orin-nano", directory, "--seconds", "0.1"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"simulated" in done.stdout
+
+
 def test_running_for_a_time(tmp_path: Path) -> None:
     tree = Tree(tmp_path / "board", "xavier-nx", time.perf_counter_ns())
     run(tree, seconds=0.2)
