@@ -88,8 +88,9 @@ def composed(name: str) -> str:
 
 
 def normal(name: str) -> str:
-    """A name without case, and with one blank for blanks, hyphens and underscores."""
-    return re.sub(r"[\s_-]+", " ", composed(name)).strip().casefold()
+    """A name without case, and with one blank for blanks, hyphens and underscores; the sign of a number is none of these."""
+    sign, rest = ("-", name) if re.match(r"\s*-\s*\.?\d", name) else ("", name)
+    return sign + re.sub(r"[\s_-]+", " ", composed(rest)).strip().casefold()
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

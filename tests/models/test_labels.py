@@ -158,6 +158,14 @@ def test_numbers_do_not_overrule_names_that_are_numbers(tmp_path: Path) -> None:
         by_folder(tmp_path, 3, None, ClassNames(("1", "2", "3"), "the checkpoint"))
 
 
+def test_a_negative_number_is_no_class_of_its_digits(tmp_path: Path) -> None:
+    """ "-1" is what many call images that have no label."""
+    touch_classes(tmp_path, ["-1", "2"])
+    with pytest.raises(UserError, match="and -1 is not"):
+        by_folder(tmp_path, 3, None, ClassNames(("1", "2", "3"), "the checkpoint"))
+    assert by_folder(tmp_path, 3, None, ClassNames(("- 1", "2", "3"), "the checkpoint")) == {"-1": 0, "2": 1}
+
+
 def test_decomposed_and_differently_written_names(tmp_path: Path) -> None:
     touch_classes(tmp_path, [unicodedata.normalize("NFD", "café"), "golden_retriever"])
     names = ClassNames(("Golden Retriever", "café", "x"), "the checkpoint")
