@@ -20,7 +20,8 @@ SYNSET = re.compile(r"n\d{8}")
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
 _IMAGE_LINE = re.compile(r"\S+\.(jpe?g|png|bmp|webp|tiff?|gif|ppm)[\s,]+\S.*", re.IGNORECASE)
 _LARGEST_BYTES = 64_000_000
-_CONFIGURATION_KEYS = ("id2label", "label_names", "class_to_idx")
+_NAMES_BY_CLASS = ("id2label", "label_names")
+_CONFIGURATION_KEYS = (*_NAMES_BY_CLASS, "class_to_idx")
 
 
 @dataclass(frozen=True)
@@ -209,11 +210,17 @@ def _read_json(file: Path, text: str) -> ClassMap:
     except (ValueError, RecursionError) as error:
         literal = ". A Python dictionary is not JSON: write it with json.dump" if re.match(r"\s*{\s*(\d|')", text) else ""
         raise UserError(f"class map {shown} is not readable JSON ({error}){literal}") from error
-    document = _of_configuration(document, shown)
-    if isinstance(document, list):
-        document = {str(i): name for i, name in enumerate(document)}
+    key, document = _of_configuration(document, shown)
+    is_by_class = isinstance(document, list) or (
+        key in _NAMES_BY_CLASS and not all(type(value) is int for value in document.values())
+    )
+    if isinstance(document, list):  # a name may be a number: 2019
+        document = {str(i): str(name) if type(name) is int else name for i, name in enumerate(document)}
     if not isinstance(document, dict) or not document:
         raise UserError(f"class map {shown} holds no names: give JSON that maps names to classes")
+    if is_by_class:
+        return _by_class(file, document)
+    _check_direction(document, shown)
     if all(
         type(value) is int or (isinstance(value, str) and re.fullmatch(r"\d{1,4000}", value, re.ASCII))
         for value in document.values()
@@ -225,13 +232,27 @@ def _read_json(file: Path, text: str) -> ClassMap:
     return _by_class(file, document)
 
 
-def _of_configuration(document: Any, shown: str) -> Any:
-    """What a model's configuration says of its classes, where `document` is one; else `document`."""
+def _check_direction(document: Mapping[str, object], shown: str) -> None:
+    """Refuses numbers for numbers, written as text: {"0": "2019", "1": "2020"} may give names to classes, or classes to names."""
+    names_of_classes = set(document) == {str(i) for i in range(len(document))}
+    if (
+        names_of_classes
+        and all(isinstance(value, str) and re.fullmatch(r"\d{1,4000}", value, re.ASCII) for value in document.values())
+        and any(value != key for key, value in document.items())
+    ):
+        raise UserError(
+            f"class map {shown} holds numbers for numbers: which are the classes? Give a list of names in the order of the classes, "
+            'or write classes without quotes: {"2019": 0, "2020": 1}'
+        )
+
+
+def _of_configuration(document: Any, shown: str) -> tuple[str | None, Any]:
+    """What a model's configuration says of its classes, and in which key, where `document` is one; else (None, `document`)."""
     if not isinstance(document, dict):
-        return document
+        return None, document
     found = {key: document[key] for key in _CONFIGURATION_KEYS if isinstance(document.get(key), (dict, list))}
     if not found:
-        return document
+        return None, document
     tables = [(key, to_index(record)) for key, record in found.items()]
     for i, (key, table) in enumerate(tables):
         for other, second in tables[:i]:
@@ -240,7 +261,7 @@ def _of_configuration(document: Any, shown: str) -> Any:
                     f"class map {shown} contradicts itself: {name!r} is class {second[name]} in its {other}, "
                     f"and class {table[name]} in its {key}. Leave one out"
                 )
-    return next(iter(found.values()))
+    return next(iter(found.items()))
 
 
 def _unique(pairs: list[tuple[str, object]], shown: str) -> dict[str, object]:

@@ -256,3 +256,27 @@ def test_a_number_of_thousands_of_digits_is_no_class(tmp_path: Path, text: str) 
     file.write_text(text % ("9" * 5000))
     with pytest.raises(UserError):
         read_class_map(file).class_names(10)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        ["2", "0", "1"],
+        [2, 0, 1],
+        {"id2label": {"0": "2", "1": "0", "2": "1"}},
+        {"label_names": ["2", "0", "1"]},
+        {"2": 0, "0": 1, "1": 2},
+    ],
+)
+def test_classes_that_are_called_by_numbers(tmp_path: Path, document: object) -> None:
+    """House numbers: the first class is called "2"."""
+    (file := tmp_path / "map.json").write_text(json.dumps(document))
+    assert sorted(read_class_map(file).classes(3), key=lambda pair: pair[1]) == [("2", 0), ("0", 1), ("1", 2)]
+
+
+def test_numbers_for_numbers_are_not_guessed(tmp_path: Path) -> None:
+    (file := tmp_path / "map.json").write_text('{"0": "2", "1": "0", "2": "1"}')
+    with pytest.raises(UserError, match="numbers for numbers: which are the classes"):
+        read_class_map(file)
+    file.write_text('{"7": "0", "8": "1"}')
+    assert read_class_map(file).classes(2) == [("7", 0), ("8", 1)]
