@@ -94,7 +94,9 @@ class DocumentKind(Generic[T]):
             _check_depth(data)
             version = self._version(data, path)
             if version < self.version and self.convert is not None:
-                return convert(self.convert(_parse(data)), self.schema)
+                document = _parse(data)
+                _refuse_foreign(document)
+                return convert(self.convert(document), self.schema)
             return decode(data, self.schema)
         except InvalidDocument as error:
             raise UserError(f"{place}: {error}. {self.remedy}") from error

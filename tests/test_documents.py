@@ -94,6 +94,7 @@ def test_an_older_version_is_converted(tmp_path: Path) -> None:
         ('{"format": "test-box"}', "box.json: version is null: expected a whole number from 1 to 2. Copy the box again"),
         ('{"format": "test-box", "version": "1"}', 'version is "1": expected a whole number from 1 to 2'),
         ('{"format": "test-box", "version": true}', "version is true: expected a whole number from 1 to 2"),
+        ('{"format": "test-box", "version": 1, "side": 1e999}', "side is inf: expected a finite number"),
         ('{"format": "test-box", "version": 0}', "version is 0: expected a whole number from 1 to 2"),
         ('{"format": "test-box", "version": 3}', "format version 3, newer than the 2 this edge-tprune reads. Run: pip install"),
         ('{"format": "test-box", "version": 2}', "box.json: it has no entry 'sides'. Copy the box again"),

@@ -199,12 +199,12 @@ def _literal(text: str) -> Any:
         UserError: a literal that no bundle can state: a set, bytes, a complex or infinite number.
     """
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    try:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return {"true": True, "false": False, "none": None}.get(text.lower(), text)
         json.dumps(value, allow_nan=False, sort_keys=True)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:  # TypeError also of a list as a key
         raise UserError(
             f"--model-kwargs {text}: give true, false, none, a number, a text, or a list or dictionary of these"
         ) from error

@@ -20,6 +20,8 @@ SYNSET = re.compile(r"n\d{8}")
 _SYNSET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
 _IMAGE_LINE = re.compile(r"\S+\.(jpe?g|png|bmp|webp|tiff?|gif|ppm)[\s,]+\S.*", re.IGNORECASE)
 _LARGEST_BYTES = 64_000_000
+#: What `int` raises for what is no number; a tensor that holds none, RuntimeError.
+_NO_NUMBER = (TypeError, ValueError, OverflowError, RuntimeError)
 _NAMES_BY_CLASS = ("id2label", "label_names")
 _CONFIGURATION_KEYS = (*_NAMES_BY_CLASS, "class_to_idx")
 
@@ -308,7 +310,7 @@ def to_index(record: object) -> dict[str, int]:
     for name, number in pairs:
         try:
             index = int(number)  # type: ignore[call-overload]
-        except (TypeError, ValueError, OverflowError):
+        except _NO_NUMBER:
             return {}
         if not isinstance(name, str):
             return {}
@@ -327,8 +329,8 @@ def to_class_names(record: object, classes: int, source: str) -> ClassNames | No
     if isinstance(record, Mapping):
         pairs = [(v, k) if isinstance(v, int) else (k, v) for k, v in record.items()]
         try:
-            numbered = sorted((int(i), name) for i, name in pairs)
-        except (TypeError, ValueError, OverflowError):
+            numbered = sorted(((int(i), name) for i, name in pairs), key=lambda pair: pair[0])
+        except _NO_NUMBER:
             return None
         if [i for i, _ in numbered] != list(range(classes)):
             return None

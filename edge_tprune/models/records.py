@@ -135,13 +135,18 @@ def find_preprocessing(file: WeightsFile) -> tuple[dict[str, object], list[str]]
 def _of_timm(record: object) -> dict[str, object]:
     if not isinstance(record, Mapping):
         return {}
-    # Training arguments may hold arrays, of which Python does not know whether they are true.
-    found = {
-        key: value.tolist() if isinstance(value := record.get(key), (Tensor, np.ndarray)) else value for key in _PREPROCESSING
-    }
+    found = {key: _as_list(record.get(key)) for key in _PREPROCESSING}
     return {
         key: value for key, value in found.items() if value is not None and not (hasattr(value, "__len__") and len(value) == 0)
     }
+
+
+def _as_list(value: object) -> object:
+    """An array as a list: Python does not know whether one is true. None for a tensor without plain values (sparse, nested, quantised)."""
+    try:
+        return value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    except RuntimeError:
+        return None
 
 
 def _of_preprocessor(file: WeightsFile) -> dict[str, object]:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -160,8 +161,10 @@ def _unwrapped(state: Mapping[str, object], wanted: Collection[str]) -> Tensors:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    has_values = all(each.layout is torch.strided and not each.is_meta for each in (one, other))
-    return has_values and one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    has_values = all(each.layout is torch.strided and not each.is_meta and not each.is_nested for each in (one, other))
+    with suppress(NotImplementedError):  # PyTorch does not compare all of its types
+        return has_values and one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    return False
 
 
 def _fits(where: str, state: Mapping[str, object], wanted: Mapping[str, Tensor]) -> Iterator[Found]:
@@ -179,7 +182,9 @@ def _fits(where: str, state: Mapping[str, object], wanted: Mapping[str, Tensor])
             inside = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
             beside = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
             names = f'the names after "{prefix}"' if prefix else ""
-            shapes = sum(value.shape == wanted[name].shape for name, value in inside.items() if name in wanted)
+            shapes = sum(
+                not value.is_nested and value.shape == wanted[name].shape for name, value in inside.items() if name in wanted
+            )
             yield Found(inside, ", ".join(filter(None, (where, names))), prefix, beside, count, shapes)
 
 

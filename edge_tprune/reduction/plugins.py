@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def load_plugin(file: Path) -> list[str]:
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
     name = f"{PLUGIN_MODULE}{digest}_{file.stem.replace('-', '_').replace('.', '_')}"
     spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):  # a method's source is part of what it is known by
         raise UserError(f"plugin {file} is not a Python file: give one whose name ends with .py")
     _check_namesakes(file)
     known = set(sys.modules)

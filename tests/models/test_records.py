@@ -264,3 +264,34 @@ def test_a_zero_that_is_recorded_is_refused_not_left_out(cfg: dict[str, Any], tm
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "pretrained_cfg": cfg}))
     with pytest.raises(UserError, match="is out of range"):
         load_model(NAME, tmp_path)
+
+
+_NO_VALUES = [
+    torch.zeros(3, device="meta"),
+    torch.zeros(3).to_sparse(),
+    torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]),
+    torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+]
+
+
+@pytest.mark.parametrize("value", _NO_VALUES, ids=["meta", "sparse", "nested", "quantised"])
+def test_a_tensor_without_plain_values_says_nothing(tmp_path: Path, state: State, value: torch.Tensor) -> None:
+    args = argparse.Namespace(mean=value, crop_pct=0.9)
+    loaded = load_model(NAME, saved(tmp_path, {"model": state, "args": args}))
+    assert loaded.preprocessing.mean == load_model(NAME, "random").preprocessing.mean
+    assert loaded.preprocessing.crop_pct == 0.9
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {torch.tensor(1j): "a"},
+        {torch.zeros((), device="meta"): "a"},
+        {0: torch.tensor([1, 2]), "0": torch.tensor([3, 4])},
+    ],
+    ids=["complex", "meta", "twice"],
+)
+def test_class_names_that_are_tensors_are_none(tmp_path: Path, state: State, names: dict[Any, Any]) -> None:
+    loaded = load_model(NAME, saved(tmp_path, {"model": state, "names": names}))
+    assert is_loaded(loaded.model, state)
+    assert "not used" in " ".join(loaded.remarks) or not loaded.remarks

@@ -154,3 +154,12 @@ def test_of_two_networks_it_is_said_once_which_was_taken(tmp_path: Path, state: 
     assert sum("took" in remark for remark in remarks) == 1
     remarks = load_model(NAME, saved(tmp_path, {**state, "model": ema})).remarks
     assert any("took model, as timm does, and not the names beside it" in remark for remark in remarks)
+
+
+def test_odd_tensors_of_another_network_are_none_of_ours(tmp_path: Path, state: State) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    other = {**state, "norm.bias": nested, "module.norm.weight": nested, "norm.weight": nested}
+    assert is_loaded(load_model(NAME, saved(tmp_path, {"state_dict": state, "student": other})).model, state)
+    packed = torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(UserError, match=r"unexpected criterion\.a"):
+        load_model(NAME, saved(tmp_path, {**state, "criterion.a": packed, "module.criterion.a": packed.clone()}))

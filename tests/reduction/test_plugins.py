@@ -343,3 +343,10 @@ def test_one_token_may_be_appended_for_some_of_those_that_leave(tmp_path: Path) 
     plugins.load_plugin(tmp_path / "own.py")
     vit = small_model().model
     assert edge_tprune.prune(vit, method="keep_longest", budget=0.7, blocks=[2])(torch.randn(2, 3, 48, 48)).isfinite().all()
+
+
+def test_a_plugin_whose_source_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for name in ("own.so", "own.pyc"):
+        (tmp_path / name).write_bytes(b"no such format")
+        with pytest.raises(UserError, match="is not a Python file: give one whose name ends with"):
+            plugins.load_plugin(tmp_path / name)
