@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edge_tprune.errors import UserError
-from edge_tprune.reduction.outcome import Outcome
+from edge_tprune.reduction.outcome import Append, Linked, Merge, Outcome
 from edge_tprune.reduction.own import describe_own_error, is_own, keep_torch_settings
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage
 
@@ -58,6 +58,37 @@ def _problem(outcome: object, stage: Stage, x: Tensor) -> str | None:
     ordered = places.sort(1).values
     if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
         return "its outcome keeps the same token twice"
+    return _odd_part(outcome, x, places.shape[1])
+
+
+def _odd_part(outcome: Outcome, x: Tensor, kept: int) -> str | None:
+    """What is wrong with the tensors that say what becomes of the other tokens (B, N, C), of which `kept` stay; None where nothing is."""
+    if not isinstance(outcome, (Linked, Append)):
+        return None
+    (images, count, channels), sources = x.shape, outcome.source.shape[-1]
+    parts: list[tuple[str, Tensor | None, tuple[int, ...], int | None]] = [("source", outcome.source, (images, sources), count)]
+    if isinstance(outcome, Append):
+        parts.append(("weights", outcome.weights, (images, sources), None))
+    else:
+        parts.append(("link", outcome.link, (images, kept, sources), None))
+        shapes = ((images, kept, channels), (images, sources, channels))
+        parts += [
+            ("features", part, shape, None)
+            for part, shape in zip(outcome.features or (), shapes, strict=bool(outcome.features))
+        ]
+    if isinstance(outcome, Merge):
+        parts.append(("weights", outcome.weights, (images, count), None))
+        parts.append(("credit", outcome.credit, (images, sources), None))
+        parts.insert(1, ("target", outcome.target, (images, sources), kept))  # of which the link is made
+    for name, part, shape, places in parts:
+        if part is None:
+            continue
+        if tuple(part.shape) != shape:
+            return f"the {name} of its outcome has the shape {tuple(part.shape)}: expected {shape}"
+        if places is not None and (part.dtype != torch.int64 or not bool(((part >= 0) & (part < places)).all())):
+            return f"the {name} of its outcome must hold places from 0 to {places - 1}, as int64"
+        if name != "features" and not bool(part.isfinite().all()) and bool(x.isfinite().all()):
+            return f"the {name} of its outcome holds numbers that are not finite"
     return None
 
 

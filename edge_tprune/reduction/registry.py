@@ -230,11 +230,11 @@ def register(cls: _R) -> _R:
 
 def _check_defaults(cls: type[Reducer]) -> None:
     """Refuses default blocks and options to search that no network can have."""
-    blocks = cls.default_blocks
-    if not isinstance(blocks, tuple) or not blocks or not all(type(block) is int and 1 <= block <= 12 for block in blocks):
-        raise TypeError(
-            f"{cls.__name__} has default_blocks {blocks!r}: give a tuple of block numbers of a network of 12, from 1"
-        )
+    for attribute, blocks in (("default_blocks", cls.default_blocks or None), ("paper_blocks", cls.paper_blocks)):
+        if not isinstance(blocks, tuple) or not all(type(block) is int and 1 <= block <= 12 for block in blocks):
+            raise TypeError(
+                f"{cls.__name__} has {attribute} {getattr(cls, attribute)!r}: give a tuple of block numbers of a network of 12, from 1"
+            )
     if cls.removal not in get_args(Removal):
         raise TypeError(f"{cls.__name__} has removal {cls.removal!r}: it is one of {', '.join(get_args(Removal))}")
     known = options(cls)
@@ -415,6 +415,10 @@ def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:
         made = cls(stage, **expanded(cls, given))
     if not isinstance(made, cls) or vars(made).get("stage") is not stage or "bonus" not in vars(made).get("_buffers", ()):
         raise UserError(f"method {cls.name}, block {stage.block}: its __init__ does not call super().__init__(stage)")
+    if not isinstance(made.needs, Set) or made.needs - EVIDENCE.keys():
+        raise UserError(
+            f"method {cls.name}, block {stage.block}: needs is {made.needs!r}; choose from {', '.join(sorted(EVIDENCE))}"
+        )
     return made
 
 

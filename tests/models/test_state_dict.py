@@ -161,5 +161,5 @@ def test_odd_tensors_of_another_network_are_none_of_ours(tmp_path: Path, state: 
     other = {**state, "norm.bias": nested, "module.norm.weight": nested, "norm.weight": nested}
     assert is_loaded(load_model(NAME, saved(tmp_path, {"state_dict": state, "student": other})).model, state)
     packed = torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
-    with pytest.raises(UserError, match=r"unexpected criterion\.a"):
+    with pytest.raises(UserError, match=r"unexpected module\.criterion\.a"):
         load_model(NAME, saved(tmp_path, {**state, "criterion.a": packed, "module.criterion.a": packed.clone()}))

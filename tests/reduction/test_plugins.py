@@ -313,6 +313,8 @@ def test_a_plugin_may_clear_the_path(tmp_path: Path) -> None:
         ("default_blocks = ()", r"has default_blocks \(\): give a tuple of block numbers"),
         ("default_blocks = 'abc'", "has default_blocks 'abc'"),
         ("default_blocks = (1.5,)", "has default_blocks"),
+        ("paper_blocks = ('a',)", r"has paper_blocks \('a',\): give a tuple of block numbers"),
+        ("paper_blocks = (0, 40)", r"has paper_blocks \(0, 40\)"),
         ("default_blocks = (20, 21, 22, 23)", "block numbers of a network of 12"),
         ("worth_searching = {'nope': [1]}", "worth_searching names the option 'nope', which it does not have"),
     ],
@@ -350,3 +352,46 @@ def test_a_plugin_whose_source_cannot_be_read_is_refused(tmp_path: Path) -> None
         (tmp_path / name).write_bytes(b"no such format")
         with pytest.raises(UserError, match="is not a Python file: give one whose name ends with"):
             plugins.load_plugin(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (
+            "Merge(kept, places, torch.zeros(images, 2, 2))",
+            r"the link of its outcome has the shape \(2, 2, 2\): expected \(2, 9, 3\)",
+        ),
+        ("Merge(kept, places + 9999, link)", "the source of its outcome must hold places from 0 to 16, as int64"),
+        ("Merge(kept, places.int(), link)", "the source of its outcome must hold places from 0 to 16, as int64"),
+        ("Merge(kept, places, link / 0)", "the link of its outcome holds numbers that are not finite"),
+        (
+            "Merge(kept, places, link, weights=torch.ones(images, 2))",
+            r"the weights of its outcome has the shape \(2, 2\): expected",
+        ),
+        ("Merge.into(kept, places, places[:, :2])", "the target of its outcome has the shape"),
+        ("Merge.into(kept, places, places + 9)", "the target of its outcome must hold places from 0 to 8"),
+        ("Merge(kept, places, link, features=(x[:, :2], x[:, :1]))", "the features of its outcome has the shape"),
+        ("Merge(kept, None, link)", "AttributeError"),
+        ("Append(kept[:, :-1], places, link[:, 0, :2])", "the weights of its outcome has the shape"),
+        ("Propagate(kept, places, link[:, :2])", "the link of its outcome has the shape"),
+    ],
+)
+def test_an_outcome_that_cannot_be_applied_is_refused(tmp_path: Path, outcome: str, message: str) -> None:
+    decide = f"""images, kept = len(x), {RANKED}
+        places = torch.arange(1, 4).expand(images, -1)
+        link = torch.zeros(images, 9, 3)
+        return {outcome}"""
+    source = SOURCE.replace(f"return Keep({RANKED})", decide).replace("import Keep,", "import Append, Keep, Merge, Propagate,")
+    (tmp_path / "own.py").write_text(f"import torch\n{source}")
+    plugins.load_plugin(tmp_path / "own.py")
+    pruned = prune(small(), method="keep_longest", schedule=[17, 9, 5])
+    with pytest.raises(UserError, match=f"method keep_longest, block 2: {message}"):
+        pruned(torch.randn(2, 3, 32, 32))
+
+
+def test_what_an_instance_needs_is_checked(tmp_path: Path) -> None:
+    init = "\n    def __init__(self, stage):\n        super().__init__(stage)\n        self.needs = None\n"
+    (tmp_path / "own.py").write_text(SOURCE + init)
+    plugins.load_plugin(tmp_path / "own.py")
+    with pytest.raises(UserError, match="method keep_longest, block 2: needs is None; choose from"):
+        prune(small(), method="keep_longest", schedule=[17, 9, 5])
