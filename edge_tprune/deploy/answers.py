@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -80,7 +81,9 @@ def read_doctor(text: str, who: str) -> Diagnosis:
     Raises:
         UserError: it is no such document.
     """
-    found = read_answer(text.encode(errors="replace"), Diagnosis, who)
+    # Modules that a Python there always loads may print something before and after.
+    document = re.search(r"^\{.*^\}", text, re.DOTALL | re.MULTILINE)
+    found = read_answer((document[0] if document else text).encode(errors="replace"), Diagnosis, who)
     if not found.findings:
         raise not_understood(who, "its doctor has no findings")
     return found

@@ -30,10 +30,12 @@ import os
 import platform
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -491,6 +493,19 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _make_room(path: Path) -> None:
+    """Removes a directory that something else shall take the place of.
+
+    Raises:
+        Refused: a part of it cannot be removed.
+    """
+    _remove(path)
+    if os.path.lexists(path):
+        raise Refused(
+            f"{path} holds what this user may not remove: remove it on the board with: sudo rm -r {shlex.quote(str(path))}"
+        )
+
+
 def _remove_forgotten(incoming: Path) -> None:
     """Removes what earlier deployments sent and did not use: of a copy that was cut off, or of an older version."""
     for file in _regular_files(incoming):
@@ -531,14 +546,14 @@ def install(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> J
 def _install(home: Path, request: Json) -> Json:
     venv, old, wheels = home / "venv", home / "venv.old", home / "wheels"
     if old.is_dir() and read_stamp(home) is None:  # an installation was cut off half-way
-        _remove(venv)
+        _make_room(venv)
         old.rename(venv)
+    _make_room(old)
     shutil.rmtree(wheels, ignore_errors=True)
     wheels.mkdir()
     for name, entry in request["wheels"].items():
         _received(home / "incoming", name, entry).rename(wheels / _name(name))
     python = str(venv / "bin" / "python")
-    _remove(old)
     if venv.is_dir():
         venv.rename(old)
     try:
@@ -596,9 +611,9 @@ def _link(link: Path, program: Path) -> None:
     """Puts the command on the user's path, unless something else of that name is there."""
     with contextlib.suppress(OSError):
         link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():  # a dangling one is ours, of an older place
-            link.unlink(missing_ok=True)
-            link.symlink_to(program)
+        if link.is_symlink() and not link.exists() and ".edge-tprune" in link.readlink().parts:
+            link.unlink()  # ours, of an older place
+        link.symlink_to(program)
 
 
 def _run(command: list[str]) -> str:
@@ -610,10 +625,12 @@ def _run(command: list[str]) -> str:
     unset = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_HOME")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     environment |= {"PIP_USER": "0", "PIP_DRY_RUN": "0"}  # whatever a pip.conf says: packages of the user's are not touched
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False
-    )
-    words = done.stdout.decode(errors="replace")
+    with tempfile.TemporaryFile() as out:  # the end of a pipe would not come where something is left running
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+        out.seek(0)
+        words = out.read().decode(errors="replace")
     if done.returncode == 0:
         return words
     lines = [line.strip() for line in words.splitlines() if line.strip()]
@@ -682,9 +699,10 @@ def _supervise(child: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[byte
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a block may end within a character
     watched, heard, stop_at = {out, err, host}, time.monotonic(), None
     while watched & {out, err}:
-        ready, _, _ = select.select(list(watched), [], [], HEARTBEAT_S)
-        if not ready and child.poll() is not None:
-            break  # a descendant keeps its pipes open
+        has_ended = child.poll() is not None  # then all that it wrote is in the pipes, which a descendant may keep open
+        ready, _, _ = select.select(list(watched), [], [], 0 if has_ended else 1)
+        if has_ended and not {out, err} & set(ready):
+            break
         gone = time.monotonic() - heard > LOST_S
         for handle in ready:
             block = os.read(handle, CHUNK)

@@ -191,6 +191,7 @@ class Connection:
     def __enter__(self) -> Connection:
         try:
             self._connect()
+            self._ssh += self._undo()
             self._python = self._find_python()
         except BaseException:
             self.close()
@@ -232,6 +233,20 @@ class Connection:
                 raise
         if process.returncode:
             raise _login_error(self.target, words.text())
+
+    def _undo(self) -> list[str]:
+        """Options against what a configuration says that keeps a request from its program; a version of ssh that does not know them has none."""
+        with suppress(OSError, subprocess.TimeoutExpired):
+            asked = subprocess.run(
+                [*self._ssh, "-G", self.target.host],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_LOGIN_S,
+                check=False,
+            )
+            if b"stdinnull yes" in asked.stdout.lower().splitlines():
+                return ["-o", "StdinNull=no"]
+        return []
 
     def _find_python(self) -> str:
         """The path of a Python on the board that is new enough: the system's own where possible, because JetPack's packages are there."""

@@ -22,6 +22,7 @@ from edge_tprune.telemetry.source import NOT_REPORTED, Clock, NoReading, Sensor,
 _INA3221_SHUNT_STEP_V = 40e-6  #: the smallest change of the voltage across the shunt that the chip can show
 INA238_INTERVAL_S = 0.0505  #: 16 times three conversions of 1.052 ms: what its driver sets up; some drivers do not report it
 _INA238_STEP_MW_UOHM = 4000.0  #: least power step times shunt, in the chip's coarser range
+_LEAST_SHUNT_UOHM = 1.0  #: no shunt has less, and what a driver says then is no resistance
 _LARGEST_MW = 1e6  #: no board draws a kilowatt: a higher reading is implausible
 _SEARCH_AGAIN_NS = 10**9
 _NOT_CONNECTED = "NC"
@@ -213,7 +214,7 @@ def _ina3221(directory: Path, chip: str) -> Iterator[Rail]:
         shunt_uohm = sysfs.number_or_none(directory / f"shunt{channel}_resistor")
         voltage_mv = sysfs.number_or_none(directory / f"in{channel}_input")
         step_mw = None
-        if shunt_uohm and voltage_mv:
+        if shunt_uohm and shunt_uohm >= _LEAST_SHUNT_UOHM and voltage_mv:
             step_mw = _INA3221_SHUNT_STEP_V / (shunt_uohm * 1e-6) * voltage_mv
         yield Rail(
             label=label,
@@ -226,7 +227,7 @@ def _ina3221(directory: Path, chip: str) -> Iterator[Rail]:
             warn_alarm_file=f"curr{channel}_max_alarm",
             critical_alarm_file=f"curr{channel}_crit_alarm",
             interval_s=interval_s,
-            step_mw=step_mw,
+            step_mw=step_mw if step_mw and 0 < step_mw <= _LARGEST_MW else None,
         )
 
 
@@ -249,7 +250,7 @@ def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
         warn_alarm_file="power1_max_alarm",
         critical_alarm_file=None,
         interval_s=_interval_s(directory) or (INA238_INTERVAL_S if ina238 else None),
-        step_mw=_INA238_STEP_MW_UOHM / shunt_uohm if shunt_uohm and ina238 else None,
+        step_mw=_INA238_STEP_MW_UOHM / shunt_uohm if ina238 and shunt_uohm and shunt_uohm >= _LEAST_SHUNT_UOHM else None,
     )
 
 

@@ -78,6 +78,12 @@ def test_the_doctors_document_is_kept_whole() -> None:
     assert json.dumps(to_builtins(read_doctor(json.dumps(document), "orin"))) == json.dumps(document)
 
 
+def test_what_is_printed_around_the_doctors_document_is_passed_over() -> None:
+    document = json.dumps({**DIAGNOSIS, "findings": [FINDING]}, indent=2)
+    around = f"hello {{}}\n{document}\n{{bye\n"
+    assert to_builtins(read_doctor(around, "orin")) == to_builtins(read_doctor(document, "orin"))
+
+
 def read(data: bytes) -> remote.Json | None:
     stream = io.BytesIO(data)
     return _read_answer(iter(stream), stream, None, None, "orin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -640,6 +641,54 @@ def test_a_program_is_ended_when_the_host_hangs_up(home: Path, tmp_path: Path) -
     assert b"connection was lost" in process.stdout.read()
     process.wait()
     assert (home / "ended").read_text() == "politely"
+
+
+def test_what_a_program_leaves_running_is_not_waited_for(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the pipes open, and writes on; and the host goes on sending what says that it is there."""
+    fake_agent(home, "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 60; echo late'])\nprint('done')")
+    process = start(tmp_path, {"do": "run", "arguments": []})
+    assert process.stdin
+    monkeypatch.setattr(remote, "HEARTBEAT_S", 0.1)
+    with remote.beating(process.stdin, contextlib.nullcontext()):
+        started = time.monotonic()
+        assert process.stdout
+        answer = json.loads([line for line in process.stdout if line.strip()][-1])
+    assert answer == {"code": 0, "stdout": "done\n"}
+    assert time.monotonic() - started < 30
+    process.wait()
+
+
+def test_what_an_installation_leaves_running_is_not_waited_for() -> None:
+    started = time.monotonic()
+    assert remote._run(["sh", "-c", "sleep 60 & echo done"]) == "done\n"
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("points_to", "is_ours"), [(".edge-tprune/venv/bin/edge-tprune", True), ("usb/tools/edge-tprune", False), (None, True)]
+)
+def test_only_a_link_of_ours_is_replaced(tmp_path: Path, points_to: str | None, is_ours: bool) -> None:
+    link, program = tmp_path / "bin" / "edge-tprune", tmp_path / "new"
+    link.parent.mkdir()
+    if points_to is not None:
+        link.symlink_to(tmp_path / "gone" / points_to)
+    remote._link(link, program)
+    assert (link.readlink() == program) == is_ours
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may remove what belongs to others")
+def test_an_agent_that_cannot_be_removed_is_named(home: Path) -> None:
+    """As `sudo edge-tprune` leaves it: files of root's in it."""
+    kept = home / "venv.old" / "site"
+    kept.mkdir(parents=True)
+    (kept / "x.pyc").touch()
+    if subprocess.run(["chattr", "+i", kept], check=False, capture_output=True).returncode:
+        pytest.skip("this file system knows no such attribute")
+    try:
+        with pytest.raises(remote.Refused, match=r"venv\.old holds what this user may not remove: .* sudo rm -r "):
+            remote._make_room(home / "venv.old")
+    finally:
+        subprocess.run(["chattr", "-i", kept], check=True)
 
 
 def test_a_measurement_ends_with_the_program_that_watches_it(home: Path, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ if said and (os.environ.get("SSH_FAILS", "login") == "login" or "-f" not in sys.
     sys.exit(255)
 if "-f" in sys.argv or "-O" in sys.argv:
     sys.exit(0)
+if "-G" in sys.argv:
+    print("host orin", os.environ.get("SSH_CONFIG", ""), sep="\\n")
+    sys.exit(0)
 login = os.environ.get("SSH_LOGIN", "echo Welcome to the board")
 os.execvp("sh", ["sh", "-c", login + "\\nexec " + sys.argv[-1]])
 """
@@ -107,6 +110,15 @@ def test_what_lies_in_the_home_of_a_board_is_not_imported(log: Path, tmp_path: P
         facts = board.call("check", Facts)
     assert "mine" not in facts.packages
     assert facts.tensorrt is (importlib.util.find_spec("tensorrt") is not None)
+
+
+@pytest.mark.parametrize("said", ["stdinnull yes", "stdinnull no", ""])
+def test_what_a_configuration_says_about_stdin_is_undone(log: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    """An older ssh does not know the option, and would not run with it."""
+    monkeypatch.setenv("SSH_CONFIG", said)
+    with Connection(Target("orin")) as board:
+        assert board.call("check", Facts).system == "linux"
+    assert ("StdinNull=no" in calls(log)[-2]) == (said == "stdinnull yes")
 
 
 def test_an_ssh_configuration_of_ones_own(log: Path, tmp_path: Path) -> None:

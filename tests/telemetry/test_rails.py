@@ -113,6 +113,14 @@ def test_a_missing_part_makes_the_sum_missing_never_smaller(tmp_path: Path) -> N
     assert covers(source, reading)
 
 
+@pytest.mark.parametrize("resistance", ["1e-320", "1e-3", "-5000", "0", "nan"])
+def test_a_shunt_that_can_have_no_such_resistance_gives_no_step(tmp_path: Path, resistance: str) -> None:
+    agx_orin(tmp_path)
+    for file in tmp_path.rglob("shunt*_resistor"):
+        file.write_text(f"{resistance}\n")
+    assert {metric.step for metric in rails_source(tmp_path, identify(tmp_path)).metrics if metric.unit == "mW"} == {None}
+
+
 def test_an_unknown_board_has_rails_and_no_total(tmp_path: Path) -> None:
     chip(tmp_path, CHIP, channel(1, "VDD_MOTOR-2", 12000, 100), interval_ms=None)
     source = rails_source(tmp_path, identify(tmp_path))
