@@ -309,10 +309,13 @@ def bundle(home: Path, request: Json, stdin: IO[bytes], stdout: IO[bytes]) -> Js
     name, files = _name(request["name"]), request["files"]
     bundles = _directory(home, "bundles")
     with _locked(home, "bundles.lock", "another deployment is changing the board's bundles: repeat the command in a while"):
-        return _place(bundles, home / "incoming", name, files)
+        while not _place(bundles, home / "incoming", name, files):
+            pass  # `eval` stored something meanwhile: again, with that
+    return {"path": str(bundles / name)}
 
 
-def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
+def _place(bundles: Path, incoming: Path, name: str, files: Json) -> bool:
+    """Makes the bundle and moves it into place. False, and nothing moved, where the manifest of the one there has changed since this began."""
     target, fresh, old = bundles / name, bundles / f".{name}.new", bundles / f".{name}.old"
     if old.is_dir() and not old.is_symlink() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)
@@ -326,7 +329,7 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
         path: entry["sha256"] for path, entry in files.items()
     }:
         _remove_sent(incoming, [*sent.values(), *files.values()])
-        return {"path": str(target)}
+        return True
     for path in () if own is None else theirs:
         if path in files and there.get(path) != files[path]["sha256"]:
             raise Refused(
@@ -351,18 +354,22 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> Json:
         _make_alike(target / path, fresh / path)
     for directory in (fresh, *(path for path in fresh.rglob("*") if path.is_dir())):
         _sync(directory)
-    _remove(old)
-    if target.is_symlink():  # a person moved the bundle elsewhere: what is there stays
-        target.unlink()
-    elif target.is_dir():
-        target.rename(old)
-    fresh.rename(target)
-    if old.is_dir() and not old.is_symlink():
-        _take_late(old, target, [path for path in _others(old, own) if path not in files])
+    busy = f"another command is at work on bundle {name} there: repeat the command in a while"
+    with _locked(bundles, f".{name}.manifest.lock", busy):  # that of `edge_tprune.bundle.revision.manifest_lock`
+        if _manifest(target / MANIFEST) != before:
+            return False
+        _remove(old)
+        if target.is_symlink():  # a person moved the bundle elsewhere: what is there stays
+            target.unlink()
+        elif target.is_dir():
+            target.rename(old)
+        fresh.rename(target)
+        if old.is_dir() and not old.is_symlink():
+            _take_late(old, target, [path for path in _others(old, own) if path not in files])
     _sync(bundles)
     _remove(old)
     _remove_sent(incoming, [*sent.values(), *files.values()])
-    return {"path": str(target)}
+    return True
 
 
 def _take_late(old: Path, target: Path, paths: list[str]) -> None:

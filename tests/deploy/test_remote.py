@@ -213,7 +213,11 @@ def test_an_updated_bundle_reuses_what_it_has_and_loses_what_it_had(talk: Talk, 
     assert talk("wanted", files=files, reuse="net")["offsets"] == {digest(new): 0}
     send(talk, new)
     talk("bundle", name="net", files=bundle_files(**{"onnx/kept.onnx": kept, "manifest.json": new}))
-    assert sorted(str(file.relative_to(home / "bundles")) for file in (home / "bundles").rglob("*") if file.is_file()) == [
+    assert sorted(
+        str(file.relative_to(home / "bundles"))
+        for file in (home / "bundles").rglob("*")
+        if file.is_file() and file.suffix != ".lock"
+    ) == [
         "net/manifest.json",
         "net/onnx/kept.onnx",
     ]
@@ -295,6 +299,36 @@ def test_what_eval_found_on_the_board_stays_with_the_same_graphs(talk: Talk, hom
         assert not list((home / "incoming").iterdir())
 
 
+def test_what_eval_stores_while_the_next_version_is_made_stays(talk: Talk, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, so that the evaluation can end at the last moment before the swap; its lock is that of the bundle's manifest."""
+    target, graphs, results = home / "bundles" / "net", {"onnx/a.onnx": b"a" * 100}, {"eval-0123456789ab.npz": b"r" * 50}
+    first, second = ({**graphs, "manifest.json": manifest_of(graphs) + b" " * number} for number in range(2))
+    third = {"onnx/a.onnx": b"c" * 100, "manifest.json": manifest_of({"onnx/a.onnx": b"c" * 100})}
+    send(talk, *first.values())
+    talk("bundle", name="net", files=bundle_files(**first))
+    sync, stored = remote._sync, []
+
+    def late(directory: Path) -> None:
+        if not stored:
+            with revision.manifest_lock(target):
+                (target / "eval-0123456789ab.npz").write_bytes(b"r" * 50)
+                (target / "manifest.json").write_bytes(manifest_of(graphs, {"images": 20}, results))
+            stored.append(directory)
+        sync(directory)
+
+    monkeypatch.setattr(remote, "_sync", late)
+    send(talk, *second.values())
+    remote.bundle(home, {"name": "net", "files": bundle_files(**second)}, io.BytesIO(), io.BytesIO())
+    assert stored
+    assert json.loads((target / "manifest.json").read_bytes())["budgets"][0]["accuracy"] == {"images": 20}
+    assert (target / "eval-0123456789ab.npz").read_bytes() == b"r" * 50
+    with revision.manifest_lock(target), monkeypatch.context() as patch:
+        patch.setattr(remote, "STOP_S", 0.2)
+        send(talk, *third.values())
+        with pytest.raises(remote.Refused, match="another command is at work on bundle net there"):
+            remote.bundle(home, {"name": "net", "files": bundle_files(**third)}, io.BytesIO(), io.BytesIO())
+
+
 def test_the_board_knows_what_commands_leave_behind_as_the_host_does() -> None:
     """The program on the board imports nothing of this package."""
     assert remote.LEFT_BEHIND.pattern == revision.LEFT_BEHIND
@@ -341,7 +375,7 @@ def test_a_bundle_that_a_person_moved_to_another_disk_comes_back(
     for data in versions:
         send(talk, *data.values())
         talk("bundle", name="net", files=bundle_files(**data))
-        assert [path.name for path in (home / "bundles").iterdir()] == ["net"]
+        assert [path.name for path in (home / "bundles").iterdir() if path.suffix != ".lock"] == ["net"]
         assert not (home / "bundles" / "net").is_symlink()
         if data is versions[0]:
             shutil.move(home / "bundles" / "net", elsewhere)
