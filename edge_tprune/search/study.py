@@ -91,11 +91,26 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
             f"--storage and --out are the same file, {out}: the schedules would replace the trials. Give another --out"
         )
     try:
-        return _open_database(url)
+        database = _open_database(url)
+        in_memory = _is_in_memory(database)
     except Exception as error:  # whatever its driver raises
         raise UserError(
             f"--storage {hide_password(url)}: {_why_not(error)}. It is a URL such as sqlite:///study.db or postgresql://user@host/name"
         ) from error
+    if in_memory:
+        raise UserError(
+            f"--storage {hide_password(url)} is a database in memory, which nothing is kept in: give one with a file, such as sqlite:///study.db"
+        )
+    return database
+
+
+def _is_in_memory(database: RDBStorage) -> bool:
+    """Whether an SQLite database has no file, however its URL says so."""
+    if database.engine.dialect.name != "sqlite":
+        return False
+    with database.engine.connect() as connection:
+        files = [file for _, name, file in connection.exec_driver_sql("PRAGMA database_list") if name == "main"]
+    return not any(files)
 
 
 def _database_file(place: str) -> Path:
@@ -104,7 +119,7 @@ def _database_file(place: str) -> Path:
     return Path(unquote(place.removeprefix("file:"))) if place.startswith("file:") else Path(place)
 
 
-def _open_database(url: str) -> BaseStorage:
+def _open_database(url: str) -> RDBStorage:
     """The database, with Optuna's tables in it. Two searches that begin at once may both make the tables: the second one finds them."""
     # A host that does not answer at all would be waited for by minutes.
     patience = {"connect_args": {"connect_timeout": _CONNECT_S}} if url.startswith("postgresql") else {}

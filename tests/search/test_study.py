@@ -410,3 +410,9 @@ def test_a_password_is_not_shown(word: str) -> None:
 def test_an_address_without_a_password_is_shown_as_it_is() -> None:
     for url in ("sqlite:///runs/study.db", "postgresql://me@host:5432/db", "mysql://host/db?charset=utf8"):
         assert hide_password(url) == url
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
+def test_a_database_in_memory_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="is a database in memory, which nothing is kept in"):
+        open_storage(tmp_path / "k.json", url)

@@ -135,6 +135,7 @@ def search(
     from edge_tprune.reduction import registry
     from edge_tprune.search.configuration import decide, find
     from edge_tprune.search.schedule_file import KIND
+    from edge_tprune.search.study import hide_password
 
     load_plugins(plugin)
     goal = read_goal(latency, budgets, methods, {"p50_ms": max_ms, "p95_ms": max_p95_ms, ENERGY: max_mj}, front)
@@ -178,7 +179,8 @@ def search(
         with show_progress("searching", quiet) as advance:
             found = find(loaded, settings, dataset, file, storage=storage, workers=workers, progress=advance, warn=print_note)
     except KeyboardInterrupt as stop:
-        raise Interruption(f"stopped; what was tried is kept beside {file}: run the same command again to continue") from stop
+        place = f"beside {file}" if storage is None else f"in {hide_password(storage)}"
+        raise Interruption(f"stopped; what was tried is kept {place}: run the same command again to continue") from stop
     if json:
         print_json(KIND.document(found))
     else:
