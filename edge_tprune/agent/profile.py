@@ -10,6 +10,7 @@ checks and idle times are made again.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from edge_tprune.agent.turns import random_order
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.engines import prepare
 from edge_tprune.bundle.manifest import Budget, split_label
+from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
 from edge_tprune.files import check_own
 from edge_tprune.models.data import Dataset, batches, open_images
@@ -48,6 +50,7 @@ from edge_tprune.telemetry.environment import Environment, read_environment
 from edge_tprune.text import count_of
 from edge_tprune.version import __version__
 
+_ORDER_BYTES = LARGEST_BYTES // 2  #: of run.json, for the order of the turns
 _ISOLATION = (
     "one engine at a time: each is loaded, warmed up, timed and closed before the next is loaded; the runtime's threads spin "
     "as they do by default; Python's garbage collection is off while timing; a process of its own reads the sensors"
@@ -107,6 +110,7 @@ def profile(
     runtime = request.runtime or _RUNTIME
     runtime_version(runtime)
     chosen, precision = in_precisions(chosen, runtime, request.precision)
+    _check_turns(request.rounds, [budget.name for budget in chosen])
     engines = _prepare_engines(bundle, chosen, runtime, precision, progress)
     inputs, described = _open_inputs(bundle, images)
     check_space(out)
@@ -207,6 +211,19 @@ def in_precisions(chosen: Sequence[Budget], runtime: str, wanted: str | None) ->
         for budget in chosen
     ]
     return rows, ",".join(precisions)
+
+
+def _check_turns(rounds: int | None, names: Sequence[str]) -> None:
+    """Refuses more turns than run.json can list and be read again.
+
+    Raises:
+        UserError: saying how many rounds it can.
+    """
+    most = _ORDER_BYTES // sum(len(json.dumps(name)) + 10 for name in names)  # each is a line, with blanks before it
+    if rounds is not None and rounds > most:
+        raise UserError(
+            f"--rounds {rounds}: a profile can list the turns of {len(names)} budgets for {most} rounds. Give fewer rounds or budgets"
+        )
 
 
 def _prepare_engines(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edge_tprune.analysis.changes import JUDGED, Changes
 from edge_tprune.analysis.conditions import NOT_EVALUATED, UNKNOWN
 from edge_tprune.analysis.contrast import WITHIN_RUN, EqualityMargin, contrast, speedup_contrast
 from edge_tprune.analysis.metrics import METRICS, MISSING, Metric
 from edge_tprune.analysis.table import Group, Row
-from edge_tprune.analysis.wording import NOT_RESOLVED, describe_need
+from edge_tprune.analysis.wording import NOT_RESOLVED, abbreviate_change, describe_need
 
 _CONDITIONS_IN_TITLE = (
     "model", "batch", "runtime", "precision", "threads", "load", "CPU", "device", "board", "power mode", "clocks", "host", "eval data",
@@ -205,3 +206,16 @@ def describe_marks(margin: EqualityMargin = WITHIN_RUN) -> str:
         "± and ranges in brackets are 95 % intervals: speed-ups are paired by round, changes of accuracy by image. "
         f"equal: the whole interval is within {within}. not resolved: too wide to say."
     )
+
+
+def tabulate_changes(changes: Changes) -> tuple[list[str], list[Metric], list[list[str]]]:
+    """A table of what changed: the heads of the columns that name a budget, the metrics of those that follow, and the cells, a row per budget."""
+    rows = TableRows(tuple(budget.new for budget in changes.budgets))
+    found = [{change.metric.name: abbreviate_change(change) for change in budget.changes} for budget in changes.budgets]
+    metrics = [METRICS[name] for name in JUDGED if any(name in texts for texts in found)]
+    names = name_columns(rows)
+    cells = [
+        [*(column.text(row) for column in names), *(texts.get(metric.name, MISSING) for metric in metrics)]
+        for row, texts in zip(rows.rows, found)
+    ]
+    return [column.label for column in names], metrics, cells

@@ -257,10 +257,10 @@ def _capital(text: str) -> str:
 def describe_change(change: Change) -> str:
     """'p50 latency 7.57 ms instead of 6.77 ms (+11.8 %, 95 % interval +9.7 to +14.0 %)'."""
     metric, interval, reach = change.metric, change.interval, ""
-    unit = change_unit(metric)
+    unit = f" {change_unit(metric)}".rstrip()
     if interval.low is not None and interval.high is not None:
-        reach = f", 95 % interval {_signed(interval.low, metric)} to {_signed(interval.high, metric)} {unit}"
-    amount = f"{_signed(interval.value, metric)} {unit}"
+        reach = f", 95 % interval {_signed(interval.low, metric)} to {_signed(interval.high, metric)}{unit}"
+    amount = f"{_signed(interval.value, metric)}{unit}"
     return f"{metric.label} {metric.quantity(change.new)} instead of {metric.quantity(change.old)} ({amount}{reach})"
 
 
@@ -272,20 +272,29 @@ def abbreviate_change(change: Change) -> str:
     half = ""
     if low is not None and high is not None:
         reach = max(high - change.interval.value, change.interval.value - low)
-        half = f" ±{reach * 100 if metric.scale == 'ratio' else reach:.1f}"
-    return f"{_signed(change.interval.value, metric)} {change_unit(metric)}{half}"
+        half = f" ±{reach * 100 if metric.scale == 'ratio' else reach:.{_change_digits(metric)}f}"
+    return f"{_signed(change.interval.value, metric)} {change_unit(metric)}".rstrip() + half
 
 
 def change_unit(metric: Metric) -> str:
-    """Of a change: per cent of the old value, or points where the metric itself is a percentage."""
-    return "%" if metric.scale == "ratio" else "points"
+    """Of a change: per cent of the old value, points where the metric itself is a percentage, else the metric's own."""
+    if metric.scale == "ratio":
+        return "%"
+    return "points" if metric.unit in ("%", "points") else metric.unit
+
+
+def _change_digits(metric: Metric) -> int:
+    return 1 if change_unit(metric) in ("%", "points") else metric.digits
 
 
 def describe_changes(changes: Changes) -> str:
     """How many measures became what, in one sentence."""
     total = sum(len(budget.changes) for budget in changes.budgets)
     counts = {verdict: len(changes.select(verdict)) for verdict in VERDICTS}
-    margin = f"{changes.margin.percent:g} % or {changes.margin.points:g} points"
+    margins = [f"{changes.margin.percent:g} %", f"{changes.margin.points:g} points"]
+    judged = {change.metric for budget in changes.budgets for change in budget.changes}
+    margins += sorted({f"{changes.margin.text(m)} ({m.header})" for m in judged if change_unit(m) not in ("%", "points")})
+    margin = f"{', '.join(margins[:-1])} or {margins[-1]}"
     return (
         f"{counts['worse']} of {total} measures got worse, {counts['better']} better, {counts['equal']} are equal within {margin}, "
         f"{counts['not resolved']} are not resolved (95 % intervals for all of them together)."
@@ -307,4 +316,4 @@ def list_undecided(changes: Changes) -> list[str]:
 
 
 def _signed(value: float, metric: Metric) -> str:
-    return f"{(value - 1) * 100 if metric.scale == 'ratio' else value:+.1f}"
+    return f"{(value - 1) * 100 if metric.scale == 'ratio' else value:+.{_change_digits(metric)}f}"

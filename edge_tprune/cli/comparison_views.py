@@ -9,11 +9,10 @@ from string import ascii_uppercase
 
 from edge_tprune.analysis import wording
 from edge_tprune.analysis.candidates import Candidates
-from edge_tprune.analysis.changes import JUDGED, Changes
+from edge_tprune.analysis.changes import Changes
 from edge_tprune.analysis.choice import Choice, NoChoice
 from edge_tprune.analysis.comparison import (
     Column,
-    TableRows,
     describe_group,
     describe_marks,
     describe_merged,
@@ -24,9 +23,10 @@ from edge_tprune.analysis.comparison import (
     merge_unpruned,
     metric_column,
     name_columns,
+    tabulate_changes,
 )
 from edge_tprune.analysis.contrast import WITHIN_RUN, EqualityMargin
-from edge_tprune.analysis.metrics import METRICS, MISSING
+from edge_tprune.analysis.metrics import METRICS
 from edge_tprune.analysis.table import Group, Row, Rows, describe_differences, find_differences
 from edge_tprune.cli.terminal import Cell, Console, Heading, Table, open_stdout, print_line, print_table
 
@@ -162,16 +162,9 @@ def _print_group(group: Group, margin: EqualityMargin, console: Console) -> None
 
 
 def _changes_table(changes: Changes) -> Table:
-    rows = TableRows(tuple(budget.new for budget in changes.budgets))
-    found = [{change.metric.name: wording.abbreviate_change(change) for change in budget.changes} for budget in changes.budgets]
-    metrics = [METRICS[name] for name in JUDGED if any(name in texts for texts in found)]
-    names = name_columns(rows)
+    names, metrics, cells = tabulate_changes(changes)
     return Table(
-        [*(Heading(column.label) for column in names), *(Heading(metric.header, right=True) for metric in metrics)],
-        [
-            [*(column.text(row) for column in names), *(texts.get(metric.name, MISSING) for metric in metrics)]
-            for row, texts in zip(rows.rows, found)
-        ],
+        [*map(Heading, names), *(Heading(metric.header, right=True) for metric in metrics)], [list(row) for row in cells]
     )
 
 

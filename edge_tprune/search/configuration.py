@@ -29,7 +29,7 @@ from edge_tprune.schedule import NetworkShape
 from edge_tprune.schedule.latency import Latency, NetworkRecord
 from edge_tprune.search.cost import Cost, MacsCost, MeasuredCost
 from edge_tprune.search.schedule_file import KIND, FoundSchedule, ScheduleFile, SearchRecord
-from edge_tprune.search.score import ERROR, SCORES, FixedOptions, Scorer, read_images
+from edge_tprune.search.score import ERROR, MOST, SCORES, FixedOptions, Scorer, read_images
 from edge_tprune.search.space import Configuration, MethodSpace, SearchSpace
 from edge_tprune.search.starts import Tables, own_pattern, planned
 from edge_tprune.search.study import Result, open_storage, open_study, search
@@ -352,8 +352,9 @@ def _with_options(method: MethodSpace, options: Mapping[str, Sequence[Any]]) -> 
 
 def _describe(found: Found, settings: SearchSettings, first: Configuration) -> FoundSchedule:
     best, default, score = found.best, found.default, settings.record.score
-    interval = mean_interval(best.losses)
-    before = None if default is None else mean_interval(default.losses)
+    most = MOST[score]
+    interval = mean_interval(best.losses).within(0.0, most)
+    before = None if default is None else mean_interval(default.losses).within(0.0, most)
     configuration = best.configuration
     own = (configuration.method, configuration.options) != (first.method, first.options)
     predicted = None

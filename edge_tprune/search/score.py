@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from edge_tprune.reduction.first_blocks import FirstBlocks
 from edge_tprune.reduction.host import PrunedViT, network_shape
 
 DIVERGENCE, ERROR, DISTANCE = "kl", "top1", "cosine"
+#: Score -> the most that it can be; none is less than 0.
+MOST = {DIVERGENCE: math.inf, ERROR: 1.0, DISTANCE: 2.0}
 SCORES = {LOGITS: (DIVERGENCE, ERROR), **dict.fromkeys((EMBEDDING, FEATURES, TOKENS), (DISTANCE,))}
 """By output: what a network can be judged by, the default first."""
 BATCH = 20

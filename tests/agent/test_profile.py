@@ -19,7 +19,7 @@ import pytest
 
 from edge_tprune.agent import session, turns
 from edge_tprune.agent.loads import Timed
-from edge_tprune.agent.profile import profile
+from edge_tprune.agent.profile import _check_turns, profile
 from edge_tprune.agent.progress import Progress
 from edge_tprune.agent.session import CheckFailed, NothingRan
 from edge_tprune.analysis.contrast import contrast
@@ -257,6 +257,14 @@ def test_mistakes_leave_nothing_behind(bundle: Bundle, tmp_path: Path, settings:
     assert not (tmp_path / "out").exists()
 
 
+def test_more_turns_than_a_document_can_list_are_refused() -> None:
+    names = [f"0.{number:06}" for number in range(45)]
+    _check_turns(None, names)
+    _check_turns(10_000, names)
+    with pytest.raises(UserError, match=r"--rounds 100000: a profile can list the turns of 45 budgets for \d+ rounds"):
+        _check_turns(100_000, names)
+
+
 def test_runs_chosen_budgets_also_outside_the_main_thread(bundle: Bundle, tmp_path: Path) -> None:
     paths: list[Path] = []
     thread = threading.Thread(target=lambda: paths.append(profile(bundle, tmp_path, QUICK, budgets=["small", "small"])))
@@ -315,7 +323,7 @@ def test_a_bundle_that_is_rebuilt_meanwhile_ends_the_run(
 FULL = """
 import sys
 from pathlib import Path
-from edge_tprune.agent.profile import profile
+from edge_tprune.agent.profile import _check_turns, profile
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.errors import UserError
 from edge_tprune.record.settings import RunRequest
@@ -339,7 +347,7 @@ FILLING = """
 import sys
 from pathlib import Path
 import edge_tprune.agent.session as session
-from edge_tprune.agent.profile import profile
+from edge_tprune.agent.profile import _check_turns, profile
 from edge_tprune.record.reader import read_run
 from edge_tprune.record.settings import RunRequest
 from edge_tprune.bundle.bundle import Bundle

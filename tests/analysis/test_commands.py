@@ -101,7 +101,7 @@ def test_select_across_boards(profiles, tmp_path, capsys):
     [
         (["--max-p95-ms", "-3"], "--max-p95-ms -3 is out of range: give a number above 0"),
         (["--min-fps", "0"], "out of range"),
-        (["--equal-within", ""], "not a margin such as 2%"),
+        (["--equal-within", " "], "not a margin such as 2%"),
     ],
 )
 def test_bounds_that_nothing_can_mean_are_a_mistake(two, capsys, words, message):

@@ -12,6 +12,7 @@ from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Rows
 from edge_tprune.cli.comparison_views import print_changes, print_choice, print_comparison
 from edge_tprune.cli.terminal import Console
+from edge_tprune.report.markdown import markdown_changes
 from edge_tprune.statistics import Interval
 from tests.analysis.conftest import profile_dir, profiles  # noqa: F401
 
@@ -160,3 +161,20 @@ def test_changes_are_a_row_per_budget_and_a_line_per_change(profiles):  # noqa: 
     print_changes(find_changes([once], [once]), Console(file=stream, width=100))
     assert "not resolved" in stream.getvalue()
     assert "a regression cannot be ruled out for 1 of them: too few rounds to know the noise" in stream.getvalue()
+
+
+def test_a_change_of_a_distance_has_its_own_digits(profiles):  # noqa: F811
+    def row(distance):
+        return profiles.row(
+            cosine_distance=distance, intervals={"cosine_distance": Interval(distance, distance - 0.001, distance + 0.001)}
+        )
+
+    stream = io.StringIO()
+    changes = find_changes([row(0.05)], [row(0.09)], force=True)
+    print_changes(changes, Console(file=stream, width=200))
+    text = stream.getvalue()
+    assert "0.0900 instead of 0.0500 (+0.0400, 95 % interval +0.03" in text
+    assert "within 3 %, 0.5 points or 0.001 (cos. dist.)" in text
+    table = markdown_changes(changes)
+    assert [line.count("|") for line in table.splitlines() if line.startswith("|")] == [table.splitlines()[2].count("|")] * 3
+    assert "+0.0400 ±" in table

@@ -61,7 +61,7 @@ def compare(
     from edge_tprune.analysis.export import check_place, write_export
     from edge_tprune.analysis.loading import load_rows
     from edge_tprune.cli.comparison_views import print_changes, print_comparison
-    from edge_tprune.report.markdown import markdown_table
+    from edge_tprune.report.markdown import markdown_changes, markdown_table
 
     within = EqualityMargin.parse(equal_within, WITHIN_RUN) if equal_within is not None else WITHIN_RUN
     between = EqualityMargin.parse(equal_within, BETWEEN_RUNS) if equal_within is not None else BETWEEN_RUNS
@@ -77,6 +77,8 @@ def compare(
         print_json({**comparison_document(rows), "changes": None if changes is None else changes_document(changes)})
     elif markdown:
         print_text(markdown_table(rows, within))
+        if changes is not None:
+            print_text(markdown_changes(changes))
         for warning in rows.warnings:
             print_warning(warning)
     else:
