@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from traceback import walk_tb
 from typing import NoReturn
@@ -62,12 +62,27 @@ def load_rows(paths: Path | str | Iterable[Path | str]) -> Rows:
         if len(refused) == len(found):
             raise refused[0]
         left_out += [f"left out: {error}" for error in refused]
+    loaded = _tell_apart(loaded)
     warnings = list(left_out)
     several = len(loaded) > 1
     for rows in loaded.values():
         profile_of = rows[0].profile
         warnings += [f"{profile_of.name}: {text}" if several else text for text in profile_of.warnings]
     return Rows(tuple(row for rows in loaded.values() for row in rows), tuple(warnings), tuple(left_out))
+
+
+def _tell_apart(loaded: Mapping[Path, list[Row]]) -> dict[Path, list[Row]]:
+    """The same rows by path, with profiles that are named by as many parts of their paths as no other one has."""
+    found = {}
+    for path, rows in loaded.items():
+        parts = 1
+        while parts < len(path.parts) and any(
+            other != path and other.parts[-parts:] == path.parts[-parts:] for other in loaded
+        ):
+            parts += 1
+        profile = replace(rows[0].profile, parts=parts)
+        found[path] = rows if parts == 1 else [replace(row, profile=profile) for row in rows]
+    return found
 
 
 def find_profiles(path: Path | str) -> list[Path]:

@@ -30,11 +30,12 @@ class Profile:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     summary: Summary | None = None  #: summary.json; None where nothing was timed
+    parts: int = 1  #: of its path that name it among others: more where two directories are called alike
 
     @property
     def name(self) -> str:
         """The directory's name."""
-        return printable(self.path.resolve().name)
+        return printable("/".join(self.path.resolve().parts[-self.parts :]))
 
     @property
     def started_utc(self) -> str:

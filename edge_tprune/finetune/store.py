@@ -128,6 +128,13 @@ class Store:
             UserError: the directory holds a run with other questions.
         """
         if not (self.path / "run.json").exists():
+            others = [
+                name for name in ("log.jsonl", "state.safetensors", "best.safetensors") if os.path.lexists(self.path / name)
+            ]
+            if others:
+                raise UserError(
+                    f"{self.path} holds {others[0]} and no run.json, and so no fine-tuning: move it away, or choose another --out"
+                )
             return Decisions(asked)
         found = KIND.read(self.path)
         different = sorted(key for key in asked.keys() | found.asked.keys() if asked.get(key) != found.asked.get(key))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
 from edge_tprune.bundle.golden import TOLERANCE
-from edge_tprune.text import command_line
+from edge_tprune.text import command_line, printable
 
 T = TypeVar("T")
 
@@ -30,6 +30,10 @@ def list_commands(
     lines = []
     for profile in profiles:
         where = f"bundles/{profile.document.bundle.name}"
+        if others := _distinct(budget.method.name for budget in profile.document.budgets if budget.method is not None):
+            lines.append(
+                f"# The bundle has budgets of {printable(', '.join(others))}, too, as fit writes one: build makes those of one method."
+            )
         lines += [_build(profile, where), *_evaluate(profile, where), _profile(profile, where)]
     names = [f"profiles/{profile.name}" for profile in profiles]
     asked = [(option_name(name), f"{bound:g}") for name, bound in (constraints or {}).items() if bound is not None]
@@ -44,6 +48,7 @@ def _build(profile: Profile, where: str) -> str:
     if model.weights not in _NO_FILE:
         options.append(("--weights", model.weights))
     options += _model_options(model.arguments)
+    options += [("--output", model.output.name)] if model.output.name != "logits" else []
     options.append(("--method", method.name))
     options.append(("--budgets", ",".join(_distinct(b.name.partition("@")[0] for b in budgets if b.requested is not None))))
     schedules = _distinct(",".join(map(str, budget.schedule)) for budget in budgets if budget.requested is None)
@@ -54,7 +59,8 @@ def _build(profile: Profile, where: str) -> str:
     precisions = _distinct(budget.artifact.precision for budget in budgets)
     options += [("--precision", ",".join(precisions))] if precisions != ["fp32"] else []
     options += [("--calibration", "PHOTOS")] if "int8" in precisions else []
-    return _shell(["edge-tprune", "build", model.name, *_flatten([*options, ("--out", where)])])
+    switches = ["--normalize"] if model.output.normalized else []
+    return _shell(["edge-tprune", "build", model.name, *_flatten(options), *switches, "--out", where])
 
 
 def _model_options(arguments: Mapping[str, object]) -> list[tuple[str, Any]]:

@@ -162,3 +162,15 @@ def test_the_marks_are_explained():
 @pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
 def test_every_metric_has_a_text_for_a_missing_value(profiles, metric):
     assert metric_column(metric).text(profiles.row()) == MISSING
+
+
+def test_profiles_whose_directories_are_called_alike_are_told_apart(profiles, tmp_path):
+    for board in ("a/orin", "b/orin", "b/xavier"):
+        profiles.write(tmp_path / board / "deit")
+    profiles.write(tmp_path / "other")
+    rows = load_rows([tmp_path / "a/orin/deit", tmp_path / "b/orin/deit", tmp_path / "b/xavier/deit", tmp_path / "other"])
+    names = ["a/orin/deit", "b/orin/deit", "xavier/deit", "other"]
+    assert list(dict.fromkeys(row.profile.name for row in rows)) == names
+    document = comparison_document(rows)
+    assert [profile["name"] for profile in document["profiles"]] == names
+    assert {row["profile"] for group in document["groups"] for row in group["rows"]} == set(names)

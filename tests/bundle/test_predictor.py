@@ -82,27 +82,6 @@ def test_sixteen_bits_of_grey_are_the_same_as_a_file_and_as_an_image_of_pillow(b
         None,
     ],
 )
-def test_what_a_library_of_others_cannot_decode_is_refused(built: Path, tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    try:
-        Image.radial_gradient("L").convert("RGB").resize((64, 48)).save(buffer, "AVIF")
-    except (KeyError, OSError):
-        pytest.skip("this Pillow writes no AVIF")
-    good, said = buffer.getvalue(), list[str]()
-    with edge_tprune.open(built, budget=1.0, threads=1) as model:
-        for place in range(300, len(good), 7):
-            damaged = bytearray(good)
-            damaged[place] ^= 0x5A
-            try:
-                model.preprocess(Image.open(io.BytesIO(bytes(damaged))))
-            except UnidentifiedImageError:
-                continue
-            except UserError as error:
-                said.append(str(error))
-    assert said
-    assert all("this image cannot be read" in text for text in said)
-
-
 def test_what_is_no_image_is_refused_in_one_line(built: Path, frame: object) -> None:
     with edge_tprune.open(built, budget="1.0", threads=1) as model:
         with pytest.raises(UserError, match="an image is") as error:
@@ -300,3 +279,24 @@ def test_needs_no_torch(built: Path, pictures: list[Image.Image], tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     with edge_tprune.open(built, budget=0.6, threads=1) as model:
         assert done.stdout.split() == [model.top(model(pictures[0]))[0][0], "6"], done.stderr
+
+
+def test_what_a_library_of_others_cannot_decode_is_refused(built: Path, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    try:
+        Image.radial_gradient("L").convert("RGB").resize((64, 48)).save(buffer, "AVIF")
+    except (KeyError, OSError):
+        pytest.skip("this Pillow writes no AVIF")
+    good, said = buffer.getvalue(), list[str]()
+    with edge_tprune.open(built, budget=1.0, threads=1) as model:
+        for place in range(300, len(good), 7):
+            damaged = bytearray(good)
+            damaged[place] ^= 0x5A
+            try:
+                model.preprocess(Image.open(io.BytesIO(bytes(damaged))))
+            except UnidentifiedImageError:
+                continue
+            except UserError as error:
+                said.append(str(error))
+    assert said
+    assert all("this image cannot be read" in text for text in said)

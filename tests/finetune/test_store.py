@@ -172,3 +172,12 @@ def test_a_state_that_does_not_fit_is_named(tmp_path: Path, error: Exception) ->
         Store(tmp_path).fitting("state"),
     ):
         raise error
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "state.safetensors", "best.safetensors"])
+def test_a_persons_file_is_no_fine_tuning(tmp_path: Path, name: str) -> None:
+    """A line without an end would be taken for one that was cut off."""
+    (tmp_path / name).write_text("my own notes")
+    with pytest.raises(UserError, match=f"holds {name} and no run.json, and so no fine-tuning: move it away"):
+        Store(tmp_path).open({"a": 1})
+    assert (tmp_path / name).read_text() == "my own notes"

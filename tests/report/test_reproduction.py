@@ -119,3 +119,16 @@ def test_names_from_files_are_quoted(info):
         assert "\n" not in line
         assert len(shlex.split(line)) > 2
         assert "rm" not in shlex.split(line)
+
+
+def test_another_output_is_named(info):
+    info["bundle"]["model"]["output"] = {"name": "embedding", "shape": [192], "dtype": "float32", "normalized": True}
+    build = _parse(_lines(info)[0])
+    assert (build["output"], build["normalize"]) == ("embedding", True)
+
+
+def test_budgets_of_other_methods_are_said(info):
+    info["budgets"][2]["method"] = {"name": "evit", "options": {}, "blocks": [4, 7]}
+    said, build, *_ = _lines(info)
+    assert said == "# The bundle has budgets of evit, too, as fit writes one: build makes those of one method."
+    assert _parse(build)["method"] == "zero_tprune"
