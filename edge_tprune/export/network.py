@@ -8,7 +8,6 @@ from those of the network that was not pruned.
 
 from __future__ import annotations
 
-import math
 import stat
 import tempfile
 import warnings
@@ -45,14 +44,14 @@ from edge_tprune.files import clear_write_errors
 from edge_tprune.reduction.attention import AttentionForm, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval, mean_interval
-from edge_tprune.text import first_line
+from edge_tprune.text import first_line, is_text
 
 Metric = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(outputs of the pruned network, outputs of the network as it was) -> a number per image, (B,)."""
 
 # Share of an output of integers that may be others: where two values tie, rounding decides which is the larger.
 _INTEGERS = 0.001
-_NOISE = 3e-6  # on the input: it moves scores at least as much as rounding does
+_NOISE = 3e-6  # in units of the root mean square of what it is added to: it moves scores at least as much as rounding does
 _TYPES = (
     torch.float16,
     torch.float32,
@@ -149,20 +148,56 @@ def network_error(
             network| over the sum of |network|, of all outputs' values; an output of integers counts by the share of values that are others.
 
     Raises:
-        UserError: no images, a network in training mode, or a metric that does not give a number per image.
+        UserError: no images, a network in training mode or one that fails on them, or a metric that does not give a number per image.
     """
-    _check_mode(network)
-    _check_mode(pruned)
-    measure, one, other = metric or _relative_error, _Flat(network), _Flat(pruned)
+    for each in (network, pruned):
+        if not isinstance(each, nn.Module):
+            raise UserError(f"a {type(each).__name__} is no network of PyTorch's")
+        _check_mode(each)
+    if metric is not None and not callable(metric):
+        raise UserError(f"the metric is {metric!r:.60}: give a function of the outputs of both networks")
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise UserError("give batches of images: a list of tensors (B, 3, H, W), such as [images]")
     found: list[float] = []
     for batch in batches:
-        values = torch.as_tensor(measure(other.named(batch), one.named(batch)))
-        if values.shape != (len(batch),) or not bool(values.isfinite().all()):
-            raise UserError(f"the metric gave {tuple(values.shape)} for {len(batch)} images: give a finite number per image")
-        found += values.double().tolist()
+        if not isinstance(batch, Tensor) or batch.ndim != 4 or not len(batch):
+            raise UserError("give batches of images: a list of tensors (B, 3, H, W), such as [images]")
+        found += _errors(pruned, network, batch, metric)
     if not found:
         raise UserError("no images to compare the networks on")
     return NetworkError(mean_interval(found), max(found), len(found))
+
+
+def _errors(pruned: nn.Module, network: nn.Module, batch: Tensor, metric: Metric | None) -> list[float]:
+    """How far the answers to each image of a batch are from the network's own."""
+    outputs = [_answers(each, batch) for each in (pruned, network)]
+    try:
+        values = torch.as_tensor((metric or _relative_error)(*outputs))
+        whole = values.shape == (len(batch),) and bool(values.isfinite().all())
+    except UserError:
+        raise
+    except Exception as error:  # whatever a metric of a person's raises, or returns
+        raise UserError(f"the metric fails ({type(error).__name__}: {first_line(error)})") from error
+    if not whole:
+        what = f"the metric gave {tuple(values.shape)} for {len(batch)} images: give a finite number per image"
+        raise UserError(what if metric is not None else "an output is NaN or infinite: such images compare nothing")
+    return [float(value) for value in values]
+
+
+def _answers(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """The outputs by name.
+
+    Raises:
+        UserError: the network fails on these images.
+    """
+    try:
+        return _Flat(network).named(batch)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network of a person's raises
+        raise UserError(
+            f"{type(network).__name__} fails on images {tuple(batch.shape)} of {batch.dtype}: {first_line(error)}"
+        ) from error
 
 
 class _Flat(nn.Module):
@@ -206,7 +241,7 @@ def _check(network: Any, images: Any, file: Any, runtime: Any, tolerance: Any) -
         raise UserError(f"a {type(network).__name__} is no network of PyTorch's")
     if runtime not in list(FORMS):
         raise UserError(f"unknown runtime {runtime!r} (known: {', '.join(FORMS)}).{did_you_mean(str(runtime), FORMS)}")
-    if not isinstance(tolerance, Real) or not 0 < float(tolerance) < math.inf:
+    if not isinstance(tolerance, Real) or not 0 < tolerance < 1e30:  # type: ignore[operator]
         raise UserError(f"tolerance is {tolerance!r}: give a number above 0")
     try:
         file = Path(file)
@@ -215,6 +250,8 @@ def _check(network: Any, images: Any, file: Any, runtime: Any, tolerance: Any) -
         is_file = True
     except (TypeError, ValueError, OSError) as error:  # what no file system takes
         raise UserError(f"no file can be called {file!r:.200} ({first_line(error)})") from error
+    if not is_text(file.absolute()):
+        raise UserError(f"{file}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
     if file.suffix != ".onnx" or not is_file:
         raise UserError(f"{file}: a graph is a file whose name ends in .onnx")
     if not file.parent.is_dir():
@@ -224,23 +261,23 @@ def _check(network: Any, images: Any, file: Any, runtime: Any, tolerance: Any) -
     batches = [batch.detach() for batch in given if isinstance(batch, Tensor) and batch.ndim == 4 and len(batch)]
     if not batches or len(batches) < len(given) or len({batch.shape for batch in batches}) != 1:
         raise UserError("give a batch of images, a tensor (B, 3, H, W), or several of one shape")
+    odd = [
+        batch
+        for batch in batches
+        if batch.layout is not torch.strided or batch.is_meta or batch.is_quantized or batch.dtype not in _TYPES
+    ]
+    if odd:
+        kind = "meta" if odd[0].is_meta else f"{odd[0].layout}, {odd[0].dtype}"
+        raise UserError(
+            f"the images are a tensor of a kind that ONNX Runtime is not given ({kind}): give a dense one, such as of float32"
+        )
     numbers = [number for number, image in enumerate(torch.cat(batches)) if not bool(image.isfinite().all())]
     if numbers:
         raise UserError(f"image {numbers[0]} has a value that is NaN or infinite")
-    try:
-        with torch.no_grad():
-            for name, value in _Flat(network).named(batches[0]).items():
-                if value.dtype not in _TYPES:
-                    raise UserError(
-                        f"{name} of {type(network).__name__} is of {value.dtype}, which is not compared: convert it"
-                    )
-    except UserError:
-        raise
-    except Exception as error:  # whatever a network of a person's raises
-        shape = tuple(batches[0].shape)
-        raise UserError(
-            f"{type(network).__name__} fails on images {shape} of {batches[0].dtype}: {first_line(error)}"
-        ) from error
+    with torch.no_grad():
+        for name, value in _answers(network, batches[0]).items():
+            if value.dtype not in _TYPES:
+                raise UserError(f"{name} of {type(network).__name__} is of {value.dtype}, which is not compared: convert it")
     return file, batches
 
 
@@ -301,13 +338,32 @@ def _one_name_each(network: nn.Module) -> Iterator[None]:
 def _steady_answer(flat: _Flat, batch: Tensor, tolerance: float) -> dict[str, np.ndarray] | None:
     """PyTorch's outputs; None where another way of writing attention, and noise of the size of rounding, change them by more than half the tolerance."""
     expected = {name: value.cpu().numpy() for name, value in flat.named(batch).items()}
-    noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0)).to(batch)
     with _attention(flat, explicit_attention):
-        for signed in (noise, -noise):  # of two tokens that tie, one lifts the one and the other the other
-            moved = flat.named(batch + _NOISE * signed)
+        for sign in (1, -1):  # of two tokens that tie, one lifts the one and the other the other
+            with _noise(flat, sign):
+                moved = flat.named(batch)
             if not all(_difference(value.cpu().numpy(), expected[name]) <= tolerance / 2 for name, value in moved.items()):
                 return None
     return expected
+
+
+@contextmanager
+def _noise(network: nn.Module, sign: int) -> Iterator[None]:
+    """Adds noise to what every pruned ViT inside is given, whatever the network makes of its images before."""
+    generator = torch.Generator().manual_seed(0)
+
+    def add(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *others = given
+        size = x.double().square().mean().sqrt().to(x.dtype)
+        return x + sign * _NOISE * size * torch.randn(x.shape, generator=generator).to(x), *others
+
+    embeddings = {vit.patch_embed for vit in network.modules() if isinstance(vit, PrunedViT)}
+    handles = [embedding.register_forward_pre_hook(add) for embedding in embeddings]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

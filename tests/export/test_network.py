@@ -200,6 +200,15 @@ def test_a_vit_of_two_names_is_pruned_under_both(images: Tensor, tmp_path: Path,
         ({"file": "a" * 300 + ".onnx"}, "no file can be called"),
         ({"runtime": []}, "unknown runtime"),
         ({"tolerance": "x"}, "tolerance is 'x'"),
+        ({"tolerance": 10**400}, "tolerance is 1000"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"file": "/tmp/\udcff.onnx"}, "ONNX Runtime opens no file whose path is not UTF-8"),
+        (
+            {"images": torch.zeros(1, 3, 64, 64, dtype=torch.bfloat16)},
+            r"of a kind that ONNX Runtime is not given \(torch.strided, torch.bfloat16\)",
+        ),
+        ({"images": torch.zeros(1, 3, 64, 64, device="meta")}, "of a kind that ONNX Runtime is not given"),
+        ({"images": torch.zeros(1, 3, 64, 64).to_sparse()}, "of a kind that ONNX Runtime is not given"),
         ({"network": nn.Sequential(nn.Flatten(), Cast(torch.bfloat16)).eval()}, "output of Sequential is of torch.bfloat16"),
         ({"network": nn.Sequential(nn.Flatten(), Cast(torch.complex64)).eval()}, "output of Sequential is of torch.complex64"),
     ],
@@ -210,6 +219,69 @@ def test_arguments_of_another_type_are_one_clear_line(
     right: dict[str, Any] = {"network": network, "images": images, "file": tmp_path / "x.onnx"}
     with pytest.raises(UserError, match=says):
         edge_tprune.export_network(**{**right, **given})
+
+
+class Camera(nn.Module):
+    """A network that takes bytes, and does what it must to them."""
+
+    def __init__(self, vit: nn.Module, strict: bool) -> None:
+        super().__init__()
+        self.vit, self.strict = vit, strict
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.strict:
+            assert x.dtype == torch.uint8
+        result: Tensor = self.vit(x.float() / 255 if x.dtype == torch.uint8 else x)
+        return result
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("strict", [False, True])
+def test_ties_are_found_whatever_the_type_of_the_images(loaded: LoadedModel, tmp_path: Path, strict: bool) -> None:
+    """Noise on bytes is none, or as much as a grey value."""
+    pruned = decide(loaded, "evit", budgets=[0.75], blocks=[2]).budgets[0].module
+    images = torch.randint(0, 256, (20, 3, 48, 48), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
+    done = edge_tprune.export_network(Camera(pruned, strict).eval(), torch.split(images, 1), tmp_path / "vit.onnx")
+    assert done.left_out <= 4
+    tied = mix_to_ties(pruned, images.float() / 255)
+    assert len(tied)
+    scaled = nn.Sequential(Scale(1 / 255), pruned).eval()
+    left_out = edge_tprune.export_network(
+        scaled, torch.split(torch.cat([tied * 255, images.float()]), 1), tmp_path / "b.onnx"
+    ).left_out
+    assert left_out >= len(tied) - 1, "a scale moves an image off its tie now and then"
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"network": None}, "a NoneType is no network"),
+        ({"pruned": "x"}, "a str is no network"),
+        ({"batches": None}, "give batches of images"),
+        ({"batches": torch.zeros(1, 3, 64, 64)}, "give batches of images"),
+        ({"batches": [torch.zeros(0, 3, 64, 64)]}, "give batches of images"),
+        ({"batches": [torch.zeros(1, 3, 10, 10)]}, r"Depth fails on images \(1, 3, 10, 10\)"),
+        ({"batches": []}, "no images to compare"),
+        ({"batches": [torch.full((1, 3, 64, 64), float("nan"))]}, "an output is NaN or infinite"),
+        ({"metric": 3}, "the metric is 3: give a function"),
+        ({"metric": lambda found, expected: "x"}, "the metric fails"),
+        ({"metric": lambda found, expected: found["no such"]}, "the metric fails"),
+        ({"metric": lambda found, expected: [1.0, 2.0]}, r"the metric gave \(2,\) for"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_line(network: Depth, images: Tensor, given: dict[str, Any], says: str) -> None:
+    right: dict[str, Any] = {"network": network, "pruned": network, "batches": [images]}
+    with pytest.raises(UserError, match=says):
+        edge_tprune.network_error(**{**right, **given})
 
 
 def test_outputs_of_other_shapes_are_not_compared(images: Tensor) -> None:
