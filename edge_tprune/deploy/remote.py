@@ -62,8 +62,10 @@ LEFT_BEHIND = re.compile(
     rf"{_RESULTS}|engines/{_ENGINE}(\.json)?|engines/\.{_ENGINE}\.lock"
     rf"|(engines/)?\.(manifest\.json|{_RESULTS}|{_ENGINE}(\.json)?)\.\w+\.tmp"
 )
-#: Full match with the files of a bundle whose manifest cannot be read.
+#: Full match with the files of a bundle that has no manifest.
 PART = re.compile(rf"{LEFT_BEHIND.pattern}|manifest\.json|golden\.npz|onnx/[^/]+\.(onnx|bin)|engines/[^/]+\.plan(\.json)?")
+#: How every manifest begins (`edge_tprune.bundle.manifest.KIND.begins`).
+BEGINS = re.compile(rb'\s*\{\s*"format":\s*"edge\-tprune\-bundle"')
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -82,15 +84,20 @@ def main(stdin: IO[bytes], stdout: IO[bytes]) -> int:
         with beating(stdout, _writing):
             answer = COMMANDS[request["do"]](home, request, stdin, stdout)
     except Refused as refusal:
-        answer = {"error": str(refusal)}
+        answer = {"error": _shown(refusal)}
     except BrokenPipeError:
         return 1
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "no space left on the board's disk" if full else f"the board says: {error.strerror or error}"
-        answer = {"error": f"{what} ({error.filename or 'while writing'})"}
+        answer = {"error": f"{what} ({_shown(error.filename or 'while writing')})"}
     answer_line(stdout, answer)
     return 1 if "error" in answer else 0
+
+
+def _shown(value: object) -> str:
+    """As text: a name of a file may be none."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _home() -> Path:
@@ -321,6 +328,8 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> bool:
         old.rename(target)
     there, before = _hashes(target), _manifest(target / MANIFEST)
     own = _named(before)
+    if own is None:
+        own = dict.fromkeys(_guessed(target, files), "")
     theirs = _others(target, own)
     held = {digest: target / path for path, digest in sorted(there.items(), key=lambda each: each[0] not in theirs)}
     sent, files = files, _with_results(files, before, held, incoming)
@@ -330,7 +339,7 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> bool:
     }:
         _remove_sent(incoming, [*sent.values(), *files.values()])
         return True
-    for path in () if own is None else theirs:
+    for path in theirs:
         if path in files and there.get(path) != files[path]["sha256"]:
             raise Refused(
                 f"{target / path} is no file of the bundle there, and would be lost: move it away on the board, or rename the directory "
@@ -400,23 +409,42 @@ def _named(manifest: Json | None) -> dict[str, str] | None:
     with contextlib.suppress(LookupError, TypeError, AttributeError):
         named = {path: entry["sha256"] for path, entry in manifest["files"].items()}
         named |= {artifact["file"]: artifact["sha256"] for budget in manifest["budgets"] for artifact in budget["artifacts"]}
-        return {MANIFEST: "", **named}
+        if all(isinstance(digest, str) for digest in named.values()):
+            return {MANIFEST: "", **named}
     return None
 
 
-def _others(target: Path, own: dict[str, str] | None) -> list[str]:
+def _guessed(target: Path, files: Json) -> list[str]:
+    """What belongs to a bundle whose manifest does not say it: of a damaged one what the new version has, too; nothing of what is no bundle."""
+    manifest = target / MANIFEST
+    if not manifest.is_file():
+        return [
+            *files,
+            *(path for path in (each.relative_to(target).as_posix() for each in _below(target)) if PART.fullmatch(path)),
+        ]
+    return [MANIFEST, *files] if _says_bundle(manifest) else []
+
+
+def _says_bundle(file: Path) -> bool:
+    """Whether a manifest begins as a bundle's does, or was cut off before it begins."""
+    with contextlib.suppress(OSError):
+        with file.open("rb") as stream:
+            begin = stream.read(1000)
+        return not begin or BEGINS.match(begin) is not None
+    return False
+
+
+def _others(target: Path, own: dict[str, str]) -> list[str]:
     """What lies in a bundle's directory and is not the bundle's: the profiles and notes of a person, which an update leaves there.
 
     Args:
         target: the directory.
-        own: the files that its manifest names; None where it cannot be read.
+        own: the files that are the bundle's.
 
     Raises:
         Refused: a directory in it cannot be listed.
     """
     paths = [path.relative_to(target).as_posix() for path in _below(target)]
-    if own is None:
-        return [path for path in paths if not PART.fullmatch(path)]
     return [path for path in paths if path not in own and not LEFT_BEHIND.fullmatch(path)]
 
 
@@ -427,6 +455,13 @@ def _empty_directories(target: Path) -> list[str]:
 
 
 def _with_results(files: Json, before: Json | None, held: dict[str, Path], incoming: Path) -> Json:
+    """As `_merged`; the files as they are where a manifest is not as it should be."""
+    with contextlib.suppress(LookupError, TypeError, AttributeError):
+        return _merged(files, before, held, incoming)
+    return files
+
+
+def _merged(files: Json, before: Json | None, held: dict[str, Path], incoming: Path) -> Json:
     """The files of a bundle that was not evaluated yet, with what `eval` found on the board of the same graphs: a manifest that says so, and its results."""
     named = _named(before)
     if before is None or named is None or MANIFEST not in files:

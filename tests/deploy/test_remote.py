@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_tprune.bundle import revision
-from edge_tprune.bundle.manifest import MANIFEST
+from edge_tprune.bundle.manifest import KIND, MANIFEST
 from edge_tprune.deploy import remote
 
 Talk = Callable[..., dict[str, Any]]
@@ -226,7 +226,8 @@ def test_an_updated_bundle_reuses_what_it_has_and_loses_what_it_had(talk: Talk, 
 def test_what_a_person_put_into_a_bundle_stays(talk: Talk, home: Path) -> None:
     """`profile .` in a bundle's directory writes its profile there."""
     target = home / "bundles" / "net"
-    versions = [{"manifest.json": bytes([number]) * 50, f"onnx/{number}.onnx": b"x" * (60 + number)} for number in range(2)]
+    graphs = [{f"onnx/{number}.onnx": b"x" * (60 + number)} for number in range(2)]
+    versions = [{"manifest.json": manifest_of(graph), **graph} for graph in graphs]
     for data in (versions[0], versions[0], versions[1]):
         send(talk, *data.values())
         talk("bundle", name="net", files=bundle_files(**data))
@@ -329,10 +330,64 @@ def test_what_eval_stores_while_the_next_version_is_made_stays(talk: Talk, home:
             remote.bundle(home, {"name": "net", "files": bundle_files(**third)}, io.BytesIO(), io.BytesIO())
 
 
+DAMAGED = b'{"format": "edge-tprune-bundle", "budg'
+
+
+@pytest.mark.parametrize("manifest", [b"mine", b'{"format": "mine"}', DAMAGED, b""])
+def test_what_no_manifest_names_is_not_lost(talk: Talk, home: Path, manifest: bytes) -> None:
+    target, graphs = home / "bundles" / "net", {"onnx/a.onnx": b"a" * 100}
+    (target / "onnx").mkdir(parents=True)
+    (target / "manifest.json").write_bytes(manifest)
+    (target / "onnx" / "detector.onnx").write_text("mine")
+    data = {**graphs, "manifest.json": manifest_of(graphs)}
+    send(talk, *data.values())
+    answer = talk("bundle", name="net", files=bundle_files(**data))
+    assert (target / "onnx" / "detector.onnx").read_text() == "mine"
+    if manifest in (DAMAGED, b""):
+        assert (target / "manifest.json").read_bytes() == data["manifest.json"]
+    else:
+        assert "manifest.json is no file of the bundle there, and would be lost" in answer["error"]
+        assert (target / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize(
+    ("damage"),
+    [
+        {"files": {"golden.npz": {"sha256": ["x"]}}},
+        {"budgets": [{"name": ["x"], "accuracy": {"images": 3}, "artifacts": []}]},
+        {
+            "budgets": [
+                {"name": "a", "artifacts": [{"file": "eval-0123456789ab.npz", "sha256": "x"}], "accuracy": {"images": 3}}
+            ],
+            "files": {},
+        },
+    ],
+)
+def test_a_manifest_of_wrong_types_there_is_replaced(talk: Talk, home: Path, damage: dict[str, Any]) -> None:
+    target, graphs = home / "bundles" / "net", {"onnx/a.onnx": b"a" * 100}
+    first = {**graphs, "manifest.json": manifest_of(graphs)}
+    send(talk, *first.values())
+    talk("bundle", name="net", files=bundle_files(**first))
+    there = {"format": "edge-tprune-bundle", **json.loads(first["manifest.json"]), **damage}
+    (target / "manifest.json").write_text(json.dumps(there))
+    data = {**graphs, "manifest.json": manifest_of(graphs) + b" "}
+    send(talk, *data.values())
+    assert "path" in talk("bundle", name="net", files=bundle_files(**data))
+    assert (target / "onnx" / "a.onnx").read_bytes() == graphs["onnx/a.onnx"]
+
+
+def test_a_name_that_is_no_text_is_shown_in_a_refusal(talk: Talk, home: Path) -> None:
+    data = {"onnx/a.onnx": b"a" * 100}
+    send(talk, *data.values())
+    answer = talk("bundle", name="x\udcff", files=bundle_files(**data))
+    assert answer["error"].isprintable()
+
+
 def test_the_board_knows_what_commands_leave_behind_as_the_host_does() -> None:
     """The program on the board imports nothing of this package."""
     assert remote.LEFT_BEHIND.pattern == revision.LEFT_BEHIND
     assert remote.MANIFEST == MANIFEST
+    assert KIND.begins == remote.BEGINS
 
 
 def test_a_pipe_in_the_place_of_a_manifest_is_not_read(talk: Talk, home: Path) -> None:
@@ -477,7 +532,7 @@ def test_a_failed_installation_leaves_the_agent_that_was_there(talk: Talk, home:
 def test_what_comes_into_a_bundle_while_it_is_replaced_is_kept(talk: Talk, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, so that a person can be quick."""
     target = home / "bundles" / "net"
-    versions = [{"manifest.json": b"{}", "onnx/1.onnx": bytes([number]) * 50} for number in range(2)]
+    versions = [{"manifest.json": b"", "onnx/1.onnx": bytes([number]) * 50} for number in range(2)]
     send(talk, *versions[0].values())
     talk("bundle", name="net", files=bundle_files(**versions[0]))
     (target / "log").write_text("old")
@@ -501,7 +556,7 @@ def test_what_comes_into_a_bundle_while_it_is_replaced_is_kept(talk: Talk, home:
 
 def test_a_persons_copy_of_a_bundles_file_stays_a_file_of_its_own(talk: Talk, home: Path) -> None:
     target = home / "bundles" / "net"
-    data = {"manifest.json": b"m" * 40, "golden.npz": b"g" * 50}
+    data = {"manifest.json": DAMAGED, "golden.npz": b"g" * 50}
     send(talk, *data.values())
     talk("bundle", name="net", files=bundle_files(**data))
     (target / "golden.npz").unlink()
