@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -74,16 +75,20 @@ def check_budget(
 
 
 def _run_probe(command: list[str], budget: str) -> Probed:
-    done = subprocess.run(command, capture_output=True, env=child_environment(), check=False)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # what is left running would keep pipes open
+        done = subprocess.run(command, stdout=out, stderr=err, env=child_environment(), check=False)
+        for file in (out, err):
+            file.seek(0)
+        printed, said = out.read(), err.read()
     if done.returncode == 0:
         with suppress(ValueError):  # what Python prints as it starts there comes before
-            return msgspec.json.decode(done.stdout.rstrip().rpartition(b"\n")[2], type=Probed)
+            return msgspec.json.decode(printed.rstrip().rpartition(b"\n")[2], type=Probed)
     if done.returncode < 0:
         name = signal_name(-done.returncode)
         return Probed(
             check=failed_check(budget, f"its process was ended by {name} (the system kills programs when memory runs out)")
         )
-    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    lines = said.decode(errors="replace").strip().splitlines()
     return Probed(check=failed_check(budget, lines[-1] if lines else f"its process ended with {done.returncode}"))
 
 

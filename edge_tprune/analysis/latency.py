@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edge_tprune.analysis.loading import find_profiles, load_rows
 from edge_tprune.analysis.table import Row
+from edge_tprune.documents import InvalidDocument
 from edge_tprune.errors import UserError
 from edge_tprune.files import check_own
 from edge_tprune.record.document import RunDocument
@@ -54,7 +55,7 @@ def model_latency(path: Path, *, force: bool = False) -> Latency:
         raise UserError(f"profile {path} has no times of {', '.join(untimed)}: a model needs every graph. Profile again")
     shape = _shape(document)
     costs = {metric: _cost(shape, metric, rows) for metric in METRICS}
-    if all(row.values.get(ENERGY) is not None for row in rows):
+    if all((row.values.get(ENERGY) or 0.0) > 0 for row in rows):  # a sensor that is dead says 0
         costs[ENERGY] = _energy(shape, rows)
     return _describe(document, rows[0], status, costs, turns)
 
@@ -85,7 +86,10 @@ def write_latency(path: Path, *, force: bool = False) -> Latency:
     found = model_latency(path, force=force)
     profile = find_profiles(path)[0]
     check_own(profile / LATENCY, KIND.begins, "a latency model")
-    KIND.write(profile, found)
+    try:
+        KIND.write(profile, found)
+    except InvalidDocument as error:
+        raise UserError(f"profile {profile}: no model fits its latencies ({error}). Measure again") from error
     return found
 
 

@@ -126,18 +126,20 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
     options += [word for platform in kind.platforms for word in ("--platform", platform)]
     with tempfile.TemporaryDirectory(dir=directory) as draft:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", draft]
-        pip = subprocess.Popen(
-            [*command, *options, *requirements],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=child_environment(),
-        )
-        with pip, until_hang_up(pip):
-            printed, said = pip.communicate()
+        with tempfile.TemporaryFile("w+", errors="replace") as out:  # what is left running would keep a pipe open
+            pip = subprocess.Popen(
+                [*command, *options, *requirements],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=child_environment(),
+            )
+            with pip, until_hang_up(pip):
+                pip.wait()
+            out.seek(0)
+            said = out.read()
         if pip.returncode:
-            lines = [line for line in (*printed.splitlines(), *said.splitlines()) if line.strip()] or ["it says nothing"]
+            lines = [line for line in said.splitlines() if line.strip()] or ["it says nothing"]
             errors = [line for line in lines if line.startswith("ERROR")] or lines
             raise UserError(
                 f"pip cannot find wheels of {', '.join(requirements)} for Python {python} on {kind.machine}: {errors[-1]}"

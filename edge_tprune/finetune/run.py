@@ -508,9 +508,15 @@ def join_processes(request: Request, patience_s: float = 120, say: Callable[[str
     try:
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if (of := os.environ["WORLD_SIZE"]) != "1":
+        rank, count = int(os.environ["RANK"]), int(of := os.environ["WORLD_SIZE"])
+        if not 0 <= rank < count:
+            raise ValueError(f"RANK is {rank} of a WORLD_SIZE of {count}")
+        if count > 1:
             say(f"RANK and WORLD_SIZE are set: waiting up to {patience_s:.0f} s for all of {of} processes")
-        store, rank, world_size = _in_thread(lambda: next(iter(rendezvous("env://", timeout=timedelta(seconds=patience_s)))))
+        # A client of the store tries again once after its timeout.
+        store, rank, world_size = _in_thread(
+            lambda: next(iter(rendezvous("env://", timeout=timedelta(seconds=patience_s / 2))))
+        )
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(

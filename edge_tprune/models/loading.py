@@ -256,9 +256,23 @@ def _finish(
     preprocessing = resolve_preprocessing(
         model, _image_size(model, created.arguments), channels, recorded, options.preprocessing
     )
+    if created.arguments.keys() - {"num_classes"}:
+        _check_runs(name, model, channels, preprocessing.input_size[1:], created.arguments)
     vit = cast(VisionTransformer, model)  # or another family, which who prunes it looks at
     digest = hash_tensors(vit.state_dict())
     return LoadedModel(name, vit, label, digest, preprocessing, dict(created.arguments), class_names, (*said, *more))
+
+
+def _check_runs(name: str, model: nn.Module, channels: int, size: Sequence[int], arguments: Arguments) -> None:
+    """Refuses a network that timm creates from these arguments, and that fails on an image of its size."""
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, channels, *size))
+    except Exception as error:  # whatever a layer raises for a shape that it does not take
+        given = ", ".join(f"{key}={value}" for key, value in sorted(arguments.items()))
+        raise UserError(
+            f"{name} with {given} fails on an image of {size[0]} x {size[1]} pixels ({one_line(error)}): give other arguments"
+        ) from error
 
 
 def _describe_other_name(name: str, file: WeightsFile) -> list[str]:

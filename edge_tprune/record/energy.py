@@ -99,7 +99,7 @@ def budget_energy(meter: Meter | None, turns: Sequence[SpanPower], idle: Idle) -
     mean = _symmetric_interval(mean_w, half_w)
     needed_s, rounds = _required_length(meter, used, mean_w, bias_w, lost_s, least_s)
     above, above_reason = _net_energy(used, idle, bias_w)
-    if half_w is None or half_w > RESOLVED * abs(mean_w):
+    if half_w is None or half_w > RESOLVED * abs(mean_w) or mean_w <= 0:
         reason = _why_not(mean_w, half_w, window_s, needed_s, rounds)
         return Energy(mean, above, None, None, "not_resolvable", reason, window_s, needed_s)
     shown = above if above_reason is None else None
@@ -228,6 +228,8 @@ def _required_length(
 
 
 def _why_not(mean_w: float, half_w: float | None, window_s: float, needed_s: float | None, rounds: int | None) -> str:
+    if mean_w <= 0:
+        return f"the sensor reads {mean_w:.3g} W, and no machine that computes draws that: is it connected?"
     text = f"{mean_w:.3g} W ± {half_w:.2g} W is not known to {RESOLVED:.0%}" if half_w else "one value alone has no known error"
     if needed_s is not None:
         return f"{text} with turns of {window_s:.2g} s: turns of {needed_s:g} s would give {AIM:.0%}"

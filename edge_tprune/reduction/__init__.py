@@ -63,7 +63,9 @@ def solve_schedule(
     options: MethodOptions | None = None,
 ) -> Schedule:
     """The schedule that `prune` would realise, and how near it comes to the budget. Arguments as for `prune`."""
-    _check_kinds(method, budget, {"schedule": schedule, "blocks": blocks, "multiple_of": [multiple_of]})
+    _check_kinds(method, budget)
+    schedule, blocks = _whole_numbers("schedule", schedule), _whole_numbers("blocks", blocks)
+    (multiple_of,) = _whole_numbers("multiple_of", [multiple_of]) or (1,)
     reducer, options = registry.any_method(method), options or {}
     shape = network_shape(model, name, output, reducer, options)
     check_method(reducer, model, name)
@@ -101,7 +103,7 @@ def solve_schedule(
     )
 
 
-def _check_kinds(method: object, budget: object, numbers: Mapping[str, Any]) -> None:
+def _check_kinds(method: object, budget: object) -> None:
     """Refuses what a program gave for something of another type.
 
     Raises:
@@ -111,11 +113,20 @@ def _check_kinds(method: object, budget: object, numbers: Mapping[str, Any]) -> 
         raise UserError(f"method is {method!r}: give a name, such as 'zero_tprune'")
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, Real)):
         raise UserError(f"budget is {budget!r}: give a share of the MACs, such as 0.65")
-    for name, given in numbers.items():
-        try:
-            _ = [index(number) for number in (() if given is None else given)]
-        except TypeError as error:
-            raise UserError(f"{name} is {given!r}: give whole numbers") from error
+
+
+def _whole_numbers(name: str, given: Any) -> tuple[int, ...] | None:
+    """Numbers of Python's, of those of NumPy or PyTorch; None for None.
+
+    Raises:
+        UserError: others.
+    """
+    if given is None:
+        return None
+    try:
+        return tuple(index(number) for number in given)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"{name} is {given!r}: give whole numbers") from error
 
 
 def prune(
@@ -189,15 +200,16 @@ def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
     known = {name: part for name, part in module.named_modules(remove_duplicate=False) if name}
     vits = [name for name, part in known.items() if can_adapt(part)]
     found = f"It has a ViT at {', '.join(map(repr, vits))}" if vits else "It has no ViT that can be pruned"
-    if path not in known:
-        hint = did_you_mean(path, known) if path else ""
+    if not isinstance(path, str) or path not in known:
+        hint = did_you_mean(path, known) if isinstance(path, str) and path else ""
         raise UserError(f"{type(module).__name__} has no member {path!r}.{hint} {found}")
     if path not in vits:
         try:
             adapt(known[path], f"member {path!r} of {type(module).__name__}")
         except UserError as error:
             raise UserError(f"{error}. {found}") from error
-    registry.method(arguments.get("method", "zero_tprune"))  # what calls the ViT inside may read any patch
+    _check_kinds(method := arguments.get("method", "zero_tprune"), None)
+    registry.method(method)  # what calls the ViT inside may read any patch
     pruned = prune(known[path], **{"exact_savings": False, **arguments})
     kept = {id(parameter): parameter for parameter in (*module.parameters(), *module.buffers())}
     clone = copy.deepcopy(module, dict(kept))  # everything but the tensors is copied

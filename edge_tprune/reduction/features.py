@@ -7,6 +7,8 @@ were dropped (`edge_tprune.reduction.restore`). Nothing is saved in the last blo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,6 +19,20 @@ from edge_tprune.schedule import NetworkShape
 
 if TYPE_CHECKING:
     from edge_tprune.reduction.host import Stream
+
+
+def _block_numbers(given: Any) -> int | list[int]:
+    """A whole number, or several: Python's, NumPy's or PyTorch's.
+
+    Raises:
+        UserError: anything else.
+    """
+    try:
+        with suppress(TypeError):
+            return index(given)
+        return [index(each) for each in given]
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"the blocks are {given!r}: give whole numbers") from error
 
 
 class FeatureInterface(nn.Module):
@@ -108,13 +124,14 @@ class FeatureInterface(nn.Module):
         depth = self.shape.blocks
         if indices is None:
             return list(range(depth))
+        indices = _block_numbers(indices)
         if isinstance(indices, int):
             if not 1 <= indices <= depth:
                 raise UserError(f"the last {indices} blocks were asked for, but the network has {depth}")
             return list(range(depth - indices, depth))
-        if bad := [index for index in indices if not -depth <= index < depth]:
+        if bad := [each for each in indices if not -depth <= each < depth]:
             raise UserError(f"block {bad[0]} was asked for, but the network has blocks 0 to {depth - 1}")
-        return sorted({index % depth for index in indices})
+        return sorted({each % depth for each in indices})
 
     @property
     def embed_dim(self) -> int:

@@ -68,11 +68,14 @@ class Governor:
         Raises:
             UserError: no budget, no limit, or a number out of range.
         """
+        if isinstance(budgets, str) or not isinstance(budgets, Sequence) or not all(isinstance(name, str) for name in budgets):
+            raise UserError("a governor needs the names of budgets, the most accurate first")
         if not budgets or len(set(budgets)) != len(budgets):
             raise UserError("a governor needs budgets, each once, the most accurate first")
         limits = {"deadline_ms": deadline_ms, "max_temp_c": max_temp_c, "max_power_w": max_power_w}
         for name, number in {**limits, "margin": margin, "window": window, "patience": patience}.items():
             _check_number(name, number)
+        limits = {name: None if value is None else float(value) for name, value in limits.items()}
         given = {name: value for name, value in limits.items() if value is not None}
         if not given:
             raise UserError(f"a governor needs a limit: {', '.join(limits)}")
@@ -115,10 +118,12 @@ class Governor:
         """
         for name, number in {"latency_ms": latency_ms, "temp_c": temp_c, "power_w": power_w}.items():
             _check_number(name, number)
-        if latency_ms is None or isnan(latency_ms):
+        latency_ms = float("nan") if latency_ms is None else float(latency_ms)
+        if isnan(latency_ms):
             raise UserError("latency_ms is not a number: give what the last frame's inference took")
         if latency_ms <= 0:
             raise UserError(f"latency_ms is {latency_ms:g}: an inference takes more than 0")
+        temp_c, power_w = (None if reading is None else float(reading) for reading in (temp_c, power_w))
         self._recent.append(latency_ms)
         if len(self._recent) == self._window:
             typical_ms = median(self._recent)

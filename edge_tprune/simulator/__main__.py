@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -17,7 +18,7 @@ from edge_tprune.files import clear_write_errors, exclusive, files_below, read_r
 from edge_tprune.processes import end_signals
 from edge_tprune.simulator.boards import BOARDS
 from edge_tprune.simulator.faults import KINDS, FileFault
-from edge_tprune.simulator.tree import FAULTS, STATE, Tree, run
+from edge_tprune.simulator.tree import FAULTS, Tree, is_running, run
 from edge_tprune.simulator.truth import true_energy_mj
 from edge_tprune.text import command_line, printable
 
@@ -28,15 +29,16 @@ _PATIENCE_S = 10.0  #: for other faults that are being asked for
 def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     commands = {"fault": _fault, "energy": _energy}
+    command, received = None, list[int]()
     try:
         command = commands.get(arguments[0]) if arguments else None
-        with end_signals():
+        with end_signals() as received:
             return command(arguments[1:]) if command else _simulate(arguments)
     except UserError as error:
         print(printable(error), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 0
+    except KeyboardInterrupt:  # a board runs until then
+        return 128 + (received[0] if received else signal.SIGINT) if command else 0
 
 
 def _simulate(arguments: list[str]) -> int:
@@ -86,20 +88,22 @@ def _fault(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, help="how long the fault lasts; by default until faults.json is changed")
     parser.add_argument("--value", help="new content of the file (set), or amount added to its number (jump)")
     options = parser.parse_args(arguments)
-    if not (options.directory / STATE).exists():
-        raise UserError(f"no simulated board in {options.directory}")
+    if not is_running(options.directory):
+        raise UserError(f"no simulated board runs in {options.directory}")
     fault = FileFault(options.kind, options.file, options.seconds, options.value)
     file = options.directory / FAULTS
     with exclusive(file, "fault", _PATIENCE_S):
         try:
             asked = json.loads(read_regular(file, LARGEST_BYTES)) if file.exists() else []
+            if not isinstance(asked, list):
+                raise ValueError("it is no list of faults")
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} is not readable JSON ({error}): delete it") from None
         if not asked and not any(fnmatchcase(name, options.file) for name in files_below(options.directory)):
             raise UserError(
                 f"no file of the simulated board matches {options.file!r}"
             )  # one that an earlier fault took away may
-        write_json(file, [*(asked if isinstance(asked, list) else []), asdict(fault)])
+        write_json(file, [*asked, asdict(fault)])
     return 0
 
 

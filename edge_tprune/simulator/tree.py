@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -25,11 +26,11 @@ from typing import Any
 
 from edge_tprune.documents import LARGEST_BYTES
 from edge_tprune.errors import UserError
-from edge_tprune.files import clear_write_errors, read_regular, write_json
+from edge_tprune.files import clear_write_errors, files_below, read_regular, write_json
 from edge_tprune.simulator.boards import board_law
 from edge_tprune.simulator.faults import ActiveFault, FileFault
 from edge_tprune.simulator.law import Heat, Physics, StepLoad, rail_sensors
-from edge_tprune.simulator.layout import BoardFiles
+from edge_tprune.simulator.layout import NEW, BoardFiles
 from edge_tprune.simulator.truth import TRUTH
 from edge_tprune.telemetry import boards
 from edge_tprune.telemetry.host import cpu_ticks
@@ -38,9 +39,12 @@ from edge_tprune.telemetry.source import Clock, NoReading
 STATE = "simulator/state.json"  #: there while the simulation runs: {board, pid, began_ns, seed}
 FAULTS = "simulator/faults.json"
 FAULT_LOG = "simulator/faults.jsonl"
+FILES = "simulator/files.json"  #: the names of all files that it wrote in the beginning
 
 _TICK_NS = 50_000_000  #: the load is measured this often: five of the kernel's own ticks
 _KEEP_NS = 5 * 10**9  #: no sensor looks back further
+#: Full match with what is there for a moment, or for a lock.
+_LEFT_BEHIND = r"simulator/\..*"
 _PARTS = ("sys", "proc", "etc", "var", "simulator")
 
 
@@ -83,10 +87,11 @@ class Tree:
             self._files.write_all()
             self._files.write_load(0.0, self._heat.celsius)
             self._show_rails()
-        self._truth = _open_append(directory / TRUTH)
-        self._fault_log = _open_append(directory / FAULT_LOG)
-        self._write_truth(0.0)
-        write_json(directory / STATE, {"board": board, "pid": os.getpid(), "began_ns": now_ns, "seed": seed})
+            write_json(directory / FILES, [name for name in files_below(directory) if name.split("/")[0] in _PARTS])
+            self._truth = _open_append(directory / TRUTH)
+            self._fault_log = _open_append(directory / FAULT_LOG)
+            self._write_truth(0.0)
+            write_json(directory / STATE, {"board": board, "pid": os.getpid(), "began_ns": now_ns, "seed": seed})
 
     def close(self) -> None:
         """Ends every fault and the simulation; the files stay as they are."""
@@ -154,6 +159,11 @@ class Tree:
         except BlockingIOError:
             os.close(self._lock)
             raise UserError(f"a simulated board runs in {self.directory} already: choose another directory") from None
+        if (other := _foreign_file(self.directory)) is not None:
+            os.close(self._lock)
+            raise UserError(
+                f"{self.directory} holds {other}, which no simulation wrote: move it away, or choose a new directory"
+            )
         (self.directory / STATE).unlink(missing_ok=True)
         for part in _PARTS:
             shutil.rmtree(self.directory / part, ignore_errors=True)
@@ -214,6 +224,39 @@ class Tree:
     def _log(self, event: str, fault: FileFault | None = None, **more: Any) -> None:
         line = {"t_ns": self._now_ns, "event": event, **(asdict(fault) if fault else {}), **more}
         os.write(self._fault_log, (json.dumps(line) + "\n").encode())
+
+
+def _foreign_file(directory: Path) -> str | None:
+    """A file that the simulation which ran there did not write; None where there is none, or where an older version did not say what it writes."""
+    if not (directory / FILES).exists():
+        return None
+    try:
+        wrote = json.loads(read_regular(directory / FILES, LARGEST_BYTES))
+        own = {_numbered(name) for name in (*wrote, FILES, TRUTH, FAULT_LOG, FAULTS, STATE, NEW)}
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{directory / FILES} is damaged: choose a new directory for the simulated board") from None
+    places = (name for name in files_below(directory) if name.split("/")[0] in _PARTS)
+    return next((name for name in places if _numbered(name) not in own and not re.fullmatch(_LEFT_BEHIND, name)), None)
+
+
+def _numbered(name: str) -> str:
+    """A name whatever number its chip has, which a fault may change."""
+    return re.sub(r"hwmon\d+|iio:device\d+", "*", name)
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a simulation is at work there: it holds a lock, which ends with it."""
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return (directory / STATE).exists()
+    finally:
+        os.close(handle)
+    return False
 
 
 def run(tree: Tree, *, seconds: float | None = None, clock_ns: Clock = time.perf_counter_ns) -> None:

@@ -32,7 +32,7 @@ def gpu_source(root: Path = Path("/"), clock_ns: Clock = time.perf_counter_ns) -
     sensors: list[Sensor] = []
     if load := _load_file(root, devfreq):
         sensors.append(_LoadSensor(load))
-    if devfreq is not None and (devfreq / "cur_freq").exists():
+    if devfreq is not None and sysfs.is_there(devfreq / "cur_freq"):
         sensors.append(_ClockSensor(CLOCK, devfreq / "cur_freq"))
     if (emc := _emc_file(root)) is not None:
         sensors.append(_ClockSensor(EMC_CLOCK, emc))
@@ -58,7 +58,7 @@ def _emc_file(root: Path) -> Path | None:
 def _load_file(root: Path, devfreq: Path | None) -> Path | None:
     candidates = [devfreq / "device/load"] if devfreq is not None else []
     candidates += [root / file for file in _LOAD_FILES]
-    return next((file for file in candidates if file.exists()), None)
+    return next((file for file in candidates if sysfs.is_there(file)), None)
 
 
 class _LoadSensor:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.boards import INPUT_RAILS, Board
 from edge_tprune.telemetry.gpu import CLOCK as GPU_CLOCK
 from edge_tprune.telemetry.gpu import EMC_CLOCK
@@ -34,7 +35,7 @@ _INTERVAL_S = 0.5  #: faster is unstable
 
 def service_socket(root: Path = Path("/")) -> str | None:
     """The path of the service's socket; None where it does not run."""
-    return next((f"/{path}" for path in SOCKETS if (root / path).exists()), None)
+    return next((f"/{path}" for path in SOCKETS if sysfs.is_there(root / path)), None)
 
 
 def jtop_source(board: Board, *, clock_ns: Clock = time.perf_counter_ns, first_line_s: float = 10.0) -> ProgramSource | None:

@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -179,7 +180,7 @@ class _RailSensor:
         try:
             power = rail.power_mw()
         except NoReading:
-            if rail.directory.exists() or not self._finder.search_again():
+            if sysfs.is_there(rail.directory) or not self._finder.search_again():
                 raise
             power = self._finder[self._label].power_mw()
         values[self.metrics[0].name] = power
@@ -195,7 +196,9 @@ def _hwmon_directories(root: Path) -> Iterator[tuple[Path, str | None]]:
             for directory in sysfs.directories(device / "hwmon", "hwmon*"):
                 yield directory, device.name
     for directory in sysfs.directories(root / "sys/class/hwmon", "hwmon*"):
-        address = (directory / "device").resolve().name
+        address = ""
+        with suppress(OSError, RuntimeError):  # links that lead in a circle
+            address = (directory / "device").resolve().name
         yield directory, address if re.fullmatch(r"\d+-[0-9a-f]{4}", address) else None
 
 
@@ -233,7 +236,7 @@ def _ina3221(directory: Path, chip: str) -> Iterator[Rail]:
 
 def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
     """The chips that compute power themselves; they watch one rail each, and few of them have a label."""
-    if not (directory / "power1_input").exists():
+    if not sysfs.is_there(directory / "power1_input"):
         return
     unnamed = "VIN" if name.startswith("ina238") else f"{name}_{address or directory.name}"
     label = next((text for file in ("power1_label", "in1_label") if (text := sysfs.text_or_none(directory / file))), unnamed)
@@ -284,4 +287,4 @@ def _iio(directory: Path, address: str | None) -> Iterator[Rail]:
             interval_s=None,
             step_mw=None,
         )
-        yield rail if (directory / f"in_power{channel}_input").exists() else replace(rail, power_file=None)
+        yield rail if sysfs.is_there(directory / f"in_power{channel}_input") else replace(rail, power_file=None)

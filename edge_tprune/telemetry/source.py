@@ -130,4 +130,7 @@ def gap_reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return f"{type(error).__name__}: {error}"
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # a person's own kind, whose text fails
+        return type(error).__name__

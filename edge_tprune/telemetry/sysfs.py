@@ -90,11 +90,19 @@ def number_or_none(file: Path | str) -> float | None:
         return None
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, as far as this user may see."""
+    try:
+        return path.exists()
+    except (OSError, RuntimeError):  # no access to a directory above it, or links that lead in a circle
+        return False
+
+
 def directories(parent: Path, pattern: str) -> Iterator[Path]:
     """The directories (or links to some) in `parent` by pattern, numbers in their names in counting order."""
     try:
         found = [path for path in parent.glob(pattern) if path.is_dir()]
-    except OSError:
+    except (OSError, RuntimeError):
         return
     yield from sorted(found, key=lambda path: (len(path.name), path.name))
 

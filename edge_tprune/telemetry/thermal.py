@@ -108,7 +108,7 @@ def alarm_files(rails: Sequence[Rail]) -> dict[str, Path]:
         for what, file in (("warn", rail.warn_alarm_file), ("critical", rail.critical_alarm_file))
         if file is not None
     }
-    return {name: file for name, file in named.items() if file.exists()}
+    return {name: file for name, file in named.items() if sysfs.is_there(file)}
 
 
 def read_celsius(file: Path | str) -> float:
@@ -178,4 +178,4 @@ def _fan_files(root: Path, *names: str) -> list[Path]:
     for directory in sysfs.directories(root / "sys/class/hwmon", "hwmon*"):
         if re.search(r"fan|tach", sysfs.text_or_none(directory / "name") or ""):
             directories.append(directory)
-    return [file for directory in directories for name in names if (file := directory / name).exists()]
+    return [file for directory in directories for name in names if sysfs.is_there(file := directory / name)]

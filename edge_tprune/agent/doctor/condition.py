@@ -89,9 +89,9 @@ def _check_amount(topic: str, have: float, what: str, needed: float, wanted: flo
 
 def check_time(root: Path) -> Iterator[Finding]:
     """Whether the network has set the wall clock, from the files of the time services. The clock only dates profiles."""
-    if (root / "run/systemd/timesync/synchronized").exists() or sysfs.text_or_none(root / "run/chrony/chronyd.pid"):
+    if sysfs.is_there(root / "run/systemd/timesync/synchronized") or sysfs.text_or_none(root / "run/chrony/chronyd.pid"):
         yield Finding("time", "ok", "set by the network")
-    elif (root / "run/systemd/timesync").is_dir():
+    elif sysfs.is_there(root / "run/systemd/timesync"):
         yield Finding(
             "time", "warning", "not set by the network yet: profiles may be dated wrongly", "sudo timedatectl set-ntp true"
         )

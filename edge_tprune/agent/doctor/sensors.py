@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge_tprune.agent.doctor.finding import Finding
 from edge_tprune.agent.doctor.runtimes import installed_versions, pip_command
+from edge_tprune.telemetry import sysfs
 from edge_tprune.telemetry.boards import Board
 from edge_tprune.telemetry.gpu import gpu_devfreq, gpu_source
 from edge_tprune.telemetry.machine import open_sources
@@ -91,7 +92,7 @@ def check_gpu(root: Path, board: Board, live: bool) -> Iterator[Finding]:
         yield Finding("GPU", "ok", f"load and clock can be read ({getattr(gpu_devfreq(root), 'name', '')})")
     if "emc_frequency_mhz" not in names:
         yield Finding("GPU", "note", "only root may read the memory's clock: it is left out")
-    nodes = [path for name in _GPU_NODES if (path := root / "dev" / name).exists()]
+    nodes = [path for name in _GPU_NODES if sysfs.is_there(path := root / "dev" / name)]
     closed = [path for path in nodes if not os.access(path, os.R_OK | os.W_OK)] if live else []
     if closed:
         yield Finding(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorrt as trt
-from images import FOLDER, describe, open_image, prepare, printable, read_description
+from images import FOLDER, describe, open_image, prepare, printable, read_description, writing_to_stdout
 from PIL import Image
 
 try:
@@ -94,7 +94,8 @@ class Model:
 
 if __name__ == "__main__":
     model = Model()
-    for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
-        print(printable(file))
-        for line in describe(model(open_image(file)), model.description):
-            print(f"  {line}")
+    with writing_to_stdout():
+        for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
+            print(printable(file))
+            for line in describe(model(open_image(file)), model.description):
+                print(f"  {line}")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,19 @@ def open_image(file: str) -> Image.Image:
     except Exception as error:  # Pillow raises nearly everything
         raise SystemExit(f"{printable(file)} cannot be read as an image: {printable(str(error))}") from error
     return image
+
+
+@contextmanager
+def writing_to_stdout() -> Iterator[None]:
+    """Ends the program with one line where the output cannot be written, and without a word where nobody reads it any more."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left as it ends
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(141) from None
+        raise SystemExit(f"the output cannot be written: {error.strerror}") from None
 
 
 def printable(text: str) -> str:
