@@ -129,7 +129,8 @@ def not_finite() -> Iterator[str]:
         def forward(self, x: torch.Tensor, evidence: Evidence) -> Outcome:
             kept = torch.arange(self.stage.tokens_out).expand(len(x), -1)
             source = torch.full((len(x), 1), self.stage.tokens_in - 1)
-            return Propagate(kept, source, torch.full((len(x), self.stage.tokens_out, 1), float("nan")))
+            features = x[:, : self.stage.tokens_out] * float("nan"), x[:, -1:]
+            return Propagate(kept, source, torch.ones(len(x), self.stage.tokens_out, 1), features=features)
 
     yield NotFinite.name
     unregister(NotFinite.name)

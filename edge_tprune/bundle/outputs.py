@@ -21,8 +21,11 @@ _BLOCK = 1024  # images whose neighbours are looked for at once
 FEWEST_NEIGHBOURS = 3  #: images: with two, each is the other's neighbour whatever the network
 
 
+_LARGE = 10.0  #: root mean square of logits, beyond that of any classifier that is sure of itself
+
+
 def max_difference(kind: str, found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference of an output from the expected one: absolute for logits, else in units of the root mean square of `expected`.
+    """The largest difference of an output from the expected one, in its `unit`.
 
     NaN or infinite where a number of `found` is not finite.
 
@@ -32,7 +35,16 @@ def max_difference(kind: str, found: np.ndarray, expected: np.ndarray) -> float:
         expected: of the same shape.
     """
     worst = float(np.abs(found.astype(np.float64) - expected).max())
-    return worst if kind == LOGITS else worst / scale(expected)
+    return worst / unit(kind, expected)
+
+
+def unit(kind: str, expected: np.ndarray) -> float:
+    """What differences of an output are counted in: its root mean square; of logits 1, or a tenth of that where it is more.
+
+    The softmax of logits knows no scale but 1. Where they are hundreds, or are no logits but amounts, rounding alone moves them by more than it
+    moves those of a classifier.
+    """
+    return max(1.0, scale(expected) / _LARGE) if kind == LOGITS else scale(expected)
 
 
 def scale(expected: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from edge_tprune.agent.doctor.finding import Diagnosis
 from edge_tprune.documents import Integer, InvalidDocument, Sha256, Whole, decode
 from edge_tprune.errors import UserError
 
+_FINDINGS, _LONGEST = 200, 5000  #: of a doctor: how many, and characters of each
 LINE_BYTES = 64_000_000  #: of the longest line that is read
 
 T = TypeVar("T")
@@ -84,6 +85,8 @@ def read_doctor(text: str, who: str) -> Diagnosis:
     # Modules that a Python there always loads may print something before and after.
     document = re.search(r"^\{.*^\}", text, re.DOTALL | re.MULTILINE)
     found = read_answer((document[0] if document else text).encode(errors="replace"), Diagnosis, who)
+    if len(found.findings) > _FINDINGS or any(len(each.text) + len(each.fix or "") > _LONGEST for each in found.findings):
+        raise not_understood(who, "its doctor says more than any doctor of ours")
     if not found.findings:
         raise not_understood(who, "its doctor has no findings")
     return found

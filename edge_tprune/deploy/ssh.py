@@ -244,8 +244,9 @@ class Connection:
                 timeout=_LOGIN_S,
                 check=False,
             )
-            if b"stdinnull yes" in asked.stdout.lower().splitlines():
-                return ["-o", "StdinNull=no"]
+            said = asked.stdout.lower().splitlines()
+            wrong = {"StdinNull": b"stdinnull yes", "ForkAfterAuthentication": b"forkafterauthentication yes"}
+            return [word for name, line in wrong.items() if line in said for word in ("-o", f"{name}=no")]
         return []
 
     def _find_python(self) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edge_tprune.bundle.outputs import LOGITS, scale
+from edge_tprune.bundle.outputs import unit
 from edge_tprune.errors import NegativeAnswer
 from edge_tprune.export.parity import TOLERANCE
 from edge_tprune.export.settings import BuildSettings
@@ -155,4 +155,4 @@ def explicit_forms(modules: Sequence[PrunedViT]) -> Iterator[None]:
 def _outputs(modules: Sequence[PrunedViT], images: Tensor) -> Tensor:
     """Outputs (networks, N, values), in the units in which parity compares them."""
     outputs = [output.flatten(1) for output in run_all(modules, images)]
-    return torch.stack([each if modules[0].output == LOGITS else each / scale(each.numpy()) for each in outputs])
+    return torch.stack([each / unit(modules[0].output, each.numpy()) for each in outputs])

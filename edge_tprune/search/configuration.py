@@ -280,6 +280,7 @@ def search_limits(
         for limit in settings.limits:
             if not settings.space(limit).reachable:
                 raise _too_low(settings, limit)
+            _check_removes(settings, limit)
         trials_at = database or open_storage(out, None)
         scorer = scorer or read_images(loaded, dataset, settings.record.score, report, settings.record.output)
         score, place = FixedOptions(scorer, settings.fixed), None
@@ -406,6 +407,17 @@ def _method_space(reducer: type[registry.Reducer], shape: NetworkShape, fixed: M
 
 def _limit_text(settings: SearchSettings, limit: float) -> str:
     return f"budget {limit:g}" if isinstance(settings.cost, MacsCost) else f"{settings.cost.unit} {limit:g}"
+
+
+def _check_removes(settings: SearchSettings, limit: float) -> None:
+    """Refuses a budget that a network keeps without removing any token: there is nothing to search."""
+    shape = settings.cost.shape
+    if not isinstance(settings.cost, MacsCost) or not settings.cost.exact or limit >= 1:
+        return
+    if limit >= (share := shape.share(shape.exact_schedule())):
+        raise UserError(
+            f"budget {limit:g}: without removing any token, exact savings alone reach {share:.3f}. Give less than that: there is nothing to search"
+        )
 
 
 def _too_low(settings: SearchSettings, limit: float) -> UserError:
