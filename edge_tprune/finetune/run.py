@@ -513,10 +513,8 @@ def join_processes(request: Request, patience_s: float = 120, say: Callable[[str
             raise ValueError(f"RANK is {rank} of a WORLD_SIZE of {count}")
         if count > 1:
             say(f"RANK and WORLD_SIZE are set: waiting up to {patience_s:.0f} s for all of {of} processes")
-        # A client of the store tries again once after its timeout.
-        store, rank, world_size = _in_thread(
-            lambda: next(iter(rendezvous("env://", timeout=timedelta(seconds=patience_s / 2))))
-        )
+        patience = timedelta(seconds=patience_s if rank == 0 else patience_s / 2)  # a client tries again once after its timeout
+        store, rank, world_size = _in_thread(lambda: next(iter(rendezvous("env://", timeout=patience))))
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(

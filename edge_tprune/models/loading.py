@@ -256,8 +256,8 @@ def _finish(
     preprocessing = resolve_preprocessing(
         model, _image_size(model, created.arguments), channels, recorded, options.preprocessing
     )
-    if created.arguments.keys() - {"num_classes"}:
-        _check_runs(name, model, channels, preprocessing.input_size[1:], created.arguments)
+    if given := {key: value for key, value in created.arguments.items() if key not in ("num_classes", "dynamic_img_size")}:
+        _check_runs(name, model, channels, preprocessing.input_size[1:], given)
     vit = cast(VisionTransformer, model)  # or another family, which who prunes it looks at
     digest = hash_tensors(vit.state_dict())
     return LoadedModel(name, vit, label, digest, preprocessing, dict(created.arguments), class_names, (*said, *more))

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from edge_tprune.agent.observer import Observer
-from edge_tprune.agent.probe import check_budget
+from edge_tprune.agent.probe import _run_probe, check_budget
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.record.lines import Check
 
@@ -101,3 +102,10 @@ def test_what_python_prints_as_it_starts_is_no_answer(bundle: Bundle, tmp_path: 
     with Observer() as observer:
         assert observer.problem is None
         assert observer.sources
+
+
+def test_what_a_check_leaves_running_is_not_waited_for() -> None:
+    started = time.monotonic()
+    left = [sys.executable, "-c", "import subprocess, sys; subprocess.Popen(['sleep', '60']); sys.exit('no engine')"]
+    assert _run_probe(left, "small").check.error == "no engine"
+    assert time.monotonic() - started < 30

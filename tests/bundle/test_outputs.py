@@ -82,3 +82,12 @@ def test_records_of_embeddings() -> None:
     whole = found.records["1.0"]
     assert whole.agreement_percent is not None
     assert whole.agreement_percent.value == 100
+
+
+def test_large_logits_are_compared_in_units_of_their_size() -> None:
+    """Rounding moves amounts of hundreds by more than it moves a classifier's logits."""
+    expected = np.random.default_rng(0).normal(size=(4, 10))
+    for factor, wanted in ((1, 1e-3), (10, 1e-3), (1000, 1e-3 / 100)):
+        scaled = expected / np.sqrt(np.square(expected).mean()) * factor
+        assert max_difference("logits", scaled + 1e-3, scaled) == pytest.approx(wanted, rel=1e-6)
+    assert max_difference("logits", scaled * np.nan, scaled) != max_difference("logits", scaled, scaled)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from edge_tprune.export.settings import EXACT, BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_by_default
 from edge_tprune.export.steadiness import UNUSABLE, count_flips
 from edge_tprune.models.loading import LoadedModel
+from edge_tprune.models.state_dict import hash_tensors
 from edge_tprune.reduction import Evidence, Keep, Outcome, Reducer, register, registry
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.runtime.engine import open_engine
@@ -417,3 +419,19 @@ def test_what_came_to_lie_there_meanwhile_is_kept(loaded: LoadedModel, tmp_path:
         build(loaded, decide(loaded, "none", budgets=[1.0]), out, progress=appear)
     assert (out / "photo.jpg").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["out"]
+
+
+def test_a_place_that_onnx_runtime_cannot_open_is_refused_before_the_work(loaded: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ONNX Runtime opens no file whose path is not UTF-8 text"):
+        build(loaded, decide(loaded, "none", budgets=[1.0]), tmp_path / "\udcff", progress=no_step)
+
+
+def test_a_network_whose_logits_are_amounts_is_proved(tmp_path: Path) -> None:
+    """Their rounding errors are as large as they are, and no other network."""
+    loaded = small_model()
+    for parameter in loaded.model.head.parameters():  # type: ignore[union-attr]
+        parameter.mul_(3000.0)
+    loaded = replace(loaded, weights_sha256=hash_tensors(loaded.model.state_dict()))
+    built = build(loaded, decide(loaded, "evit", budgets=[1.0, 0.7], blocks=[2]), tmp_path / "b").bundle
+    golden = built.golden().outputs["1.0"]
+    assert np.abs(golden).max() > 300

@@ -195,3 +195,10 @@ def test_what_a_launcher_left_in_the_environment_is_said(monkeypatch: pytest.Mon
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"RANK and WORLD_SIZE are set, .* or unset both"), join_processes(REQUEST):
         pass
+
+
+def test_a_rank_beyond_the_number_of_processes_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="RANK is 1 of a WORLD_SIZE of 1"), join_processes(REQUEST):
+        pass

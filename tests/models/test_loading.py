@@ -201,3 +201,11 @@ def test_where_a_network_is_made_is_no_argument_of_it(tmp_path: Path) -> None:
     config = {"architecture": NAME, "model_args": {"device": "meta", "checkpoint_path": "/none", "scriptable": True}}
     (file.parent / "config.json").write_text(json.dumps(config))
     assert load_model(NAME, file.parent).weights_sha256 == loaded.weights_sha256
+
+
+@pytest.mark.parametrize("arguments", [{"norm_layer": "batchnorm2d"}, {"norm_layer": "batchnorm1d"}])
+def test_a_network_that_timm_makes_and_that_cannot_run_is_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(
+        UserError, match=r"test_vit with norm_layer=.* fails on an image of \d+ x \d+ pixels .*: give other arguments"
+    ):
+        load_model(NAME, "random", options=ModelOptions("random", model_kwargs=arguments))

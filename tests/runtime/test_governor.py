@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -149,3 +150,16 @@ def test_what_is_no_number_is_refused(value: object) -> None:
             governor.update(**{"latency_ms": 1.0, name: value})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="latency_ms is not a number"):
         governor.update(None)  # type: ignore[arg-type]
+
+
+def test_limits_and_readings_may_be_fractions() -> None:
+    governor = Governor(["1.0", "0.5"], deadline_ms=Fraction(100, 3), window=1)  # type: ignore[arg-type]
+    assert governor.update(Fraction(40)) == "0.5"  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="deadline_ms -1 is out of range"):
+        Governor(["1.0"], deadline_ms=Fraction(-1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("budgets", [5, None, [["a"], ["b"]], [1.0], "ab"])
+def test_budgets_are_names(budgets: object) -> None:
+    with pytest.raises(UserError, match="a governor needs the names of budgets"):
+        Governor(budgets, deadline_ms=5)  # type: ignore[arg-type]

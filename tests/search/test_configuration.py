@@ -326,3 +326,11 @@ def test_vectors_are_searched_by_their_cosine_distance(loaded: LoadedModel, tmp_
         assert found == pytest.approx((1 - cosine).tolist(), abs=1e-5)
     with pytest.raises(UserError, match="no score 'kl' for features: choose cosine"):
         find(loaded, "tome", [0.7], ReferenceTask(6, "train"), tmp_path / "x.json", score="kl", output="features")
+
+
+def test_a_budget_that_exact_savings_keep_is_refused_before_any_search(reference: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"budget 0\.99: without removing any token, exact savings alone reach 0\.\d+\. Give less than that"
+    ):
+        find(reference, "evit", [0.6, 0.99], ReferenceTask(4, "train"), tmp_path / "s.json", trials=3)
+    assert not (tmp_path / "s.json").exists()

@@ -418,3 +418,33 @@ def test_a_pipe_in_the_place_of_the_truth_is_said(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / TRUTH)
     with pytest.raises(UserError, match="named pipe"):
         true_energy_mj(tmp_path, 0, 1)
+
+
+def test_a_persons_files_in_an_old_board_are_not_removed(tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    for place in (None, "var/profiles/run/run.json", "simulator/notes.md", "sys/class/hwmon/mine"):
+        tree = Tree(board, "orin-nano", time.perf_counter_ns())
+        tree.inject(FileFault("renumber", "*/1-0040/*"))
+        tree.close()
+        if place is None:
+            continue
+        (board / place).parent.mkdir(parents=True, exist_ok=True)
+        (board / place).write_text("mine")
+        with pytest.raises(UserError, match=f"holds {place}, which no simulation wrote"):
+            Tree(board, "xavier-nx", time.perf_counter_ns())
+        assert (board / place).read_text() == "mine"
+        (board / place).unlink()
+
+
+def test_a_fault_needs_a_board_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = Tree(tmp_path / "board", "orin-nano", time.perf_counter_ns())
+    words = ["fault", str(tmp_path / "board"), "vanish", "*/in1_input"]
+    assert main(words) == 0
+    (tmp_path / "board" / FAULTS).write_text('{"a": 1}')
+    assert main(words) == 2
+    assert "is not readable JSON (it is no list of faults): delete it" in capsys.readouterr().err
+    state = (tmp_path / "board" / STATE).read_text()
+    tree.close()
+    (tmp_path / "board" / STATE).write_text(state)  # as kill -9 leaves it
+    assert main(words) == 2
+    assert "no simulated board runs in" in capsys.readouterr().err

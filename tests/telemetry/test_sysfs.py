@@ -104,3 +104,12 @@ def test_directories_are_in_counting_order(tmp_path: Path) -> None:
     (tmp_path / "hwmon3").touch()
     assert [path.name for path in sysfs.directories(tmp_path, "hwmon*")] == ["hwmon1", "hwmon2", "hwmon10"]
     assert list(sysfs.directories(tmp_path / "nothing", "*")) == []
+
+
+def test_what_a_user_may_not_see_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    assert not sysfs.is_there(tmp_path / "loop" / "x")
+    assert not sysfs.is_there(tmp_path / "file" / "x")
+    assert not sysfs.is_there(tmp_path / ("x" * 300))
+    assert sysfs.is_there(tmp_path / "file")
