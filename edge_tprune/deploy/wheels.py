@@ -8,23 +8,34 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_tprune.deploy.ssh import until_hang_up
 from edge_tprune.errors import UserError
-from edge_tprune.files import sha256_json, user_cache, write_bytes, write_json
+from edge_tprune.files import (
+    mark_in_use,
+    remove_stale,
+    sha256_file,
+    sha256_json,
+    temporary_names,
+    user_cache,
+    write_bytes,
+    write_json,
+)
 from edge_tprune.processes import child_environment
 from edge_tprune.version import __version__
 
 _DISTRIBUTION = "edge-tprune"
 _TAG = "py3-none-any"
+_DRAFT = ".download-"
 _NOT_CARRIED = (".pyc", ".safetensors")
 _OLDEST_GLIBC = 17  #: minor version; pip's oldest kind of wheels for arm64
 _EPOCH = (1980, 1, 1, 0, 0, 0)  #: the same files give the same bytes
@@ -115,16 +126,19 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
     directory = cache / sha256_json(key)[:16]
     complete = directory / "complete.json"
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        wheels = [directory / name for name in json.loads(complete.read_text())["wheels"]]
-        if wheels and all(zipfile.is_zipfile(wheel) for wheel in wheels):  # a full disk or a power cut may have cut one off
-            return wheels
+        wheels = dict(json.loads(complete.read_text())["wheels"])
+        if wheels and all(
+            sha256_file(directory / name) == digest for name, digest in wheels.items()
+        ):  # a disk may have damaged one
+            return [directory / name for name in wheels]
     if importlib.util.find_spec("pip") is None:
         raise UserError("downloading wheels for the board needs pip here. Run: python -m ensurepip")
     directory.mkdir(parents=True, exist_ok=True)
     options = ["--python-version", python, "--implementation", "cp", "--only-binary=:all:"]
     options += [word for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for word in ("--abi", abi)]
     options += [word for platform in kind.platforms for word in ("--platform", platform)]
-    with tempfile.TemporaryDirectory(dir=directory) as draft:
+    remove_stale(directory, temporary_names(_DRAFT), folders=True)
+    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=directory) as draft, _in_use(Path(draft)):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", draft]
         with tempfile.TemporaryFile("w+", errors="replace") as out:  # what is left running would keep a pipe open
             pip = subprocess.Popen(
@@ -147,8 +161,19 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
         names = sorted(wheel.name for wheel in Path(draft).glob("*.whl"))
         for name in names:
             (Path(draft) / name).replace(directory / name)
-    write_json(complete, {**key, "wheels": names})
+    write_json(complete, {**key, "wheels": {name: sha256_file(directory / name) for name in names}})
     return [directory / name for name in names]
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Keeps another deployment from taking a directory for one that was left behind."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        mark_in_use(handle)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_wheel(directory: Path) -> Path:

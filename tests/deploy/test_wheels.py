@@ -59,6 +59,12 @@ def test_wheels_that_were_fetched_are_not_fetched_again(tmp_path: Path, monkeypa
     for damage in ("null", "[]", '{"wheels": null}', '{"wheels": [1]}', '{"wheels": []}', "[" * 100_000):
         said.write_text(damage)
         assert download([str(local)], kind, tmp_path / "cache") == first
+    (cached,) = first
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 0xFF  # where no reader of the archive's end sees it
+    cached.write_bytes(damaged)
+    assert download([str(local)], kind, tmp_path / "cache") == first
+    assert cached.read_bytes() == content
 
 
 def test_what_has_no_wheel_for_the_board_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

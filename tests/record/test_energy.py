@@ -215,3 +215,11 @@ def test_the_meter_of_the_whole_device_is_chosen() -> None:
 )
 def test_a_meter_that_does_not_see_the_work_is_none(runtime: str, others: list[str]) -> None:
     assert choose_meter([source(name, "total_power_mw", "total_energy_mj") for name in others], runtime) is None
+
+
+def test_a_sensor_that_reads_nothing_has_no_energy() -> None:
+    """No machine that computes draws 0 W, and a width of 0 around it is no knowledge."""
+    dead = turns([0.0, 0.0, 0.0, 0.0])
+    energy = budget_energy(meter(step=None), dead, Idle())
+    assert (energy.status, energy.gross_mj) == ("not_resolvable", None)
+    assert "no machine that computes draws that" in str(energy.reason)
