@@ -164,7 +164,7 @@ class Predictor:
                 return frame
             frame = _to_image(frame, self._channel_order, self.input_shape[1:])
         elif isinstance(frame, (str, os.PathLike)):
-            frame = read_image(Path(frame), "Give another file")
+            frame = read_image(Path(os.fsdecode(frame)), "Give another file")
         elif not all(hasattr(frame, name) for name in ("convert", "size", "mode")):
             raise UserError(f"an image is an array, a file's name or an image of Pillow, not {type(frame).__name__}")
         try:

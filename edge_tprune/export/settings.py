@@ -193,6 +193,8 @@ def decide(
         if exact_savings and schedule.tokens == shape.full_schedule() != shape.exact_schedule() and EXACT not in chosen:
             exact = from_tokens(shape, shape.exact_schedule())
             chosen[EXACT] = BudgetSettings(EXACT, exact, prune(own, exact, its_options))
+    if len(chosen) > MOST_BUDGETS:
+        raise UserError(f"{len(chosen)} budgets, {EXACT} included, are too many: a bundle holds at most {MOST_BUDGETS}")
     label = label or method
     return BuildSettings(
         method,

@@ -229,6 +229,8 @@ def find(
     by_budget = isinstance(settings.cost, MacsCost)
     for limit, each in zip(settings.limits, found):
         name = limit if by_budget else round(each.best.schedule.share, 4)
+        if warn is not None and f"{name:g}" in entries:
+            warn(f"limit {limit:g} comes to the same share as the one before, {name:g}: both have one entry")
         entries[f"{name:g}"] = _describe(each, settings, first)
     document = ScheduleFile(
         method=first.method, options={**settings.fixed, **dict(first.options)}, budgets=entries, found=settings.record
