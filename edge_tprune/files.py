@@ -375,7 +375,8 @@ def check_replaceable(path: Path) -> None:
 def check_movable(folder: Path, beside: Path) -> None:
     """Refuses a directory that the file system does not rename, before the work that shall replace it. One that is missing is none.
 
-    No directory takes the place of one that holds something: the attempt changes nothing, and fails for another reason where there is one.
+    No directory takes the place of one that holds something: the attempt changes nothing. Of its reasons to fail only an overlay's is sure to
+    be one later, too.
 
     Args:
         folder: what shall be renamed.
@@ -383,7 +384,6 @@ def check_movable(folder: Path, beside: Path) -> None:
 
     Raises:
         UserError: it lies in a lower layer of an overlay.
-        OSError: another reason.
     """
     if not folder.exists():
         return
@@ -396,8 +396,6 @@ def check_movable(folder: Path, beside: Path) -> None:
                 f"{folder} lies in a lower layer of an overlay, as of a container's image, and cannot be replaced as a whole: "
                 "choose another --out, or copy it, remove it, and rename the copy"
             ) from error
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
     else:  # a file system that does as it should not
         beside.rename(folder)
         beside.mkdir(directory_mode())

@@ -306,4 +306,4 @@ def test_a_file_may_be_named_in_bytes(built: Path, tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
     with edge_tprune.open(built, budget=1.0, threads=1) as model, os.scandir(os.fsencode(tmp_path)) as entries:
         (entry,) = entries
-        np.testing.assert_array_equal(model.preprocess(entry), model.preprocess(tmp_path / "a.png"))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(model.preprocess(entry), model.preprocess(tmp_path / "a.png"))
