@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from edge_tprune.errors import UserError
-from edge_tprune.simulator.__main__ import main
 from edge_tprune.simulator.boards import BOARDS
+from edge_tprune.simulator.command import main
 from edge_tprune.simulator.faults import FileFault
 from edge_tprune.simulator.tree import FAULT_LOG, FAULTS, STATE, Tree, run
 from edge_tprune.simulator.truth import TRUTH, true_energy_mj
