@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edge_tprune.models.loading import LoadedModel, ModelOptions
 
 _PANEL = "Model and preprocessing"
+_DEEPEST = 20  # of lists within lists; no argument of timm's is nested as deep
 
 
 def _option(*names: str, help: str, **more: Any) -> Any:  # as typer calls it
@@ -192,6 +193,23 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     return sides[0], sides[-1]
 
 
+def _check_plain(value: Any, depth: int = 0) -> None:
+    """Refuses what a document cannot state, and be read again: keys that are no text and no numbers, and lists within lists without end.
+
+    Raises:
+        TypeError: it is so.
+    """
+    if depth > _DEEPEST:
+        raise TypeError("too deep")
+    if isinstance(value, dict):
+        if not all(isinstance(key, (str, int, float)) and not isinstance(key, bool) for key in value):
+            raise TypeError("a key that is no text")
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            _check_plain(each, depth + 1)
+
+
 def _literal(text: str) -> Any:
     """A Python literal, or else the text itself: as timm's own scripts read --model-kwargs.
 
@@ -203,6 +221,7 @@ def _literal(text: str) -> Any:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        _check_plain(value)
         json.dumps(value, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:  # TypeError also of a list as a key
         raise UserError(

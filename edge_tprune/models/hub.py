@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import socket
+import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -23,12 +24,28 @@ def why_unreachable() -> str | None:
     if getproxies():
         return None
     try:
-        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+        # A captive network takes connections, and never answers.
+        with closing(_connection(address.scheme, host, port)) as connection:
+            connection.request("HEAD", "/")
+            connection.getresponse()
+    except TimeoutError:
+        return f"{host} does not answer within {_PATIENCE_S:g} s"
     except OSError as error:
         return f"{host} cannot be reached: {error.strerror or error}"
+    except HTTPException as error:
+        return f"{host} does not answer as a web server does ({type(error).__name__})"
     except UnicodeError as error:
         return f"HF_ENDPOINT, {constants.ENDPOINT}, is no address: {error}"
     return None
+
+
+def _connection(scheme: str, host: str, port: int) -> HTTPConnection:
+    """One that verifies nothing and tells nothing: whom to trust the hub's own client knows."""
+    if scheme == "http":
+        return HTTPConnection(host, port, timeout=_PATIENCE_S)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return HTTPSConnection(host, port, timeout=_PATIENCE_S, context=context)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def _misfit(folders: _Folders, classes: int, synsets: bool) -> str:
 def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: ClassNames | None) -> Labels:
     """By a class map: of images where it names images of the listing, else of directories, the innermost that it names."""
     file = format_path(class_map.file)
-    labels = _image_labels(listing, classes, class_map, class_names)
+    labels = None if _names_folders(listing, class_map) else _image_labels(listing, classes, class_map, class_names)
     what, other = "images", ""
     if labels is None:
         what = "directories"
@@ -206,6 +206,13 @@ def _by_map(listing: Listing, classes: int, class_map: ClassMap, class_names: Cl
     left_out = {f"image{'s'[: len(dropped) != 1]} that {file} does not name": len(dropped)} if dropped else {}
     values = tuple(UNKNOWN if found is None else found for found in labels)
     return Labels(values, f"labels: {what} by class map {file}{other}", dropped, left_out)
+
+
+def _names_folders(listing: Listing, class_map: ClassMap) -> bool:
+    """Whether a map that gives classes to names has every directory among them: then it is of these, whatever the images are called."""
+    folders = {parts[0] for parts in listing.parts if len(parts) > 1}
+    names = {name for name, _ in class_map.index} or {text for _, text in class_map.rows}
+    return bool(folders) and folders <= names and all(len(parts) > 1 for parts in listing.parts)
 
 
 def _image_labels(

@@ -65,7 +65,9 @@ def test_options_are_read_and_can_be_typed_again(words: list[str], expected: Mod
     assert chosen(*shlex.split(choice.words)).options() == expected
 
 
-@pytest.mark.parametrize("value", ["{1}", "1j", "b'x'", "1e999", "[{2}]", "{[1]: 2}", "{[1]}"])
+@pytest.mark.parametrize(
+    "value", ["{1}", "1j", "b'x'", "1e999", "[{2}]", "{[1]: 2}", "{[1]}", "{None: 2}", "{True: 1}", "[" * 90 + "1" + "]" * 90]
+)
 def test_a_literal_that_no_bundle_can_state_is_refused(value: str) -> None:
     with pytest.raises(UserError, match=r"--model-kwargs .*: give true, false"):
         chosen("--model-kwargs", f"qkv_bias={value}").options()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from huggingface_hub import constants
@@ -27,13 +29,25 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_hub_that_answers_is_asked(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         assert why_unreachable() is None
         with no_retries() as reason:
             assert (reason, constants.HF_HUB_OFFLINE) == (None, False)
+        server.shutdown()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_network_that_takes_connections_and_is_silent_is_not_asked(
+    closed: str, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr("edge_tprune.models.hub._PATIENCE_S", 0.3)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        monkeypatch.setattr(constants, "ENDPOINT", f"{scheme}://127.0.0.1:{listening.getsockname()[1]}")
+        assert why_unreachable() == "127.0.0.1 does not answer within 0.3 s"
 
 
 def test_a_hub_that_does_not_answer_is_not_asked(closed: str) -> None:

@@ -280,3 +280,14 @@ def test_numbers_for_numbers_are_not_guessed(tmp_path: Path) -> None:
         read_class_map(file)
     file.write_text('{"7": "0", "8": "1"}')
     assert read_class_map(file).classes(2) == [("7", 0), ("8", 1)]
+
+
+@pytest.mark.parametrize(("name", "text"), [("map.json", '["2", "0", "1"]'), ("map.txt", "2\n0\n1\n")])
+def test_a_map_that_names_every_directory_is_of_directories_whatever_the_images_are_called(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    """Classes that are called by digits, and images by numbers."""
+    save_classes(tmp_path / "data", ["0", "1", "2"], each=4)
+    (tmp_path / name).write_text(text)
+    assert by_folder(tmp_path / "data", 3, tmp_path / name) == {"0": 1, "1": 2, "2": 0}
+    assert len(labelled(tmp_path / "data", 3, tmp_path / name)) == 12

@@ -62,7 +62,7 @@ class CppLoader(Format):
             f"./build/classify {_FRAME}",
             "```",
             "",
-            f"It prints the five best classes of each frame. {_NEEDS_GPU if on_gpu else needs}",
+            f"It prints the best classes of each frame. {_NEEDS_GPU if on_gpu else needs}",
             describe_input(package),
             describe_outputs(package),
             *(_CHECKED_GPU if on_gpu else ()),

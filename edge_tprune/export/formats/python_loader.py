@@ -66,7 +66,7 @@ def _program(program: str, classes: bool) -> list[str]:
     """What the program prints, and how it is used from another."""
     if classes:
         shows, imported, use = (
-            "the five best classes of each image with their probabilities",
+            "the best classes of each image with their probabilities",
             "best, open_image",
             "best(scores)",
         )

@@ -3,7 +3,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +296,39 @@ def test_an_older_onnxruntime_gets_a_graph_that_it_can_run(named: Bundle, tmp_pa
 def test_every_format_says_what_it_is() -> None:
     for name, form in FORMATS.items():
         assert f"Format `{name}`" in (sys.modules[type(form).__module__].__doc__ or "")
+
+
+def test_the_python_loader_ends_in_one_line(named: Bundle, tmp_path: Path) -> None:
+    exported = export_package(named, request(tmp_path / "out", format="python"))
+    program = exported.path / "classify.py"
+
+    def run(words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {shlex.quote(sys.executable)} {shlex.quote(str(program))} {words}"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert run("").returncode == 0
+    pipe = run(f"{exported.path / 'golden.png'} | true")
+    assert (pipe.returncode in (0, 141), pipe.stderr) == (True, "")
+    for words, says in ((">&-", "stdout is closed"), (">/dev/full", "No space left on device")):
+        done = run(words)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert says in done.stderr
+    for name, says in (("model.onnx", "Fail|InvalidProtobuf|InvalidGraph"), ("model.json", "model.json cannot be read")):
+        whole = (exported.path / name).read_bytes()
+        (exported.path / name).write_bytes(whole[:100])
+        done = run("")
+        (exported.path / name).write_bytes(whole)
+        assert done.returncode == 1
+        assert re.search(says, done.stderr)
+        assert done.stderr.count("\n") == 1
+    command = [sys.executable, "classify.py", *["golden.png"] * 3000]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=exported.path, stdout=pipe, stderr=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate()
+        assert (child.returncode, said) == (-signal.SIGINT, b"")

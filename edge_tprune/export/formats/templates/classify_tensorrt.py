@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorrt as trt
-from images import FOLDER, describe, open_image, prepare, printable, read_description, writing_to_stdout
+from images import FOLDER, describe, open_image, prepare, printable, read_description, running_alone
 from PIL import Image
 
 try:
@@ -93,8 +93,8 @@ class Model:
 
 
 if __name__ == "__main__":
-    model = Model()
-    with writing_to_stdout():
+    with running_alone():
+        model = Model()
         for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
             print(printable(file))
             for line in describe(model(open_image(file)), model.description):

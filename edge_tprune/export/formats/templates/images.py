@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,10 @@ FOLDER = Path(__file__).resolve().parent
 
 def read_description(folder: Path = FOLDER) -> Description:
     """What model.json says: inputs, outputs, preprocessing."""
-    description: Description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    try:
+        description: Description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"model.json cannot be read ({printable(str(error))}): copy the whole package again") from error
     return description
 
 
@@ -40,16 +44,20 @@ def open_image(file: str) -> Image.Image:
 
 
 @contextmanager
-def writing_to_stdout() -> Iterator[None]:
-    """Ends the program with one line where the output cannot be written, and without a word where nobody reads it any more."""
+def running_alone() -> Iterator[None]:
+    """Around all that a program does: what goes wrong is one line, and where nobody reads its output any more it ends without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stdout is None:
+        raise SystemExit("stdout is closed: there is nowhere to write the answer")
     try:
         yield
         sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left as it ends
+    except Exception as error:
+        if isinstance(error, OSError):  # Python writes what is left as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise SystemExit(141) from None
-        raise SystemExit(f"the output cannot be written: {error.strerror}") from None
+        raise SystemExit(f"{type(error).__name__}: {printable(str(error).strip().partition(chr(10))[0])}") from None
 
 
 def printable(text: str) -> str:
