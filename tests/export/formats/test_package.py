@@ -309,8 +309,8 @@ def test_the_python_loader_ends_in_one_line(named: Bundle, tmp_path: Path) -> No
         )  # fmt: skip
 
     assert run("").returncode == 0
-    pipe = run(f"{exported.path / 'golden.png'} | true")
-    assert (pipe.returncode in (0, 141), pipe.stderr) == (True, "")
+    unread = run(f"{exported.path / 'golden.png'} | true")
+    assert (unread.returncode in (0, 141), unread.stderr) == (True, "")
     for words, says in ((">&-", "stdout is closed"), (">/dev/full", "No space left on device")):
         done = run(words)
         assert done.returncode == 1
