@@ -169,13 +169,8 @@ class Predictor:
             raise UserError(f"an image is an array, a file's name or an image of Pillow, not {type(frame).__name__}")
         try:
             return self.bundle.manifest.preprocessing(eight_bit_rgb(frame))
-        except (
-            OSError,
-            ValueError,
-            ArithmeticError,
-            SyntaxError,
-            RuntimeError,
-        ) as error:  # Pillow reads files late, some of them by libraries of others
+        # Pillow reads files late, some of them by libraries of others.
+        except (OSError, ValueError, ArithmeticError, SyntaxError, RuntimeError) as error:
             raise UserError(f"this image cannot be read: {error}. Give another") from error
 
     def top(self, scores: np.ndarray, count: int = 5) -> list[tuple[str, float]]:
