@@ -127,9 +127,8 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
     complete = directory / "complete.json"
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         wheels = dict(json.loads(complete.read_text())["wheels"])
-        if wheels and all(
-            sha256_file(directory / name) == digest for name, digest in wheels.items()
-        ):  # a disk may have damaged one
+        # A disk may have damaged one.
+        if wheels and all(sha256_file(directory / name) == digest for name, digest in wheels.items()):
             return [directory / name for name in wheels]
     if importlib.util.find_spec("pip") is None:
         raise UserError("downloading wheels for the board needs pip here. Run: python -m ensurepip")
