@@ -58,8 +58,8 @@ def test_what_is_found_builds(command: Command, tmp_path: Path) -> None:
         (["search", "reference", "--stages", "few"], "'few' is neither a number nor a range"),
         (["search", "reference", "--budgets", "1.0"], "budget 1 is out of range"),
         (["search", "reference", "--score", "f1"], "no score 'f1'"),
-        (["search", "reference", "--score", ""], "no score ''"),
-        (["search", "reference", "--stages", ""], "'' is neither a number nor a range"),
+        (["search", "reference", "--score", ""], "the argument after --score is empty"),
+        (["search", "reference", "--stages", ""], "the argument after --stages is empty"),
         (["search", "reference", "--storage", "nosuchdb://x"], "--storage nosuchdb://x: the database cannot be used"),
         (
             ["search", "reference", "--storage", "postgresql://me:secret@127.0.0.1:1/x"],
