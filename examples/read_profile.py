@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 
-output = subprocess.check_output([sys.executable, "-m", "edge_tprune", "compare", *sys.argv[1:], "--json"], text=True)
-document = json.loads(output)
+compared = subprocess.run([sys.executable, "-m", "edge_tprune", "compare", *sys.argv[1:], "--json"], stdout=subprocess.PIPE)
+if compared.returncode:  # it has said why
+    sys.exit(compared.returncode)
+document = json.loads(compared.stdout)
 for group in document["groups"]:  # one per board, power mode, runtime, ...: rows of one group may be compared
     print(group["conditions"]["board"] or group["conditions"]["host"])
     for row in group["rows"]:
