@@ -28,7 +28,7 @@ from edge_tprune.deploy.answers import LINE_BYTES, ProgramPath, not_understood, 
 from edge_tprune.deploy.hosts import Target
 from edge_tprune.deploy.remote import Json
 from edge_tprune.errors import ConnectionLost, UserError
-from edge_tprune.files import open_regular
+from edge_tprune.files import mark_in_use, open_regular, remove_stale, temporary_names
 from edge_tprune.text import command_line
 
 _OPTIONS = (
@@ -42,6 +42,7 @@ _KEPT_BYTES = 1 << 16  #: of the end of what a program writes to stderr
 _LOGIN_S = 120  #: how long logging in may take: somebody may have to touch a key
 _END_S = 1  #: how long a program on a board may take to end after its answer
 _NOT_FOUND = 127  #: a shell's exit code where there is no such program
+_SOCKETS = "etp-ssh-"  #: how the directory of a connection is called
 _TMPDIR_BYTES = 70  #: what a socket's path has room for beside the names below
 _IDLE_S = 300  #: how long a shared connection outlives a process that could not close it
 _NEWEST, _OLDEST = 14, 10  #: minor versions of Python 3 that are looked for on a board
@@ -179,6 +180,8 @@ class Connection:
                 raise UserError(f"--ssh-config {ssh_config} cannot be read: {error.strerror}") from error
         self.target = target
         self._directory = _make_socket_directory()
+        self._in_use: int | None = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+        mark_in_use(self._in_use)
         self._ssh = ["ssh", *(word for option in _OPTIONS for word in ("-o", option)), "-S", str(self._directory / "s")]
         if ssh_config is not None:
             self._ssh += ["-F", str(ssh_config)]
@@ -207,6 +210,9 @@ class Connection:
             with suppress(OSError):
                 subprocess.run([*self._ssh, "-O", "exit", self.target.host], capture_output=True, check=False)
             shutil.rmtree(self._directory, ignore_errors=True)
+        if self._in_use is not None:
+            os.close(self._in_use)
+            self._in_use = None
 
     def _connect(self) -> None:
         """Logs in once; everything after goes through this connection."""
@@ -377,7 +383,9 @@ def _make_socket_directory() -> Path:
     ending counts to, and without what ssh would put something else for."""
     usual = tempfile.gettempdir()
     is_fit = len(os.fsencode(usual)) <= _TMPDIR_BYTES and "%" not in usual and "${" not in usual
-    return Path(tempfile.mkdtemp(prefix="etp-", dir=usual if is_fit else "/tmp"))
+    place = Path(usual if is_fit else "/tmp")
+    remove_stale(place, temporary_names(_SOCKETS), folders=True)  # of a deployment that was killed
+    return Path(tempfile.mkdtemp(prefix=_SOCKETS, dir=place))
 
 
 def _read_answer(

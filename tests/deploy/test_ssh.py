@@ -87,6 +87,21 @@ def test_the_path_of_its_socket_is_short(log: Path, monkeypatch: pytest.MonkeyPa
     shutil.rmtree(place)
 
 
+def test_what_a_killed_deployment_left_is_removed_and_nothing_else(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setattr("edge_tprune.deploy.ssh._TMPDIR_BYTES", 1000)
+    monkeypatch.setattr("edge_tprune.files._STALE_S", -1)
+    for name in ("etp-ssh-abcdefgh", "etp-ssh-mine", "etp-abcdefgh"):
+        (place / name).mkdir()
+    with Connection(Target("orin")), Connection(Target("other")) as second:
+        assert second.call("check", Facts).system == "linux"
+        assert len(list(place.glob("etp-ssh-????????"))) == 2, "those in use stay"
+    assert sorted(path.name for path in place.iterdir()) == ["etp-abcdefgh", "etp-ssh-mine"]
+
+
 @pytest.mark.parametrize("name", ["t%p", "t${HOME}"])
 def test_what_ssh_would_expand_is_no_part_of_the_path_of_its_socket(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
