@@ -316,9 +316,9 @@ def _letters(name: str) -> str:
 
 
 def options(cls: type[Reducer]) -> dict[str, inspect.Parameter]:
-    """The options a method takes: `faithful` where it has such a form, and its keyword-only constructor parameters, with their defaults."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    own = {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    """The options a method takes: `faithful` where it has such a form, and the parameters of its constructor after `stage`, with their defaults."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]  # after self and stage
+    own = {p.name: p for p in parameters if p.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)}
     if cls.faithful is None:
         return own
     return {FAITHFUL: inspect.Parameter(FAITHFUL, inspect.Parameter.KEYWORD_ONLY, default=False), **own}

@@ -54,6 +54,7 @@ _DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql
 _DRIVER_PACKAGES = {"psycopg2": "psycopg[binary]", "psycopg": "psycopg[binary]", "MySQLdb": "pymysql"}
 _START_AGAIN = "move the journal, or the file of the database, away to start again, or choose another --out"
 _CONNECT_S = 10
+_TABLES = {"studies", "trials", "version_info", "alembic_version"}  # of Optuna's those whose names others use
 _TABLE_ATTEMPTS, _TABLE_ATTEMPT_S = 5, 0.3  # to find the tables that another search is just making
 _AGAIN = "again"  # user attribute of a trial whose network was lost before, with its worker or by an interruption: how often
 _INTERRUPTIONS = 3  # after which it is not tried again
@@ -91,8 +92,15 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
             f"--storage and --out are the same file, {out}: the schedules would replace the trials. Give another --out"
         )
     try:
+        foreign = _foreign_table(url)
+        if foreign is not None:
+            raise UserError(
+                f"--storage {hide_password(url)} has a table {foreign} of another program's, which no search writes to: give another database"
+            )
         database = _open_database(url)
         in_memory = _is_in_memory(database)
+    except UserError:
+        raise
     except Exception as error:  # whatever its driver raises
         raise UserError(
             f"--storage {hide_password(url)}: {_why_not(error)}. It is a URL such as sqlite:///study.db or postgresql://user@host/name"
@@ -102,6 +110,26 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
             f"--storage {hide_password(url)} is a database in memory, which nothing is kept in: give one with a file, such as sqlite:///study.db"
         )
     return database
+
+
+def _foreign_table(url: str) -> str | None:
+    """A table of another program's that is called as one of Optuna's; None where there is none. Optuna would put its other tables beside it."""
+    import sqlalchemy  # half as long to import as all the rest
+
+    engine = sqlalchemy.create_engine(_with_driver(url), **_patience(url))
+    try:
+        for _ in range(_TABLE_ATTEMPTS):
+            found = sqlalchemy.inspect(engine)
+            tables = set(found.get_table_names())
+            columns = {column["name"] for column in found.get_columns("studies")} if "studies" in tables else {"study_name"}
+            ours = "version_info" in tables and "study_name" in columns
+            alike = sorted(tables & _TABLES)
+            if ours or not alike:
+                return None
+            time.sleep(_TABLE_ATTEMPT_S)  # another search may be making its tables at this moment
+        return alike[0]
+    finally:
+        engine.dispose()
 
 
 def _is_in_memory(database: RDBStorage) -> bool:
@@ -119,10 +147,14 @@ def _database_file(place: str) -> Path:
     return Path(unquote(place.removeprefix("file:"))) if place.startswith("file:") else Path(place)
 
 
+def _patience(url: str) -> dict[str, Any]:
+    """For SQLAlchemy's engine: a host that does not answer at all would be waited for by minutes."""
+    return {"connect_args": {"connect_timeout": _CONNECT_S}} if url.startswith("postgresql") else {}
+
+
 def _open_database(url: str) -> RDBStorage:
     """The database, with Optuna's tables in it. Two searches that begin at once may both make the tables: the second one finds them."""
-    # A host that does not answer at all would be waited for by minutes.
-    patience = {"connect_args": {"connect_timeout": _CONNECT_S}} if url.startswith("postgresql") else {}
+    patience = _patience(url)
     for _ in range(_TABLE_ATTEMPTS):
         try:
             with _quiet():

@@ -395,3 +395,12 @@ def test_what_an_instance_needs_is_checked(tmp_path: Path) -> None:
     plugins.load_plugin(tmp_path / "own.py")
     with pytest.raises(UserError, match="method keep_longest, block 2: needs is None; choose from"):
         prune(small(), method="keep_longest", schedule=[17, 9, 5])
+
+
+def test_an_option_need_not_be_keyword_only(tmp_path: Path) -> None:
+    init = "\n    def __init__(self, stage, weight=0.5):\n        super().__init__(stage)\n        self.weight = weight\n"
+    (tmp_path / "own.py").write_text(SOURCE + init)
+    plugins.load_plugin(tmp_path / "own.py")
+    assert list(registry.options(registry.method("keep_longest"))) == ["weight"]
+    pruned = prune(small(), method="keep_longest", schedule=[17, 9, 5], weight=0.25)
+    assert {reducer.weight for reducer in pruned.reducers.values()} == {0.25}

@@ -416,3 +416,31 @@ def test_an_address_without_a_password_is_shown_as_it_is() -> None:
 def test_a_database_in_memory_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="is a database in memory, which nothing is kept in"):
         open_storage(tmp_path / "k.json", url)
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("studies", "x text"),
+        ("trials", "trial_id integer"),
+        ("alembic_version", "version_num text"),
+        ("studies", "study_id integer"),
+    ],
+)
+def test_a_persons_database_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, columns: str) -> None:
+    monkeypatch.setattr("edge_tprune.search.study._TABLE_ATTEMPT_S", 0.01)
+    file = tmp_path / "own.db"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(f"create table {table} ({columns})")
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=f"has a table {table} of another program's"):
+        open_storage(tmp_path / "k.json", f"sqlite:///{file}")
+    assert file.read_bytes() == before
+
+
+def test_tables_of_other_names_do_no_harm(tmp_path: Path) -> None:
+    file = tmp_path / "own.db"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("create table photos (x text)")
+    for _ in range(2):
+        open_storage(tmp_path / "k.json", f"sqlite:///{file}")

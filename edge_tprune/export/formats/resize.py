@@ -68,7 +68,8 @@ def resize_matrix(size: int, resized: int, interpolation: str) -> np.ndarray:
         return np.eye(size)
     scale = size / resized
     if interpolation == "nearest":
-        places = np.minimum(np.floor((np.arange(resized) + 0.5) * scale).astype(int), size - 1)
+        # Pillow goes from place to place by adding: at ties, its rounding errors say which pixel is the nearest.
+        places = np.minimum(np.cumsum(np.r_[scale * 0.5, np.full(resized - 1, scale)]).astype(int), size - 1)
         matrix[np.arange(resized), places] = 1.0
         return matrix
     function, support = _FILTERS[interpolation]

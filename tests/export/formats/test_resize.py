@@ -56,3 +56,12 @@ def test_a_crop_takes_rows_and_outside_is_zero() -> None:
     np.testing.assert_array_equal(wide[3:33], full)
     assert not wide[:3].any()
     assert not wide[33:].any()
+
+
+def test_the_nearest_pixel_is_pillows_at_every_size() -> None:
+    """At ties too, where Pillow's sum of steps rounds."""
+    for size in range(16, 300, 7):
+        row = Image.fromarray(np.arange(size, dtype=np.int32)[None])
+        for resized in range(16, 300, 5):
+            expected = np.asarray(row.resize((resized, 1), Image.Resampling.NEAREST))[0]
+            np.testing.assert_array_equal(resize_matrix(size, resized, "nearest").argmax(1), expected)
