@@ -179,6 +179,7 @@ _TEXT, _SWITCH = (str, "a text"), (bool, "True or False")
 _KINDS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys(("code", "differs", "limit", "removal"), _TEXT),
     **dict.fromkeys(("merges", "needs_class_token"), _SWITCH),
+    "__doc__": ((str, type(None)), "a text, or none"),
     "needs": (Set, "a set of names"),
     "paper_blocks": (tuple, "a tuple of block numbers"),
     "faithful": ((Mapping, type(None)), "a mapping, or None"),

@@ -314,6 +314,7 @@ def test_a_plugin_may_clear_the_path(tmp_path: Path) -> None:
         ("default_blocks = 'abc'", "has default_blocks 'abc'"),
         ("default_blocks = (1.5,)", "has default_blocks"),
         ("paper_blocks = ('a',)", r"has paper_blocks \('a',\): give a tuple of block numbers"),
+        ("__doc__ = 5", "has __doc__ 5: give a text, or none"),
         ("paper_blocks = (0, 40)", r"has paper_blocks \(0, 40\)"),
         ("default_blocks = (20, 21, 22, 23)", "block numbers of a network of 12"),
         ("worth_searching = {'nope': [1]}", "worth_searching names the option 'nope', which it does not have"),
