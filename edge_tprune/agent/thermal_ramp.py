@@ -6,16 +6,17 @@ being the share of the time in which it works; its surroundings warm up and cool
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
 
+from edge_tprune.documents import show
 from edge_tprune.errors import UserError
 from edge_tprune.runtime.governor import Decision, Governor
 from edge_tprune.simulator.law import StepLoad
 from edge_tprune.simulator.virtual import VirtualMachine
 
+_LARGEST = 1e300  # of a number that means anything
 _ROW_NS = 5 * 10**9  # from one row of the trace to the next
 
 
@@ -118,7 +119,11 @@ def profile_governor(
 
 def _check(ramp: ThermalRamp, deadline_ms: float) -> None:
     numbers = {"deadline_ms": deadline_ms, **msgspec.structs.asdict(ramp)}
-    if wrong := [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+    if wrong := [
+        f"{name} is {show(value) if isinstance(value, int) else value}"
+        for name, value in numbers.items()
+        if not abs(value) < _LARGEST
+    ]:
         raise UserError(f"{wrong[0]}: give a finite number")
     if wrong := [f"{name} is {numbers[name]:g}" for name in ("deadline_ms", "rise_s", "fall_s") if numbers[name] <= 0]:
         raise UserError(f"{wrong[0]}: it must be above 0")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edge_tprune.analysis.metrics import METRICS, Metric
 from edge_tprune.analysis.table import Row
+from edge_tprune.documents import show
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.statistics import Interval
 
+_LARGEST = 1e300  # of a bound that means anything
 #: How many points of top-1 a budget may lose where the user states no constraint.
 DEFAULT_MAX_TOP1_DROP = 1.0
 #: The same for embeddings, features and tokens: how far their vectors may be from the unpruned model's, mean over the images.
@@ -107,8 +108,8 @@ def make_limits(constraints: Mapping[str, float | None], rows: Sequence[Row], de
             raise UserError(f"no constraint {name!r} (there are: {', '.join(LIMITS)}).{did_you_mean(name, LIMITS)}")
         if bound is None:
             continue
-        if not math.isfinite(bound):
-            raise UserError(f"{option_name(name)} must be a number, not {bound}")
+        if not abs(bound) < _LARGEST:  # so for NaN, too
+            raise UserError(f"{option_name(name)} must be a number, not {show(bound) if isinstance(bound, int) else bound}")
         limit = Limit(name, float(bound))
         if bound <= 0 and limit.metric.scale == "ratio" and name not in ACCURACY_LIMITS:
             raise UserError(f"{option_name(name)} {bound:g} is out of range: give a number above 0")

@@ -6,7 +6,6 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
-from math import isfinite
 from typing import Annotated, Any, TypeVar, get_args
 
 import typer
@@ -78,7 +77,7 @@ def command(*examples: str, name: str | None = None, kept: str = "") -> Callable
 def _check_numbers(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuses what is no finite number, and whole numbers that a double cannot hold: no option means one, and few libraries take one."""
     for name, value in options.items():
-        if type(value) not in (int, float) or (isfinite(value) and abs(value) < LARGEST):
+        if type(value) not in (int, float) or abs(value) < LARGEST:  # False for NaN, too
             continue
         (option,) = get_args(inspect.signature(function, eval_str=True).parameters[name].annotation)[1:]
         words = [word for word in (option.default, *(option.param_decls or ())) if str(word).startswith("--")]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from edge_tprune.documents import MethodOptions
+from edge_tprune.documents import LARGEST, MethodOptions, show
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.models.adapter import FEATURES, TOKENS
 from edge_tprune.models.families import adapt, can_adapt
@@ -113,6 +113,8 @@ def _check_kinds(method: object, budget: object) -> None:
         raise UserError(f"method is {method!r}: give a name, such as 'zero_tprune'")
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, Real)):
         raise UserError(f"budget is {budget!r}: give a share of the MACs, such as 0.65")
+    if budget is not None and abs(budget) >= LARGEST:  # type: ignore[operator]
+        raise UserError(f"budget {show(budget)} is out of range: a budget is a share of the MACs, above 0 and at most 1")
 
 
 def _whole_numbers(name: str, given: Any) -> tuple[int, ...] | None:
@@ -124,9 +126,12 @@ def _whole_numbers(name: str, given: Any) -> tuple[int, ...] | None:
     if given is None:
         return None
     try:
-        return tuple(index(number) for number in given)
+        found = tuple(index(number) for number in given)
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{name} is {given!r}: give whole numbers") from error
+    if wrong := [number for number in found if not -LARGEST < number < LARGEST]:
+        raise UserError(f"{name}: {show(wrong[0])} is out of range")
+    return found
 
 
 def prune(

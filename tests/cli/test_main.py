@@ -178,3 +178,10 @@ def test_an_empty_argument_is_no_directory(command: Command, arguments: list[str
     outcome = command(*arguments)
     assert outcome.code == 2
     assert outcome.err.startswith(f"edge-tprune: {where} is empty")
+
+
+@pytest.mark.parametrize("digits", [20, 308, 309, 400, 4000])
+def test_a_number_of_any_length_is_out_of_range(command: Command, digits: int) -> None:
+    outcome = command("eval", "x", "--limit", "9" * digits)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "out of range" in outcome.err

@@ -324,6 +324,9 @@ def test_a_network_for_any_image_size_is_pruned_for_its_own(images: torch.Tensor
         ({"budget": 0.5, "blocks": 2}, "blocks is 2: give whole numbers"),
         ({"schedule": [17, 16.5, 16, 16]}, "schedule is .* give whole numbers"),
         ({"budget": 0.5, "multiple_of": 2.5}, "multiple_of is .* give whole numbers"),
+        ({"budget": 0.5, "multiple_of": 10**400}, "multiple_of: a number of more than 60 digits is out of range"),
+        ({"budget": 0.5, "blocks": [10**400]}, "blocks: a number of more than 60 digits is out of range"),
+        ({"budget": 10**400}, "budget a number of more than 60 digits is out of range"),
     ],
 )
 def test_arguments_of_another_type_are_named(vit: VisionTransformer, given: dict[str, Any], says: str) -> None:
