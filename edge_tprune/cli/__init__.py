@@ -34,6 +34,7 @@ _LITTLE = 512 << 20
 _LAST_WORDS = f"edge-tprune: {_NO_MEMORY}\n".encode()
 #: Of a terminal: Typer and Rich fail over what is no number, and show nothing at 0.
 _SIZES = ("TERMINAL_WIDTH", "COLUMNS", "LINES")
+_EMPTY_FOR_NONE = ("--budgets", "--profile")  #: options of which '' means none
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
@@ -115,9 +116,9 @@ def _run(arguments: list[str]) -> int:
 def _find_empty(arguments: Sequence[str]) -> str | None:
     """Names an empty word ('the argument after --out', '--out='): as a path it would mean the current directory."""
     for before, word in zip(["edge-tprune", *arguments], arguments, strict=False):
-        if re.fullmatch("--[a-z0-9-]+=", word):
+        if re.fullmatch("--[a-z0-9-]+=", word) and word[:-1] not in _EMPTY_FOR_NONE:
             return word
-        if not word:
+        if not word and before not in _EMPTY_FOR_NONE:
             return f"the argument after {before}"
     return None
 

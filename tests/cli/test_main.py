@@ -185,3 +185,15 @@ def test_a_number_of_any_length_is_out_of_range(command: Command, digits: int) -
     outcome = command("eval", "x", "--limit", "9" * digits)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "out of range" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "reference", "--budgets", "", "--data", "x"],
+        ["deploy", "x", "y", "--profile="],
+        ["deploy", "x", "y", "--profile", ""],
+    ],
+)
+def test_an_option_of_which_nothing_means_none_may_be_empty(command: Command, arguments: list[str]) -> None:
+    assert "is empty" not in command(*arguments).err

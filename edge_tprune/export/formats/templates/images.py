@@ -37,6 +37,8 @@ def open_image(file: str) -> Image.Image:
         Image.init()
         formats = [name for name in Image.ID if name != "EPS"]  # which Pillow gives to another program to run
         image = Image.open(file, formats=formats)
+        if max(image.size) > 200 * min(image.size):  # resized, it would fill the memory
+            raise OSError(f"it has {image.width} x {image.height} pixels: one side is more than 200 times the other")
         image.load()
     except Exception as error:  # Pillow raises nearly everything
         raise SystemExit(f"{printable(file)} cannot be read as an image: {printable(str(error))}") from error
