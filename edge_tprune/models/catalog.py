@@ -183,4 +183,5 @@ def insert_tables(document: str, tables: str) -> str:
     _, end, after = rest.partition(END)
     if begin and end:
         return f"{before}{text}{after}"
-    return f"{document.rstrip()}\n\n{text}\n".lstrip("\n")
+    ends = len(document) - len(document.rstrip("\n"))
+    return f"{document}{max(0, 2 - ends) * chr(10) if document else ''}{text}\n"

@@ -54,6 +54,8 @@ def test_tables_go_between_the_marker_lines() -> None:
     once = insert_tables("# Models\n\nProse.\n", tables)
     assert once.startswith("# Models\n\nProse.\n\n" + BEGIN)
     assert insert_tables(once + "More.\n", tables) == once + "More.\n"
+    for page in ("text  ", "text\r\n", "a\n\n    code  \n\n\n"):
+        assert insert_tables(page, tables).startswith(page), "what is there stays as it is"
     assert insert_tables("", tables) == f"{BEGIN}\n\n{tables}\n{END}\n"
 
 
