@@ -396,8 +396,11 @@ def _move(folder: Path, target: Path, about: str | None) -> None:
         with suppress(OSError):
             old.rename(target)
         if old.exists():
+            kept = target.with_name(f"{target.name}.old-{folder.name[-8:]}")  # a name that the next export does not sweep
+            with suppress(OSError):
+                old.rename(kept)
             raise UserError(
-                f"{target} was taken by something else in the meantime. The export that was there is in {old}"
+                f"{target} was taken by something else in the meantime. The export that was there is in {kept if kept.exists() else old}"
             ) from error
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{target} was written by another export in the meantime: choose another --out") from error

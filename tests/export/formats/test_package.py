@@ -332,3 +332,24 @@ def test_the_python_loader_ends_in_one_line(named: Bundle, tmp_path: Path) -> No
         child.send_signal(signal.SIGINT)
         _, said = child.communicate()
         assert (child.returncode, said) == (-signal.SIGINT, b"")
+
+
+def test_an_export_that_lost_its_place_is_kept_where_no_other_one_sweeps(
+    named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    export_package(named, request(target, format="onnx"))
+
+    def take(folder: Path, place: Path) -> None:
+        place.mkdir()
+        (place / "mine").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "note_placing", take)
+        with pytest.raises(UserError, match=r"was taken by something else .* is in .*out\.old-") as caught:
+            export_package(named, request(target, format="onnx", force=True))
+    kept = Path(str(caught.value).rpartition(" is in ")[2])
+    shutil.rmtree(target)
+    monkeypatch.setattr("edge_tprune.files._STALE_S", -1)
+    export_package(named, request(target, format="onnx"))
+    assert (kept / "model.onnx").exists()
