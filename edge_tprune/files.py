@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from edge_tprune.errors import UserError
 from edge_tprune.placings import note_placing
+from edge_tprune.text import is_text
 
 _CHUNK = 1 << 20
 _RESERVE_BYTES = 1 << 20
@@ -185,6 +186,17 @@ def mark_in_use(handle: int) -> None:
     """Locks a temporary file or directory by its handle, until that is closed or the process ends: `remove_stale` leaves it alone."""
     with suppress(OSError):  # a file system without locks
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """`mark_in_use` of a temporary directory, for a while."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        mark_in_use(handle)
+        yield
+    finally:
+        os.close(handle)
 
 
 def temporary_names(prefix: str, suffix: str = "") -> re.Pattern[str]:
@@ -370,6 +382,20 @@ def check_replaceable(path: Path) -> None:
     """
     if path.resolve().is_mount():  # of ".", Python 3.11 says so without looking
         raise UserError(f"{path} is a mount point, which cannot be replaced as a whole: give a directory in it")
+
+
+def check_text_path(path: Path, named: str) -> None:
+    """Refuses a path that ONNX Runtime cannot open.
+
+    Args:
+        path: where something is to be written.
+        named: what the message calls it: "--out x".
+
+    Raises:
+        UserError: it is no text.
+    """
+    if not is_text(path.absolute()):
+        raise UserError(f"{named}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
 
 
 def check_movable(folder: Path, beside: Path) -> None:

@@ -8,20 +8,19 @@ import importlib.metadata
 import importlib.util
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_tprune.deploy.ssh import until_hang_up
 from edge_tprune.errors import UserError
 from edge_tprune.files import (
-    mark_in_use,
+    in_use,
     remove_stale,
     sha256_file,
     sha256_json,
@@ -137,7 +136,7 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
     options += [word for abi in (f"cp{python.replace('.', '')}", "abi3", "none") for word in ("--abi", abi)]
     options += [word for platform in kind.platforms for word in ("--platform", platform)]
     remove_stale(directory, temporary_names(_DRAFT), folders=True)
-    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=directory) as draft, _in_use(Path(draft)):
+    with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=directory) as draft, in_use(Path(draft)):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", draft]
         with tempfile.TemporaryFile("w+", errors="replace") as out:  # what is left running would keep a pipe open
             pip = subprocess.Popen(
@@ -162,17 +161,6 @@ def download(requirements: Sequence[str], kind: Kind, cache: Path) -> list[Path]
             (Path(draft) / name).replace(directory / name)
     write_json(complete, {**key, "wheels": {name: sha256_file(directory / name) for name in names}})
     return [directory / name for name in names]
-
-
-@contextmanager
-def _in_use(folder: Path) -> Iterator[None]:
-    """Keeps another deployment from taking a directory for one that was left behind."""
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        mark_in_use(handle)
-        yield
-    finally:
-        os.close(handle)
 
 
 def write_wheel(directory: Path) -> Path:

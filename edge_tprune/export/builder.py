@@ -35,6 +35,7 @@ from edge_tprune.files import (
     check_free_space,
     check_movable,
     check_replaceable,
+    check_text_path,
     clear_write_errors,
     directory_mode,
     files_below,
@@ -51,7 +52,6 @@ from edge_tprune.reduction import registry
 from edge_tprune.reduction.code import method_code_sha256
 from edge_tprune.reduction.precision import DEFAULT
 from edge_tprune.runtime.engine import runtime_version
-from edge_tprune.text import is_text
 from edge_tprune.version import __version__
 
 _BYTES_PER_GRAPH = 2_000_000  # generously
@@ -120,8 +120,7 @@ def _check_place(out: Path) -> None:
     Raises:
         UserError: it is no bundle, and no empty directory; or it holds what the bundle does not name.
     """
-    if not is_text(out.absolute()):
-        raise UserError(f"--out {out}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
+    check_text_path(out, f"--out {out}")
     check_replaceable(out)
     if out.exists():
         _check_contents(out, out)

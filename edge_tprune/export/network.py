@@ -40,11 +40,11 @@ from edge_tprune.export.graph import (
     tokens_in_mlp,
 )
 from edge_tprune.export.parity import TOLERANCE
-from edge_tprune.files import clear_write_errors
+from edge_tprune.files import check_text_path, clear_write_errors
 from edge_tprune.reduction.attention import AttentionForm, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval, mean_interval
-from edge_tprune.text import first_line, is_text
+from edge_tprune.text import first_line
 
 Metric = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(outputs of the pruned network, outputs of the network as it was) -> a number per image, (B,)."""
@@ -63,6 +63,7 @@ _TYPES = (
     torch.int32,
     torch.int64,
 )
+_NO_BATCHES = "give batches of images: a list of tensors (B, 3, H, W), such as [images]"
 _LARGEST_BYTES = (1 << 31) - (1 << 20)  # of a protocol buffer
 
 
@@ -157,11 +158,11 @@ def network_error(
     if metric is not None and not callable(metric):
         raise UserError(f"the metric is {metric!r:.60}: give a function of the outputs of both networks")
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise UserError("give batches of images: a list of tensors (B, 3, H, W), such as [images]")
+        raise UserError(_NO_BATCHES)
     found: list[float] = []
     for batch in batches:
         if not isinstance(batch, Tensor) or batch.ndim != 4 or not len(batch):
-            raise UserError("give batches of images: a list of tensors (B, 3, H, W), such as [images]")
+            raise UserError(_NO_BATCHES)
         found += _errors(pruned, network, batch, metric)
     if not found:
         raise UserError("no images to compare the networks on")
@@ -250,8 +251,7 @@ def _check(network: Any, images: Any, file: Any, runtime: Any, tolerance: Any) -
         is_file = True
     except (TypeError, ValueError, OSError) as error:  # what no file system takes
         raise UserError(f"no file can be called {file!r:.200} ({first_line(error)})") from error
-    if not is_text(file.absolute()):
-        raise UserError(f"{file}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
+    check_text_path(file, str(file))
     if file.suffix != ".onnx" or not is_file:
         raise UserError(f"{file}: a graph is a file whose name ends in .onnx")
     if not file.parent.is_dir():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -56,9 +55,10 @@ from edge_tprune.files import (
     check_free_space,
     check_movable,
     check_replaceable,
+    check_text_path,
     clear_write_errors,
     directory_mode,
-    mark_in_use,
+    in_use,
     read_regular,
     remove_stale,
     sha256_file,
@@ -259,8 +259,7 @@ class _About(msgspec.Struct):
 
 def _check_place(target: Path, about: str, force: bool) -> None:
     """Refuses a directory that is there, unless it is an older export and may be replaced; and a path that ONNX Runtime cannot open."""
-    if not is_text(target.absolute()):
-        raise UserError(f"--out {target}: ONNX Runtime opens no file whose path is not UTF-8 text: choose another")
+    check_text_path(target, f"--out {target}")
     if target.is_symlink():
         raise UserError(f"--out {target} is a link: give the directory itself")
     check_replaceable(target)
@@ -338,14 +337,12 @@ def _staging(target: Path) -> Iterator[Path]:
         for suffix in ("", _MOVED):
             remove_stale(target.parent, temporary_names(prefix, suffix), folders=True)
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            mark_in_use(handle)
-            folder.chmod(directory_mode())
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(handle)
+        with in_use(folder):
+            try:
+                folder.chmod(directory_mode())
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from images import FOLDER, describe, open_image, prepare, printable, read_description, running_alone
+from images import FOLDER, prepare, read_description, run_program
 from PIL import Image
 
 
@@ -32,9 +31,4 @@ class Model:
 
 
 if __name__ == "__main__":
-    with running_alone():
-        model = Model()
-        for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
-            print(printable(file))
-            for line in describe(model(open_image(file)), model.description):
-                print(f"  {line}")
+    run_program(Model)

@@ -5,13 +5,12 @@ The first run builds model.plan for this GPU, which can take minutes.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorrt as trt
-from images import FOLDER, describe, open_image, prepare, printable, read_description, running_alone
+from images import FOLDER, prepare, read_description, run_program
 from PIL import Image
 
 try:
@@ -93,9 +92,4 @@ class Model:
 
 
 if __name__ == "__main__":
-    with running_alone():
-        model = Model()
-        for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
-            print(printable(file))
-            for line in describe(model(open_image(file)), model.description):
-                print(f"  {line}")
+    run_program(Model)

@@ -7,8 +7,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,17 @@ def open_image(file: str) -> Image.Image:
     return image
 
 
-@contextmanager
-def running_alone() -> Iterator[None]:
-    """Around all that a program does: what goes wrong is one line, and where nobody reads its output any more it ends without a word."""
+def run_program(make_model: Callable[[], Any]) -> None:
+    """Prints what a model says of the images on the command line. What goes wrong is one line; where nobody reads its output any more it ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.stdout is None:
         raise SystemExit("stdout is closed: there is nowhere to write the answer")
     try:
-        yield
+        model = make_model()
+        for file in sys.argv[1:] or [str(FOLDER / "golden.png")]:
+            print(printable(file))
+            for line in describe(model(open_image(file)), model.description):
+                print(f"  {line}")
         sys.stdout.flush()
     except Exception as error:
         if isinstance(error, OSError):  # Python writes what is left as it ends
