@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -116,6 +117,24 @@ def result_of(future: Future[T]) -> T:
     while not wait([future], _SLICE_S).done:
         pass
     return future.result()
+
+
+def end_process(process: subprocess.Popen[Any], patience_s: float) -> bool:
+    """Waits for a process to end; kills one that takes longer than that, and does not wait for ever for one that the system cannot end.
+
+    A process in a system call that does not return, as when a sensor's bus hangs, outlives even SIGKILL until that call returns.
+
+    Returns:
+        Whether it has ended.
+    """
+    for _ in range(2):
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        else:
+            return True
+    return False
 
 
 def signal_name(number: int) -> str:

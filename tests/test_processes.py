@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from edge_tprune.processes import result_of, signal_name
+from edge_tprune.processes import end_process, result_of, signal_name
 
 
 def test_every_signal_has_a_name() -> None:
@@ -36,3 +39,37 @@ def test_an_interruption_ends_the_wait_and_not_the_work() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert not never.done()
+
+
+_TRACE = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.ptrace(0x4206, int(sys.argv[1]), None, None), flush=True)  # PTRACE_SEIZE
+sys.stdin.read()
+"""
+
+
+def test_a_process_ends_by_itself_or_is_killed() -> None:
+    assert end_process(subprocess.Popen([sys.executable, "-c", ""]), 30)
+    stubborn = subprocess.Popen(["sleep", "60"])
+    assert end_process(stubborn, 0.1)
+    assert stubborn.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_the_system_cannot_end_is_left() -> None:
+    """As with a sensor's bus that hangs: here a tracer keeps the killed process from being reaped."""
+    child = subprocess.Popen(["sleep", "60"])
+    with subprocess.Popen(
+        [sys.executable, "-c", _TRACE, str(child.pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as tracer:
+        assert tracer.stdout is not None
+        try:
+            if tracer.stdout.readline().strip() != b"0":
+                pytest.skip("tracing another process is not allowed here")
+            begin = time.monotonic()
+            assert not end_process(child, 0.2)
+            assert time.monotonic() - begin < 30
+        finally:
+            tracer.kill()
+            child.kill()
+    child.wait()

@@ -14,7 +14,7 @@ from types import TracebackType
 import msgspec
 
 from edge_tprune.agent.sampler import SampleOrder, SourceList
-from edge_tprune.processes import child_environment
+from edge_tprune.processes import child_environment, end_process
 from edge_tprune.record.settings import SourceRecord
 
 _START_S = 30.0  #: how long opening all sources may take
@@ -54,11 +54,7 @@ class Observer:
         """Waits until the last readings are on the disk. A second call does nothing."""
         with suppress(OSError):
             self._pipe_in.close()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, _END_S)
 
     def __enter__(self) -> Observer:
         return self

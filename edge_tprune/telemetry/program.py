@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from edge_tprune.processes import child_environment
+from edge_tprune.processes import child_environment, end_process
 from edge_tprune.telemetry.boards import Board
 from edge_tprune.telemetry.metric import SensorMetric
 from edge_tprune.telemetry.rails import power_metric, total_sensor
@@ -140,11 +140,7 @@ class ProgramSource:
         if process is None:
             return
         process.terminate()
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, _END_S)
         self._listener.join(_END_S)
 
     def _empty_reading(self, t_ns: int, reason: str) -> Reading:
