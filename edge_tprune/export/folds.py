@@ -68,15 +68,25 @@ class _Graph:
             return None
         return _Layer(node, addition, weight, bias)
 
-    def replace(self, old: list[NodeProto], new: list[NodeProto], constants: dict[str, np.ndarray]) -> None:
-        """Puts `new` nodes and constants where the last of the `old` nodes is, and drops what then nothing reads."""
+    def store(self, name: str, array: np.ndarray) -> str:
+        """Adds a constant, unless it is there: a layer may be called twice. Its name, which is another where that is taken."""
+        while name in self.readers or name in self.constants:
+            kept = self._array(name)
+            if kept is not None and kept.dtype == array.dtype and np.array_equal(kept, array):
+                return name
+            name += "_"
+        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.constants[name] = self.graph.initializer[-1]
+        return name
+
+    def replace(self, old: list[NodeProto], new: list[NodeProto]) -> None:
+        """Puts `new` nodes where the last of the `old` nodes is, and drops what then nothing reads."""
         gone = {id(node) for node in old}
         places = [index for index, node in enumerate(self.graph.node) if id(node) in gone]
         for node in reversed(new):
             self.graph.node.insert(places[-1] + 1, node)
         for index in reversed(places):
             del self.graph.node[index]
-        self.graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(a), n) for n, a in constants.items())
         sweep(self.graph)
 
     def _constant_last(self, node: NodeProto) -> tuple[str, np.ndarray] | None:
@@ -119,7 +129,8 @@ def store_parts(model: onnx.ModelProto) -> None:
         if all(name in graph.constants for name in node.input):
             given = [numpy_helper.to_array(graph.constants[name]) for name in node.input]
             made = _transposed(node, *given) if node.op_type == "Transpose" else _sliced(*given)
-            graph.replace([node], [], {node.output[0]: made})
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(made), node.output[0]))
+            graph.replace([node], [])
 
 
 def _transposed(node: NodeProto, whole: np.ndarray) -> np.ndarray:
@@ -152,12 +163,10 @@ def split_products(model: onnx.ModelProto) -> int:
         cuts = None if layer is None else _cuts(model, node, layer.weight.shape[1])
         if layer is None or cuts is None:
             continue
-        new, constants = [], {}
+        new = []
         for number, (output, part) in enumerate(zip(node.output, cuts)):
-            made, named = _part(layer, number, output, part)
-            new += made
-            constants.update(named)
-        graph.replace([*layer.nodes, node], new, constants)
+            new += _part(graph, layer, number, output, part)
+        graph.replace([*layer.nodes, node], new)
         found, graph = found + 1, _Graph(model)
     return found
 
@@ -176,16 +185,15 @@ def _cuts(model: onnx.ModelProto, node: NodeProto, width: int) -> list[slice] | 
     return [slice(end - size, end) for end, size in zip(ends, sizes)]
 
 
-def _part(layer: _Layer, number: int, output: str, part: slice) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
-    """The nodes and constants that compute the channels `part` of a layer's output."""
-    weight = f"{layer.product.input[1]}_{number}"
-    constants = {weight: layer.weight[:, part]}
-    product = helper.make_node("MatMul", [layer.product.input[0], weight], [output])
+def _part(graph: _Graph, layer: _Layer, number: int, output: str, part: slice) -> list[NodeProto]:
+    """The nodes that compute the channels `part` of a layer's output."""
+    name = f"{layer.product.input[1]}_{number}"
+    product = helper.make_node("MatMul", [layer.product.input[0], graph.store(name, layer.weight[:, part])], [output])
     product.metadata_props.extend(layer.product.metadata_props)
     if layer.bias is None or layer.addition is None:
-        return [product], constants
-    product.output[0], bias = f"{output}_product", f"{weight}_bias"
-    constants[bias] = layer.bias[part]
+        return [product]
+    product.output[0] = f"{output}_product"
+    bias = graph.store(f"{name}_bias", layer.bias[part])
     addition = helper.make_node("Add", [product.output[0], bias], [output])
     addition.metadata_props.extend(layer.addition.metadata_props)
-    return [product, addition], constants
+    return [product, addition]

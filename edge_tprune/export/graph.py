@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from edge_tprune.reduction.quantization import INT8, UINT8, IntegerType
 from edge_tprune.reduction.registry import ATTENTION, CLASS_ROW
 
 INPUT = "image"
-_UNNAMED = "graph_output"  # while it is exported: its own name may be that of another value
+UNNAMED = "graph_output"  # while it is exported: its own name may be that of another value
 FORBIDDEN = {
     "Loop",
     "If",
@@ -139,7 +139,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
                 dynamo=True,
                 opset_version=form.opset,
                 input_names=[INPUT],
-                output_names=[_UNNAMED],
+                output_names=[UNNAMED],
                 custom_translation_table=_translations(form.opset) if pruned.precision.integers else None,
                 verbose=False,
             )
@@ -151,7 +151,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
         pruned.attention = previous
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    _name_output(model, pruned.output)
+    name_outputs(model, {UNNAMED: pruned.output})
     shape_maps(model)
     if pruned.precision.name == DEFAULT:
         fold(model)
@@ -183,15 +183,29 @@ def describe_failure(method: str, error: Exception) -> str:
     )
 
 
-def _name_output(model: onnx.ModelProto, name: str) -> None:
-    """Calls the output what it is, and a value of that name otherwise: the exporter calls every table's look-up an embedding."""
-    names = {name: f"{name}_value", _UNNAMED: name}
-    for node in model.graph.node:
+def name_outputs(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Calls outputs what they are, and values of those names otherwise: the exporter calls every table's look-up an embedding.
+
+    Args:
+        model: as it was exported.
+        names: what an output was called while it was exported -> its name.
+    """
+    graph = model.graph
+    outside = (*graph.input, *graph.output, *graph.initializer)
+    used = {value.name for value in outside} | {name for node in graph.node for name in node.output}
+    renamed = dict(names)
+    for name in used & set(names.values()) - set(names):
+        other = f"{name}_value"
+        while other in used or other in names.values():
+            other += "_"
+        renamed[name] = other
+        used.add(other)
+    for node in graph.node:
         for values in (node.input, node.output):
             for place, value in enumerate(values):
-                values[place] = names.get(value, value)
-    for value in (*model.graph.output, *model.graph.initializer):
-        value.name = names.get(value.name, value.name)
+                values[place] = renamed.get(value, value)
+    for value in (*outside, *graph.value_info):
+        value.name = renamed.get(value.name, value.name)
 
 
 def shape_maps(model: onnx.ModelProto) -> None:

@@ -32,10 +32,12 @@ from edge_tprune.export.graph import (
     FORBIDDEN,
     FORMS,
     INPUT,
+    UNNAMED,
     GraphError,
     describe_cause,
     infer_values,
     name_nodes,
+    name_outputs,
     shape_maps,
     tokens_in_mlp,
 )
@@ -44,7 +46,7 @@ from edge_tprune.files import check_text_path, clear_write_errors
 from edge_tprune.reduction.attention import AttentionForm, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval, mean_interval
-from edge_tprune.text import first_line
+from edge_tprune.text import first_line, is_text
 
 Metric = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(outputs of the pruned network, outputs of the network as it was) -> a number per image, (B,)."""
@@ -118,7 +120,6 @@ def export_network(
     form, flat = FORMS[runtime], _Flat(network)
     steady = [(batch, answer) for batch in batches if (answer := _steady_answer(flat, batch, tolerance)) is not None]
     if not steady:
-        _check_finite(flat, batches)
         raise NegativeAnswer(
             f"rounding alone changes the answers to all {_count(batches)} images: scores of tokens tie too often to prove a graph right. "
             "Give more images, or try another method or budget"
@@ -288,16 +289,6 @@ def _check_mode(network: nn.Module) -> None:
             raise UserError(f"{name} is in training mode: call .eval() of the whole network first")
 
 
-@torch.inference_mode()
-def _check_finite(flat: _Flat, batches: Sequence[Tensor]) -> None:
-    for batch in batches:
-        for name, value in flat.named(batch).items():
-            if not bool(value.isfinite().all()):
-                raise UserError(
-                    f"{name} of {type(flat.network).__name__} is NaN or infinite: such a value proves nothing of a graph"
-                )
-
-
 @contextmanager
 def _attention(network: nn.Module, form: AttentionForm) -> Iterator[None]:
     """Every pruned ViT inside writes its attention in a form."""
@@ -338,6 +329,11 @@ def _one_name_each(network: nn.Module) -> Iterator[None]:
 def _steady_answer(flat: _Flat, batch: Tensor, tolerance: float) -> dict[str, np.ndarray] | None:
     """PyTorch's outputs; None where another way of writing attention, and noise of the size of rounding, change them by more than half the tolerance."""
     expected = {name: value.cpu().numpy() for name, value in flat.named(batch).items()}
+    for name, value in expected.items():
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{name} of {type(flat.network).__name__} is NaN or infinite: such a value proves nothing of a graph"
+            )
     with _attention(flat, explicit_attention):
         for sign in (1, -1):  # of two tokens that tie, one lifts the one and the other the other
             with _noise(flat, sign):
@@ -381,6 +377,9 @@ def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -
         raise UserError(
             f"an output of {type(flat.network).__name__} is called {INPUT!r}, as the graph's input is: rename its key"
         )
+    if odd := next((name for name in names if not is_text(name)), None):
+        raise UserError(f"an output of {type(flat.network).__name__} is called {odd!r}, which is no UTF-8 text: rename its key")
+    exported = [f"{UNNAMED}_{number}" for number in range(len(names))]
     try:
         with (
             torch.no_grad(),
@@ -392,7 +391,7 @@ def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -
         ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                flat, (batch,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=names, verbose=False
+                flat, (batch,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=exported, verbose=False
             )
     except Exception as error:  # the exporter raises whatever it meets
         raise UserError(
@@ -400,6 +399,7 @@ def _to_onnx(flat: _Flat, batch: Tensor, opset: int, attention: AttentionForm) -
         ) from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    name_outputs(model, dict(zip(exported, names)))
     shape_maps(model)
     fold(model)
     name_nodes(model)

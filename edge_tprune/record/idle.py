@@ -63,7 +63,7 @@ def step_bias(meter: Meter, levels: int, variance: float) -> float:
     if levels < LEAST_LEVELS:
         return UNIFORM_95 * step
     noise = max(0.0, variance - step * step / 12)
-    return min(UNIFORM_95 * step, step / math.pi * math.exp(-2 * math.pi**2 * noise / (step * step)))
+    return min(UNIFORM_95 * step, step / math.pi * math.exp(-2 * math.pi**2 * noise / step / step))
 
 
 def end_error(meter: Meter, power: Power) -> float:

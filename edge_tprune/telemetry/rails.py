@@ -24,6 +24,7 @@ _INA3221_SHUNT_STEP_V = 40e-6  #: the smallest change of the voltage across the 
 INA238_INTERVAL_S = 0.0505  #: 16 times three conversions of 1.052 ms: what its driver sets up; some drivers do not report it
 _INA238_STEP_MW_UOHM = 4000.0  #: least power step times shunt, in the chip's coarser range
 _LEAST_SHUNT_UOHM = 1.0  #: no shunt has less, and what a driver says then is no resistance
+_STEP_MW = 1e-9, 1e6  #: no chip has smaller or larger steps
 _LARGEST_MW = 1e6  #: no board draws a kilowatt: a higher reading is implausible
 _SEARCH_AGAIN_NS = 10**9
 _NOT_CONNECTED = "NC"
@@ -230,8 +231,14 @@ def _ina3221(directory: Path, chip: str) -> Iterator[Rail]:
             warn_alarm_file=f"curr{channel}_max_alarm",
             critical_alarm_file=f"curr{channel}_crit_alarm",
             interval_s=interval_s,
-            step_mw=step_mw if step_mw and 0 < step_mw <= _LARGEST_MW else None,
+            step_mw=_plausible_step(step_mw),
         )
+
+
+def _plausible_step(step_mw: float | None) -> float | None:
+    """What a chip's file says of its shunt need not be true."""
+    least, largest = _STEP_MW
+    return step_mw if step_mw is not None and least <= step_mw <= largest else None
 
 
 def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
@@ -242,6 +249,7 @@ def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
     label = next((text for file in ("power1_label", "in1_label") if (text := sysfs.text_or_none(directory / file))), unnamed)
     ina238 = name.startswith("ina238")
     shunt_uohm = sysfs.number_or_none(directory / "shunt_resistor")
+    step_mw = _INA238_STEP_MW_UOHM / shunt_uohm if ina238 and shunt_uohm and shunt_uohm >= _LEAST_SHUNT_UOHM else None
     yield Rail(
         label=label,
         chip=f"{name} at {address}" if address else name,
@@ -253,7 +261,7 @@ def _ina2xx(directory: Path, name: str, address: str | None) -> Iterator[Rail]:
         warn_alarm_file="power1_max_alarm",
         critical_alarm_file=None,
         interval_s=_interval_s(directory) or (INA238_INTERVAL_S if ina238 else None),
-        step_mw=_INA238_STEP_MW_UOHM / shunt_uohm if ina238 and shunt_uohm and shunt_uohm >= _LEAST_SHUNT_UOHM else None,
+        step_mw=_plausible_step(step_mw),
     )
 
 

@@ -74,6 +74,27 @@ def test_parts_of_constants_are_stored(kind: type) -> None:
     check_same(model, before, kind)
 
 
+@pytest.mark.parametrize("other", [[2, 3, 4], [4, 3, 2]])
+def test_a_layer_that_is_called_twice_is_stored_once_for_each_cut(other: list[int]) -> None:
+    nodes, constants = layer(np.random.default_rng(0), 9)
+    constants |= {"sizes": np.array([2, 3, 4]), "others": np.array(other), "w_2_bias": np.zeros(9)}
+    again = [helper.make_node("MatMul", ["twice", "w"], ["p2"]), helper.make_node("Add", ["p2", "b"], ["y2"])]
+    twice = [helper.make_node("Add", ["x", "x"], ["twice"]), *again]
+    splits = [
+        helper.make_node("Split", ["y", "sizes"], ["q", "k", "v0"], axis=-1),
+        helper.make_node("Split", ["y2", "others"], ["q2", "k2", "v2"], axis=-1),
+        helper.make_node("Concat", ["v0", "k", "q"], ["joined"], axis=-1),
+        helper.make_node("Add", ["joined", "w_2_bias"], ["v"]),
+    ]
+    model = graph([*nodes, *twice, *splits], ["q2", "k2", "v2", "v"], constants, np.float64)
+    before = run(model, np.float64)
+    assert split_products(model) == 2
+    names = Counter(tensor.name for tensor in model.graph.initializer)
+    assert max(names.values()) == 1
+    assert len(names) == (7 if other == [2, 3, 4] else 13)
+    check_same(model, before, np.float64)
+
+
 def test_what_something_else_reads_stays() -> None:
     nodes, constants = layer(np.random.default_rng(0), 6)
     cut = helper.make_node("Split", ["y"], ["a", "b2"], axis=-1, num_outputs=2)

@@ -290,6 +290,69 @@ def test_outputs_of_other_shapes_are_not_compared(images: Tensor) -> None:
         edge_tprune.network_error(wide, narrow, [images])
 
 
+class Looked(nn.Module):
+    """A network whose outputs are called as the exporter calls other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.places, self.head = nn.Conv2d(3, 4, 16, 16), nn.Embedding(16, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        pooled = (self.conv(x).flatten(2).transpose(1, 2) + self.places(torch.arange(16))).mean(1)
+        scores = self.head(pooled)
+        return {
+            "add": scores,
+            "embedding": pooled,
+            "network.head.weight": pooled * 2,
+            "again": scores,
+            "graph_output_0": pooled.argmax(1),
+        }
+
+
+def test_outputs_may_be_called_as_other_values_of_the_graph(images: Tensor, tmp_path: Path) -> None:
+    network = Looked().eval()
+    edge_tprune.export_network(network, images, tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"))
+    expected = network(images)
+    assert [output.name for output in session.get_outputs()] == list(expected)
+    for name, found in zip(expected, session.run(None, {"image": images.numpy()})):
+        np.testing.assert_allclose(found, expected[name].detach().numpy(), atol=1e-5, err_msg=name)
+
+
+def test_a_pruned_vit_that_is_called_twice_has_its_weights_once(images: Tensor, tmp_path: Path) -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = timm.create_model("test_vit", img_size=64, num_classes=0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encoder(x) - self.encoder(x.flip(-1))
+
+    pruned = edge_tprune.prune_in(Siamese().eval(), "encoder", budget=0.7, method="bat")
+    edge_tprune.export_network(pruned, images, tmp_path / "x.onnx")
+    model = onnx.load(str(tmp_path / "x.onnx"))
+    onnx.checker.check_model(model)
+    weights = sum(parameter.nbytes for parameter in pruned.parameters())
+    assert (tmp_path / "x.onnx").stat().st_size < 1.3 * weights
+
+
+def test_an_output_whose_name_is_no_text_is_refused(images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no UTF-8 text: rename its key"):
+        edge_tprune.export_network(Twice({"\udc80": 1}).eval(), images, tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_gives_nan_is_refused_beside_one_that_does_not(images: Tensor, tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / x.flatten(1).std(1)[:, None, None, None]
+
+    with pytest.raises(UserError, match="output of Scaled is NaN or infinite"):
+        edge_tprune.export_network(Scaled().eval(), [images, torch.zeros_like(images)], tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_may_be_part_of_a_training(network: Depth, images: Tensor, tmp_path: Path) -> None:
     pruned = edge_tprune.prune_in(network, PATH, method="evit", budget=0.7)
     assert edge_tprune.export_network(pruned, images.clone().requires_grad_(), tmp_path / "x.onnx").images == 3
