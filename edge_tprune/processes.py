@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 T = TypeVar("T")
 
 _SLICE_S = 0.2
+_AGAIN_S = 0.01  #: until a signal that Python swallowed comes again
 
 #: What ends a command: Ctrl-C, `kill` or a service manager, and a terminal that is closed.
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,6 +60,8 @@ def end_signals(last: bool = False) -> Iterator[list[int]]:
         yield _received
         return
     received = _received = []
+    hook = sys.unraisablehook
+    coming: list[int] = []  # again, because Python swallowed it
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -64,20 +69,46 @@ def end_signals(last: bool = False) -> Iterator[list[int]]:
             signal.signal(each, _ignore)
         raise EndSignal(number)
 
+    def unraisable(what: Any) -> None:
+        """Python drops what is raised while it runs a finalizer or a callback of a weak reference: the signal comes again afterwards."""
+        if not isinstance(what.exc_value, EndSignal):
+            hook(what)
+            return
+        number = what.exc_value.number
+        received.remove(number)
+        if received:  # another one is heard already
+            return
+        listen()
+        if not coming:
+            coming.append(number)
+            _thread.start_new_thread(send_again, (threading.get_ident(), number))  # takes no lock, as a finalizer must not
+
+    def send_again(thread: int, number: int) -> None:
+        time.sleep(_AGAIN_S)
+        coming.clear()
+        if not received:
+            with suppress(ProcessLookupError):
+                signal.pthread_kill(thread, number)
+
     def leave(number: int, frame: FrameType | None) -> None:
         first = received[0] if received else number
         if first == signal.SIGINT:
             os._exit(128 + first)
         end_by_signal(first)
 
+    def listen() -> None:
+        for number in END_SIGNALS:
+            if number != signal.SIGHUP or before[number] is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
+
     before = {number: signal.getsignal(number) for number in END_SIGNALS}
-    for number in END_SIGNALS:
-        if number != signal.SIGHUP or before[number] is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
+    listen()
+    sys.unraisablehook = unraisable
     try:
         yield received
     finally:
         _received = None
+        sys.unraisablehook = hook
         for number, handler in before.items():
             ending: Any = signal.SIG_DFL if handler is None else handler
             signal.signal(number, leave if last and handler is not signal.SIG_IGN else ending)

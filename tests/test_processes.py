@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from edge_tprune.processes import end_process, result_of, signal_name
+from edge_tprune.processes import EndSignal, end_process, end_signals, result_of, signal_name
 
 
 def test_every_signal_has_a_name() -> None:
@@ -39,6 +39,29 @@ def test_an_interruption_ends_the_wait_and_not_the_work() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert not never.done()
+
+
+class _Closes:
+    """Something that is ended while a signal comes."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_signal_that_python_swallows_in_a_finalizer_is_heard_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    with end_signals() as received:
+        begin = time.monotonic()
+        with pytest.raises(EndSignal, match="SIGTERM"):
+            for _ in range(3):
+                _Closes()
+                time.sleep(0.001)
+            time.sleep(30)
+        assert time.monotonic() - begin < 20
+        assert received == [signal.SIGTERM]
+    assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
+    assert capfd.readouterr().err == ""
 
 
 _TRACE = """
