@@ -183,10 +183,11 @@ def end_by_signal(number: int) -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Finds this very package in the child, and nothing that happens to lie in the current directory."""
+    """Finds this very package in the child, and nothing that happens to lie in the current directory. The child ends when it has done its work."""
     home = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONINSPECT"}
+    return {**inherited, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 _STATUS = Path("/proc/self/statm")

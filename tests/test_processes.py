@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from edge_tprune.processes import EndSignal, end_process, end_signals, result_of, signal_name
+from edge_tprune.processes import EndSignal, child_environment, end_process, end_signals, result_of, signal_name
 
 
 def test_every_signal_has_a_name() -> None:
@@ -39,6 +39,18 @@ def test_an_interruption_ends_the_wait_and_not_the_work() -> None:
     finally:
         signal.signal(signal.SIGALRM, before)
     assert not never.done()
+
+
+def test_a_child_ends_whatever_python_is_asked_to_do_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.exit(7)"],
+        stdin=subprocess.DEVNULL,
+        env=child_environment(),
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 7
 
 
 class _Closes:

@@ -12,7 +12,7 @@ import numpy as np
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import judge
 from edge_tprune.bundle.manifest import Accuracy, split_label
-from edge_tprune.files import write_bytes
+from edge_tprune.files import check_own, write_bytes
 from edge_tprune.models.data import Dataset
 from edge_tprune.statistics import student_interval
 
@@ -42,7 +42,7 @@ def judge_here(
     records' own are Student's.
 
     Raises:
-        UserError: no unpruned budget, an unreadable image.
+        UserError: no unpruned budget, an unreadable image, or a file of somebody's under the name of `accuracy.npz`.
         NegativeAnswer: an engine fails its golden check, or gives numbers that are not finite.
     """
     first, *others = (precision or "").split(",")
@@ -66,5 +66,6 @@ def judge_here(
         records |= found.records
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    check_own(directory / ACCURACY, ACCURACY_BEGINS, "one")
     write_bytes(directory / ACCURACY, buffer.getvalue())
     return {name: record for name, record in records.items() if name in budgets}

@@ -76,7 +76,7 @@ def check_budget(
 
 def _run_probe(command: list[str], budget: str) -> Probed:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # what is left running would keep pipes open
-        done = subprocess.run(command, stdout=out, stderr=err, env=child_environment(), check=False)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=child_environment(), check=False)
         for file in (out, err):
             file.seek(0)
         printed, said = out.read(), err.read()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -156,9 +156,7 @@ def resume(
     progress = progress or Progress()
     before = _read_unfinished(path)
     kept = {name for name, wanted in ((TRACE, trace), (ACCURACY, data is not None)) if not wanted}
-    for name, begins in _WRITTEN_AGAIN.items():
-        if name not in kept:
-            check_own(path / name, begins, "one")
+    _check_own_files(path, kept)
     inputs, described = _open_inputs(bundle, images)
     _refuse_changes(before, bundle, request or RunRequest(), budgets, described, root)
     settings = before.document.settings
@@ -169,9 +167,17 @@ def resume(
     with Observer(root) as observer, Recorder.reopen(path) as recorder:
         before = _read_unfinished(path)  # again: what wrote it until now may have gone on
         done = frozenset((turn.round, turn.budget) for turn in before.turns if turn.complete)
+        _check_own_files(path, kept)
         recorder.begin_session()
         session = Session(bundle, settings, engines, recorder, observer, inputs, data, root, progress, before.sessions, done)
         return run_session(session, trace)
+
+
+def _check_own_files(path: Path, kept: Collection[str]) -> None:
+    """Refuses to lose a file of somebody's among those that a resumed run removes or writes again."""
+    for name, begins in _WRITTEN_AGAIN.items():
+        if name not in kept:
+            check_own(path / name, begins, "one")
 
 
 def _read_unfinished(path: Path) -> Run:

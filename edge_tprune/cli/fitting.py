@@ -137,7 +137,7 @@ class Fit:
         out, words, state = self.request.out, self.request.words, self.state()
         state = state.without_shorter_searches(words, self.request.trials)
         if self.tuning is not None:
-            state = state.without_other_tuning(words, self.tuning.seconds)
+            state = state.without_other_tuning(words, self.tuning.seconds, self.tuning.photos.fingerprint)
         while (step := state.next_step(words, self.request.precisions, self.tuning is not None)) != "answer":
             if step == "probe":
                 state = msgspec.structs.replace(state, probes={**state.probes, **self._probe(state)})
@@ -374,19 +374,21 @@ class Fit:
     def _tune(self, state: FitState, latest: Round) -> Tuned:
         """Fine-tunes the network that was chosen, for the unpruned network and that schedule, and measures it again."""
         assert self.tuning is not None
-        seconds = self.tuning.seconds
+        seconds, photos = self.tuning.seconds, self.tuning.photos.fingerprint
         name, chosen = self._chosen(latest)
         shape = network_shape(self.loaded.model)
         if chosen is None or chosen.tokens in (shape.full_schedule(), shape.exact_schedule()):
-            return Tuned(candidate=name, verdict="nothing was pruned: there is nothing to fine-tune", seconds=seconds)
+            return Tuned(
+                candidate=name, verdict="nothing was pruned: there is nothing to fine-tune", seconds=seconds, photos=photos
+            )
+        from edge_tprune.finetune.choose import TimeTooShort
         from edge_tprune.finetune.request import Request
         from edge_tprune.finetune.run import finetune
 
         share = round(shape.share(chosen.tokens), 4)
         network = sha256_json([chosen.method, chosen.options, chosen.tokens])[:8]
-        made = f"{latest.bundle}-{name}-{network}" + (
-            "" if seconds is None else f"-{seconds:g}s"
-        )  # another time is another training
+        # Other photos and another time are another training.
+        made = f"{latest.bundle}-{name}-{network}-{photos[:8]}" + ("" if seconds is None else f"-{seconds:g}s")
         weights = self.request.out / f"{made}.safetensors"
         asked = Request(
             method=chosen.method,
@@ -400,13 +402,17 @@ class Fit:
         try:
             result = finetune(self.loaded, self.tuning.photos, weights, asked, progress=self.advance, say=print_note)
         except NegativeAnswer as no:
-            return Tuned(candidate=name, verdict=str(no), seconds=seconds)
+            return Tuned(
+                candidate=name, verdict=str(no), seconds=seconds, photos=photos, too_short=isinstance(no, TimeTooShort)
+            )
         print_note(f"fit: {result.verdict}")
         bundle, precisions = self._build_networks(self.tuning.reload(weights), [chosen], f"{made}-tuned")
         bundle = self._judge(bundle, precisions)
         profile = self._profile(bundle, precisions, state)
         place = str(profile.relative_to(self.request.out))
-        return Tuned(candidate=name, verdict=result.verdict, seconds=seconds, bundle=f"{made}-tuned", profile=place)
+        return Tuned(
+            candidate=name, verdict=result.verdict, seconds=seconds, photos=photos, bundle=f"{made}-tuned", profile=place
+        )
 
     def _chosen(self, of: Round) -> tuple[str, Candidate | None]:
         """The name of what is chosen in a round, and the candidate that it is; None for the network without pruning, or where nothing is chosen."""

@@ -48,6 +48,10 @@ the trained ones, and lose less than their share of the gain (Wortsman et al., "
 _GAIN = 1.5  # bfloat16 is used where it multiplies matrices so many times as fast
 
 
+class TimeTooShort(NegativeAnswer):
+    """On this machine at this moment: when it has less to do, the same time may be enough."""
+
+
 @dataclass(frozen=True)
 class Pilot:
     """What a short training said."""
@@ -170,14 +174,14 @@ def _affordable(request: Request, pilot: Pilot, began: float) -> int:
     """How many steps fit into what is left of the time, with looks at the held-out photos between them.
 
     Raises:
-        NegativeAnswer: too few to learn anything.
+        TimeTooShort: too few to learn anything.
     """
     assert request.seconds is not None
     spent, looks = time.monotonic() - began, (EVALUATIONS + 3 + len(SHARES)) * pilot.judge_seconds
     left, step = agreed(_SPARE * (request.seconds - spent - looks)), agreed(pilot.step_seconds)
     if left < _FEWEST_STEPS * step:
         needed = math.ceil(spent + looks + _FEWEST_STEPS * step / _SPARE)
-        raise NegativeAnswer(
+        raise TimeTooShort(
             f"{request.seconds:g} s are too short for this fine-tuning on this machine: give at least {needed} s, which is enough for "
             f"{_FEWEST_STEPS} steps and for answering the photos that are held out, or fewer photos"
         )

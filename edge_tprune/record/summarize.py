@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from edge_tprune.files import check_own
 from edge_tprune.record.digest import Digest
 from edge_tprune.record.energy import Energy, SpanPower, budget_energy
 from edge_tprune.record.facts import Facts, gather
@@ -16,6 +17,7 @@ from edge_tprune.record.settings import RunSettings
 from edge_tprune.record.spans import IDLE, Span
 from edge_tprune.record.summary import (
     KIND,
+    SUMMARY,
     BudgetSummary,
     EnergySummary,
     FixedRateSummary,
@@ -28,7 +30,7 @@ from edge_tprune.record.summary import (
     Summary,
 )
 from edge_tprune.record.turn import Turn
-from edge_tprune.record.verdict import TurnStatistics, conclude, judge_budget, judge_run
+from edge_tprune.record.verdict import TurnStatistics, conclude, judge_budget, judge_run, runs_on_gpu
 from edge_tprune.statistics import percentile
 
 
@@ -47,7 +49,10 @@ def summarize(run: Run) -> Summary:
     idle = Idle()
     if meter is not None:
         idle = idle_power(meter, [(span.session, power) for span, power in zip(baselines, idle_powers)])
-    reasons = {name: judge_budget(name, run.checks.get(name), totals[name].statistics, facts) for name in run.budgets}
+    on_gpu = runs_on_gpu(run)
+    reasons = {
+        name: judge_budget(name, run.checks.get(name), totals[name].statistics, facts, on_gpu=on_gpu) for name in run.budgets
+    }
     budgets = {}
     for name in run.budgets:
         own = [SpanPower(span, power) for span, power in zip(turns, powers) if span.budget == name]
@@ -70,8 +75,13 @@ def summarize(run: Run) -> Summary:
 
 
 def write_summary(run: Run) -> Summary:
-    """Writes the run's summary.json into its directory, atomically, and returns what it holds."""
+    """Writes the run's summary.json into its directory, atomically, and returns what it holds.
+
+    Raises:
+        UserError: a file of somebody's lies there.
+    """
     summary = summarize(run)
+    check_own(run.path / SUMMARY, KIND.begins, "a summary")
     KIND.write(run.path, summary)
     return summary
 

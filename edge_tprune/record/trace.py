@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from edge_tprune.files import atomic_writer
+from edge_tprune.files import atomic_writer, check_own
 from edge_tprune.record.reader import Run
 
 TRACE = "trace.json"
@@ -23,8 +23,12 @@ def write_trace(run: Run) -> Path:
 
     Times are microseconds on the run's own clock. A budget is a thread with two levels: its turns (warm-up, timed) and in them its
     inferences; a reading that has a gap adds no point to the counter.
+
+    Raises:
+        UserError: a file of somebody's lies there.
     """
     path = run.path / TRACE
+    check_own(path, BEGINS, "a trace")
     with atomic_writer(path) as stream:
         stream.write(_BEGINNING + b"\n")
         for number, event in enumerate(_events(run)):

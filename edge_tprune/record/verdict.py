@@ -49,8 +49,8 @@ def conclude(reasons: Iterable[Reason]) -> Verdict:
     return Verdict(ordered[0].status or "suspect" if ordered else "valid", tuple(ordered))
 
 
-def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: Facts) -> list[Reason]:
-    """Reasons that concern one budget."""
+def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: Facts, *, on_gpu: bool = False) -> list[Reason]:
+    """Reasons that concern one budget; `on_gpu` where its runtime computes on a GPU of NVIDIA's."""
     if check is not None and not check.golden_ok:
         code = "golden_mismatch" if check.error is None else "cannot_run"
         return [_invalid(code, f"budget {name} was not timed: {check.describe_failure()}")]
@@ -71,7 +71,7 @@ def judge_budget(name: str, check: Check | None, turns: TurnStatistics, facts: F
         found.append(_suspect("warmup_unsteady", text))
     if (missing := facts.missing.get(name, 0.0)) > 1 - LEAST_COVERAGE:
         found.append(_suspect("coverage", f"{missing:.0%} of the power readings are missing"))
-    return found + _throttle_reasons(facts.stats.get(name, {}))
+    return found + _throttle_reasons(facts.stats.get(name, {}), on_gpu)
 
 
 def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], meter: Meter | None = None) -> list[Reason]:
@@ -84,7 +84,7 @@ def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], m
             found.append(_suspect("budget", f"budget {name} is {worst} ({codes})"))
     if run.end != "complete":
         found.append(_suspect("incomplete", f"the run {describe_end(run.end)}: not every round was measured"))
-    found += _throttle_reasons(facts.whole)
+    found += _throttle_reasons(facts.whole, runs_on_gpu(run))
     found += _change_reasons(run.states)
     found += _lock_reasons(run.states, facts)
     found += _other_program_reasons(run, facts)
@@ -100,7 +100,12 @@ def judge_run(run: Run, facts: Facts, budgets: Mapping[str, Sequence[Reason]], m
     return found + _sensor_reasons(run, facts)
 
 
-def _throttle_reasons(stats: Mapping[str, Stat]) -> list[Reason]:
+def runs_on_gpu(run: Run) -> bool:
+    """Whether the runtime computes on a GPU of NVIDIA's."""
+    return run.document.settings.runtime.startswith("tensorrt")
+
+
+def _throttle_reasons(stats: Mapping[str, Stat], on_gpu: bool) -> list[Reason]:
     """What the machine did against heat and too much current."""
     found: list[Reason] = []
     events = sum(stat.increase for metric, stat in stats.items() if metric.startswith("over_current_"))
@@ -109,6 +114,10 @@ def _throttle_reasons(stats: Mapping[str, Stat]) -> list[Reason]:
     if (throttled := stats.get("cpu_throttle_count")) and throttled.increase:
         text = f"the CPU was slowed down for heat {throttled.increase:.0f} times"
         found.append(_suspect("throttled", text))
+    if on_gpu and (slowed := stats.get("gpu_throttled_count")) and slowed.greatest > 0:
+        found.append(
+            _suspect("gpu_throttled", f"the GPU's clock was lowered for heat or power in {slowed.mean:.0%} of the readings")
+        )
     if (cooling := stats.get("throttling_devices_count")) and cooling.greatest > 0:
         text = f"up to {cooling.greatest:.0f} cooling devices held clocks down for heat"
         found.append(_suspect("cooling", text))

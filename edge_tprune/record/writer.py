@@ -146,5 +146,5 @@ def _rename_to_new(draft: Path, out: Path, name: str) -> Path:
         try:
             return draft.rename(path)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or not os.path.lexists(path):
                 raise

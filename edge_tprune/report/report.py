@@ -297,7 +297,7 @@ def _list_caveats(rows: Rows, answers: Sequence[tuple[Group, Answer]]) -> list[s
         "Latency intervals cover what changed from round to round within a run. Another machine, power mode or temperature is "
         "another measurement."
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(printable, found)))
 
 
 def _chosen_row(answer: Answer) -> Row | None:

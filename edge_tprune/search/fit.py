@@ -56,6 +56,8 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     candidate: Name
     verdict: str  #: of the fine-tuning, in words
     seconds: float | None = None  #: that it was given; None: as long as `finetune` takes by default
+    photos: str = ""  #: fingerprint of those that it was trained on; not known of older fits
+    too_short: bool = False  #: the time was, for what else the machine did then: another call tries again
     bundle: RelativePath | None = None  #: None where it brought nothing
     profile: RelativePath | None = None
 
@@ -90,9 +92,14 @@ class FitState(msgspec.Struct, frozen=True, kw_only=True):
         tuned = {name: found for name, found in self.tuned.items() if name != limits}
         return msgspec.structs.replace(self, rounds=rounds, tuned=tuned)
 
-    def without_other_tuning(self, limits: str, seconds: float | None) -> FitState:
-        """Without the fine-tuning for these limits, if it was given another time."""
-        tuned = {name: found for name, found in self.tuned.items() if name != limits or found.seconds == seconds}
+    def without_other_tuning(self, limits: str, seconds: float | None, photos: str) -> FitState:
+        """Without the fine-tuning for these limits, if it was given another time or other photos, or was not done for want of time."""
+        asked = seconds, photos, False
+        tuned = {
+            name: found
+            for name, found in self.tuned.items()
+            if name != limits or (found.seconds, found.photos, found.too_short) == asked
+        }
         return msgspec.structs.replace(self, tuned=tuned)
 
     def without_probes(self, precisions: Collection[str]) -> FitState:

@@ -6,8 +6,9 @@ What a GPU supports is found out by asking once; Orin's library starts, and then
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edge_tprune.telemetry.counter import Counter
@@ -35,32 +36,62 @@ def nvml_sources(clock_ns: Clock = time.perf_counter_ns) -> list[SensorSource]:
         return []
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in _visible_gpus(pynvml.nvmlDeviceGetCount())]
+        every = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        counted = named is None or not named.strip().startswith(("GPU-", "MIG-"))  # so that the order matters
+        guess = (
+            counted and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and len({_name(pynvml, gpu) for gpu in every}) > 1
+        )
         sources = [
-            SensorSource(f"nvml{number or ''}", _sensors(pynvml, handle), clock_ns) for number, handle in enumerate(handles)
+            SensorSource(f"nvml{number or ''}", _sensors(pynvml, gpu, guess), clock_ns)
+            for number, gpu in enumerate(every if named is None else _visible(pynvml, every, named))
         ]
     except pynvml.NVMLError:
         return []
     return [source for source in sources if source.metrics]
 
 
-def _visible_gpus(count: int) -> list[int]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, where it says so in numbers; all otherwise."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    numbers = [int(name) for name in named if name.strip().isdecimal() and int(name) < count]
-    return numbers or list(range(count))
+def _visible(nvml: Any, every: Sequence[Any], named: str) -> list[Any]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by number, UUID or the beginning of one; as CUDA does, up to the first name that is none."""
+    found: list[Any] = []
+    for name in (part.strip() for part in named.split(",")):
+        if re.fullmatch("[0-9]{1,9}", name):
+            gpus = every[int(name) :][:1]
+        elif name.startswith("MIG-"):
+            gpus = _owner(nvml, name)
+        else:
+            gpus = [gpu for gpu in every if name.startswith("GPU-") and _text(nvml.nvmlDeviceGetUUID(gpu)).startswith(name)]
+        if len(gpus) != 1:
+            break
+        found += [gpu for gpu in gpus if gpu not in found]
+    return found
 
 
-def _sensors(nvml: Any, gpu: Any) -> list[Sensor]:
-    """Of everything that can be asked, what this GPU answers."""
-    name = nvml.nvmlDeviceGetName(gpu)
-    name = name.decode() if isinstance(name, bytes) else name
+def _owner(nvml: Any, name: str) -> list[Any]:
+    """The GPU that a part of one (MIG) belongs to."""
+    try:
+        return [nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvml.nvmlDeviceGetHandleByUUID(name))]
+    except nvml.NVMLError:
+        return []
+
+
+def _name(nvml: Any, gpu: Any) -> str:
+    return _text(nvml.nvmlDeviceGetName(gpu))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _sensors(nvml: Any, gpu: Any, guess: bool) -> list[Sensor]:
+    """Of everything that can be asked, what this GPU answers; `guess` where CUDA may count the GPUs in another order."""
+    board = f"the whole GPU board ({_name(nvml, gpu)})"
+    if guess:
+        board += ", a guess: CUDA may count unlike GPUs in another order, unless CUDA_DEVICE_ORDER=PCI_BUS_ID is set"
     energy = SensorMetric(
-        "total_energy_mj", "mJ", "lower", "increase", f"energy of the whole GPU board ({name}), of nothing else", 0.1, 1.0
+        "total_energy_mj", "mJ", "lower", "increase", f"energy of {board}, of nothing else", 0.1, 1.0, guess=guess
     )
-    power = SensorMetric(
-        "total_power_mw", "mW", "lower", "mean", f"power of the whole GPU board ({name}), as its driver averages it"
-    )
+    power = SensorMetric("total_power_mw", "mW", "lower", "mean", f"power of {board}, as its driver averages it", guess=guess)
     counter = Counter()
     asked: list[tuple[SensorMetric, Callable[[], float]]] = [
         (energy, lambda: counter.total(nvml.nvmlDeviceGetTotalEnergyConsumption(gpu))),

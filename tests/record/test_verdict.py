@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_what_makes_a_budget_suspect(
     check: Check, turns: TurnStatistics, facts: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     assert codes(judge_budget("a", check, turns, Facts(**facts))) == [expected]
+
+
+def test_a_gpu_that_is_slowed_down_concerns_what_runs_on_it() -> None:
+    facts = Facts(stats={"a": {"gpu_throttled_count": stat(0.0, 1.0)}}, whole={"gpu_throttled_count": stat(1.0)})
+    assert judge_budget("a", OK, STEADY, facts) == []
+    (reason,) = judge_budget("a", OK, STEADY, facts, on_gpu=True)
+    assert (reason.code, reason.text) == (
+        "gpu_throttled",
+        "the GPU's clock was lowered for heat or power in 50% of the readings",
+    )
+    on_cpu = run()
+    settings = msgspec.structs.replace(on_cpu.document.settings, runtime="tensorrt-rtx")
+    on_gpu = replace(on_cpu, document=msgspec.structs.replace(on_cpu.document, settings=settings))
+    assert ("suspect", "gpu_throttled") not in codes(judge_run(on_cpu, facts, {"a": []}))
+    assert ("suspect", "gpu_throttled") in codes(judge_run(on_gpu, facts, {"a": []}))
 
 
 def test_just_below_the_thresholds_is_valid() -> None:

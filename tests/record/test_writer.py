@@ -17,7 +17,9 @@ from edge_tprune.record.document import RUN
 from edge_tprune.record.lines import SAMPLES, CheckLine, EndLine, LogLine, NoteLine, ReadingLine
 from edge_tprune.record.log import clock_ns
 from edge_tprune.record.reader import read_run
+from edge_tprune.record.summarize import write_summary
 from edge_tprune.record.summary import SUMMARY
+from edge_tprune.record.trace import write_trace
 from edge_tprune.record.writer import Recorder, directory_name
 from edge_tprune.schedule.latency import LATENCY
 
@@ -96,6 +98,38 @@ def test_an_unwritable_place_is_the_users_mistake(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(UserError, match="cannot write"):
         Recorder.create(file / "out", "run", document())
+
+
+@pytest.mark.parametrize("taken", ["run", "out"])
+def test_a_place_that_something_else_takes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str) -> None:
+    """A file under the name of the profile makes it `run-2`; one under that of the whole directory is said, and nothing is tried for ever."""
+    out, rename = tmp_path / "out", Path.rename
+
+    def take_first(draft: Path, path: Path) -> Path:
+        if draft.name.startswith(".run") and not (tmp_path / "moved").exists() and not (out / "run").is_file():
+            if taken == "out":
+                rename(out, tmp_path / "moved")
+                out.write_text("mine")
+            else:
+                (out / "run").write_text("mine")
+        return rename(draft, path)
+
+    monkeypatch.setattr(Path, "rename", take_first)
+    if taken == "run":
+        with Recorder.create(out, "run", document()) as recorder:
+            assert recorder.path == out / "run-2"
+    else:
+        with pytest.raises(UserError, match="cannot write"):
+            Recorder.create(out, "run", document())
+
+
+def test_a_file_of_a_person_under_the_name_of_a_summary_stays(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    for name, write in (("summary.json", write_summary), ("trace.json", write_trace)):
+        (path / name).write_text("my notes")
+        with pytest.raises(UserError, match=rf"{name} is not a .* of edge-tprune's, and would be lost"):
+            write(read_run(path))
+        assert (path / name).read_text() == "my notes"
 
 
 def test_missing_is_null_and_never_nan(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -209,6 +210,16 @@ def test_what_the_run_says_of_itself_stands_in_plain_sight(profiles, tmp_path, s
     assert f'<span class="badge {status}">data {status}</span>' in verdict
     assert ("the GPU throttled" in verdict) == (status != "valid")
     assert ("No recommendation" in text) == (status == "invalid")
+
+
+def test_names_that_are_no_text_do_not_keep_a_page_from_being_written(profiles, tmp_path):
+    directory = tmp_path / os.fsdecode(b"\xff")
+    good = profiles.write(directory / "good", profiles.info())
+    damaged = profiles.write(directory / os.fsdecode(b"bad\xff"), profiles.info())
+    (damaged / "run.json").write_text("garbage")
+    (good / "summary.json").write_text("garbage")
+    text = write_report(directory, tmp_path / "r.html").read_text()
+    assert "left out" in text or "not JSON" in text
 
 
 def test_power_and_energy_are_told_with_their_sensor(profiles, tmp_path):

@@ -78,9 +78,20 @@ def test_more_trials_are_another_search() -> None:
 def test_another_time_is_another_fine_tuning() -> None:
     tuned = {"a": Tuned(candidate="fit-1", verdict="better", seconds=300), "b": Tuned(candidate="1.0", verdict="none")}
     state = FitState(key="k", tuned=tuned)
-    assert state.without_other_tuning("a", 300) == state.without_other_tuning("b", None) == state
-    assert state.without_other_tuning("a", None).tuned == {"b": tuned["b"]}
-    assert state.without_other_tuning("b", 300).tuned == {"a": tuned["a"]}
+    assert state.without_other_tuning("a", 300, "") == state.without_other_tuning("b", None, "") == state
+    assert state.without_other_tuning("a", None, "").tuned == {"b": tuned["b"]}
+    assert state.without_other_tuning("b", 300, "").tuned == {"a": tuned["a"]}
+
+
+def test_other_photos_are_another_fine_tuning_and_a_time_that_was_too_short_is_tried_again() -> None:
+    tuned = {
+        "a": Tuned(candidate="fit-1", verdict="better", photos="p"),
+        "b": Tuned(candidate="1.0", verdict="too short", photos="p", too_short=True),
+    }
+    state = FitState(key="k", tuned=tuned)
+    assert state.without_other_tuning("a", None, "p") == state
+    assert state.without_other_tuning("a", None, "q").tuned == {"b": tuned["b"]}
+    assert state.without_other_tuning("b", None, "p").tuned == {"a": tuned["a"]}
 
 
 def test_steps_follow_from_what_is_there(tmp_path: Path) -> None:

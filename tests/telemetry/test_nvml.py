@@ -48,6 +48,17 @@ class Library(ModuleType):
     def nvmlDeviceGetName(self, gpu: int) -> bytes:
         return b"Orin" if gpu else b"H200"
 
+    def nvmlDeviceGetUUID(self, gpu: int) -> str:
+        return f"GPU-{gpu}1234567-89ab"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if not uuid.startswith("MIG-1"):
+            raise NVMLError("Not Found")
+        return uuid
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, part: str) -> int:
+        return int(part[4])
+
     def ask(self, gpu: int, key: str) -> object:
         if key not in self.gpus[gpu]:
             raise NVMLError("Not Supported")
@@ -69,6 +80,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     library = Library([full, {"clock": 1300}])
     monkeypatch.setitem(sys.modules, "pynvml", library)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     return library
 
 
@@ -105,10 +117,31 @@ def test_what_fails_later_is_a_gap(library: Library) -> None:
     assert source.read().values["total_energy_mj"] == 123471
 
 
-def test_visible_devices_come_first(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+@pytest.mark.parametrize(
+    "named", ["1", "GPU-11", " GPU-11234567-89ab ", "MIG-1b/2/0", "1,1", "1,-1,0", "1,9,0", f"1,{'9' * 5000}"]
+)
+def test_visible_devices_are_those_that_cuda_sees(library: Library, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     (only,) = nvml_sources()
     assert only.read().values == {"gpu_frequency_mhz": 1300}
+
+
+@pytest.mark.parametrize("named", ["", "-1", "NoDevFiles", "GPU-", "MIG-0", "x,1", "\u0661"])
+def test_where_cuda_sees_no_gpu_there_is_none(library: Library, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert nvml_sources() == []
+
+
+def test_which_of_unlike_gpus_is_meant_is_a_guess(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    energy = nvml_sources()[0].metrics[0]
+    assert energy.guess
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in energy.help
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-01")
+    assert not nvml_sources()[0].metrics[0].guess
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert nvml_sources()[0].metrics[0].guess
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert not nvml_sources()[0].metrics[0].guess
 
 
 def test_no_driver_and_no_package_are_no_sources(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
