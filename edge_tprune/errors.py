@@ -64,4 +64,7 @@ def missing_package(package: str, extra: str, error: ImportError | None = None) 
     """
     if error is not None and not (isinstance(error, ModuleNotFoundError) and error.name in (None, package)):
         return UserError(f"the package {package} is installed and cannot be loaded: {error}")
-    return UserError(f"this needs the package {package}, which is not installed. Run: pip install 'edge-tprune[{extra}]'")
+    board = ". On a board: sudo apt-get install python3-pil" if package == "pillow" else ""
+    return UserError(
+        f"this needs the package {package}, which is not installed. Run: pip install 'edge-tprune[{extra}]'{board}"
+    )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
@@ -61,9 +62,12 @@ def end_signals(last: bool = False) -> Iterator[list[int]]:
         return
     received = _received = []
     hook = sys.unraisablehook
-    coming: list[int] = []  # again, because Python swallowed it
+    coming: list[int] = []  # again, after a moment
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if _loads_extension(frame):
+            come_again(number)
+            return
         received.append(number)
         for each in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, _ignore)
@@ -79,6 +83,9 @@ def end_signals(last: bool = False) -> Iterator[list[int]]:
         if received:  # another one is heard already
             return
         listen()
+        come_again(number)
+
+    def come_again(number: int) -> None:
         if not coming:
             coming.append(number)
             _thread.start_new_thread(send_again, (threading.get_ident(), number))  # takes no lock, as a finalizer must not
@@ -112,6 +119,18 @@ def end_signals(last: bool = False) -> Iterator[list[int]]:
         for number, handler in before.items():
             ending: Any = signal.SIG_DFL if handler is None else handler
             signal.signal(number, leave if last and handler is not signal.SIG_IGN else ending)
+
+
+_EXTENSION = {ExtensionFileLoader.create_module.__code__, ExtensionFileLoader.exec_module.__code__}
+
+
+def _loads_extension(frame: FrameType | None) -> bool:
+    """Whether a module in C or C++ is being loaded, which may end the process where an exception comes out of what it calls."""
+    while frame is not None:
+        if frame.f_code in _EXTENSION:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

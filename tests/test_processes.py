@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.machinery import ExtensionFileLoader
+from types import ModuleType
 
 import pytest
 
@@ -74,6 +77,26 @@ def test_a_signal_that_python_swallows_in_a_finalizer_is_heard_afterwards(capfd:
         assert received == [signal.SIGTERM]
     assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
     assert capfd.readouterr().err == ""
+
+
+def test_a_module_in_c_is_loaded_to_its_end_before_a_signal_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of them call Python, and end the process where an exception comes out of that."""
+    loaded = []
+
+    def load(module: ModuleType) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        loaded.append(module.__name__)
+
+    monkeypatch.setattr(importlib._bootstrap_external._imp, "exec_dynamic", load)  # type: ignore[attr-defined]
+    with end_signals() as received:
+        begin = time.monotonic()
+        with pytest.raises(EndSignal, match="SIGTERM"):
+            ExtensionFileLoader("fast", "fast.so").exec_module(ModuleType("fast"))
+            time.sleep(30)
+        assert time.monotonic() - begin < 20
+        assert received == [signal.SIGTERM]
+    assert loaded == ["fast"]
 
 
 _TRACE = """
