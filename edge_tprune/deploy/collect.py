@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -36,20 +36,25 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,254}")
 _DEPTH = 4  #: of what may lie on a board beside profiles, which are flat
 
 
-def collect(connection: Connection, out: Path) -> list[Path]:
+def collect(connection: Connection, out: Path, say: Callable[[str], None] = lambda text: None) -> list[Path]:
     """Brings the board's profiles into `out`, and returns those that are new or have grown.
 
     Each file appears whole or not at all, readable by the user alone. What its writer has not finished (hidden files) stays there, and so
     does what is no profile's. A profile is called after the second in which it began and its board's host name: where another run, or anything
     else, has that name here, NAME-2 is taken.
-    Other boards' profiles may come into `out` at the same time, from other threads and processes.
+    Other boards' profiles may come into `out` at the same time, from other threads and processes. `say` takes what stays there because of its
+    name.
 
     Raises:
         UserError: the board offers something that does not belong into a profile, or more than `LIMIT_BYTES` (nothing is written then); or a
             file arrived damaged.
     """
     who = str(connection.target)
-    files = check_listing(connection.call("list", Listing, directory="profiles").files, who)
+    listing = connection.call("list", Listing, directory="profiles").files
+    files = check_listing(listing, who)
+    for name in sorted({_profile_of(path) for path in listing if path.endswith(f"/{RUN}")}):
+        if not name.startswith(".") and not _NAME.fullmatch(name):
+            say(f"profile {name!r} stays there: rename it, with letters, digits and . _ + - alone")
     names = sorted(set(map(_profile_of, _wanted(files, out, {}))))
     files = {path: size for path, size in files.items() if _profile_of(path) in names}
     with tempfile.TemporaryDirectory(prefix="etp-") as draft:

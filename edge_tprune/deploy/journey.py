@@ -334,7 +334,7 @@ def _collect(connection: Connection, options: Options, watcher: Watcher, deploym
     if options.collect is None:
         return
     watcher.step("collecting profiles")
-    deployment.collected = collect(connection, options.collect)
+    deployment.collected = collect(connection, options.collect, deployment.steps.append)
     deployment.steps.append(f"{len(deployment.collected)} profiles collected" if deployment.collected else "no new profiles")
 
 

@@ -77,6 +77,14 @@ def test_what_no_profile_is_called_stays_on_the_board(tmp_path: Path, path: str)
     assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()] == ["run/run.json"]
 
 
+def test_a_profile_that_stays_there_for_its_name_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    board = FakeBoard({"my run/run.json": b"{}", "notes of mine": b"", ".x.tmp/run.json": b"{}", "run/run.json": b"{}"})
+    assert collect(board, tmp_path, said.append) == [tmp_path / "run"]  # type: ignore[arg-type]
+    (line,) = said
+    assert line.startswith("profile 'my run' stays there: rename it")
+
+
 def test_what_its_writer_has_not_finished_stays_there(tmp_path: Path) -> None:
     board = FakeBoard({".draft.tmp/run.json": b"{}", "run/.summary.json.x.tmp": b"{", "run/run.json": b"{}"})
     run_of(board, tmp_path)
