@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from edge_tprune.bundle.bundle import MOST_BUDGETS
 from edge_tprune.documents import OptionValue
 from edge_tprune.errors import UserError
 from edge_tprune.finetune.recipe import ALL, MOST_EPOCHS, TRAINED
@@ -107,6 +108,8 @@ def schedules_of(loaded: LoadedModel, request: Request) -> dict[str, tuple[int, 
     names = [budget_name(budget) for budget in request.budgets]
     if len(set(names)) != len(names):
         raise UserError(f"--budgets: one is given twice: {', '.join(names)}")
+    if len(names) > MOST_BUDGETS:
+        raise UserError(f"--budgets: {len(names)} are too many: a bundle holds at most {MOST_BUDGETS}")
     found: dict[str, tuple[int, ...]] = {}
     for budget in sorted({*request.budgets, *map(float, request.schedules)}, reverse=True):
         name = budget_name(budget)

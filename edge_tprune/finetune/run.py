@@ -516,7 +516,7 @@ def join_processes(request: Request, patience_s: float = 120, say: Callable[[str
         patience = timedelta(seconds=patience_s if rank == 0 else patience_s / 2)  # a client tries again once after its timeout
         store, rank, world_size = _in_thread(lambda: next(iter(rendezvous("env://", timeout=patience))))
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, TypeError) as error:
         raise UserError(
             f"RANK and WORLD_SIZE are set, and the other processes cannot be joined ({one_line(error)}): begin with torchrun, "
             "or unset both to train in one process"

@@ -25,6 +25,7 @@ FULL, EXACT = "1.0", "exact"
 FAR_BELOW = 0.95  #: of a bound: what is faster gives tokens away
 MARGIN = 0.99  #: of a bound, at which another round aims
 
+_Bound = Annotated[float, Meta(gt=0)]
 Step = Literal["probe", "search", "measure", "tune", "answer"]
 
 
@@ -42,11 +43,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 class Round(msgspec.Struct, frozen=True, kw_only=True):
     """The searches in all precisions, and what was measured of their candidates."""
 
-    aims: dict[str, float]  #: precision -> the limit that its search was given
+    aims: dict[str, _Bound]  #: precision -> the limit that its search was given
     candidates: tuple[Candidate, ...]
     bundle: RelativePath  #: relative to the fit's directory
     profile: RelativePath | None = None  #: likewise; None until it was measured
-    again: dict[str, float] = {}  #: precision -> the limit to aim at in another round; none where none is needed
+    again: dict[str, _Bound] = {}  #: precision -> the limit to aim at in another round; none where none is needed
     trials: Count | None = None  #: of each of its searches; not known of older fits
 
 
@@ -249,7 +250,7 @@ def next_aim(
     the best candidate missed the bound and those that keep it are far below. The new aim is the bound, corrected by how far the best candidate was
     off, and a little less: of networks right at the bound every second one misses it.
     """
-    pairs = [(p, m) for p, m in zip(predicted, measured) if p is not None and m is not None]
+    pairs = [(p, m) for p, m in zip(predicted, measured) if p is not None and p.value > 0 and m is not None]
     if not pairs:
         return None
     ratios = [m / p.value for p, m in pairs]

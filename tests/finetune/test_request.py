@@ -63,6 +63,7 @@ def test_schedules_come_from_the_file_before_the_method(network: LoadedModel) ->
         ((1.0,), "names none that removes tokens"),
         ((0.8, 0.8), "given twice"),
         ((0.01,), "cannot be reached"),
+        (tuple(0.5 + number / 4000 for number in range(1001)), "1001 are too many"),
     ):
         with pytest.raises(UserError, match=says):
             schedules_of(network, replace(REQUEST, budgets=budgets, schedules={}))

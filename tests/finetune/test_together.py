@@ -202,3 +202,6 @@ def test_a_rank_beyond_the_number_of_processes_is_refused_at_once(monkeypatch: p
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="RANK is 1 of a WORLD_SIZE of 1"), join_processes(REQUEST):
         pass
+    monkeypatch.setenv("WORLD_SIZE", str(1 << 31))
+    with pytest.raises(UserError, match="cannot be joined"), join_processes(REQUEST):
+        pass

@@ -13,6 +13,7 @@ from edge_tprune.search.configuration import Found
 from edge_tprune.search.cost import MeasuredCost, total
 from edge_tprune.search.fit import (
     KIND,
+    STATE,
     Candidate,
     FitState,
     Round,
@@ -225,3 +226,15 @@ def test_the_best_methods_own_pattern_is_a_candidate() -> None:
     assert len(pick_candidates(Found(space, results, patterns={"evit": results[0].configuration}), MODEL, {}, "fp32")) == 3
     dropped = Found(space, results[:2], patterns={"evit": results[2].configuration})
     assert results[2].schedule.tokens in [each.tokens for each in pick_candidates(dropped, MODEL, {}, "fp32")]
+
+
+def test_bounds_that_no_fit_writes_are_damage(tmp_path: Path) -> None:
+    first = Round(aims={"fp32": 8.0}, candidates=(), bundle="b-1", profile="p", again={"fp32": 7.5})
+    KIND.write(tmp_path, FitState(key="k", rounds={"a": (first,)}))
+    (tmp_path / STATE).write_text((tmp_path / STATE).read_text().replace("7.5", "-3.0"))
+    with pytest.raises(UserError, match="again"):
+        KIND.read(tmp_path)
+
+
+def test_a_prediction_of_nothing_says_nothing() -> None:
+    assert next_aim(8.0, 8.0, [Interval(0.0, 0.0, 0.0)], [9.0], met=False) is None
