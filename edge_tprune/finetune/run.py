@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -513,6 +514,8 @@ def join_processes(request: Request, patience_s: float = 120, say: Callable[[str
             raise ValueError(f"RANK is {rank} of a WORLD_SIZE of {count}")
         if count > 1:
             say(f"RANK and WORLD_SIZE are set: waiting up to {patience_s:.0f} s for all of {of} processes")
+        if address := os.environ.get("MASTER_ADDR"):  # PyTorch tries for minutes to find one that there is not
+            _in_thread(lambda: socket.getaddrinfo(address, None))
         patience = timedelta(seconds=patience_s if rank == 0 else patience_s / 2)  # a client tries again once after its timeout
         store, rank, world_size = _in_thread(lambda: next(iter(rendezvous("env://", timeout=patience))))
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world_size)

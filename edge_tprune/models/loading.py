@@ -252,7 +252,8 @@ def _finish(
     class_names, more = _name_classes(name, model, classes, options, file)
     said += _describe_rim(model)
     said += [] if file is None else _describe_other_name(name, file)
-    channels = int(created.arguments.get("in_chans", 3))
+    in_chans = created.arguments.get("in_chans")
+    channels = 3 if in_chans is None else int(in_chans)
     preprocessing = resolve_preprocessing(
         model, _image_size(model, created.arguments), channels, recorded, options.preprocessing
     )

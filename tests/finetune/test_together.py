@@ -202,6 +202,11 @@ def test_a_rank_beyond_the_number_of_processes_is_refused_at_once(monkeypatch: p
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="RANK is 1 of a WORLD_SIZE of 1"), join_processes(REQUEST):
         pass
+    monkeypatch.setenv("MASTER_ADDR", "no such.host.invalid")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="cannot be joined"), join_processes(REQUEST):
+        pass
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("WORLD_SIZE", str(1 << 31))
     with pytest.raises(UserError, match="cannot be joined"), join_processes(REQUEST):
         pass
