@@ -104,10 +104,11 @@ def run_session(session: Session, trace: bool) -> Path:
         Interrupted: by a signal.
     """
     path = session.recorder.path
-    with end_signals(), earlier_objects_kept():
+    with end_signals():
         measured = False
         try:
-            failures = _measure(session)
+            with earlier_objects_kept():
+                failures = _measure(session)
             with delayed_signals():  # so that the summary follows
                 measured = True
                 _finish(session, "complete", trace)

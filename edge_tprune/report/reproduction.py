@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
 from edge_tprune.bundle.golden import TOLERANCE
+from edge_tprune.models.data import REFERENCE, ReferenceTask
 from edge_tprune.text import command_line, printable
 
 T = TypeVar("T")
 
-_REFERENCE = "reference"
-_NO_FILE = ("pretrained", _REFERENCE)  #: where weights came from, if not from a file that has to be named
+_NO_FILE = ("pretrained", REFERENCE)  #: where weights came from, if not from a file that has to be named
 #: Arguments of timm's models that have an option of their own.
 _OWN_OPTIONS = {"num_classes": "--classes", "global_pool": "--global-pool"}
 
@@ -81,8 +81,9 @@ def _evaluate(profile: Profile, where: str) -> list[str]:
     judged = [budget.accuracy for budget in profile.document.budgets if budget.accuracy]
     if not judged:
         return []
-    reference = profile.document.bundle.model.name == _REFERENCE
-    options = [] if reference else [("--data", judged[0].data.name)]
+    images = judged[0].data.name
+    own = profile.document.bundle.model.name == REFERENCE and images == ReferenceTask().name  # which it takes by default
+    options = [] if own else [("--data", images)]
     others = [one for one in _distinct(record.precision for record in judged) if one != "fp32"]
     ways = [[*options, ("--precision", precision)] for precision in others] or [options]  # each judges float32 as well
     return [_shell(["edge-tprune", "eval", where, *_flatten(way)]) for way in ways]

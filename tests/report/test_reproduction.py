@@ -105,9 +105,14 @@ def test_a_model_that_is_not_timms_default_is_named_as_it_was(info):
 
 def test_the_reference_model_needs_neither_weights_nor_data(info):
     info["bundle"]["model"] |= {"name": "reference", "weights": "reference"}
+    for budget in info["budgets"]:
+        budget["accuracy"]["data"]["name"] = "digits-in-clutter test"
     build, evaluate, *_ = _lines(info)
     assert "--weights" not in build
     assert evaluate == "edge-tprune eval bundles/deit_tiny-zero_tprune"
+    for budget in info["budgets"]:
+        budget["accuracy"]["data"]["name"] = "my photos"
+    assert _lines(info)[1] == "edge-tprune eval bundles/deit_tiny-zero_tprune --data 'my photos'"
     for budget in info["budgets"]:
         budget["accuracy"] = None
     assert [shlex.split(line)[1] for line in _lines(info)] == ["build", "profile", "report"]
