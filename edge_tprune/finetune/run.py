@@ -128,6 +128,10 @@ def finetune(
             _check_unchanged(decisions.result, out)
             return _answer(decisions.result)
         _check_place(out, "choose another --out, or move it away")
+        if decisions.result is not None:  # its weights were moved away: what is trained from here on has none yet
+            decisions.result = None
+            if first:
+                store.decide(decisions)
         if first:
             need_space(out.parent, _COPIES * sum(p.numel() * p.element_size() for p in loaded.model.parameters()))
         run = _Run(loaded, dataset, out, request, schedules, store, decisions, progress, say)

@@ -203,6 +203,25 @@ def test_weights_on_the_way_do_not_replace_finished_ones(
     assert finetune(network, dataset, out, REQUEST).written
 
 
+def test_a_second_training_after_the_weights_were_moved_away_can_be_interrupted(
+    tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tuned.safetensors"
+    shutil.copytree(Store.beside(tuned[0]).path, Store.beside(out).path)
+    monkeypatch.setattr(holdout, "is_improvement", lambda change, before: True)
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what.startswith("training") and done == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        finetune(network, dataset, out, REQUEST, progress=interrupt)
+    assert stopped.value.written
+    monkeypatch.undo()
+    assert finetune(network, dataset, out, REQUEST).written
+    assert same_weights(out, tuned[0])
+
+
 def test_a_file_that_appears_while_it_trains_is_not_replaced(
     tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path
 ) -> None:
