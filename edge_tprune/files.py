@@ -346,6 +346,15 @@ def sync_directory(path: Path) -> None:
             os.close(handle)
 
 
+def sync_tree(directory: Path) -> None:
+    """Sends all that a directory holds to the disk, so that a rename cannot come before it."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with (Path(folder) / name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_directory(Path(folder))
+
+
 def user_cache() -> Path:
     """Where this user's programs keep what they can make again: `$XDG_CACHE_HOME/edge-tprune`, by default `~/.cache/edge-tprune`.
 

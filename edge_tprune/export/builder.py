@@ -42,6 +42,7 @@ from edge_tprune.files import (
     read_regular,
     sha256_json,
     sync_directory,
+    sync_tree,
     temporary_names,
     write_bytes,
 )
@@ -103,7 +104,7 @@ def build(
                 check_movable(out, staging)
                 check_free_space(staging, _bytes_needed(loaded, settings))
                 manifest, more = _write(loaded, settings, staging, fingerprint, progress or (lambda what, done, of: None))
-                _sync(staging)
+                sync_tree(staging)
                 with manifest_lock(out):
                     if force:  # otherwise an equal one would have been used as it is
                         manifest = _keep_results(out, manifest, staging)
@@ -257,14 +258,6 @@ def _staging(out: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _sync(staging: Path) -> None:
-    for folder, _, names in os.walk(staging):
-        for name in names:
-            with (Path(folder) / name).open("rb") as stream:
-                os.fsync(stream.fileno())
-        sync_directory(Path(folder))
 
 
 def _keep_results(out: Path, manifest: Manifest, staging: Path) -> Manifest:

@@ -42,7 +42,7 @@ from edge_tprune.export.graph import (
     tokens_in_mlp,
 )
 from edge_tprune.export.parity import TOLERANCE
-from edge_tprune.files import check_text_path, clear_write_errors
+from edge_tprune.files import check_text_path, clear_write_errors, sync_directory, sync_tree
 from edge_tprune.reduction.attention import AttentionForm, explicit_attention
 from edge_tprune.reduction.host import PrunedViT
 from edge_tprune.statistics import Interval, mean_interval
@@ -129,8 +129,10 @@ def export_network(
     with clear_write_errors(file), tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
         _save(model, Path(folder) / file.name)
         differences = _prove(Path(folder) / file.name, steady, tolerance)
+        sync_tree(Path(folder))
         for made in sorted(Path(folder).iterdir(), key=lambda path: path.name == file.name):  # the graph last
             made.replace(file.parent / made.name)
+        sync_directory(file.parent)
     shapes = {name: tuple(value.shape) for name, value in steady[0][1].items()}
     used = _count([batch for batch, _ in steady])
     return NetworkExport(file, shapes, differences, used, _count(batches) - used, schedules)

@@ -62,6 +62,8 @@ from edge_tprune.files import (
     read_regular,
     remove_stale,
     sha256_file,
+    sync_directory,
+    sync_tree,
     temporary_names,
 )
 from edge_tprune.placings import note_placing
@@ -381,6 +383,7 @@ def _move(folder: Path, target: Path, about: str | None) -> None:
         about: where the export that it replaces has its description; None: it replaces none.
     """
     old = folder.with_name(f"{folder.name}{_MOVED}")
+    sync_tree(folder)
     try:
         if about is not None:
             with suppress(FileNotFoundError):
@@ -402,4 +405,5 @@ def _move(folder: Path, target: Path, about: str | None) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise UserError(f"{target} was written by another export in the meantime: choose another --out") from error
         raise
+    sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)

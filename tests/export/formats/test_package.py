@@ -222,6 +222,24 @@ def test_an_export_that_was_killed_while_it_took_its_place_loses_none(named: Bun
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_every_file_is_on_the_disk_before_it_takes_its_place(
+    named: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut the old export is gone, and the new one must not be empty."""
+    synced, really, out = set[int](), os.fsync, tmp_path / "out"
+
+    def note(handle: int) -> None:
+        really(handle)
+        if not out.exists():
+            synced.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    export_package(named, request(out))
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert files
+    assert {file.stat().st_ino for file in files} <= synced
+
+
 def test_a_path_that_onnx_runtime_cannot_open_is_refused_at_the_start(named: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "\udcff"
     with pytest.raises(UserError, match="not UTF-8 text: choose another"):
