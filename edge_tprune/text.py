@@ -29,10 +29,13 @@ _ASCII = str.maketrans(
 )
 
 
+_SPELLING = "\u200c\u200d\u00ad"  # zero-width non-joiner and joiner, soft hyphen
+
+
 def printable(value: Any) -> str:
     """`value` as one line of text: what could steer a terminal or a layout (escape sequences, line ends, marks that turn the
-    direction of writing, halves of characters) becomes a replacement character."""
-    return "".join(letter if letter.isprintable() else REPLACEMENT for letter in str(value))
+    direction of writing, halves of characters) becomes a replacement character. What joins and parts letters stays: it is spelling."""
+    return "".join(letter if letter.isprintable() or letter in _SPELLING else REPLACEMENT for letter in str(value))
 
 
 def shorten(text: str, most: int = LONGEST) -> str:

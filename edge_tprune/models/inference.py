@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from edge_tprune.errors import UserError
@@ -137,6 +140,37 @@ def _image_size(name: str, tensors: Mapping[str, Tensor], shape: nn.Module, give
         ]
     size = side * int(patch[0]) if patch[0] == patch[1] else (side * int(patch[0]), side * int(patch[1]))
     return {"img_size": size}, [f"{file}: {trained}, as its position embeddings have; --img-size resamples them"]
+
+
+def pair(size: object) -> tuple[Any, ...] | None:
+    """An image size of timm's as (height, width)."""
+    return tuple(size) if isinstance(size, (list, tuple)) else None if size is None else (size, size)
+
+
+def resample_square(state: dict[str, Tensor], tensors: Mapping[str, Tensor], model: nn.Module, file: str) -> list[str]:
+    """Resamples position embeddings (1, N, C) for a grid of as many patches as the square that they are taken for, as timm does.
+
+    Args:
+        state: of the model; changed in place.
+        tensors: of the checkpoint: what was resampled already is another tensor there.
+        model: that it is for.
+        file: what messages call the checkpoint.
+
+    Returns:
+        What to say of it.
+    """
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    ours, theirs = state.get("pos_embed"), tensors.get("pos_embed")
+    if grid is None or grid[0] == grid[1] or ours is None or theirs is None or ours.ndim != 3 or not torch.equal(ours, theirs):
+        return []
+    patches = int(grid[0] * grid[1])
+    side = math.isqrt(patches)
+    if side * side != patches:
+        return []
+    state["pos_embed"] = resample_abs_pos_embed(ours, list(grid), [side, side], int(ours.shape[1]) - patches)
+    return [
+        f"{file}: its position embeddings, taken for {side} x {side} patches, are resampled to {grid[0]} x {grid[1]} patches, as timm does"
+    ]
 
 
 def _patches(tensors: Mapping[str, Tensor], shape: nn.Module, own: int) -> int | None:

@@ -222,7 +222,8 @@ def _image_labels(
     file = format_path(class_map.file)
     images = {name for parts in listing.parts for name in _image_names(parts)}
     said: dict[str, tuple[str, int]] = {}
-    for name, text, number in find_entries(class_map, images):
+    top = {name for parts in listing.parts if len(parts) == 1 for name in _image_names(parts)}
+    for name, text, number in find_entries(class_map, images, top):
         if name in said and said[name][0] != text:
             raise UserError(f"class map {file} gives {format_path(name)} class {said[name][0]} and class {text}: give it one")
         said[name] = (text, number)

@@ -20,7 +20,7 @@ from edge_tprune.models.architecture import Arguments, Created, check_name, crea
 from edge_tprune.models.checkpoint import WeightsFile, one_line, read_weights
 from edge_tprune.models.class_names import ClassNames, contradicted, read_class_map, to_index
 from edge_tprune.models.fitting import fit
-from edge_tprune.models.inference import classifiers, infer_arguments
+from edge_tprune.models.inference import classifiers, infer_arguments, pair, resample_square
 from edge_tprune.models.preprocess import Preprocessing
 from edge_tprune.models.records import find_class_names, find_preprocessing, imagenet_names, model_arguments, recorded_name
 from edge_tprune.models.state_dict import complete, find_network, hash_tensors
@@ -199,6 +199,8 @@ def _load_file(name: str, file: WeightsFile, options: ModelOptions) -> LoadedMod
         found = replace(found, tensors={key: value for key, value in found.tensors.items() if not key.startswith(heads)})
     created = create(name, {**saved, **inferred, **given})
     state, most = fit(found, created.model, created.filter, file, name)
+    if "img_size" in given and pair(given["img_size"]) != pair(model_arguments(file).get("img_size")):
+        most += resample_square(state, found.tensors, created.model, file.shown)
     created.model.load_state_dict(state)
     return _finish(name, created, file.shown, options, file, [*remarks, *more, *most])
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 from PIL import Image
+from safetensors.torch import save_file
 
 from edge_tprune.errors import UserError
 from edge_tprune.models.loading import ModelOptions, load_model
@@ -53,6 +55,27 @@ def test_the_image_size_asked_for_is_resampled_as_timm_does(tmp_path: Path, stat
     assert is_loaded(loaded.model, reference.state_dict())
     assert "160 x 160 pixels (10 x 10 patches), are resampled to 14 x 10 patches, as timm does" in " ".join(loaded.remarks)
     assert list(loaded.preprocessing.input_size) == [3, 224, 160]
+
+
+def test_another_shape_of_as_many_patches_is_resampled_as_timm_does(tmp_path: Path, state: State) -> None:
+    path = saved(tmp_path, state)
+    loaded = load_model(NAME, options=ModelOptions(path, img_size=(320, 80)))
+    reference = timm.create_model(
+        NAME, img_size=(320, 80), dynamic_img_size=False, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}
+    )
+    assert is_loaded(loaded.model, reference.state_dict())
+    assert not is_loaded(loaded.model, state)
+    assert "taken for 10 x 10 patches, are resampled to 20 x 5 patches, as timm does" in " ".join(loaded.remarks)
+
+
+def test_a_file_that_states_the_shape_of_its_images_is_taken_as_it_is(tmp_path: Path) -> None:
+    own = state_of(img_size=(320, 80))
+    save_file(own, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": {"img_size": [320, 80]}}))
+    for options in (ModelOptions(tmp_path), ModelOptions(tmp_path, img_size=(320, 80))):
+        loaded = load_model(NAME, options=options)
+        assert is_loaded(loaded.model, own)
+        assert "resampled" not in " ".join(loaded.remarks)
 
 
 def test_embeddings_for_no_square_of_patches_need_the_image_size(tmp_path: Path) -> None:

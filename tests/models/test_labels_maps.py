@@ -77,6 +77,45 @@ def test_the_column_of_the_class_is_found(tmp_path: Path, text: str) -> None:
     assert labelled(tmp_path / "val", 3, tmp_path / "m.csv", NAMED) == {"x1.JPEG": 2, "x2.JPEG": 0}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",filename,label\n0,1.png,0\n1,2.png,1\n2,0.png,2\n",
+        "class_id,image\n0,1\n1,2\n2,0\n",
+        "label,Image Id,split\n0,1,2\n1,2,1\n2,0,0\n",
+        "0,1.png\n1,2.png\n2,0.png\n",
+    ],
+    ids=["row numbers", "classes first", "three columns", "no header"],
+)
+def test_numbers_that_images_are_called_by_are_not_taken_from_another_column(tmp_path: Path, text: str) -> None:
+    for name in ("0.png", "1.png", "2.png"):
+        save_image(tmp_path / "val" / name)
+    (tmp_path / "m.csv").write_text(text)
+    assert labelled(tmp_path / "val", 3, tmp_path / "m.csv") == {"1.png": 0, "2.png": 1, "0.png": 2}
+
+
+def test_a_line_about_another_directory_says_nothing_of_an_image_of_the_same_name(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/2.png", "top.png"):
+        save_image(tmp_path / "val" / name)
+    for text in (
+        "val/a/1.png 0\nval/b/1.png 1\nval/b/2.png 1\nval/top.png 2\n",
+        '{"val/a/1.png": 0, "val/b/1.png": 1, "val/b/2.png": 1, "val/top.png": 2}',
+    ):
+        file = tmp_path / ("m.json" if text[0] == "{" else "m.txt")
+        file.write_text(text)
+        assert labelled(tmp_path / "val", 3, file) == {"a/1.png": 0, "top.png": 2}
+    (tmp_path / "m.txt").write_text("x/1.png 0\nx/2.png 1\ny/1.png 2\n")
+    with pytest.raises(UserError, match="names none of the images"):
+        labelled(tmp_path / "val", 3, tmp_path / "m.txt")
+
+
+def test_images_that_were_sorted_into_other_directories_are_known_by_their_names(tmp_path: Path) -> None:
+    for name in ("bird/x1.png", "dog/x2.png"):
+        save_image(tmp_path / "sorted" / name)
+    (tmp_path / "m.txt").write_text("val/x1.png 0\nval/x2.png 2\nval/x3.png 1\n")
+    assert labelled(tmp_path / "sorted", 3, tmp_path / "m.txt") == {"bird/x1.png": 0, "dog/x2.png": 2}
+
+
 @pytest.mark.parametrize("lines", [3, 40])
 def test_a_map_of_images_that_are_called_otherwise_says_so(tmp_path: Path, lines: int) -> None:
     for number in range(4):
