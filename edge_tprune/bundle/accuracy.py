@@ -12,7 +12,7 @@ import numpy as np
 from edge_tprune.bundle.divergence import divergence, log_softmax
 from edge_tprune.bundle.manifest import Accuracy, ClassCounts, EvaluationData, Fp32Comparison, ImageBits
 from edge_tprune.bundle.outputs import EMBEDDING, FEWEST_NEIGHBOURS, cosine_distance, nearest_neighbours
-from edge_tprune.statistics import Interval
+from edge_tprune.statistics import Interval, paired_share_difference, proportion_interval
 
 MeanInterval = Callable[[np.ndarray], Interval]
 
@@ -144,8 +144,10 @@ def summarise(
     records = {}
     for label, variant in variants.items():
         same = all_images.top5[label][:, 0] == all_images.top5[baseline][:, 0]
-        right, right5 = (_right(all_images, label, ranks, classes) for ranks in (1, _RANKS))
         base, base5 = (_right(all_images, baseline, ranks, classes) for ranks in (1, _RANKS))
+        right, right5 = (
+            (base, base5) if label == baseline else (_right(all_images, label, ranks, classes) for ranks in (1, _RANKS))
+        )
         records[label] = Accuracy(
             data=data,
             images=len(all_images.truth),
@@ -156,7 +158,7 @@ def summarise(
             top1_change_points=_change(right, base, interval),
             top5_percent=_mean(right5),
             top5_change_points=_change(right5, base5, interval),
-            agreement_percent=interval(100.0 * same).within(0, 100),
+            agreement_percent=_agreement(same, interval, label == baseline),
             kl_nats=interval(all_images.kl_nats[label]).within(0),
             per_image=ImageBits(agrees=_bits(same), top1_right=None if right is None else _bits(right > 0)),
             per_class=None if right is None or base is None else count_by_class(all_images.truth, right > 0, base > 0),
@@ -191,7 +193,7 @@ def _summarise_vectors(
             top1_change_points=_change(own, right.get(baseline), interval),
             top5_percent=None,
             top5_change_points=None,
-            agreement_percent=None if same is None else interval(100.0 * same).within(0, 100),
+            agreement_percent=None if same is None else _agreement(same, interval, label == baseline),
             cosine_distance=interval(all_images.cosine_distance[label]).within(0),
             per_image=None
             if same is None
@@ -252,7 +254,25 @@ def _mean(values: np.ndarray | None) -> float | None:
 
 
 def _change(values: np.ndarray | None, base: np.ndarray | None, interval: MeanInterval) -> Interval | None:
-    return None if values is None or base is None else interval(values - base)
+    """Change in points, of images that are right (100) or not (0). Where none changed, few images do not say that none ever would."""
+    if values is None or base is None:
+        return None
+    change = values - base
+    if values is base or len(change) < 2 or (change != change[0]).any():
+        return interval(change)
+    found = paired_share_difference(int((change > 0).sum()), int((change < 0).sum()), len(change))
+    assert found.low is not None
+    assert found.high is not None
+    return Interval(100 * found.value, 100 * found.low, 100 * found.high)
+
+
+def _agreement(same: np.ndarray, interval: MeanInterval, itself: bool = False) -> Interval:
+    """Images (N,) whose first class is the same, per cent. Where all are, few images do not say that all would be."""
+    if itself or len(same) < 2 or not same.all():
+        return interval(100.0 * same).within(0, 100)
+    low = proportion_interval(len(same), len(same)).low
+    assert low is not None
+    return Interval(100.0, 100 * low, 100.0)
 
 
 def _against_fp32(answers: BatchAnswers, variant: Variant, interval: MeanInterval) -> Fp32Comparison | None:
@@ -260,7 +280,7 @@ def _against_fp32(answers: BatchAnswers, variant: Variant, interval: MeanInterva
         return None
     same = answers.top5[variant.label][:, 0] == answers.top5[variant.fp32][:, 0]
     return Fp32Comparison(
-        agreement_percent=interval(100.0 * same).within(0, 100),
+        agreement_percent=_agreement(same, interval),
         kl_nats=interval(answers.fp32_kl_nats[variant.label]).within(0),
         max_abs_logit_difference=answers.fp32_difference[variant.label],
     )

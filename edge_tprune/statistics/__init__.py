@@ -1,6 +1,7 @@
 """How sure a number is: intervals, percentiles, and what follows from them. The one home of statistics.
 
-What a board runs (`Interval`, `percentile`, `nearest_rank`, `student_95`, `student_interval`) needs numpy alone; the rest needs scipy.
+What a board runs (`Interval`, `percentile`, `nearest_rank`, `student_95`, `student_interval`, `paired_share_difference`) needs numpy alone;
+the rest needs scipy.
 """
 
 from edge_tprune.statistics.distributions import student_95

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
-from edge_tprune.statistics.distributions import scipy_module, special
+from edge_tprune.statistics.distributions import scipy_module
 from edge_tprune.statistics.interval import Interval
 
 
@@ -16,6 +17,8 @@ def proportion_interval(count: int, total: int, confidence: float = 0.95) -> Int
     """
     if not 0 <= count <= total or not total:
         raise ValueError(f"a share needs 0 <= count <= total and a total, got {count} of {total}")
+    if count == total:  # in closed form, for boards, which have no scipy
+        return Interval(1.0, ((1 - confidence) / 2) ** (1 / total), 1.0, confidence)
     low, high = scipy_module("stats").binomtest(count, total).proportion_ci(confidence, method="exact")
     return Interval(count / total, float(low), float(high), confidence)
 
@@ -56,7 +59,7 @@ def paired_share_difference(only_first: int, only_second: int, total: int, confi
         raise ValueError(f"{only_first} and {only_second} of {total} images make no sense")
     first, second = (only_first + 1) / (total + 2), (only_second + 1) / (total + 2)
     error = math.sqrt((first + second - (first - second) ** 2) / (total + 2))
-    reach = float(special("ndtri")((1 + confidence) / 2)) * error
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
     return Interval(
         (only_first - only_second) / total, max(-1.0, first - second - reach), min(1.0, first - second + reach), confidence
     )
