@@ -205,7 +205,7 @@ def _judge(old: Row, new: Row, metric: Metric, family: int, margin: EqualityMarg
     if bits is not None:
         ours, theirs = bits
         won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-        interval = bonferroni(paired_share_difference(won, lost, ours.size).scaled(100), family)
+        interval = bonferroni(paired_share_difference(won, lost, ours.size).scaled(100), family).within(-100, 100)
         beyond, single, count, unit = mcnemar(won, lost) < SIGNIFICANCE / family, False, ours.size, "images"
     elif is_same_evaluation(old, new, metric):
         interval, beyond, single, unit = Interval(0.0, 0.0, 0.0), False, False, "images"

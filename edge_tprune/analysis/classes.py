@@ -34,7 +34,7 @@ def list_class_changes(row: Row) -> list[ClassChange]:
     counts, names = accuracy.per_class, document.bundle.class_names
     changes = []
     for index, (images, right, lost, gained) in zip(counts.classes, counts.rows):
-        change = bonferroni(paired_share_difference(gained, lost, images), len(counts.classes)).scaled(100)
+        change = bonferroni(paired_share_difference(gained, lost, images), len(counts.classes)).scaled(100).within(-100, 100)
         title = f"class {index}" if names is None or index >= len(names.names) else printable(names.title(index))
         changes.append(ClassChange(title, images, 100 * right / images, change))
     return sorted(changes, key=lambda change: (change.change_points.value, -change.images))

@@ -40,6 +40,7 @@ _RESAMPLE = {
 }  # Pillow's numbers, which transformers stores
 _LARGEST = 1e300  # that a float holds with room to spare
 _DEEPEST = 8  # of lists in lists
+_FIXED = ("DeiT", "ViT", "Beit", "Data2Vec", "Dpt", "DPT")  # processors of transformers to which a number means both sides
 _PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -183,14 +184,28 @@ def _of_transformers(record: Mapping[str, Any]) -> dict[str, object]:
         found["interpolation"] = _RESAMPLE[resample]
     elif resample is not None:
         raise ValueError(f"resample is {resample!r:.40}, which is no kind of Pillow's")
+    return found | _crop_of_transformers(record)
+
+
+def _crop_of_transformers(record: Mapping[str, Any]) -> dict[str, object]:
+    """How a processor resizes: the shorter side to a length ("shortest_edge"), or both sides to theirs, whatever the image's shape."""
     size, crop = record.get("size"), record.get("crop_size")
-    side = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
-    cropped = crop.get("height") if isinstance(crop, Mapping) else crop
-    if record.get("do_center_crop") and side and cropped:
-        found["crop_pct"] = cropped / side
-    elif side and not record.get("do_center_crop"):
-        found |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    return found
+    kind = str(record.get("image_processor_type") or record.get("feature_extractor_type") or "")
+    if isinstance(size, Mapping):
+        fixed = "shortest_edge" not in size and "height" in size
+        height, width = (size.get("shortest_edge"),) * 2 if not fixed else (size["height"], size.get("width", size["height"]))
+    else:
+        height, width, fixed = size, size, kind.startswith(_FIXED)
+    if not height or not width:
+        return {}
+    if not record.get("do_center_crop"):
+        return {"crop_pct": 1.0, "crop_mode": "squash"}
+    cropped = (crop.get("height"), crop.get("width", crop.get("height"))) if isinstance(crop, Mapping) else (crop, crop)
+    if not cropped[0] or not cropped[1]:
+        return {}
+    if not math.isclose(cropped[0] / height, cropped[1] / width, rel_tol=1e-4):
+        raise ValueError(f"it crops {cropped[0]} x {cropped[1]} pixels out of {height} x {width}, another share of either side")
+    return {"crop_pct": cropped[0] / height, "crop_mode": "squash" if fixed else "center"}
 
 
 def model_arguments(file: WeightsFile) -> dict[str, object]:

@@ -84,7 +84,7 @@ def from_counts(shape: NetworkShape, budget: float, counts: Sequence[int], *, ex
 def _check_budget(budget: float) -> None:
     if not 0 < budget <= 1:
         raise UserError(
-            f"budget {budget:g} is out of range: a budget is the share of the unpruned model's MACs, above 0 and at most 1"
+            f"budget {float(budget):g} is out of range: a budget is the share of the unpruned model's MACs, above 0 and at most 1"
         )
 
 

@@ -240,6 +240,26 @@ def test_a_processor_that_scales_pixels_otherwise_is_followed(
 
 
 @pytest.mark.parametrize(
+    ("record", "mode"),
+    [
+        ({"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}}, "squash"),
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}, "center"),
+        ({"size": 40, "crop_size": 32, "feature_extractor_type": "DeiTFeatureExtractor"}, "squash"),
+        ({"size": 40, "crop_size": 32, "feature_extractor_type": "CLIPFeatureExtractor"}, "center"),
+    ],
+)
+def test_a_processor_with_a_crop_keeps_the_shape_of_images_or_does_not(
+    record: dict[str, Any], mode: str, tmp_path: Path, state: State
+) -> None:
+    """As transformers documents it: "shortest_edge" keeps the aspect ratio, a height and a width do not."""
+    save_file(state, tmp_path / "model.safetensors")
+    whole = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_center_crop": True, **record}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(whole))
+    found = load_model(NAME, tmp_path).preprocessing
+    assert (found.crop_pct, found.crop_mode) == (0.8, mode)
+
+
+@pytest.mark.parametrize(
     "record",
     [
         {"rescale_factor": 0},
@@ -248,6 +268,7 @@ def test_a_processor_that_scales_pixels_otherwise_is_followed(
         {"do_rescale": False, "image_std": None},
         {"resample": "best"},
         {"resample": 9},
+        {"size": {"height": 256, "width": 512}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
     ],
 )
 def test_a_processor_that_cannot_be_followed_is_refused(record: dict[str, Any], tmp_path: Path, state: State) -> None:

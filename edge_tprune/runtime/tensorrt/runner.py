@@ -25,6 +25,8 @@ from edge_tprune.runtime.engine import Engine, EngineInfo, Stages
 from edge_tprune.runtime.tensorrt.library import Library, TensorRTLog, load, unserved
 from edge_tprune.runtime.tensorrt.record import read_record
 
+_TIMES = 20_000  # inferences whose times are kept: a program may never ask for them
+
 
 class TensorRTEngine(Engine):
     """An engine file in an execution context of its own, on the first GPU."""
@@ -161,6 +163,8 @@ class TensorRTEngine(Engine):
         cuda.synchronize(stream)
         for index, times in enumerate(self._stages.values()):
             times.append(cuda.elapsed_ns(events[index], events[index + 1]))
+            if len(times) >= 2 * _TIMES:
+                del times[:_TIMES]
         logits: np.ndarray = self._host_out.copy()
         return logits
 
@@ -170,7 +174,7 @@ class TensorRTEngine(Engine):
         return None if self._engine is None else self._host_in
 
     def stages_ns(self) -> Stages:
-        """H2D, compute and D2H of each inference since the last call, by events on the GPU, in ns.
+        """H2D, compute and D2H of each inference since the last call (of the last 20,000 at least), by events on the GPU, in ns.
 
         With zero-copy memory (`info`) nothing is transferred: H2D and D2H are then the distance of two events with nothing between.
         """
