@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -408,7 +409,7 @@ def check_text_path(path: Path, named: str) -> None:
 
 
 def check_movable(folder: Path, beside: Path) -> None:
-    """Refuses a directory that the file system does not rename, before the work that shall replace it. One that is missing is none.
+    """Refuses a directory that cannot be renamed, or not be removed then, before the work that shall replace it. One that is missing is none.
 
     No directory takes the place of one that holds something: the attempt changes nothing. Of its reasons to fail only an overlay's is sure to
     be one later, too.
@@ -418,10 +419,15 @@ def check_movable(folder: Path, beside: Path) -> None:
         beside: an empty directory of the caller's with the same parent.
 
     Raises:
-        UserError: it lies in a lower layer of an overlay.
+        UserError: it lies in a lower layer of an overlay, or is write-protected, or a directory in it is.
     """
     if not folder.exists():
         return
+    for place, _, _ in os.walk(folder):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{place} is write-protected, so that {folder} cannot be replaced: run chmod -R u+w {shlex.quote(str(folder))}, or choose another --out"
+            )
     (something := beside / "something").touch()
     try:
         folder.rename(beside)

@@ -255,3 +255,29 @@ def test_a_directory_of_a_containers_image_is_refused_before_the_work(tmp_path: 
             subprocess.run(["umount", over], check=True)
     finally:
         subprocess.run(["umount", below], check=True)
+
+
+_MOVABLE = """
+import sys
+from pathlib import Path
+from edge_tprune.errors import UserError
+from edge_tprune.files import check_movable
+try:
+    check_movable(Path(sys.argv[1]), Path(sys.argv[2]))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv: to root nothing is write-protected")
+def test_what_is_write_protected_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "onnx").mkdir(parents=True)
+    (tmp_path / "draft").mkdir()
+    command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+    command += [sys.executable, "-c", _MOVABLE, str(tmp_path / "bundle"), str(tmp_path / "draft")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+    (tmp_path / "bundle" / "onnx").chmod(0o555)
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "bundle" / "onnx").chmod(0o755)
+    assert f"{tmp_path}/bundle/onnx is write-protected" in said
+    assert f"chmod -R u+w {tmp_path}/bundle" in said

@@ -25,6 +25,7 @@ from edge_tprune.analysis.contrast import (
     image_bits,
     interval_of,
     is_same_evaluation,
+    is_yardstick,
     resolve,
 )
 from edge_tprune.analysis.metrics import METRICS, Metric
@@ -182,7 +183,7 @@ def _common_metrics(old: Row, new: Row) -> list[Metric]:
         found = [metric for metric in found if metric.name not in _POWER]
     if any(old.conditions.get(label) != new.conditions.get(label) for label in ("eval data", "eval data hash")):
         found = [metric for metric in found if metric.name not in _ACCURACY]
-    if old.unpruned:  # the yardstick itself
+    if is_yardstick(old):
         found = [metric for metric in found if metric.name != "speedup"]
     if METRICS["top1_percent"] in found:  # with labels, agreement says nothing more
         found = [metric for metric in found if metric.name != "agreement_percent"]

@@ -170,10 +170,16 @@ def make_contrast(
     return Contrast(metric, interval, resolution, count, needed, unit)
 
 
-def speedup_contrast(row: Row, margin: EqualityMargin = WITHIN_RUN) -> Contrast | None:
-    """The row's speed against the unpruned model's; None where that is not known, or the row is the unpruned model."""
+def is_yardstick(row: Row) -> bool:
+    """Whether the row is the unpruned model that speeds are compared with: not the same in another precision."""
     interval = row.intervals.get("speedup")
-    if interval is None or row.unpruned:
+    return row.unpruned and (interval is None or (interval.value == 1.0 and interval.low in (None, 1.0)))
+
+
+def speedup_contrast(row: Row, margin: EqualityMargin = WITHIN_RUN) -> Contrast | None:
+    """The row's speed against the unpruned model's; None where that is not known, or the row is what speeds are compared with."""
+    interval = row.intervals.get("speedup")
+    if interval is None or is_yardstick(row):
         return None
     return make_contrast(interval, METRICS["speedup"], margin, row.rounds)
 

@@ -74,8 +74,10 @@ def describe_no_choice(answer: NoChoice) -> str:
         absent = [metric for metric in question.metrics if all(row.value(metric.name) is None for row in rows)]
         if not absent:
             return f"no budget can be chosen: {describe_exclusions(answer.exclusions, rows)}"
+        whys = dict.fromkeys(why for each in absent for row in rows if (why := row.why_missing.get(each.name)))
         hint = next((f" Run: {_HOW_TO_MEASURE[each.name]}" for each in absent if each.name in _HOW_TO_MEASURE), "")
-        return f"no budget can be chosen: {' and '.join(each.label for each in absent)} was not measured.{hint}"
+        because = f" ({'; '.join(whys)})" if whys else ""
+        return f"no budget can be chosen: {' and '.join(each.label for each in absent)} was not measured{because}.{hint}"
     parts = [
         f"nearest to {option_name(miss.limit.name)} {_bound(miss.limit.bound, miss.limit.metric)} is {name_row(miss.row, rows)} "
         f"with {_exact(miss.value, miss.limit)} ({_exact(miss.excess, miss.limit)} beyond)"

@@ -56,7 +56,7 @@ class Runs:
         return self._measure_here(bundle, request, kept) if self.host is None else self._measure_there(bundle, request)
 
     def _measure_here(self, bundle: Bundle, request: RunRequest, kept: list[Path]) -> Path:
-        with TerminalProgress(open_stderr()) as progress:
+        with TerminalProgress(open_stderr(), quiet=self.quiet) as progress:
             for path in kept:
                 try:
                     return resume_run(bundle, path, progress=progress)

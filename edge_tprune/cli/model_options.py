@@ -114,6 +114,16 @@ class ModelChoice:
         """The options as they can be typed again, with a blank before; '' for none."""
         return self.words_without()
 
+    def words_to_build(self, classes: int, *without: str) -> str:
+        """The options as `build` takes them: without a class map of images, and without those of these names."""
+        from edge_tprune.models.class_names import read_class_map
+
+        try:
+            _ = self.class_map and read_class_map(self.class_map).classes(classes)
+        except UserError:
+            without = (*without, "class_map")
+        return self.words_without(*without)
+
     def words_without(self, *names: str) -> str:
         """The options but those of these names."""
         words: list[str] = []
@@ -183,7 +193,7 @@ def with_model_options(command: Callable[..., None]) -> Callable[..., None]:
 def _parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    parts = text.lower().replace("x", ",").split(",")
+    parts = text.split(",")
     try:
         sides = [int(part) for part in parts]
     except ValueError:

@@ -326,6 +326,8 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> bool:
     target, fresh, old = bundles / name, bundles / f".{name}.new", bundles / f".{name}.old"
     if old.is_dir() and not old.is_symlink() and not target.is_dir():  # a swap was cut off half-way
         old.rename(target)
+    if target.is_dir() and not target.is_symlink() and not os.access(target, os.W_OK):
+        raise Refused(f"{target} is write-protected: run there: chmod -R u+w {shlex.quote(str(target))}")
     there, before = _hashes(target), _manifest(target / MANIFEST)
     own = _named(before)
     if own is None:
@@ -367,7 +369,7 @@ def _place(bundles: Path, incoming: Path, name: str, files: Json) -> bool:
     with _locked(bundles, f".{name}.manifest.lock", busy):  # that of `edge_tprune.bundle.revision.manifest_lock`
         if _manifest(target / MANIFEST) != before:
             return False
-        _remove(old)
+        _make_room(old)
         if target.is_symlink():  # a person moved the bundle elsewhere: what is there stays
             target.unlink()
         elif target.is_dir():

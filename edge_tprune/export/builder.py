@@ -96,6 +96,10 @@ def build(
             if os.path.lexists(old := set_aside(out)):
                 _check_is_bundle(old, old)
             _restore(out)
+            if out.exists() and os.path.lexists(old):
+                raise UserError(
+                    f"{old}, which an earlier build replaced, cannot be removed: remove it, or choose another --out"
+                )
             if not force and (existing := _equal_bundle(out, fingerprint)) is not None:
                 return BuildResult(existing, True, [*settings.remarks, *_describe_precisions(existing, settings)])
             check_memory(bytes_needed(loaded, settings))

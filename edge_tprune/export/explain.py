@@ -16,7 +16,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, nn
 
 from edge_tprune.bundle.bundle import Bundle
@@ -157,6 +157,19 @@ class Explanation:
             "unpruned": self.unpruned.to_json(),
             "rows": [row.to_json() for row in self.rows],
         }
+
+
+def describe_turn(source: str) -> str:
+    """That an image is shown otherwise than it is stored, for a person who compares answers; "" where it is not."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(source, formats=image_formats()) as image:
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                return (
+                    f"{Path(source).name} is turned upright, as its EXIF says; eval, profile and edge_tprune.open take pixels as they are stored, and "
+                    "may answer otherwise"
+                )
+    return ""
 
 
 def open_image(source: str) -> Image.Image:

@@ -169,7 +169,8 @@ def network_error(
         found += _errors(pruned, network, batch, metric)
     if not found:
         raise UserError("no images to compare the networks on")
-    return NetworkError(mean_interval(found), max(found), len(found))
+    mean = mean_interval(found)
+    return NetworkError(mean.within(0) if min(found) >= 0 else mean, max(found), len(found))
 
 
 def _errors(pruned: nn.Module, network: nn.Module, batch: Tensor, metric: Metric | None) -> list[float]:

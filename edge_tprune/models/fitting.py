@@ -141,6 +141,11 @@ def _refuse_odd_numbers(key: str, value: Tensor, wanted: Tensor, file: WeightsFi
         wrong = ~torch.isfinite(numbers)
         first = [int(i) for i in wrong.nonzero()[0]]
         kind = "NaN" if bool(torch.isnan(numbers).any()) else "infinity"
+        if kind == "infinity" and bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"weights file {file.shown}: {key} holds numbers that are too large for float32 ({int(wrong.sum())} of {value.numel()} values, "
+                f"the first at {first}). Training diverged: take an earlier checkpoint"
+            )
         raise UserError(
             f"weights file {file.shown}: {key} holds {kind} ({int(wrong.sum())} of {value.numel()} values, the first at {first}). "
             "Training diverged, or the file is damaged: take an earlier checkpoint"

@@ -62,19 +62,25 @@ def find_entries(class_map: ClassMap, images: Collection[str], top: Collection[s
         matched = [(name, _match(name, images), text, n) for n, (name, text) in enumerate(pairs, 1)]
         return _of_these([_Entry(name, image, text, n) for name, image, text, n in matched if image is not None], top)
     header = class_map.rows[0][1]
-    entries, one_hot = list[_Entry](), True
+    entries, one_hot, box_first = list[_Entry](), True, True
     for number, row in class_map.rows:
         for cells in _split(row):
             place = _image_place(cells, header, images)
             if place is not None:
                 others = [*cells[:place], *cells[place + 1 :]]
                 one_hot = one_hot and len(others) > 1 and sorted(others) == ["0"] * (len(others) - 1) + ["1"]
+                box_first = box_first and len(others) == 5 and _is_box(others[:4])
                 text = _class_cell(others, _header_cells(header, len(cells), place, images), class_map, number + 1)
                 entries.append(_Entry(cells[place], _match(cells[place], images) or "", text, number + 1))
                 break
     if entries and one_hot:
         raise UserError(
             f"class map {format_path(class_map.file)} has one column per class: give two columns, the image and its class"
+        )
+    if entries and box_first and _header_cells(header, 6, 0, images) is None:
+        raise UserError(
+            f"class map {format_path(class_map.file)} has five numbers beside each image, and it is not clear whether the class stands before the "
+            "corners of the box or behind them. Give two columns, the image and its class"
         )
     return _of_these(entries, top)
 
@@ -141,7 +147,7 @@ def _class_cell(others: Sequence[str], header: Sequence[str] | None, class_map: 
         named = [i for i, name in enumerate(header) if normal(name) in _CLASS_COLUMNS]
         if len(named) == 1:
             return others[named[0]]
-    elif len(others) % 5 == 0 and all(re.fullmatch(_NUMBER, cell, re.ASCII) for cell in others[1:5]):
+    elif len(others) % 5 == 0 and _is_box(others[1:5]):
         return others[0]
     elif sorted(others) == ["0"] * (len(others) - 1) + ["1"]:
         return others[0]  # one column per class: refused once the other lines are seen
@@ -150,6 +156,14 @@ def _class_cell(others: Sequence[str], header: Sequence[str] | None, class_map: 
         f"class map {format_path(class_map.file)}, line {line}: {len(others)} columns beside the image{columns}, and it is not clear which "
         "is the class. Give two columns, the image and its class"
     )
+
+
+def _is_box(cells: Sequence[str]) -> bool:
+    """Whether four columns are the corners of a box: left, top, right, bottom."""
+    if not all(re.fullmatch(_NUMBER, cell, re.ASCII) for cell in cells):
+        return False
+    left, top, right, bottom = map(float, cells)
+    return left <= right and top <= bottom
 
 
 def _is_value(cell: str, images: Collection[str]) -> bool:

@@ -202,6 +202,8 @@ def prune_in(module: nn.Module, path: str, **arguments: Any) -> nn.Module:
     Raises:
         UserError: no such member, or one that cannot be pruned.
     """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"a {type(module).__name__} is no network of PyTorch's")
     known = {name: part for name, part in module.named_modules(remove_duplicate=False) if name}
     vits = [name for name, part in known.items() if can_adapt(part)]
     found = f"It has a ViT at {', '.join(map(repr, vits))}" if vits else "It has no ViT that can be pruned"

@@ -62,7 +62,7 @@ KIND = DocumentKind(
     noun="sensitivity table",
     format="edge-tprune-sensitivity",
     version=1,
-    make="Make one with: edge-tprune search --latency",
+    make="Move it away: the search writes its own there. Or choose another directory for --out",
     remedy="Delete it: the search makes it again",
     schema=SensitivityTables,
 )

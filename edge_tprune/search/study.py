@@ -116,7 +116,12 @@ def _foreign_table(url: str) -> str | None:
     """A table of another program's that is called as one of Optuna's; None where there is none. Optuna would put its other tables beside it."""
     import sqlalchemy  # half as long to import as all the rest
 
-    engine = sqlalchemy.create_engine(_with_driver(url), **_patience(url))
+    with warnings.catch_warnings(record=True) as said:  # of an argument of the URL that means nothing, and would be passed over
+        warnings.simplefilter("always")
+        engine = sqlalchemy.create_engine(_with_driver(url), **_patience(url))
+    for each in said:
+        if each.category is sqlalchemy.exc.SAWarning:
+            raise ValueError(each.message)
     try:
         for _ in range(_TABLE_ATTEMPTS):
             found = sqlalchemy.inspect(engine)
@@ -562,6 +567,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
             yield
     finally:
         optuna.logging.set_verbosity(level)

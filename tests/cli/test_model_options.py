@@ -46,7 +46,7 @@ def chosen(*words: str) -> ModelChoice:
         (["--weights", "w.pth", "--no-ema"], ModelOptions("w.pth", use_ema=False)),
         (["--img-size", "384"], ModelOptions(img_size=(384, 384))),
         (["--img-size", "224,320"], ModelOptions(img_size=(224, 320))),
-        (["--img-size", "224x320", "--classes", "5"], ModelOptions(img_size=(224, 320), classes=5)),
+        (["--img-size", "224,320", "--classes", "5"], ModelOptions(img_size=(224, 320), classes=5)),
         (
             ["--model-kwargs", "class_token=False", "--model-kwargs", "init_values=1e-5", "--model-kwargs", "act_layer=gelu"],
             ModelOptions(model_kwargs={"class_token": False, "init_values": 1e-5, "act_layer": "gelu"}),

@@ -49,6 +49,8 @@ def test_a_flat_folder_with_a_map_of_its_images(tmp_path: Path, kind: str) -> No
         ("name,width,height\nx1.JPEG,2,1\nx2.JPEG,1,2\n", "not clear which is the class"),
         ("path,class id,label\nx1.JPEG,2,dog\n", "not clear which is the class"),
         ("x1.JPEG,2,1\n", "not clear which is the class"),
+        ("x1.JPEG,0,1,1,0,0\nx2.JPEG,1,0,0,0,0\n", "not clear which is the class"),
+        ("x1.JPEG,1,2,8,9,10\nx2.JPEG,0,2,8,9,10\n", "five numbers beside each image, and it is not clear"),
         ("x1.JPEG dog house\n", "no class is called 'dog house'"),
     ],
 )

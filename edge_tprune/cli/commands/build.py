@@ -147,6 +147,8 @@ def build(
     from edge_tprune.export.builder import build as build_bundle
     from edge_tprune.export.probes import decide_probes
     from edge_tprune.export.settings import decide
+    from edge_tprune.models.loading import PRETRAINED
+    from edge_tprune.models.records import imagenet_names
     from edge_tprune.reduction import registry
 
     load_plugins(plugin)
@@ -202,6 +204,8 @@ def build(
             _note_untried(method, loaded.name, requests)
     for remark in settings.remarks:
         print_note(f"note: {remark}")
+    if loaded.weights != PRETRAINED and loaded.class_names is not None and loaded.class_names == imagenet_names(loaded.model):
+        print_note(f"note: class names: {loaded.class_names.source}; --class-map FILE gives others")
     if output is None and settings.output != LOGITS:
         print_note(f"note: {loaded.name} has no classifier head: its graphs give {settings.output} (--output)")
     path = bundle or Path("bundles") / f"{loaded.name.replace('/', '-')}-{settings.label}"

@@ -81,8 +81,8 @@ def explain(
 
     require_host()
     from edge_tprune.bundle.bundle import Bundle
+    from edge_tprune.export.explain import describe_turn, explain_budgets, load_model_of, open_image
     from edge_tprune.export.explain import explain as follow
-    from edge_tprune.export.explain import explain_budgets, load_model_of, open_image
     from edge_tprune.models.reference import NAME as REFERENCE
     from edge_tprune.reduction import registry
     from edge_tprune.report.pictures import check_place
@@ -91,6 +91,8 @@ def explain(
         raise UserError(f"--out {picture} is the image that is explained: give another name")
     check_place(picture)
     load_plugins(plugin)
+    if turned := describe_turn(image):
+        print_note(f"note: {turned}")
     if bundle is not None:
         given: dict[str, object] = {"--method": method, "--schedule": schedule, "--blocks": blocks, "--option": option}
         given |= {f"--{name.replace('_', '-')}": value for name, value in choice.given.items() if name != "weights"}

@@ -166,7 +166,8 @@ def finetune(
         print_json(msgspec.to_builtins(result))
     else:
         print_table(finetune_table(result))
-        given = choice.words_without("weights", "no_ema") + words_of_plugins(plugin)
+        classes = getattr(loaded.model, "num_classes", 0)
+        given = choice.words_to_build(classes, "weights", "no_ema") + words_of_plugins(plugin)
         how = ["--schedule", schedule, *beyond] if schedule is not None else ["--method", method, "--budgets", budgets]
         how += ["--blocks", blocks] if blocks else []
         how += [word for pair in option or [] for word in ("--option", pair)]

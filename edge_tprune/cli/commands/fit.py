@@ -263,6 +263,11 @@ def _split(images: ImageFolder, most: int) -> tuple[ImageFolder, ImageFolder]:
     """
     photos = images.first(most)
     others = images.without(set(photos.files), "searched on")
+    searched = {file.resolve() for file in photos.files}
+    from edge_tprune.models.images import format_path
+
+    if twice := next((file for file in others.files if file.resolve() in searched), None):
+        raise UserError(f"{format_path(twice)} is in --data more than once: it would be searched on and judged on as well")
     return photos, others if 2 * len(others) >= len(photos) else photos
 
 

@@ -185,6 +185,11 @@ def search(
         print_json(KIND.document(found))
     else:
         print_table(search_table(found))
-        given = choice.words + words_of_plugins(plugin) + ("" if output is None else f" {command_line('--output', output)}")
+        classes = getattr(loaded.model, "num_classes", 0)
+        given = (
+            choice.words_to_build(classes)
+            + words_of_plugins(plugin)
+            + ("" if output is None else f" {command_line('--output', output)}")
+        )
         build = f"{command_line('edge-tprune', 'build', model)}{given} {command_line('--schedule', file)}"
         print_note(f"wrote {file}; build it with: {build}")

@@ -406,4 +406,6 @@ def _move(folder: Path, target: Path, about: str | None) -> None:
             raise UserError(f"{target} was written by another export in the meantime: choose another --out") from error
         raise
     sync_directory(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_dir():
+        old.rename(folder)  # under its own name it would be taken for one that is to be put back
+        shutil.rmtree(folder, ignore_errors=True)
