@@ -16,6 +16,7 @@ from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
+from edge_tprune.bundle.manifest import KIND as BUNDLE
 from edge_tprune.cli.fit_runs import Runs
 from edge_tprune.cli.terminal import print_note, print_warning
 from edge_tprune.errors import NegativeAnswer, UserError
@@ -24,6 +25,7 @@ from edge_tprune.export.probes import decide_probes
 from edge_tprune.export.settings import BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_build
 from edge_tprune.files import clear_write_errors, exclusive, sha256_json
+from edge_tprune.record.document import KIND as PROFILE
 from edge_tprune.record.reader import read_run
 from edge_tprune.reduction.host import network_shape
 from edge_tprune.reduction.precision import DEFAULT, INTEGERS
@@ -128,6 +130,9 @@ class Fit:
             UserError: another fit is at work in the directory; or as the commands whose steps these are.
         """
         out = self.request.out
+        for kind in (BUNDLE, PROFILE):
+            if (out / str(kind.file)).exists():
+                raise UserError(f"--out {out} is a {kind.noun}: give a directory of the fit's own")
         with clear_write_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         with exclusive(out / STATE, "fit"):

@@ -21,7 +21,9 @@ def why_unreachable() -> str | None:
         host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
     except ValueError as error:
         return f"HF_ENDPOINT, {constants.ENDPOINT}, is no address: {error}"
-    if getproxies():
+    if not host or address.scheme not in ("http", "https"):
+        return f"HF_ENDPOINT, {constants.ENDPOINT}, is no address: it begins with https://"
+    if {address.scheme, "all"} & getproxies().keys():
         return None
     try:
         # A captive network takes connections, and never answers.

@@ -83,6 +83,11 @@ def test_two_in_one_directory_do_not_overwrite_each_other(tmp_path: Path) -> Non
     out.mkdir()
     with exclusive(out / "fit.json", "fit"), pytest.raises(UserError, match="another fit is at work on it"):
         fit.run()
+    for file, noun in (("manifest.json", "bundle"), ("run.json", "profile")):
+        (out / file).touch()
+        with pytest.raises(UserError, match=f"is a {noun}: give a directory of the fit's own"):
+            fit.run()
+        (out / file).unlink()
     assert not (out / "fit.json").exists()
 
 
@@ -140,6 +145,10 @@ def test_accuracy_is_measured_on_images_that_the_search_did_not_see(tmp_path: Pa
     assert len(photos) == len(judged) == 5
     assert {*photos.files, *judged.files} == set(folder.files)
     assert [len(part) for part in _split(folder, 6)] == [6, 4]
+    (tmp_path / "0.png").touch()
+    (tmp_path / "9.png").symlink_to("0.png")
+    with pytest.raises(UserError, match=r"9\.png is in --data more than once"):
+        _split(folder, 5)
     for most in (7, 10, 20):  # too few others
         photos, judged = _split(folder, most)
         assert judged is photos

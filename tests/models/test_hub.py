@@ -57,7 +57,7 @@ def test_a_hub_that_does_not_answer_is_not_asked(closed: str) -> None:
     assert not constants.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize("address", ["http://[hub", "https://hub:port", "https://hub..co"])
+@pytest.mark.parametrize("address", ["http://[hub", "https://hub:port", "https://hub..co", "huggingface.co", "nonsense"])
 def test_an_address_that_is_none_is_not_asked(closed: str, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", address)
     with no_retries() as reason:
@@ -67,9 +67,13 @@ def test_an_address_that_is_none_is_not_asked(closed: str, monkeypatch: pytest.M
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_a_proxy_may_reach_it(closed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    assert why_unreachable() is None
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [("http_proxy", True), ("all_proxy", True), ("https_proxy", False), ("ftp_proxy", False), ("no_proxy", False)],
+)
+def test_a_proxy_of_its_scheme_may_reach_it(closed: str, monkeypatch: pytest.MonkeyPatch, name: str, asked: bool) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert (why_unreachable() is None) == asked
 
 
 def test_weights_that_cannot_be_fetched_end_at_once_with_the_cause(

@@ -63,6 +63,8 @@ def deploy(
 
     if (target is None) == (hosts is None):
         raise UserError("say which board: either USER@HOST[:PORT] or --hosts FILE")
+    if collect is not None and collect.exists() and not collect.is_dir():
+        raise UserError(f"--collect {collect} is no directory: give one for the profiles")
     targets = read_hosts(hosts) if hosts is not None else [parse_target(target or "")]
     options = Options(
         offline=offline,
