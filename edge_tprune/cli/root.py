@@ -82,7 +82,8 @@ def _check_numbers(function: Callable[..., Any], options: Mapping[str, Any]) -> 
         (option,) = get_args(inspect.signature(function, eval_str=True).parameters[name].annotation)[1:]
         words = [word for word in (option.default, *(option.param_decls or ())) if str(word).startswith("--")]
         flag = words[0] if words else f"--{name.replace('_', '-')}"
-        raise UserError(f"{flag} {show(value)} is out of range: give a number between {-LARGEST} and {LARGEST}")
+        kind = "smaller" if value > 0 else "larger" if value < 0 else "finite"
+        raise UserError(f"{flag} {show(value)} is out of range: give a {kind} number")
 
 
 def read_docstring(function: Callable[..., Any]) -> str:
