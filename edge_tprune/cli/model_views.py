@@ -71,7 +71,7 @@ def explanation_table(explanation: Explanation) -> Table:
     for row in explanation.rows:
         last = row.stages[-1] if row.stages else None
         counts = (explanation.patches, 0, 0) if last is None else (last.kept, last.merged, last.dropped)
-        rows.append([row.method, f"{row.budget:g}", schedule_text(row.schedule), str(row.prediction), *map(str, counts)])
+        rows.append([row.method, row.label, schedule_text(row.schedule), str(row.prediction), *map(str, counts)])
     return Table(
         [
             *(Heading(label, fold=True) for label in ("method", "budget", "tokens after blocks", "predicts")),

@@ -90,9 +90,14 @@ def build(
     out = out.resolve()  # a link to a bundle stays a link: what it points to is replaced
     fingerprint = _fingerprint(loaded, settings)
     _check_place(out)
+    seen = _made_of(out)
     with clear_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with work_lock(out):
+            if _made_of(out) not in (seen, fingerprint):
+                raise UserError(
+                    f"{out} was built by another command in the meantime: repeat this one to replace it, or choose another --out"
+                )
             if os.path.lexists(old := set_aside(out)):
                 _check_is_bundle(old, old)
             _restore(out)
@@ -239,6 +244,14 @@ def _fingerprint(loaded: LoadedModel, settings: BuildSettings) -> str:
             else [settings.calibration.fingerprint, settings.float_layers, migration.WORTH],
         }
     )
+
+
+def _made_of(out: Path) -> str | None:
+    """The fingerprint of the bundle there; None where there is none that can be read."""
+    try:
+        return KIND.read(out).fingerprint
+    except (UserError, OSError):
+        return None
 
 
 def _equal_bundle(out: Path, fingerprint: str) -> Bundle | None:

@@ -31,6 +31,7 @@ from edge_tprune.models.images import check_sides, eight_bit_rgb, format_path, i
 from edge_tprune.models.loading import PRETRAINED, RANDOM, LoadedModel, ModelOptions, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
+from edge_tprune.text import printable
 
 SAMPLE_IMAGES = 4  # of a directory, where a page has other things to say
 SHOWN_STAGES = 4  # a picture of twelve stages shows none of them
@@ -104,6 +105,12 @@ class Row:
     share: float  #: of the unpruned MACs
     stages: tuple[Fates, ...]  #: one per block that reduces
     prediction: Prediction
+    budget_name: str = ""  #: in the bundle, where it is of one
+
+    @property
+    def label(self) -> str:
+        """What the budget is called."""
+        return self.budget_name or f"{self.budget:g}"
 
     @property
     def shown(self) -> tuple[Fates, ...]:
@@ -116,7 +123,7 @@ class Row:
     @property
     def title(self) -> str:
         """The method and its budget."""
-        return f"{self.method}, budget {self.budget:g}"
+        return f"{self.method}, budget {self.label}"
 
     def to_json(self) -> dict[str, object]:
         """For `--json`."""
@@ -362,6 +369,7 @@ def explain_budgets(
             continue  # the unpruned network, or what it is with exact savings
         share = budget.requested or round(budget.macs_share, 3)
         row = _row(loaded, pruned, tensor, method.name, share, method.options, budget.macs_share)
+        row = replace(row, budget_name=printable(budget.name))
         rows.append(row if classifies else replace(row, prediction=Prediction()))
     explanation = _explanation(loaded, tensor, name, rows)
     return explanation if classifies else replace(explanation, unpruned=Prediction())

@@ -91,7 +91,7 @@ def picture(explanation: Explanation) -> bytes:
             same = row.prediction.index == explanation.unpruned.index
             middle: Any = {"x": label - 0.12, "ha": "right"}
             text(y=y + panel_height / 2 - 0.22, words=row.method, va="center", fontsize=9, fontweight="bold", **middle)
-            text(y=y + panel_height / 2, words=f"budget {row.budget:g}", va="center", **middle)
+            text(y=y + panel_height / 2, words=f"budget {row.label}", va="center", **middle)
             words = textwrap.fill(str(row.prediction), 20)
             text(y=y + panel_height / 2 + 0.14, words=words, va="top", fontsize=7, color=_SOFT if same else _OTHER, **middle)
             if len(row.shown) < len(row.stages):

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +206,26 @@ def test_a_directory_that_is_called_as_an_old_bundle_is_kept(loaded: LoadedModel
         build(loaded, decide(loaded, "none", budgets=[1.0]), tmp_path / "out")
     assert persons.read_text() == "mine"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_that_another_build_made_while_this_one_waited_is_not_replaced(
+    bundle: Bundle, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, lock = tmp_path / "b", builder.work_lock
+
+    @contextmanager
+    def late(path: Path) -> Iterator[None]:
+        shutil.copytree(bundle.path, path)
+        with lock(path):
+            yield
+
+    monkeypatch.setattr(builder, "work_lock", late)
+    with pytest.raises(UserError, match="was built by another command in the meantime: repeat this one to replace it"):
+        build(loaded, decide(loaded, "evit", budgets=[0.7], blocks=[2]), out, force=True)
+    assert Bundle.open(out).manifest == bundle.manifest
+    shutil.rmtree(out)
+    same = build(loaded, decide(loaded, "evit", budgets=[1.0, 0.8, 0.6], blocks=[2, 3], runtimes=RUNTIMES), out)
+    assert same.reused
 
 
 def test_a_graph_that_is_another_network_fails_the_build(loaded: LoadedModel, tmp_path: Path) -> None:
