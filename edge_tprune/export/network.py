@@ -119,6 +119,11 @@ def export_network(
     file, batches = _check(network, images, file, runtime, tolerance)
     form, flat = FORMS[runtime], _Flat(network)
     steady = [(batch, answer) for batch in batches if (answer := _steady_answer(flat, batch, tolerance)) is not None]
+    if not steady and not any(isinstance(part, PrunedViT) for part in network.modules()):
+        raise UserError(
+            f"{type(network).__name__} answers otherwise the second time: it draws random numbers, or changes its images in place, and has no "
+            "static graph"
+        )
     if not steady:
         raise NegativeAnswer(
             f"rounding alone changes the answers to all {_count(batches)} images: scores of tokens tie too often to prove a graph right. "

@@ -42,7 +42,7 @@ from edge_tprune.files import clear_write_errors, cut_last_line, open_log, open_
 from edge_tprune.schedule import Schedule
 from edge_tprune.search.space import Configuration, SearchSpace
 from edge_tprune.search.workers import Here, Network, Scorer, Scoring
-from edge_tprune.text import one_line
+from edge_tprune.text import is_text, one_line, printable
 
 Report = Callable[[int, int, "Result | None"], None]
 
@@ -86,6 +86,8 @@ def open_storage(out: Path, url: str | None) -> BaseStorage:
     """
     if url is None:
         return _open_journal(out.with_name(f"{out.name}.journal"))
+    if not is_text(out):
+        raise UserError(f"--out {printable(out)}: a database keeps no search whose name is not UTF-8 text: choose another")
     kind, _, place = url.partition(":///")
     if kind.startswith("sqlite") and _database_file(place).resolve() == out.resolve():
         raise UserError(
@@ -346,7 +348,7 @@ class _Tried(msgspec.Struct):
     method: str
     options: dict[str, OptionValue]
     tokens: list[Count]
-    losses: list[Annotated[float, Meta(ge=-1e6, le=1e6)]] | None = (
+    losses: list[Annotated[float, Meta(ge=-1e300, le=1e300)]] | None = (
         None  #: one per image; of a trial that was scored on all. Bounds refuse NaN
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import edge_tprune
-from edge_tprune.errors import InternalError, NegativeAnswer, UserError
+from edge_tprune.errors import InternalError, UserError
 from edge_tprune.export import network as module
 from edge_tprune.models.loading import LoadedModel
 from tests.small import decide, mix_to_ties
@@ -88,7 +88,7 @@ def test_another_graph_is_not_written(images: Tensor, tmp_path: Path, monkeypatc
         edge_tprune.export_network(head, images[:1], file)
     for difference in (1.0, float("nan")):
         monkeypatch.setattr(module, "_difference", lambda found, expected, moved=difference: moved)
-        with pytest.raises(NegativeAnswer, match="rounding alone changes the answers to all 3 images"):
+        with pytest.raises(UserError, match="Sequential answers otherwise the second time"):
             edge_tprune.export_network(head, images, file)
     assert not list(tmp_path.iterdir())
 
@@ -341,6 +341,15 @@ def test_an_output_whose_name_is_no_text_is_refused(images: Tensor, tmp_path: Pa
     with pytest.raises(UserError, match="no UTF-8 text: rename its key"):
         edge_tprune.export_network(Twice({"\udc80": 1}).eval(), images, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_draws_random_numbers_is_refused_as_such(images: Tensor, tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    with pytest.raises(UserError, match="Noisy answers otherwise the second time"):
+        edge_tprune.export_network(Noisy().eval(), images, tmp_path / "x.onnx")
 
 
 def test_a_batch_that_gives_nan_is_refused_beside_one_that_does_not(images: Tensor, tmp_path: Path) -> None:

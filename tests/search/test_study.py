@@ -299,7 +299,7 @@ def test_a_study_of_another_program_is_left_alone(tmp_path: Path, directions: li
         ("tokens", "abc", "tokens is"),
         ("losses", [], "another number of images"),
         ("losses", [float("nan")] * 5, "losses"),
-        ("losses", [1e300] * 5, "losses"),
+        ("losses", [1e301] * 5, "losses"),
         ("options", [1], "options is"),
     ],
 )
@@ -416,6 +416,19 @@ def test_an_address_without_a_password_is_shown_as_it_is() -> None:
 def test_a_database_in_memory_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="is a database in memory, which nothing is kept in"):
         open_storage(tmp_path / "k.json", url)
+
+
+def test_an_argument_that_the_database_would_pass_over_is_refused(tmp_path: Path) -> None:
+    """A person who asks for a database to be read only would find it written."""
+    with pytest.raises(UserError, match="'mode' are not accepted"):
+        open_storage(tmp_path / "k.json", f"sqlite:///{tmp_path}/x.db?mode=ro")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_a_database_does_not_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no search whose name is not UTF-8 text"):
+        open_storage(tmp_path / os.fsdecode(b"s\xff.json"), f"sqlite:///{tmp_path}/x.db")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
