@@ -24,7 +24,7 @@ from edge_tprune.files import exclusive
 from edge_tprune.finetune import choose, holdout, trainer
 from edge_tprune.finetune.distill import Students, Teacher
 from edge_tprune.finetune.photos import Photos, split
-from edge_tprune.finetune.run import RESTARTS, Interrupted, finetune
+from edge_tprune.finetune.run import RESTARTS, Interrupted, Progress, finetune
 from edge_tprune.finetune.store import KIND, Result, Store
 from edge_tprune.models.data import ImageFolder, open_dataset, open_images
 from edge_tprune.models.loading import LoadedModel
@@ -167,17 +167,23 @@ def test_killed_it_goes_on_to_the_same_weights(
     assert steps[-1] == 16
 
 
+def interrupt_at(step: int) -> Progress:
+    """Ctrl-C once so many steps are trained."""
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        if what.startswith("training") and done == step:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
 def test_ctrl_c_keeps_the_best_so_far_and_the_rest_follows(
     tuned: tuple[Path, Result], network: LoadedModel, dataset: ImageFolder, tmp_path: Path
 ) -> None:
     out = tmp_path / "tuned.safetensors"
 
-    def interrupt(what: str, done: int, of: int) -> None:
-        if what.startswith("training") and done == 14:
-            raise KeyboardInterrupt
-
     with pytest.raises(Interrupted, match="step 14 of 16") as stopped:
-        finetune(network, dataset, out, REQUEST, progress=interrupt)
+        finetune(network, dataset, out, REQUEST, progress=interrupt_at(14))
     best = min(Store.beside(out).logged(), key=lambda line: line.loss)
     assert stopped.value.written == out.exists() == (best.change.high < 0 and not best.refused)
     finetune(network, dataset, out, REQUEST)
@@ -191,12 +197,8 @@ def test_weights_on_the_way_do_not_replace_finished_ones(
     before = out.read_bytes()
     monkeypatch.setattr(holdout, "is_improvement", lambda change, before: True)
 
-    def interrupt(what: str, done: int, of: int) -> None:
-        if what.startswith("training") and done == 14:
-            raise KeyboardInterrupt
-
     with pytest.raises(Interrupted) as stopped:
-        finetune(network, dataset, out, REQUEST, progress=interrupt)
+        finetune(network, dataset, out, REQUEST, progress=interrupt_at(14))
     assert "holds other weights, which only a finished training replaces" in stopped.value.kept
     assert (stopped.value.written, out.read_bytes()) == (False, before)
     monkeypatch.undo()
@@ -210,12 +212,8 @@ def test_a_second_training_after_the_weights_were_moved_away_can_be_interrupted(
     shutil.copytree(Store.beside(tuned[0]).path, Store.beside(out).path)
     monkeypatch.setattr(holdout, "is_improvement", lambda change, before: True)
 
-    def interrupt(what: str, done: int, of: int) -> None:
-        if what.startswith("training") and done == 14:
-            raise KeyboardInterrupt
-
     with pytest.raises(Interrupted) as stopped:
-        finetune(network, dataset, out, REQUEST, progress=interrupt)
+        finetune(network, dataset, out, REQUEST, progress=interrupt_at(14))
     assert stopped.value.written
     monkeypatch.undo()
     assert finetune(network, dataset, out, REQUEST).written
@@ -241,14 +239,10 @@ def test_a_file_that_appears_while_it_trains_is_not_replaced(
 
 
 def test_a_run_that_goes_on_keeps_its_threads_and_says_so(network: LoadedModel, dataset: ImageFolder, tmp_path: Path) -> None:
-    def interrupt(what: str, done: int, of: int) -> None:
-        if what.startswith("training") and done == 2:
-            raise KeyboardInterrupt
-
     said: list[str] = []
     out = tmp_path / "tuned.safetensors"
     with pytest.raises(Interrupted):
-        finetune(network, dataset, out, REQUEST, progress=interrupt, say=said.append)
+        finetune(network, dataset, out, REQUEST, progress=interrupt_at(2), say=said.append)
     assert not any("CPU threads" in text for text in said)
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)

@@ -46,26 +46,25 @@ def test_how_the_model_was_created_is_taken_from_the_file_and_said(tmp_path: Pat
     assert again.weights_sha256 == loaded.weights_sha256
 
 
-def test_the_image_size_asked_for_is_resampled_as_timm_does(tmp_path: Path, state: State) -> None:
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((224, 160), "160 x 160 pixels (10 x 10 patches), are resampled to 14 x 10 patches, as timm does"),
+        ((320, 80), "taken for 10 x 10 patches, are resampled to 20 x 5 patches, as timm does"),  # as many patches
+    ],
+)
+def test_the_image_size_asked_for_is_resampled_as_timm_does(
+    tmp_path: Path, state: State, size: tuple[int, int], said: str
+) -> None:
     path = saved(tmp_path, state)
-    loaded = load_model(NAME, options=ModelOptions(path, img_size=(224, 160)))
+    loaded = load_model(NAME, options=ModelOptions(path, img_size=size))
     reference = timm.create_model(
-        NAME, img_size=(224, 160), dynamic_img_size=False, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}
-    )
-    assert is_loaded(loaded.model, reference.state_dict())
-    assert "160 x 160 pixels (10 x 10 patches), are resampled to 14 x 10 patches, as timm does" in " ".join(loaded.remarks)
-    assert list(loaded.preprocessing.input_size) == [3, 224, 160]
-
-
-def test_another_shape_of_as_many_patches_is_resampled_as_timm_does(tmp_path: Path, state: State) -> None:
-    path = saved(tmp_path, state)
-    loaded = load_model(NAME, options=ModelOptions(path, img_size=(320, 80)))
-    reference = timm.create_model(
-        NAME, img_size=(320, 80), dynamic_img_size=False, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}
+        NAME, img_size=size, dynamic_img_size=False, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}
     )
     assert is_loaded(loaded.model, reference.state_dict())
     assert not is_loaded(loaded.model, state)
-    assert "taken for 10 x 10 patches, are resampled to 20 x 5 patches, as timm does" in " ".join(loaded.remarks)
+    assert said in " ".join(loaded.remarks)
+    assert list(loaded.preprocessing.input_size) == [3, *size]
 
 
 def test_a_file_that_states_the_shape_of_its_images_is_taken_as_it_is(tmp_path: Path) -> None:
