@@ -5,10 +5,14 @@ checkpoints and fine-tuning never see such weights. Every float32 graph of a bun
 
     split_products     queries, keys and values by one product each, instead of one product whose result is then cut apart: cutting copies it
     store_parts        a last block that serves the head alone has parts of its layers' weights stored as such, which other blocks' graphs share
+    drop_biases        ONNX's Attention reads keys and values without their bias. Softmax does not depend on that of keys: it adds the same to all logits
+                       of a query. That of values moves every result by itself, as weights of attention add up to 1: it goes through the next layer
+                       into its bias. ONNX Runtime copies a bias to all rows of a product on one thread
 
 Not done. LayerScale in the weights of the layer before it: measured on DeiT-III-Small, 0.995 (0.987 to 1.004) of the time, not resolved. The scale and
-bias of a LayerNorm in the layer that reads it: one kernel does both, and saves 2 us of 50 without them. The bias of keys, on which softmax does not
-depend, and attention's scale: ONNX Runtime's product and its Attention operator take them already. `tests.benchmarks.folds` times what is done.
+bias of a LayerNorm in the layer that reads it: one kernel does both, and saves 2 us of 50 without them. Attention's scale: ONNX Runtime's Attention
+operator takes it already. The bias of a perceptron's first layer with its GELU: faster for one image on two threads, slower for all else.
+`tests.benchmarks.folds` times what is done.
 """
 
 from __future__ import annotations
@@ -61,17 +65,22 @@ class _Graph:
             node = self.makers.get(value)
         if node is None or node.op_type != "MatMul" or len(self.readers[value]) != 1:
             return None
-        weight = self._array(node.input[1])
+        weight = self.array(node.input[1])
         if weight is None or weight.ndim != 2 or weight.dtype not in _FLOATS:
             return None
         if bias is not None and bias.shape != weight.shape[1:]:
             return None
         return _Layer(node, addition, weight, bias)
 
+    def reader(self, value: str) -> NodeProto | None:
+        """The one node that reads a value; None where there are others, or the graph gives it."""
+        readers = self.readers.get(value, [])
+        return readers[0] if len(readers) == 1 and readers[0].op_type else None
+
     def store(self, name: str, array: np.ndarray) -> str:
         """Adds a constant, unless it is there: a layer may be called twice. Its name, which is another where that is taken."""
         while name in self.readers or name in self.constants:
-            kept = self._array(name)
+            kept = self.array(name)
             if kept is not None and kept.dtype == array.dtype and np.array_equal(kept, array):
                 return name
             name += "_"
@@ -91,14 +100,15 @@ class _Graph:
 
     def _constant_last(self, node: NodeProto) -> tuple[str, np.ndarray] | None:
         """Of a node's two inputs the value, and the constant beside it."""
-        arrays = [self._array(name) for name in node.input]
+        arrays = [self.array(name) for name in node.input]
         for place in (1, 0):
             constant = arrays[place]
             if constant is not None and arrays[1 - place] is None:
                 return node.input[1 - place], constant
         return None
 
-    def _array(self, name: str) -> np.ndarray | None:
+    def array(self, name: str) -> np.ndarray | None:
+        """A constant; None where the name is not one's."""
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
 
@@ -120,6 +130,7 @@ def fold(model: onnx.ModelProto) -> None:
     """Rewrites a float32 graph in place, as the module's docstring says."""
     store_parts(model)
     split_products(model)
+    drop_biases(model)
 
 
 def store_parts(model: onnx.ModelProto) -> None:
@@ -197,3 +208,51 @@ def _part(graph: _Graph, layer: _Layer, number: int, output: str, part: slice) -
     addition = helper.make_node("Add", [product.output[0], bias], [output])
     addition.metadata_props.extend(layer.addition.metadata_props)
     return [product, addition]
+
+
+def drop_biases(model: onnx.ModelProto) -> int:
+    """Drops the biases of keys and values that only an Attention operator reads. How many it found."""
+    found = 0
+    for node in [node for node in model.graph.node if node.op_type == "Attention" and _gives_softmax(node)]:
+        for keys_or_values in node.input[1:3]:
+            graph = _Graph(model)
+            layer = graph.layer(keys_or_values)
+            if layer is None or layer.addition is None or layer.bias is None:
+                continue
+            if keys_or_values == node.input[2] and not _move_bias(graph, layer.bias, node.output[0]):
+                continue
+            layer.product.output[0] = keys_or_values
+            model.graph.node.remove(layer.addition)
+            found += 1
+    sweep(model.graph)
+    return found
+
+
+def _gives_softmax(node: NodeProto) -> bool:
+    """Whether an Attention's result, and its map where that is read, are what a plain softmax makes of all keys, with as many heads for queries."""
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if any(node.output[1:3]) or any(node.input[4:]) or given.get("softcap"):  # caches, and logits that are bent
+        return False
+    if any(node.output[3:]) and given.get("qk_matmul_output_mode") != 3:  # logits
+        return False
+    heads: int = given.get("q_num_heads", 0)
+    return 0 < heads == given.get("kv_num_heads")
+
+
+def _move_bias(graph: _Graph, bias: np.ndarray, result: str) -> bool:
+    """Takes what is added to each row of a value over into the bias of the layer that alone reads it. Whether there is one."""
+    product, addition = graph.reader(result), None
+    if product is not None and product.op_type == "MatMul" and product.input[0] == result:
+        addition = graph.reader(product.output[0])
+    if product is None or addition is None or addition.op_type != "Add":
+        return False
+    weight = graph.array(product.input[1])
+    place = next((place for place, name in enumerate(addition.input) if graph.array(name) is not None), None)
+    if weight is None or place is None:
+        return False
+    own = graph.array(addition.input[place])
+    if own is None or own.shape != weight.shape[1:] or bias.shape != weight.shape[:1]:
+        return False
+    moved = own.astype(np.float64) + bias.astype(np.float64) @ weight.astype(np.float64)
+    addition.input[place] = graph.store(f"{addition.input[place]}_moved", moved.astype(own.dtype))
+    return True

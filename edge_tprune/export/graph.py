@@ -209,11 +209,11 @@ def name_outputs(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
 
 
 def shape_maps(model: onnx.ModelProto) -> None:
-    """Says the shape of every attention map in a Reshape, which moves nothing.
+    """Says the shape of every map of an attention with bias in a Reshape, which moves nothing.
 
-    ONNX Runtime 1.23 (the last for Python 3.10) takes the map of an attention with bias for a scalar, and refuses what reads it.
+    ONNX Runtime 1.23 (the last for Python 3.10) takes such a map for a scalar, and refuses what reads it.
     """
-    maps = [place for place, node in enumerate(model.graph.node) if node.op_type == "Attention" and len(node.output) > 3]
+    maps = [place for place, node in enumerate(model.graph.node) if _has_map(node) and any(node.input[3:4])]
     values = infer_values(model) if maps else {}
     for inserted, place in enumerate(maps):
         node = model.graph.node[place + inserted]
@@ -223,6 +223,10 @@ def shape_maps(model: onnx.ModelProto) -> None:
         reshape = onnx.helper.make_node("Reshape", [bare, shaped + "_shape"], [shaped])
         reshape.metadata_props.extend(node.metadata_props)
         model.graph.node.insert(place + inserted + 1, reshape)
+
+
+def _has_map(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Attention" and any(node.output[3:4])
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""What the exact rewriting of a graph's layers gains: a network without it, with `edge_tprune.export.folds`, and with `edge_tprune.export.rows` too.
+"""What the exact rewriting of a graph's layers gains: a network without it, with the parts of `edge_tprune.export.folds`, and with `edge_tprune.export.rows`.
 
     python -m tests.benchmarks.folds --batch 8 --rounds 30
     python -m tests.benchmarks.folds --model deit_tiny_patch16_224 --budget 0.65
@@ -25,7 +25,7 @@ import onnxruntime
 
 from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_table
-from edge_tprune.export.folds import fold
+from edge_tprune.export.folds import fold, split_products, store_parts
 from edge_tprune.export.rows import write_rows
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction.host import network_shape
@@ -36,10 +36,17 @@ def keep(model: onnx.ModelProto, values: object = None) -> None:
     """No rewriting."""
 
 
+def split(model: onnx.ModelProto) -> None:
+    """A product each, with all biases."""
+    store_parts(model)
+    split_products(model)
+
+
 WAYS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
     "as it is": (keep, keep),
-    "folded": (fold, keep),
-    "folded, on rows": (fold, write_rows),
+    "one product each": (split, keep),
+    "and fewer biases": (fold, keep),
+    "and tokens as rows": (fold, write_rows),
 }
 
 

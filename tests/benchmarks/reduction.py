@@ -3,8 +3,9 @@
     python -m tests.benchmarks.reduction            (make bench)
 
 DeiT-Small with random weights (speed does not depend on them), ONNX Runtime. Rounds in random order, one engine alive at a time; each round times
-every method directly before or after its oracle, the unpruned graph, the unpruned graph with exact savings, and PyTorch with fused attention. Methods
-and oracles have the same exact savings: by default those of `edge-tprune build`. Ratios are paired by round: geometric means
+every method directly before or after its oracle, the unpruned graph, the unpruned graph with exact savings, the graph that PyTorch exports of timm's
+model, and PyTorch with fused attention. Methods and oracles have the same exact savings: by default those of `edge-tprune build`. Ratios are
+paired by round: geometric means
 without the fifth of five or more rounds at either end, in which a neighbour on a shared machine struck one of the two, with 95 % intervals. Time over
 the oracle's of 1.00 means that the reduction itself is free. With two threads it looks dearer than with one: the network's large products spread over
 both, the small operations of a reduction run on one.
@@ -19,9 +20,11 @@ import random
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +35,16 @@ from scipy.stats import mstats
 
 from edge_tprune.cli.parsing import parse_list, parse_pairs
 from edge_tprune.cli.progress import show_progress
-from edge_tprune.cli.terminal import Heading, Table, print_line, print_table
-from edge_tprune.export.graph import FORMS, SharedWeights, export, save
+from edge_tprune.cli.terminal import Heading, Table, print_line, print_note, print_table
+from edge_tprune.export.exporter import quiet_exporter
+from edge_tprune.export.graph import FORMS, INPUT, SharedWeights, export, save
+from edge_tprune.files import write_json, write_text
 from edge_tprune.models.loading import LoadedModel, load_model
 from edge_tprune.reduction import registry, solve_schedule
 from edge_tprune.reduction.host import PrunedViT, network_shape
 from edge_tprune.runtime.engine import open_engine
 from edge_tprune.statistics import Interval
+from edge_tprune.telemetry.environment import read_environment
 
 Run = Callable[[], object]
 Opener = Callable[[], AbstractContextManager[Run]]
@@ -154,6 +160,15 @@ class Graphs:
         save(model, file)
         return file
 
+    def export_plainly(self) -> Path:
+        """The unpruned graph as `torch.onnx.export` writes timm's model, by its defaults."""
+        file = self.folder / "plain.onnx"
+        with torch.no_grad(), warnings.catch_warnings(), quiet_exporter():
+            warnings.simplefilter("ignore")
+            images = torch.zeros(self.batch, *self.loaded.preprocessing.input_size)
+            torch.onnx.export(self.loaded.model, (images,), file, dynamo=True, input_names=[INPUT], verbose=False)
+        return file
+
     def beside_oracle(self, method: str, budget: float, exact_savings: bool) -> tuple[Path, Path]:
         """The graphs of a method as `chosen` reads it, and of the slice oracle with its schedule."""
         name, _, given = chosen(method)
@@ -194,9 +209,8 @@ def main() -> None:
         default=True,
         help="let the last block compute only what the head reads, in methods and oracles",
     )
-    parser.add_argument("--json", type=Path, help="also write every round's medians here")
     parser.add_argument("--stages", action="store_true", help="time nothing in turn; say what each stage consists of")
-    parser.add_argument("--out", type=Path, default=Path("out/stages"), help="where --stages writes its table")
+    parser.add_argument("--out", type=Path, help="folder for every round's medians and the tables (with --stages: out/stages)")
     options = parser.parse_args()
 
     loaded = load_model(options.model, "random")
@@ -204,15 +218,18 @@ def main() -> None:
     if options.stages:
         from tests.benchmarks.stages import write_stages
 
-        write_stages(loaded, methods, options.budget, options.batches, options.exact_savings, options.out)
+        write_stages(loaded, methods, options.budget, options.batches, options.exact_savings, options.out or Path("out/stages"))
         return
     shape = loaded.preprocessing.input_size
-    everything: dict[str, object] = {}
+    runs: list[dict[str, Any]] = []
+    schedules: dict[str, tuple[int, ...]] = {}
     for batch in options.batches:
         with open_graphs(loaded, batch) as graphs:
             whole = network_shape(loaded.model)
             unpruned = graphs.write("none", whole.full_schedule(), {})
             exact = graphs.write("none", whole.exact_schedule(), {})
+            plain = graphs.export_plainly()
+            schedules = {method: graphs.schedule(method, options.budget, options.exact_savings) for method in methods}
             pairs = {method: graphs.beside_oracle(method, options.budget, options.exact_savings) for method in methods}
             image = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
             for threads in options.threads:
@@ -221,6 +238,7 @@ def main() -> None:
                     {
                         "unpruned": graph_opener(unpruned, image, threads),
                         "exact": graph_opener(exact, image, threads),
+                        "plain": graph_opener(plain, image, threads),
                         "PyTorch": torch_opener(loaded.model, image, threads),
                     },
                     {
@@ -232,30 +250,81 @@ def main() -> None:
                     5 if batch == 1 else 3,
                     title,
                 )
-                everything[f"batch {batch}, threads {threads}"] = asdict(found)
+                runs.append({"batch": batch, "threads": threads, **asdict(found)})
                 show(found, f"{title}, {options.rounds} rounds")
-    if options.json:
-        options.json.write_text(json.dumps(everything, indent=1))
+    if options.out:
+        document = {
+            "model": options.model,
+            "budget": options.budget,
+            "exact_savings": options.exact_savings,
+            "rounds": options.rounds,
+            "made_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "environment": asdict(read_environment()),
+            "schedules": schedules,
+            "runs": runs,
+        }
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(options.out / "reduction.json", document)
+        write_text(
+            options.out / "reduction.md", describe(json.loads((options.out / "reduction.json").read_text(encoding="utf-8")))
+        )
+        print_note(f"wrote {options.out}/reduction.json, reduction.md")
 
 
 def show(found: Latencies, title: str) -> None:
     """The table of one batch size and number of threads."""
-    labels = ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "time over the oracle")
+    labels = ("median ms", "oracle ms", "speed-up", "oracle's speed-up", "over PyTorch's export", "time over the oracle")
     rows = []
-    unpruned, exact, pytorch = (found.alone[name] for name in ("unpruned", "exact", "PyTorch"))
+    unpruned, exact, plain, pytorch = (found.alone[name] for name in ("unpruned", "exact", "plain", "PyTorch"))
     for method, own in found.methods.items():
         oracle = found.oracles[method]
         milliseconds = [f"{statistics.median(times.values()):.2f}" for times in (own, oracle)]
-        pairs = ((unpruned, own), (unpruned, oracle), (own, oracle))
+        pairs = ((unpruned, own), (unpruned, oracle), (plain, own), (own, oracle))
         rows.append([method, *milliseconds, *(text(paired_ratio(*pair)) for pair in pairs)])
     print_table(Table([Heading("method"), *(Heading(label, right=True) for label in labels)], rows, title))
     print_line(
         f"exact savings alone: {statistics.median(exact.values()):.2f} ms, {text(paired_ratio(unpruned, exact))} times as fast"
     )
     print_line(
+        f"as PyTorch exports it: {statistics.median(plain.values()):.2f} ms; the unpruned graph here is {text(paired_ratio(plain, unpruned))} times as fast"
+    )
+    print_line(
         f"unpruned: {statistics.median(unpruned.values()):.2f} ms in ONNX Runtime, {statistics.median(pytorch.values()):.2f} ms in PyTorch with "
         f"fused attention: the graph is {text(paired_ratio(pytorch, unpruned))} times as fast"
     )
+
+
+KEPT = {
+    "Time over the slice oracle's": ("methods", "oracles"),
+    "How many times as fast as the unpruned graph": ("unpruned", "methods"),
+    "How many times as fast as the graph that PyTorch exports of timm's model": ("plain", "methods"),
+}  #: the tables of `describe`: what is divided by what
+
+
+def describe(document: Mapping[str, Any]) -> str:
+    """The tables of a kept run, in Markdown: a row for each method, a column for each batch size and number of threads."""
+    runs = document["runs"]
+    heads = [f"batch {run['batch']}, {run['threads']} thread{'s'[: run['threads'] - 1]}" for run in runs]
+    parts = [f"{document['model']}, budget {document['budget']:g}, ONNX Runtime, {document['rounds']} rounds, 95 % intervals."]
+    for title, (above, below) in KEPT.items():
+        names = list(document["schedules"])
+        rows = [[f"`{name}`", *(text(paired_ratio(*ratio(run, name, above, below))) for run in runs)] for name in names]
+        if above in runs[0]["alone"]:
+            exact = [text(paired_ratio(*ratio(run, "", above, "exact"))) for run in runs]
+            rows.insert(0, ["exact savings alone", *exact])
+        lines = [["method", *heads], ["---", *("---:" for _ in runs)], *rows]
+        parts.append(f"{title}:\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def ratio(run: Mapping[str, Any], method: str, above: str, below: str) -> tuple[dict[int, float], dict[int, float]]:
+    """The latencies by round that a table divides, of one kept run."""
+
+    def find(name: str) -> dict[int, float]:
+        times: Mapping[str, float] = run["alone"][name] if name in run["alone"] else run[name][method]
+        return {int(number): milliseconds for number, milliseconds in times.items()}
+
+    return find(above), find(below)
 
 
 def chosen(method: str) -> tuple[str, list[int] | None, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_tprune.export.folds import fold, split_products, store_parts
+from edge_tprune.export.folds import drop_biases, fold, split_products, store_parts
 from edge_tprune.export.graph import FORMS, export
 from edge_tprune.reduction import registry
 from edge_tprune.reduction.host import PrunedViT
@@ -21,13 +22,17 @@ TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 TYPES = {np.float64: TensorProto.DOUBLE, np.float32: TensorProto.FLOAT}
 
 
-def graph(nodes: list[onnx.NodeProto], outputs: list[str], constants: dict[str, np.ndarray], kind: type) -> onnx.ModelProto:
+def graph(
+    nodes: list[onnx.NodeProto], outputs: list[str], constants: dict[str, np.ndarray], kind: type, opset: int = 18
+) -> onnx.ModelProto:
     given = [helper.make_tensor_value_info("x", TYPES[kind], [2, 5, 6])]
     made = [helper.make_tensor_value_info(name, TYPES[kind], None) for name in outputs]
     tensors = [
         numpy_helper.from_array(array.astype(kind) if array.dtype == float else array, n) for n, array in constants.items()
     ]
-    model = helper.make_model(helper.make_graph(nodes, "g", given, made, tensors), opset_imports=[helper.make_opsetid("", 18)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", given, made, tensors), opset_imports=[helper.make_opsetid("", opset)]
+    )
     model.ir_version = 10
     return onnx.shape_inference.infer_shapes(model)
 
@@ -104,6 +109,73 @@ def test_what_something_else_reads_stays() -> None:
         model = graph([*nodes, *others], outputs, constants, np.float32)
         assert split_products(model) == 0
         assert len(model.graph.node) == 2 + len(others)
+
+
+def attention(kind: type, heads: int = 2, mode: int = 0, maps: bool = False, **more: Any) -> onnx.ModelProto:
+    """Queries, keys and values by a layer each, attention, and a layer that reads its result: (2, 5, 6) -> (2, 5, 4)."""
+    rng = np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, np.ndarray] = {}
+    for name, value, width, out in (("q", "x", 6, 6), ("k", "x", 6, 6), ("v", "x", 6, 6), ("y", "result", 6, 4)):
+        constants |= {f"w{name}": rng.normal(size=(width, out)), f"b{name}": 3 * rng.normal(size=out)}
+        nodes += [
+            helper.make_node("MatMul", [value, f"w{name}"], [f"p{name}"]),
+            helper.make_node("Add", [f"p{name}", f"b{name}"], [name]),
+        ]
+    outputs = ["result", "", "", "map"] if maps else ["result"]
+    given: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads, "qk_matmul_output_mode": mode, **more}
+    nodes.insert(6, helper.make_node("Attention", ["q", "k", "v"], outputs, **given))
+    return graph(nodes, ["y", "map"] if maps else ["y"], constants, kind, opset=23)
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_attention_reads_keys_and_values_without_their_bias(maps: bool) -> None:
+    model = attention(np.float32, mode=3, maps=maps)  # ONNX Runtime computes it in float32 alone
+    before = run(model, np.float32)
+    assert drop_biases(model) == 2
+    assert Counter(node.op_type for node in model.graph.node) == {"MatMul": 4, "Add": 2, "Attention": 1}
+    assert {tensor.name for tensor in model.graph.initializer} == {"wq", "bq", "wk", "wv", "wy", "by_moved"}
+    check_same(model, before, np.float32)
+
+
+def test_the_bias_of_values_is_that_of_the_next_layer() -> None:
+    """In float64, against attention written out."""
+    model = attention(np.float64)
+    given = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert drop_biases(model) == 2
+    left = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    x = np.random.default_rng(1).normal(size=(5, 6))
+
+    def written_out(c: dict[str, np.ndarray], bias: str) -> np.ndarray:
+        q, k, v = (x @ c[f"w{name}"] + c.get(f"b{name}", 0.0) for name in "qkv")
+        logits = np.einsum("nhd,mhd->hnm", q.reshape(5, 2, 3), k.reshape(5, 2, 3)) / np.sqrt(3)
+        weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        result: np.ndarray = np.einsum("hnm,mhd->nhd", weights, v.reshape(5, 2, 3)).reshape(5, 6) @ c["wy"] + c[bias]
+        return result
+
+    expected = written_out(given, "by")
+    assert np.abs(written_out(left, "by_moved") - expected).max() <= TOLERANCE[np.float64] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("case", "dropped"),
+    [
+        ({"mode": 0, "maps": True}, 0),  # the map is the logits
+        ({"softcap": 5.0}, 0),  # logits are bent
+        ({"kv_num_heads": 1}, 0),  # a key for several heads
+        ({"reads": "k"}, 1),
+        ({"reads": "v"}, 1),
+        ({"reads": "result"}, 1),
+        ({"reads": "py"}, 1),
+    ],
+)
+def test_biases_that_something_else_depends_on_stay(case: dict[str, Any], dropped: int) -> None:
+    case = dict(case)
+    reads = case.pop("reads", None)
+    model = attention(np.float32, **case)
+    if reads is not None:
+        model.graph.output.append(helper.make_tensor_value_info(reads, TensorProto.FLOAT, None))
+    assert drop_biases(model) == dropped
 
 
 def test_an_exported_network_has_no_cut_products_and_keeps_its_own_weights() -> None:
