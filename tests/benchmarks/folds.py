@@ -1,35 +1,30 @@
-"""What the exact rewriting of a graph's layers gains: a network without it, with the parts of `edge_tprune.export.folds`, and with `edge_tprune.export.rows`.
+"""What the exact rewriting of a graph's layers gains: a network without it, with `edge_tprune.export.folds` and `edge_tprune.export.rows`, part by part.
 
     python -m tests.benchmarks.folds --batch 8 --rounds 30
     python -m tests.benchmarks.folds --model deit_tiny_patch16_224 --budget 0.65
 
-ONNX Runtime, random weights. The graphs take turns in a random order, one inference at a time, in sessions that do not spin; ratios are paired by round:
-geometric means without the fifth of the rounds at either end, with 95 % intervals. With one thread what is timed is the CPU time of that thread,
-which other programs on a shared machine disturb less than the clock on the wall; with more threads it is the wall's.
+ONNX Runtime, random weights. In every round each way takes its turn directly before or after the network as it is, each turn in a new session: where in
+memory a session's weights come to lie changes its pace by up to 4 %, for as long as it lives. Ratios are paired by round: geometric means without the
+fifth of the rounds at either end, with 95 % intervals.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import onnx
-import onnxruntime
 
-from edge_tprune.cli.progress import show_progress
 from edge_tprune.cli.terminal import Heading, Table, print_table
 from edge_tprune.export.folds import fold, split_products, store_parts
 from edge_tprune.export.rows import write_rows
 from edge_tprune.models.loading import load_model
 from edge_tprune.reduction.host import network_shape
-from tests.benchmarks.reduction import Graphs, open_graphs, paired_ratio, positive, text
+from tests.benchmarks.reduction import Graphs, graph_opener, measure, open_graphs, paired_ratio, positive, text
 
 
 def keep(model: onnx.ModelProto, values: object = None) -> None:
@@ -45,8 +40,8 @@ def split(model: onnx.ModelProto) -> None:
 WAYS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
     "as it is": (keep, keep),
     "one product each": (split, keep),
-    "and fewer biases": (fold, keep),
-    "and tokens as rows": (fold, write_rows),
+    "and tokens as rows": (split, write_rows),
+    "and fewer biases": (fold, write_rows),
 }
 
 
@@ -59,14 +54,6 @@ def write(graphs: Graphs, way: str, budget: float) -> Path:
         return graphs.write("zero_tprune", graphs.schedule("zero_tprune", budget, exact_savings=True), {})
 
 
-def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A session whose idle threads do not spin."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_small_patch16_224")
@@ -74,27 +61,25 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--rounds", type=positive, default=60)
+    parser.add_argument("--seconds", type=float, default=0.2, help="least length of one turn")
     options = parser.parse_args()
     loaded = load_model(options.model, "random")
     image = np.random.default_rng(0).normal(size=(options.batch, *loaded.preprocessing.input_size)).astype(np.float32)
-    clock = time.thread_time if options.threads == 1 else time.perf_counter
-    order, took = random.Random(0), defaultdict[str, dict[int, float]](dict)
-    with open_graphs(loaded, options.batch) as graphs, show_progress(options.model) as advance:
-        sessions = {way: open_session(write(graphs, way, options.budget), options.threads) for way in WAYS}
-        for number in range(-2, options.rounds):  # two to warm up
-            advance(options.model, max(number, 0), options.rounds)
-            for way in order.sample(list(sessions), len(sessions)):
-                begin = clock()
-                sessions[way].run(None, {"image": image})
-                if number >= 0:
-                    took[way][number] = (clock() - begin) * 1e3
-    rows = [
-        [way, f"{statistics.median(took[way].values()):.2f}", text(paired_ratio(took["as it is"], took[way]))] for way in WAYS
-    ]
     title = (
         f"{options.model}, budget {options.budget:g}, batch {options.batch}, {options.threads} threads, {options.rounds} rounds"
     )
-    print_table(Table([Heading("layers"), Heading("median ms", right=True), Heading("speed-up", right=True)], rows, title))
+    with open_graphs(loaded, options.batch) as graphs:
+        first, *others = ((way, graph_opener(write(graphs, way, options.budget), image, options.threads)) for way in WAYS)
+        pairs = {way: (opener, first[1]) for way, opener in others}
+        found = measure({}, pairs, options.rounds, options.seconds, 5 if options.batch == 1 else 3, title)
+    rows = []
+    for way, own in found.methods.items():
+        before = found.oracles[way]
+        medians = [f"{statistics.median(times.values()):.2f}" for times in (before, own)]
+        rows.append([way, *medians, text(paired_ratio(before, own))])
+    print_table(
+        Table([Heading("layers"), *(Heading(label, right=True) for label in ("as it is, ms", "ms", "speed-up"))], rows, title)
+    )
 
 
 if __name__ == "__main__":
