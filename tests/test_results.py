@@ -15,7 +15,7 @@ from torch import nn
 from edge_tprune.models.loading import load_model
 from edge_tprune.record.reader import read_run
 from edge_tprune.reduction import network_shape, registry, solve_schedule
-from tests.benchmarks import latency
+from tests.benchmarks import latency, reduction
 from tests.benchmarks.quantize import table
 from tests.benchmarks.reduction import chosen
 
@@ -89,6 +89,24 @@ def test_the_table_of_stages_is_of_todays_schedules() -> None:
     for method, tokens in schedules.items():
         today = solve_schedule(model, method, budget=document["budget"], exact_savings=exact)
         assert list(today.tokens) == tokens, f"{method}: make the table of stages again"
+
+
+def test_the_tables_of_reductions_are_of_the_kept_rounds_and_todays_schedules() -> None:
+    folder = PROFILES / "reduction-deit_small"
+    document = json.loads((folder / "reduction.json").read_text(encoding="utf-8"))
+    kept = (folder / "reduction.md").read_text(encoding="utf-8")
+    assert kept == reduction.describe(document)
+    model, exact = network(document["model"]), document["exact_savings"]
+    for method, tokens in document["schedules"].items():
+        today = solve_schedule(model, method, budget=document["budget"], exact_savings=exact)
+        assert list(today.tokens) == tokens, f"{method}: run the benchmark again"
+    text = (PROFILES.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    over, *faster = (part.split("\n\n")[1] for part in re.split(r"\n\n(?=Time|How)", kept)[1:])
+    assert over in text
+    for faster_table, label in zip(faster, ("the unpruned graph", "PyTorch's export"), strict=True):
+        for name in ("exact savings alone", "`zero_tprune`"):
+            row = next(line for line in faster_table.splitlines() if line.startswith(f"| {name} |"))
+            assert row.replace(name, f"{name} over {label}", 1) in text
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)

@@ -1,7 +1,7 @@
 """Layers on rows: what works on each token alone takes tokens (B, N, C) as rows (B N, C).
 
-ONNX Runtime computes a layer so, and puts a Reshape before and after every one. They move nothing, but each node costs about a microsecond: on DeiT-Tiny
-1 to 2 % of the time (`tests.benchmarks.folds`). Here one Reshape stands where a run of layers begins, and one where it ends: four in a block instead of
+ONNX Runtime computes a layer so, and puts a Reshape before and after every one. They move nothing, but each node costs its start: on DeiT-Tiny
+less than 1 % of the time (`tests.benchmarks.folds`). Here one Reshape stands where a run of layers begins, and one where it ends: four in a block instead of
 twelve. A product and the addition of its bias become one Gemm, as they would there. Only graphs are rewritten, and no value changes.
 """
 
