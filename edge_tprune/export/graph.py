@@ -213,7 +213,8 @@ def shape_maps(model: onnx.ModelProto) -> None:
 
     ONNX Runtime 1.23 (the last for Python 3.10) takes such a map for a scalar, and refuses what reads it.
     """
-    maps = [place for place, node in enumerate(model.graph.node) if _has_map(node) and any(node.input[3:4])]
+    nodes = enumerate(model.graph.node)
+    maps = [place for place, node in nodes if node.op_type == "Attention" and any(node.input[3:4]) and any(node.output[3:4])]
     values = infer_values(model) if maps else {}
     for inserted, place in enumerate(maps):
         node = model.graph.node[place + inserted]
@@ -223,10 +224,6 @@ def shape_maps(model: onnx.ModelProto) -> None:
         reshape = onnx.helper.make_node("Reshape", [bare, shaped + "_shape"], [shaped])
         reshape.metadata_props.extend(node.metadata_props)
         model.graph.node.insert(place + inserted + 1, reshape)
-
-
-def _has_map(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Attention" and any(node.output[3:4])
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

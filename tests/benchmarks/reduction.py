@@ -4,18 +4,16 @@
 
 DeiT-Small with random weights (speed does not depend on them), ONNX Runtime. Rounds in random order, one engine alive at a time; each round times
 every method directly before or after its oracle, the unpruned graph, the unpruned graph with exact savings, the graph that PyTorch exports of timm's
-model, and PyTorch with fused attention. Methods and oracles have the same exact savings: by default those of `edge-tprune build`. Ratios are
-paired by round: geometric means
-without the fifth of five or more rounds at either end, in which a neighbour on a shared machine struck one of the two, with 95 % intervals. Time over
-the oracle's of 1.00 means that the reduction itself is free. With two threads it looks dearer than with one: the network's large products spread over
-both, the small operations of a reduction run on one.
+model, and PyTorch with fused attention. Methods and oracles have the same exact savings: by default those of `edge-tprune build`. Ratios are paired by
+round: geometric means without the fifth of five or more rounds at either end, in which a neighbour on a shared machine struck one of the two, with 95 %
+intervals. Time over the oracle's of 1.00 means that the reduction itself is free. With two threads it looks dearer than with one: the network's large
+products spread over both, the small operations of a reduction run on one.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import random
 import statistics
 import tempfile
@@ -220,6 +218,8 @@ def main() -> None:
 
         write_stages(loaded, methods, options.budget, options.batches, options.exact_savings, options.out or Path("out/stages"))
         return
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # better refused now than after all rounds
     shape = loaded.preprocessing.input_size
     runs: list[dict[str, Any]] = []
     schedules: dict[str, tuple[int, ...]] = {}
@@ -263,11 +263,8 @@ def main() -> None:
             "schedules": schedules,
             "runs": runs,
         }
-        options.out.mkdir(parents=True, exist_ok=True)
         write_json(options.out / "reduction.json", document)
-        write_text(
-            options.out / "reduction.md", describe(json.loads((options.out / "reduction.json").read_text(encoding="utf-8")))
-        )
+        write_text(options.out / "reduction.md", describe(document))
         print_note(f"wrote {options.out}/reduction.json, reduction.md")
 
 
