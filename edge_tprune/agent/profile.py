@@ -372,6 +372,7 @@ def _describe(bundle: Bundle, chosen: Sequence[Budget], settings: RunSettings, e
                     msgspec.to_builtins(budget.artifact(settings.runtime, _precision_of(budget, settings))), ArtifactRecord
                 ),
                 method=budget.method,
+                own_pattern=budget.own_pattern,
             )
             for budget in chosen
         ),

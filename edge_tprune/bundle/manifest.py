@@ -238,6 +238,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     artifacts: Annotated[tuple[Artifact, ...], Meta(min_length=1)]
     accuracy_by_precision: dict[Annotated[str, Meta(pattern=r"^(fp16|mixed|int8)\Z")], Accuracy] = {}
     method: Method | None = None  #: its own, where it differs from the bundle's
+    own_pattern: bool = False  #: whether the schedule is what the method's own pattern gives for the share, with exact savings
 
     def accuracy_in(self, precision: str) -> Accuracy | None:
         """What `eval` found in a precision; where it did not judge that one, what it found in float32, which the record says."""

@@ -45,6 +45,7 @@ class BudgetSettings:
     name: str  #: unique in the bundle
     schedule: Schedule
     module: PrunedViT  #: in float32; its `method` and `options` are the budget's
+    own_pattern: bool = False  #: whether the schedule is what the method's own pattern gives, with exact savings
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def decide(
             loaded.model, registry.any_method(name), schedule.tokens, own_options, output=output, normalize=normalize
         )
 
+    by_default = not blocks and multiple_of == 1 and exact_savings
     for request in requests:
         own, its_options = (method, given) if request.method is None else (request.method, dict(request.options or {}))
         name, schedule = _schedule(loaded, own, its_options, request, blocks, multiple_of, exact_savings, output)
@@ -188,7 +190,7 @@ def decide(
             raise UserError(f"budget {name} is given twice")
         # Options and stages are refused here, not after minutes of exporting.
         module = prune(own, schedule, its_options)
-        chosen[name] = BudgetSettings(name, schedule, module)
+        chosen[name] = BudgetSettings(name, schedule, module, by_default and request.tokens is None)
         shape = module.shape
         if exact_savings and schedule.tokens == shape.full_schedule() != shape.exact_schedule() and EXACT not in chosen:
             exact = from_tokens(shape, shape.exact_schedule())

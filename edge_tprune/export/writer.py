@@ -219,6 +219,7 @@ def _describe_budget(
         accuracy=None,
         artifacts=tuple(artifacts),
         method=_describe_method(budget) if settings.is_own(budget) else None,
+        own_pattern=budget.own_pattern,
     )
 
 

@@ -53,6 +53,7 @@ class BudgetRecord(msgspec.Struct, kw_only=True, frozen=True):
     accuracy: Accuracy | None  #: as in the bundle's manifest
     artifact: ArtifactRecord
     method: Method | None = None  #: its own, where it differs from the bundle's
+    own_pattern: bool = False  #: as in the bundle's manifest
     fallback: Fallback | None = None  #: what runs instead of the artifact, where that failed its golden check here
 
 

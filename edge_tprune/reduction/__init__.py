@@ -22,7 +22,7 @@ from edge_tprune.reduction.ops import prefix_bonus, top
 from edge_tprune.reduction.outcome import Append, First, Keep, Merge, Outcome, Propagate
 from edge_tprune.reduction.registry import Evidence, Reducer, Stage, register, unregister
 from edge_tprune.reduction.tuned import acts_in_every_block, pattern
-from edge_tprune.schedule import Schedule, from_budget, from_tokens
+from edge_tprune.schedule import TOLERANCE, Schedule, from_budget, from_tokens
 
 __all__ = [
     "Append",
@@ -80,6 +80,12 @@ def solve_schedule(
     if schedule is not None:
         return from_tokens(shape, schedule)
     assert budget is not None
+    least = shape.share(shape.exact_schedule()) if exact_savings else 1.0
+    if 0 < budget * (1 + TOLERANCE) < least and registry.fewest(reducer, shape.tokens, shape.prefix_tokens) == shape.tokens:
+        raise UserError(
+            f"budget {float(budget):g} cannot be reached with method {method}, which {reducer.limit}: the least is {least:.3f}. "
+            "Choose another method: edge-tprune methods"
+        )
     if blocks:
         chosen, weights = tuple(dict.fromkeys(blocks)), None
     else:

@@ -410,7 +410,12 @@ def make(cls: type[Reducer], stage: Stage, given: MethodOptions) -> Reducer:
     if stage.tokens_out < least:
         raise UserError(
             f"method {cls.name} cannot go from {stage.tokens_in} to {stage.tokens_out} tokens in block {stage.block}: "
-            f"it leaves at least {least} ({cls.limit}). Spread the removal over more blocks"
+            f"it leaves at least {least} ({cls.limit}). "
+            + (
+                "Spread the removal over more blocks"
+                if least < stage.tokens_in
+                else "Choose another method: edge-tprune methods"
+            )
         )
     with call_own(cls, f"method {cls.name}, block {stage.block}"), same_draws(cls):
         made = cls(stage, **expanded(cls, given))

@@ -9,6 +9,7 @@ from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
 from edge_tprune.bundle.golden import TOLERANCE
 from edge_tprune.models.data import REFERENCE, ReferenceTask
+from edge_tprune.record.document import BudgetRecord
 from edge_tprune.text import command_line, printable
 
 T = TypeVar("T")
@@ -50,8 +51,8 @@ def _build(profile: Profile, where: str) -> str:
     options += _model_options(model.arguments)
     options += [("--output", model.output.name)] if model.output.name != "logits" else []
     options.append(("--method", method.name))
-    options.append(("--budgets", ",".join(_distinct(b.name.partition("@")[0] for b in budgets if b.requested is not None))))
-    schedules = _distinct(",".join(map(str, budget.schedule)) for budget in budgets if budget.requested is None)
+    shares, schedules, switches = _budgets(budgets, model.tokens)
+    options.append(("--budgets", ",".join(shares)))
     options += [("--schedule", schedule) for schedule in schedules]
     options += [("--option", f"{name}={value}") for name, value in method.options.items()]
     options += [("--batch", bundle.batch)] if bundle.batch != 1 else []
@@ -59,8 +60,27 @@ def _build(profile: Profile, where: str) -> str:
     precisions = _distinct(budget.artifact.precision for budget in budgets)
     options += [("--precision", ",".join(precisions))] if precisions != ["fp32"] else []
     options += [("--calibration", "PHOTOS")] if "int8" in precisions else []
-    switches = ["--normalize"] if model.output.normalized else []
+    switches += ["--normalize"] if model.output.normalized else []
     return _shell(["edge-tprune", "build", model.name, *_flatten(options), *switches, "--out", where])
+
+
+def _budgets(budgets: Sequence[BudgetRecord], tokens: int) -> tuple[list[str], list[str], list[str]]:
+    """Of budgets in networks of `tokens` tokens: shares that lead to the same schedules again, other schedules, switches.
+
+    A share does where a method's own pattern made the schedule of it; --blocks, a file of `search` and the like are not known here, so what they
+    led to is said token by token.
+    """
+    full = {budget.name for budget in budgets if budget.requested == 1 and set(budget.schedule) == {tokens}}
+    by_share = full | {budget.name for budget in budgets if budget.own_pattern}
+    exact = [budget for budget in budgets if budget.name.partition("@")[0] == "exact" and budget.requested is None]
+    others = [budget for budget in budgets if budget.name not in by_share and not (full and budget in exact)]
+    schedules = [
+        ("" if budget.requested is None else f"{budget.requested:g}=") + ",".join(map(str, budget.schedule))
+        for budget in others
+    ]
+    # Beside 1.0 `build` makes "exact", unless it is told not to.
+    switches = ["--no-exact-savings"] if full and not exact and by_share == full else []
+    return _distinct(b.name.partition("@")[0] for b in budgets if b.name in by_share), _distinct(schedules), switches
 
 
 def _model_options(arguments: Mapping[str, object]) -> list[tuple[str, Any]]:

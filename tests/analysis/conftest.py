@@ -39,6 +39,7 @@ def run_info(method: str = "zero_tprune", rounds: int = 6, batch: int = 1) -> di
             {
                 "name": name,
                 "requested": float(name),
+                "own_pattern": name != "1.0",
                 "schedule": schedule,
                 "macs": int(1.26e9 * float(name)),
                 "macs_share": float(name),

@@ -36,3 +36,29 @@ def test_ctrl_c_while_engines_are_built_says_that_the_bundle_is_there(
     assert said == "edge-tprune: interrupted: the bundle is built; "
     expected = ["edge-tprune", "engines", "my bundles/b", "--runtime", "tensorrt-rtx", "--target", "sm86,sm89"]
     assert shlex.split(again) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ("0.65=197,100,b", "--schedule"),
+        ("1.5=197,100", "--schedule 1.5=197,100: before = goes the budget"),
+        ("small=197,100", "--schedule small=197,100: before = goes the budget"),
+        ("nan=197,100", "--schedule nan=197,100: before = goes the budget"),
+    ],
+)
+def test_a_schedule_that_cannot_be_read_is_refused(command: Command, tmp_path: Path, schedule: str, says: str) -> None:
+    outcome = command("build", "reference", "--schedule", schedule, "--out", tmp_path / "b")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert says in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_schedule_may_name_its_budget(command: Command, tmp_path: Path) -> None:
+    tokens = "197,197,150,150,150,100,100,100,100,100,100,1"
+    schedule = ["--schedule", f"0.65={tokens}"]
+    outcome = command("build", "reference", "--weights", "random", "--budgets", "", *schedule, "--out", tmp_path / "b")
+    assert outcome.code == 0, outcome.err
+    (budget,) = Bundle.open(tmp_path / "b").budgets
+    assert (budget.name, budget.requested, ",".join(map(str, budget.schedule))) == ("0.65", 0.65, tokens)
+    assert not budget.own_pattern

@@ -13,7 +13,12 @@ import typer
 
 from edge_tprune.analysis.table import Profile
 from edge_tprune.cli.app import app
+from edge_tprune.cli.commands.build import _request_budgets
 from edge_tprune.cli.model_options import ModelChoice
+from edge_tprune.cli.parsing import parse_list
+from edge_tprune.cli.schedules import read_schedules
+from edge_tprune.export.settings import BudgetRequest, decide
+from edge_tprune.models.loading import load_model
 from edge_tprune.record.document import RunDocument
 from edge_tprune.report.reproduction import list_commands
 
@@ -66,7 +71,7 @@ def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):
     info["bundle"]["model"]["weights"] = "random"
     for budget in info["budgets"]:
         budget["artifact"] |= {"runtime": "tensorrt", "precision": "fp16"}
-    info["budgets"][1]["requested"] = None
+    info["budgets"][1] |= {"requested": None, "own_pattern": False}
     info["budgets"][0]["accuracy"] = None
     info["budgets"][1]["accuracy"]["precision"] = "fp16"
     info["plan"] |= {"runtime": "tensorrt", "precision": "fp16", "fps": 30.0}
@@ -77,6 +82,57 @@ def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):
     assert build["option"] == ["fuse=True"]
     assert evaluate["precision"] == "fp16"
     assert (profile["runtime"], profile["precision"], profile["fps"]) == ("tensorrt", "fp16", 30.0)
+
+
+def _again(model, line):
+    """What a `build` line decides: schedules by name."""
+    words = _parse(line)
+    given = {"blocks": parse_list(words["blocks"], int, "--blocks")} if words["blocks"] else {}
+    settings = decide(
+        model,
+        words["method"],
+        budgets=_request_budgets(words["budgets"], read_schedules(words["schedule"])),
+        multiple_of=words["multiple_of"],
+        exact_savings=words["exact_savings"],
+        **given,
+    )
+    return {budget.name: budget.schedule.tokens for budget in settings.budgets}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"budgets": [1.0, 0.8, 0.65]},
+        {"budgets": [0.8, 0.5]},
+        {"budgets": [1.0, 0.8, 0.65], "blocks": [3, 6], "multiple_of": 4},
+        {"budgets": [1.0, 0.65], "exact_savings": False},
+        {"budgets": [1.0], "exact_savings": False},
+        {"budgets": [0.65], "exact_savings": False},
+        {"budgets": [1.0, BudgetRequest(0.65, [197] * 4 + [120] * 7 + [1])]},
+        {"budgets": [0.8, BudgetRequest(tokens=[150] * 12)], "blocks": [4]},
+    ],
+)
+def test_the_line_of_build_decides_the_same_schedules_again(info, asked):
+    model = load_model("deit_tiny_patch16_224", "random")
+    settings = decide(model, "evit", **asked)
+    row = info["budgets"][0]
+    info["bundle"]["method"] = {"name": "evit", "options": {}, "blocks": list(settings.blocks)}
+    info["budgets"] = [
+        row
+        | {"name": budget.name, "requested": budget.schedule.requested}
+        | {"schedule": list(budget.schedule.tokens), "own_pattern": budget.own_pattern}
+        for budget in settings.budgets
+    ]
+    assert _again(model, _lines(info)[0]) == {budget.name: budget.schedule.tokens for budget in settings.budgets}
+
+
+def test_a_profile_of_before_says_every_schedule(info):
+    for budget in info["budgets"]:
+        del budget["own_pattern"]
+    build = _parse(_lines(info)[0])
+    assert build["budgets"] == "1.0"
+    assert build["schedule"] == [f"{b['requested']:g}={','.join(map(str, b['schedule']))}" for b in info["budgets"][1:]]
+    assert build["exact_savings"] is False
 
 
 def test_how_long_was_measured_and_on_which_images_is_named(info):

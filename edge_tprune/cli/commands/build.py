@@ -57,7 +57,8 @@ def build(
     schedule: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tokens after each block, comma-separated (may be repeated), or a file that `search` wrote. In addition to --budgets."
+            help="Tokens after each block, comma-separated, as they are or behind a budget and = (may be repeated), or a file that `search` wrote. "
+            "In addition to --budgets."
         ),
     ] = None,
     blocks: Annotated[
@@ -253,7 +254,7 @@ def _request_budgets(budgets: str | None, schedules: Schedules) -> list[BudgetRe
     found = schedules.found.items()
     return [
         *(BudgetRequest(share) for share in (parse_list(budgets, float, "--budgets") if budgets.strip() else [])),
-        *(BudgetRequest(tokens=tokens) for tokens in schedules.typed),
+        *(BudgetRequest(share, tokens) for share, tokens in schedules.typed),
         *(BudgetRequest(float(share), tokens, *schedules.own.get(share, (None, None))) for share, tokens in found),
     ]
 

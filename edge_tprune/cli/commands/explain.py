@@ -124,7 +124,7 @@ def explain(
         pixels,
         names,
         wanted,
-        schedules=[*schedules.typed, *schedules.found.values()],
+        schedules=[*(tokens for _, tokens in schedules.typed), *schedules.found.values()],
         name=Path(image).name,
         blocks=parse_list(blocks, int, "--blocks") if blocks else None,
         options={**{key: str(value) for key, value in schedules.options.items()}, **parse_pairs(option or [], "--option")},
