@@ -89,7 +89,8 @@ class DocumentKind(Generic[T]):
         except OSError as error:
             if self.file and isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 raise UserError(f"{path} is not a {self.noun}: it has no {self.file}. {self.make}") from error
-            raise UserError(f"{place} cannot be read: {error.strerror}. {self.remedy}") from error
+            remedy = self.make if isinstance(error, FileNotFoundError) else self.remedy
+            raise UserError(f"{place} cannot be read: {error.strerror}. {remedy}") from error
         try:
             _check_depth(data)
             version = self._version(data, path)

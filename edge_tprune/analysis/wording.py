@@ -27,7 +27,8 @@ _SUPERLATIVES = {
 }
 _HOW_TO_MEASURE = {
     **dict.fromkeys(
-        ("top1_drop_points", "agreement_percent", "top1_percent", "kl_nats", "cosine_distance"), "edge-tprune eval"
+        ("top1_drop_points", "agreement_percent", "top1_percent", "kl_nats", "cosine_distance"),
+        "edge-tprune eval, and profile again: a profile holds what was known when it began",
     ),
     **dict.fromkeys(("mean_power_w", "energy_mj_per_image"), "edge-tprune doctor, which lists the power sensors of a machine"),
     "missed_deadlines_percent": "edge-tprune profile --fps",

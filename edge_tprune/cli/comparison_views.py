@@ -128,7 +128,7 @@ def print_candidates(found: Candidates, console: Console | None = None) -> None:
         print_choice(only, console)
         return
     print_line(
-        f"Not ranked: these environments differ in {describe_differences(found.differences)}. Each keeps the constraints by itself; "
+        f"Not ranked: these environments differ in {describe_differences(found.differences)}. Each keeps the limits by itself; "
         "speed-ups and changes of accuracy are relative to the unpruned model of the same environment. --force ranks them.",
         console=console,
     )

@@ -158,7 +158,8 @@ def _describe_faithful(row: MethodFacts) -> str:
         return "not an option of this method"
     blocks = f"at blocks {_block_ranges(row.paper_blocks_of_12)} of 12"
     if not stands_for:
-        return f"the form of {source}, which is the default, {blocks}"
+        differing = " but for its blocks" if row.tuned_blocks_of_12 else ""
+        return f"the form of {source}, which is the default{differing}, {blocks}"
     options = " ".join(f"{key}={str(value).lower()}" for key, value in stands_for.items())
     return f"the form of {source}: {options}, {blocks}"
 

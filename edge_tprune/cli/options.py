@@ -65,7 +65,7 @@ Minimize = Annotated[
         "--optimize",
         "--minimize",
         "--maximize",
-        help="What to optimise: latency, p95, energy, power, throughput, accuracy, memory or macs. The names mean the same; the last one counts.",
+        help="What to optimise: latency, p95, energy, power, throughput, accuracy, divergence, memory or macs. The names mean the same; the last one counts.",
     ),
 ]
 

@@ -23,9 +23,8 @@ def parse_list(text: str, kind: Callable[[str], T], what: str) -> list[T]:
         try:
             values.append(kind(part))
         except ValueError as error:
-            raise UserError(
-                f"{what}: {part!r} is not a number. Give numbers separated by commas, such as {what} 1.0,0.8,0.65"
-            ) from error
+            wanted = "whole number" if kind is int else "number"
+            raise UserError(f"{what}: {part!r} is no {wanted}. Give {wanted}s separated by commas") from error
     if not values:
         raise UserError(f"{what} is empty: give at least one")
     return values

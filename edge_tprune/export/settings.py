@@ -108,7 +108,7 @@ class BuildSettings:
 
     @property
     def remarks(self) -> list[str]:
-        """Clear statements about budgets that could not be met within 1 %."""
+        """Clear statements about budgets whose schedules are not what was asked for."""
         return [budget.schedule.remark for budget in self.budgets if budget.schedule.remark]
 
 
@@ -244,7 +244,7 @@ def _schedule(
         return f"s{schedule.share:.4f}", schedule
     remark = ""
     if abs(schedule.share - share) > TOLERANCE * share:
-        remark = f"budget {share:g}: on this model the schedule that was found comes to {schedule.share:.3f} of its MACs"
+        remark = f"budget {share:g}: on this model its schedule comes to {schedule.share:.3f} of the MACs"
     return f"{share:g}", replace(schedule, requested=share, remark=remark)
 
 

@@ -42,11 +42,11 @@ def adapt(model: nn.Module, name: str | None = None) -> Adapter:
         if type(model) in adapter.types or isinstance(model, adapter.types):
             return adapter(model, name)
     kind = type(model).__name__
-    label = name or kind
+    what = f"{name} is a {kind}" if name else f"this is a {kind}"
     if kind in REFUSED:
-        raise UserError(f"{label} is a {kind}, which cannot lose tokens: {REFUSED[kind]}")
+        raise UserError(f"{what}, which cannot lose tokens: {REFUSED[kind]}")
     known = ", ".join(cls.__name__ for adapter in ADAPTERS for cls in adapter.types)
-    raise UserError(f"{label} is a {kind}, not a plain ViT: edge-tprune takes timm's {known}")
+    raise UserError(f"{what}, not a plain ViT: edge-tprune takes timm's {known}")
 
 
 def can_adapt(model: nn.Module) -> bool:

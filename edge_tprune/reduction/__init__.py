@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from operator import index
 from typing import Any
@@ -70,7 +71,10 @@ def solve_schedule(
     shape = network_shape(model, name, output, reducer, options)
     check_method(reducer, model, name)
     if (budget is None) == (schedule is None):
-        raise UserError("give either a budget (share of MACs) or a schedule (tokens after each block), not both")
+        raise UserError(
+            "give a budget (share of MACs) or a schedule (tokens after each block)"
+            + (", not both" if budget is not None else "")
+        )
     if shape.place == "image":
         if blocks or multiple_of != 1:
             raise UserError(
@@ -97,7 +101,7 @@ def solve_schedule(
         chosen, weights = pattern(reducer, shape.blocks, budget, faithful, patterns=patterns)
         if reads_patches and not faithful and len(chosen) > 1 and chosen[-1] == shape.blocks:
             chosen, weights = chosen[:-1], weights[:-1]
-    return from_budget(
+    found = from_budget(
         shape,
         budget,
         chosen,
@@ -107,6 +111,17 @@ def solve_schedule(
         weights=weights,
         exact_savings=exact_savings,
     )
+    if (
+        blocks
+        and exact_savings
+        and budget < 1
+        and shape.read_tokens is not None
+        and shape.blocks in chosen
+        and not found.remark
+    ):
+        remark = f"budget {float(budget):g}: block {shape.blocks} removes nothing, because it computes only what the head reads"
+        found = replace(found, remark=remark)
+    return found
 
 
 def _check_kinds(method: object, budget: object) -> None:

@@ -343,6 +343,10 @@ def place(cls: type[Reducer], given: MethodOptions) -> Place:
     return chosen
 
 
+#: What an option must be, in words.
+_IN_WORDS: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
 def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, OptionValue]:
     """Options given as text ("fuse=true") as values of their defaults' types.
 
@@ -359,7 +363,7 @@ def parse_options(cls: type[Reducer], texts: Mapping[str, str]) -> dict[str, Opt
         try:
             parsed[key] = readers[kind](text)
         except ValueError as error:
-            raise UserError(f"method {cls.name}: option {key}={text!r} is not a {kind.__name__}") from error
+            raise UserError(f"method {cls.name}: option {key}={text!r} is not {_IN_WORDS[kind]}") from error
         if kind is float and not math.isfinite(parsed[key]):
             raise UserError(f"method {cls.name}: option {key}={text!r} is no finite number")
     return parsed
@@ -394,7 +398,7 @@ def check_options(cls: type[Reducer], given: MethodOptions) -> None:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         fits = is_whole if kind is int else is_whole or isinstance(value, float) if kind is float else isinstance(value, kind)
         if not fits:
-            raise UserError(f"method {cls.name}: option {key} is {value!r:.60}, which is not a {kind.__name__}")
+            raise UserError(f"method {cls.name}: option {key} is {value!r:.60}, which is not {_IN_WORDS[kind]}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"method {cls.name}: option {key} is {value}, which is no finite number")
 

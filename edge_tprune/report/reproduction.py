@@ -31,19 +31,23 @@ def list_commands(
     lines = []
     for profile in profiles:
         where = f"bundles/{profile.document.bundle.name}"
-        if others := _distinct(budget.method.name for budget in profile.document.budgets if budget.method is not None):
+        if others := _distinct(
+            budget.name.partition("@")[0] for budget in profile.document.budgets if budget.method is not None
+        ):
             lines.append(
-                f"# The bundle has budgets of {printable(', '.join(others))}, too, as fit writes one: build makes those of one method."
+                f"# Without {printable(', '.join(others))}: with methods or options of their own, as fit and build --probe write them."
             )
-        lines += [_build(profile, where), *_evaluate(profile, where), _profile(profile, where)]
+        lines += [*_build(profile, where), *_evaluate(profile, where), _profile(profile, where)]
     names = [f"profiles/{profile.name}" for profile in profiles]
     asked = [(option_name(name), f"{bound:g}") for name, bound in (constraints or {}).items() if bound is not None]
     asked += [("--optimize", objective)] if objective else []
     return [*lines, _shell(["edge-tprune", "report", *names, *_flatten(asked), "--out", "report.html"])]
 
 
-def _build(profile: Profile, where: str) -> str:
-    bundle, budgets = profile.document.bundle, profile.document.budgets
+def _build(profile: Profile, where: str) -> list[str]:
+    bundle, budgets = profile.document.bundle, [budget for budget in profile.document.budgets if budget.method is None]
+    if not budgets:
+        return []
     model, method, artifact = bundle.model, bundle.method, budgets[0].artifact
     options: list[tuple[str, Any]] = []
     if model.weights not in _NO_FILE:
@@ -59,9 +63,10 @@ def _build(profile: Profile, where: str) -> str:
     options += [("--runtime", artifact.runtime)] if artifact.runtime != "onnxruntime" else []
     precisions = _distinct(budget.artifact.precision for budget in budgets)
     options += [("--precision", ",".join(precisions))] if precisions != ["fp32"] else []
-    options += [("--calibration", "PHOTOS")] if "int8" in precisions else []
+    # The reference model calibrates on canvases of its own.
+    options += [("--calibration", "PHOTOS")] if "int8" in precisions and model.name != REFERENCE else []
     switches += ["--normalize"] if model.output.normalized else []
-    return _shell(["edge-tprune", "build", model.name, *_flatten(options), *switches, "--out", where])
+    return [_shell(["edge-tprune", "build", model.name, *_flatten(options), *switches, "--out", where])]
 
 
 def _budgets(budgets: Sequence[BudgetRecord], tokens: int) -> tuple[list[str], list[str], list[str]]:
@@ -128,7 +133,11 @@ def _profile(profile: Profile, where: str) -> str:
         "seed": settings.seed,
         "fps": settings.fps,
     }
-    options = [(f"--{name}", value) for name, value in chosen.items() if value is not None]
+    options = [
+        (f"--{name}", f"{value:g}" if isinstance(value, float) else value)
+        for name, value in chosen.items()
+        if value is not None
+    ]
     return _shell(["edge-tprune", "profile", where, *_flatten([*options, ("--out", "profiles")])])
 
 

@@ -34,7 +34,7 @@ class Schedule:
     tokens: tuple[int, ...]  #: after each block, prefix tokens included
     share: float  #: of the unpruned MACs
     requested: float | None = None  #: the budget asked for; None where the schedule itself was given
-    remark: str = ""  #: a clear statement where the counts cannot come within 1 % of the request
+    remark: str = ""  #: a clear statement where the counts are not what was asked for
 
 
 def default_blocks(depth: int, of_twelve: Sequence[int] = DEFAULT_BLOCKS) -> tuple[int, ...]:
@@ -141,9 +141,11 @@ def from_budget(
     down = [0] * len(blocks)
     lowest = law.spread(0.0, down)
     if shape.share(lowest) > budget * (1 + TOLERANCE):
+        coarse = f", to multiples of {multiple_of}" if multiple_of > 1 else ""
         raise UserError(
-            f"budget {budget:g} cannot be reached by removing tokens at blocks {', '.join(map(str, blocks))}: "
+            f"budget {budget:g} cannot be reached by removing tokens at blocks {', '.join(map(str, blocks))}{coarse}: "
             f"the nearest reachable is {shape.share(lowest):.3f}. Ask for more, or remove earlier (--blocks)"
+            + (", or give a smaller --multiple-of" if coarse else "")
         )
 
     low, high = 0.0, 1.0
@@ -175,8 +177,8 @@ def _weigh(shape: NetworkShape, budget: float, blocks: Sequence[int], weights: S
     if not blocks:
         raise UserError(f"budget {budget:g} needs at least one block to remove tokens at")
     if min(blocks) < 1 or max(blocks) > shape.blocks:
-        listed = ", ".join(map(str, sorted(set(blocks))))
-        raise UserError(f"blocks {listed} do not fit the model: it has blocks 1 to {shape.blocks}")
+        odd = ", ".join(str(block) for block in sorted(set(blocks)) if not 1 <= block <= shape.blocks)
+        raise UserError(f"there is no block {odd}: the model has blocks 1 to {shape.blocks}")
     return dict(zip(blocks, weights or [1.0] * len(blocks)))
 
 

@@ -244,7 +244,10 @@ def test_profile_prints_its_path_alone(journey: tuple[Path, Path], tmp_path: Pat
         (["build", "reference", "--weights", "random", "--budgets", "1.0,0"], "budget 0 is out of range"),
         (["build", "reference", "--weights", "random", "--budgets", "65"], "budget 65 is out of range"),
         (["build", "reference", "--weights", "random", "--budgets", "0.02"], "nearest reachable"),
-        (["build", "reference", "--weights", "random", "--budgets", "half"], "'half' is not a number"),
+        (
+            ["build", "reference", "--weights", "random", "--budgets", "half"],
+            "--budgets: 'half' is no number. Give numbers separated by commas",
+        ),
         (["build", "reference", "--weights", "random", "--option", "votes"], "not of the form name=value"),
         (
             ["build", "reference", "--weights", "random", "--precision", "fp61"],

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import edge_tprune
 from edge_tprune.errors import UserError
-from edge_tprune.reduction import Evidence, First, Keep, Outcome, Reducer, register, registry, unregister
+from edge_tprune.reduction import Evidence, First, Keep, Outcome, Reducer, register, registry, solve_schedule, unregister
 
 
 def test_every_method_names_its_paper_and_documents_itself() -> None:
@@ -80,9 +80,9 @@ def test_unknown_names_come_with_near_matches(vit: VisionTransformer) -> None:
     for text in ("nan", "inf", "-inf"):
         with pytest.raises(UserError, match=f"similar='{text}' is no finite number"):
             registry.parse_options(registry.method("zero_tprune"), {"similar": text})
-    with pytest.raises(UserError, match="votes='many' is not a int"):
+    with pytest.raises(UserError, match="votes='many' is not a whole number"):
         registry.parse_options(registry.method("zero_tprune"), {"votes": "many"})
-    with pytest.raises(UserError, match="fuse='perhaps' is not a bool"):
+    with pytest.raises(UserError, match="fuse='perhaps' is not true or false"):
         registry.parse_options(registry.method("evit"), {"fuse": "perhaps"})
 
 
@@ -152,3 +152,10 @@ def test_a_method_can_be_removed_and_registered_again() -> None:
     finally:
         register(cls)
     assert registry.method("tome") is cls
+
+
+def test_a_last_block_that_cannot_remove_is_remarked(vit: VisionTransformer) -> None:
+    given = solve_schedule(vit, "evit", budget=0.7, blocks=[2, 4])
+    assert given.remark == "budget 0.7: block 4 removes nothing, because it computes only what the head reads"
+    assert given.tokens == solve_schedule(vit, "evit", budget=0.7, blocks=[2]).tokens
+    assert not solve_schedule(vit, "evit", budget=0.7, blocks=[2, 4], exact_savings=False).remark

@@ -191,5 +191,6 @@ def test_another_output_is_named(info):
 def test_budgets_of_other_methods_are_said(info):
     info["budgets"][2]["method"] = {"name": "evit", "options": {}, "blocks": [4, 7]}
     said, build, *_ = _lines(info)
-    assert said == "# The bundle has budgets of evit, too, as fit writes one: build makes those of one method."
+    assert said == "# Without 0.8: with methods or options of their own, as fit and build --probe write them."
+    assert _parse(build)["budgets"] == "1.0,0.9,0.65,0.5"
     assert _parse(build)["method"] == "zero_tprune"

@@ -252,7 +252,7 @@ def test_a_schedule_file_that_is_there_is_replaced(text: str, loaded: LoadedMode
 
 def test_a_schedule_that_misses_its_budget_on_this_model_is_remarked(reference: LoadedModel) -> None:
     (remark,) = decide(reference, "evit", budgets=[BudgetRequest(0.65, [197] * 6 + [120] * 6)]).remarks
-    assert remark.startswith("budget 0.65: on this model the schedule that was found comes to 0.798 of its MACs")
+    assert remark.startswith("budget 0.65: on this model its schedule comes to 0.798 of the MACs")
 
 
 def test_stages_that_exclude_the_defaults_are_obeyed(reference: LoadedModel, tmp_path: Path) -> None:
