@@ -91,7 +91,7 @@ _IDLE_RULES = (
     "NormalizePad",
     "Scatter",
     "SlicesSplit",
-)  #: how the names of rules begin that no vision transformer's graph meets
+)  #: how the names of rules begin that change no plain vision transformer's graph
 
 
 @contextmanager

@@ -102,7 +102,7 @@ unsigned inputs and signed weights; TensorRT takes symmetric inputs only."""
 
 
 def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """How ONNX writes the operations of `edge_tprune.reduction.quantization`."""
+    """How ONNX writes the operations of `edge_tprune.reduction.quantization`, and group norms (of hybrid networks)."""
     op = getattr(onnxscript, f"opset{opset}")
 
     def quantize(x: Any, scale: Any, zero_point: Any) -> Any:
@@ -113,8 +113,20 @@ def _translations(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
             return op.DequantizeLinear(q, scale, axis=1)
         return op.DequantizeLinear(q, scale, zero_point)
 
+    def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True) -> Any:
+        # ONNX's shape inference knows no GroupNormalization.
+        ones, zeros = (op.Constant(value_floats=[value] * groups) for value in (1.0, 0.0))
+        normed = op.Reshape(op.InstanceNormalization(op.Reshape(x, [0, groups, -1]), ones, zeros, epsilon=eps), op.Shape(x))
+        for values, apply in ((weight, op.Mul), (bias, op.Add)):
+            normed = normed if values is None else apply(normed, op.Unsqueeze(values, list(range(1, len(x.shape) - 1))))
+        return normed
+
     operations = torch.ops.edge_tprune
-    return {operations.quantize.default: quantize, operations.dequantize.default: dequantize}
+    return {
+        torch.ops.aten.group_norm.default: group_norm,
+        operations.quantize.default: quantize,
+        operations.dequantize.default: dequantize,
+    }
 
 
 def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
@@ -128,6 +140,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
     """
     previous, pruned.attention = pruned.attention, form.attention
     own = is_own(registry.any_method(pruned.method))
+    translated = pruned.precision.integers or any(isinstance(module, torch.nn.GroupNorm) for module in pruned.modules())
     try:
         # Of what a user's method does wrong, torch prints the whole graph.
         silent = redirect_stderr(io.StringIO()) if own else nullcontext()
@@ -140,7 +153,7 @@ def export(pruned: PrunedViT, form: Form, batch: int, image_shape: tuple[int, in
                 opset_version=form.opset,
                 input_names=[INPUT],
                 output_names=[UNNAMED],
-                custom_translation_table=_translations(form.opset) if pruned.precision.integers else None,
+                custom_translation_table=_translations(form.opset) if translated else None,
                 verbose=False,
             )
     except Exception as error:

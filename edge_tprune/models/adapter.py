@@ -168,6 +168,11 @@ class Adapter(ABC):
         """Logits where there is a head, else an embedding; tokens where nothing pools them."""
         if not self.pooling:
             return TOKENS
+        head = getattr(self.model, "head", None)
+        if not (self.classes or head is None or isinstance(head, (nn.Identity, nn.Linear))):
+            raise self.refuse(
+                f"its classifier head is a {type(head).__name__}, not a Linear: choose the output embedding, features or tokens"
+            )
         return LOGITS if self.classes else EMBEDDING
 
     @property
@@ -232,6 +237,7 @@ class Adapter(ABC):
         pooled, per_token = (0, 0) if output in (FEATURES, TOKENS) else self._pool_macs()
         head = self._head_macs() if output == LOGITS else 0
         blocks = tuple(self._block_shape(number) for number in range(1, self.depth + 1))
+        pooled -= 0 if self.pools_prefix() else prefix * per_token  # which the head does not read
         return NetworkShape(patches + prefix, prefix, blocks, self._patch_macs(), head + pooled, per_token, read)
 
     def _block_shape(self, number: int) -> BlockShape:

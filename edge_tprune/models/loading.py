@@ -297,7 +297,7 @@ def _describe_rim(model: nn.Module) -> list[str]:
     """Where the patches do not fill the image, the pixels that the model does not see."""
     embed = getattr(model, "patch_embed", None)
     size, grid, patch = (getattr(embed, name, None) for name in ("img_size", "grid_size", "patch_size"))
-    if size is None or grid is None or patch is None:
+    if size is None or grid is None or patch is None or hasattr(embed, "backbone"):  # a hybrid's patches are of a map
         return []
     rim = [int(s - g * p) for s, g, p in zip(size, grid, patch)]
     if not any(rim):

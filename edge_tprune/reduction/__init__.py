@@ -82,6 +82,8 @@ def solve_schedule(
             )
         return solve_resize(shape, adapt(model, name).grid, budget, schedule, exact_savings)
     if schedule is not None:
+        if blocks or multiple_of != 1:
+            raise UserError("a schedule says how many tokens every block leaves: leave blocks and multiples of tokens out")
         return from_tokens(shape, schedule)
     assert budget is not None
     least = shape.share(shape.exact_schedule()) if exact_savings else 1.0
@@ -147,9 +149,12 @@ def _whole_numbers(name: str, given: Any) -> tuple[int, ...] | None:
     if given is None:
         return None
     try:
-        found = tuple(index(number) for number in given)
+        numbers = list(given)
+        found = tuple(index(number) for number in numbers)
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{name} is {given!r}: give whole numbers") from error
+    if any(isinstance(number, bool) for number in numbers):
+        raise UserError(f"{name} is {given!r}: give whole numbers")
     if wrong := [number for number in found if not -LARGEST < number < LARGEST]:
         raise UserError(f"{name}: {show(wrong[0])} is out of range")
     return found

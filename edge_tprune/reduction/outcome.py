@@ -130,7 +130,8 @@ class Linked(Outcome):
     def destinations(self, tokens: int) -> Tensor:
         """Of those at `source` the token that receives most of them, where one receives anything."""
         part, target = self.link.to(self._part_type).max(1)
-        return _place(tokens, self.index) + _place(tokens, self.source, torch.where(part > 0, target + 1, 0)) - 1
+        # Of parts that are not a number, as an image may lead to, some token receives them.
+        return _place(tokens, self.index) + _place(tokens, self.source, torch.where(part <= 0, 0, target + 1)) - 1
 
     @property
     def _part_type(self) -> torch.dtype:

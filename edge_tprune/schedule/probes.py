@@ -59,7 +59,8 @@ def design_probes(shape: NetworkShape, methods: Mapping[str, Fewest]) -> list[Pr
     found += [Probe(f"slice-{count}", SLICE, _after(shape, {1: count})) for count in counts]
     for depth, place in _LATE:
         block = max(2, min(shape.blocks - 1, round(depth * shape.blocks)))
-        found.append(Probe(f"slice-{counts[place]}-from-{block}", SLICE, _after(shape, {block: counts[place]})))
+        late = Probe(f"slice-{counts[place]}-from-{block}", SLICE, _after(shape, {block: counts[place]}))
+        found += [late] if late not in found else []
     each = {1: 3, 2: 2, 3: 2}.get(len(named), 1)
     for method, fewest in named.items():
         chains = {_after(shape, chain): None for chain in _chains(shape, counts, fewest)[:each]}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import edge_tprune
@@ -66,3 +67,14 @@ def test_nvidias_parser_takes_it(kind: str, output: str, precision: str) -> None
         expected = exact(torch.zeros(1, *SIZE)).shape
     assert network.get_output(0).name == output
     assert tuple(network.get_output(0).shape) == tuple(expected)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_a_hybrid_network_exports_to_the_same_network(runtime: str, tmp_path: Path) -> None:
+    """Its patches are of a ResNet with group norms, for which ONNX's shape inference knows no operator."""
+    network = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, num_classes=6).eval()
+    pruned = edge_tprune.prune(network, method="tome", budget=0.8)
+    save(export(pruned, FORMS[runtime], 2, (3, 64, 64)), tmp_path / "graph.onnx")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with open_engine(tmp_path / "graph.onnx", "onnxruntime", threads=1) as engine, torch.no_grad():
+        np.testing.assert_allclose(engine.run(images.numpy()), pruned(images).numpy(), atol=1e-4)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+from torch import nn
 
 import edge_tprune
 from edge_tprune.errors import UserError
@@ -344,3 +345,40 @@ def test_budget_and_schedule_exclude_each_other(vit: VisionTransformer) -> None:
 def test_stage_knows_where_it_sits(vit: VisionTransformer) -> None:
     reducer = edge_tprune.prune(vit, method="evit", schedule=[17, 9, 9, 5]).reducers["4"]
     assert reducer.stage == Stage(4, 4, 9, 5, 1, True)
+
+
+def test_an_attention_pool_counts_the_tokens_that_it_reads() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = VisionTransformer(
+        img_size=48,
+        patch_size=8,
+        embed_dim=64,
+        depth=3,
+        num_heads=4,
+        num_classes=6,
+        global_pool="map",
+        class_token=False,
+        reg_tokens=4,
+    ).requires_grad_(False)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randn(1, 3, 48, 48))
+    assert counter.get_total_flops() == 2 * edge_tprune.macs(model)
+
+
+def test_a_head_that_is_no_linear_layer_is_refused_by_name(vit: VisionTransformer) -> None:
+    vit.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(vit.embed_dim, 10))
+    with pytest.raises(UserError, match="its classifier head is a Sequential, not a Linear: choose the output embedding"):
+        edge_tprune.prune(vit, method="tome", budget=0.8)
+    assert edge_tprune.prune(vit, method="tome", budget=0.8, output="embedding").output == "embedding"
+
+
+def test_a_schedule_leaves_nothing_to_ask_for(vit: VisionTransformer) -> None:
+    for more in ({"blocks": [2]}, {"multiple_of": 8}):
+        with pytest.raises(UserError, match="a schedule says how many tokens every block leaves"):
+            edge_tprune.prune(vit, method="evit", schedule=[17, 9, 9, 5], **more)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"blocks is \[True\]: give whole numbers"):
+        edge_tprune.prune(vit, method="evit", budget=0.8, blocks=[True])

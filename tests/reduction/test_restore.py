@@ -122,6 +122,18 @@ def test_outputs_have_the_shapes_they_promise(kind: str, name: str, images: Tens
     torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens[:, prefix:])
 
 
+def test_an_image_that_is_no_number_does_not_stop_the_others(vit: nn.Module, images: Tensor) -> None:
+    images = images.clone()
+    images[1, 0, 5, 5] = torch.nan
+    for method in registry.methods():
+        try:
+            pruned = edge_tprune.prune(vit, method=method, budget=0.7, output="features")
+        except UserError:  # it is for an image as a whole
+            continue
+        found = pruned(images)
+        torch.testing.assert_close(found[:1], pruned(images[:1]))
+
+
 def test_wrong_questions(vit: nn.Module, images: Tensor) -> None:
     pruned = edge_tprune.prune(vit, method="tome", budget=0.8)
     with pytest.raises(UserError, match="output_fmt is 'NHWC'"):
