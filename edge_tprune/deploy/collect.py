@@ -131,7 +131,9 @@ def _claim(out: Path, name: str, file: Path) -> Path:
     while True:
         place = _place_of(out, name, run)
         if os.path.lexists(place / RUN):
-            return place
+            if _run_id(place / RUN) in (run, None):  # None: damaged, and to be replaced
+                return place
+            continue  # another run's since `_place_of` looked
         with clear_write_errors(place):
             _make_private(out, place)
             handle, draft = tempfile.mkstemp(prefix=f".{RUN}.", suffix=".tmp", dir=place)

@@ -236,6 +236,26 @@ def test_many_collections_at_once_keep_runs_apart_and_none_twice(tmp_path: Path)
         }
 
 
+def test_a_place_that_another_run_takes_meanwhile_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at a place that is free and the claim of it."""
+    looked, found = module._place_of, list[Path]()
+
+    def look(out: Path, name: str, run: str | None) -> Path:
+        place = looked(out, name, run)
+        if not found:
+            (place / "run.json").parent.mkdir(parents=True)
+            (place / "run.json").write_text('{"run_id": "theirs"}')
+        found.append(place)
+        return place
+
+    monkeypatch.setattr(module, "_place_of", look)
+    (tmp_path / "mine.json").write_text('{"run_id": "mine"}')
+    claimed = module._claim(tmp_path / "out", "name", tmp_path / "mine.json")
+    assert claimed == tmp_path / "out" / "name-2"
+    assert json.loads((claimed / "run.json").read_text())["run_id"] == "mine"
+    assert json.loads((tmp_path / "out" / "name" / "run.json").read_text())["run_id"] == "theirs"
+
+
 def test_raw_logs_are_fetched_last(tmp_path: Path) -> None:
     """Cut off before them, a collection fetches what was derived from them again."""
     (tmp_path / "run").mkdir()
