@@ -189,9 +189,8 @@ def list_doubts(rows: Sequence[Row]) -> list[str]:
 
 def describe_group(group: Group) -> str:
     """What a group shares, in one line: 'deit_tiny · batch 1 · onnxruntime 1.23.0 · fp32 · 2 threads · <CPU>'."""
-    words = {"batch": "batch {}", "threads": "{} threads", "clocks": "clocks: {}", "eval data": "accuracy on {}"}
-    if group.conditions.get("threads") == "1":
-        words["threads"] = "{} thread"
+    threads = "{} thread" if group.conditions.get("threads") == "1" else "{} threads"
+    words = {"batch": "batch {}", "threads": threads, "clocks": "clocks: {}", "eval data": "accuracy on {}"}
     parts = [
         words.get(label, "{}").format(group.conditions[label])
         for label in _CONDITIONS_IN_TITLE

@@ -32,6 +32,7 @@ from edge_tprune.statistics import Interval
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+EXACT = "exact"  #: the budget of the unpruned network with exact savings alone
 ENGINE_FILE = "engine"  #: the form of an artifact that is an engine file, not a graph
 
 Precision = Literal["fp32", "fp16", "mixed", "int8"]

@@ -16,6 +16,7 @@ from edge_tprune.analysis.loading import load_rows
 from edge_tprune.analysis.table import Row
 from edge_tprune.bundle.bundle import Bundle
 from edge_tprune.bundle.evaluate import evaluate
+from edge_tprune.bundle.manifest import EXACT
 from edge_tprune.bundle.manifest import KIND as BUNDLE
 from edge_tprune.cli.fit_runs import Runs
 from edge_tprune.cli.terminal import print_note, print_warning
@@ -33,7 +34,6 @@ from edge_tprune.schedule.latency import SLICE, Latency
 from edge_tprune.search.configuration import decide as decide_search
 from edge_tprune.search.configuration import search_limits
 from edge_tprune.search.fit import (
-    EXACT,
     FULL,
     KIND,
     STATE,

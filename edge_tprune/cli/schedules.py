@@ -15,9 +15,8 @@ from edge_tprune.errors import UserError
 class Schedules:
     """What --schedule says."""
 
-    typed: tuple[
-        tuple[float | None, tuple[int, ...]], ...
-    ] = ()  #: as they were typed: the share, if any, and tokens after each block
+    #: As they were typed: the share, if any, and tokens after each block.
+    typed: tuple[tuple[float | None, tuple[int, ...]], ...] = ()
     found: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  #: of a file: by requested share
     method: str | None = None  #: of the file
     options: MethodOptions = field(default_factory=dict)  #: of the file's method

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from edge_tprune.bundle.bundle import MOST_BUDGETS
+from edge_tprune.bundle.manifest import EXACT
 from edge_tprune.documents import MethodOptions
 from edge_tprune.errors import UserError, did_you_mean
 from edge_tprune.export.graph import FORMS, Form
@@ -23,7 +24,6 @@ DEFAULT_RUNTIMES = ("onnxruntime",)
 
 ALLOWED_LOSS = 0.05  #: nats, or of outputs other than logits cosine distance, in INT8
 
-EXACT = "exact"
 """The budget of the unpruned network whose last block computes only what the head reads: the same output for fewer MACs, and no pruning."""
 
 

@@ -196,6 +196,11 @@ class Adapter(ABC):
         """Whether a head that pools over tokens reads the prefix tokens, too."""
         return False
 
+    @property
+    def unpooled(self) -> int:
+        """How many leading tokens a head that pools over tokens does not read."""
+        return 0 if self.pools_prefix() else self.prefix_tokens
+
     def norm(self, x: Tensor) -> Tensor:
         """The norm after the last block: tokens (B, N, C)."""
         out: Tensor = self.model.norm(x)
@@ -213,7 +218,7 @@ class Adapter(ABC):
         model, before = self.model, output == EMBEDDING
         out: Tensor
         if sizes is not None:
-            first = 0 if self.pools_prefix() else self.prefix_tokens
+            first = self.unpooled
             weights = sizes[:, first:]
             if self.pooling == "map":  # timm's forward_head, which has no way to hand on a mask
                 pooled = model.attn_pool(x[:, first:], attn_mask=weights.log()[:, None, None].to(x.dtype))
@@ -237,7 +242,7 @@ class Adapter(ABC):
         pooled, per_token = (0, 0) if output in (FEATURES, TOKENS) else self._pool_macs()
         head = self._head_macs() if output == LOGITS else 0
         blocks = tuple(self._block_shape(number) for number in range(1, self.depth + 1))
-        pooled -= 0 if self.pools_prefix() else prefix * per_token  # which the head does not read
+        pooled -= self.unpooled * per_token
         return NetworkShape(patches + prefix, prefix, blocks, self._patch_macs(), head + pooled, per_token, read)
 
     def _block_shape(self, number: int) -> BlockShape:

@@ -113,14 +113,7 @@ def solve_schedule(
         weights=weights,
         exact_savings=exact_savings,
     )
-    if (
-        blocks
-        and exact_savings
-        and budget < 1
-        and shape.read_tokens is not None
-        and shape.blocks in chosen
-        and not found.remark
-    ):
+    if blocks and shape.blocks in blocks and exact_savings and shape.saves_last_block(found.tokens) and not found.remark:
         remark = f"budget {float(budget):g}: block {shape.blocks} removes nothing, because it computes only what the head reads"
         found = replace(found, remark=remark)
     return found
@@ -150,11 +143,11 @@ def _whole_numbers(name: str, given: Any) -> tuple[int, ...] | None:
         return None
     try:
         numbers = list(given)
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
         found = tuple(index(number) for number in numbers)
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{name} is {given!r}: give whole numbers") from error
-    if any(isinstance(number, bool) for number in numbers):
-        raise UserError(f"{name} is {given!r}: give whole numbers")
     if wrong := [number for number in found if not -LARGEST < number < LARGEST]:
         raise UserError(f"{name}: {show(wrong[0])} is out of range")
     return found

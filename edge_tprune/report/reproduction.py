@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from edge_tprune.analysis.limits import option_name
 from edge_tprune.analysis.table import Profile
 from edge_tprune.bundle.golden import TOLERANCE
+from edge_tprune.bundle.manifest import EXACT, split_label
 from edge_tprune.models.data import REFERENCE, ReferenceTask
 from edge_tprune.record.document import BudgetRecord
 from edge_tprune.text import command_line, printable
@@ -31,9 +32,7 @@ def list_commands(
     lines = []
     for profile in profiles:
         where = f"bundles/{profile.document.bundle.name}"
-        if others := _distinct(
-            budget.name.partition("@")[0] for budget in profile.document.budgets if budget.method is not None
-        ):
+        if others := _distinct(_name(budget) for budget in profile.document.budgets if budget.method is not None):
             lines.append(
                 f"# Without {printable(', '.join(others))}: with methods or options of their own, as fit and build --probe write them."
             )
@@ -77,15 +76,15 @@ def _budgets(budgets: Sequence[BudgetRecord], tokens: int) -> tuple[list[str], l
     """
     full = {budget.name for budget in budgets if budget.requested == 1 and set(budget.schedule) == {tokens}}
     by_share = full | {budget.name for budget in budgets if budget.own_pattern}
-    exact = [budget for budget in budgets if budget.name.partition("@")[0] == "exact" and budget.requested is None]
+    exact = [budget for budget in budgets if _name(budget) == EXACT and budget.requested is None]
     others = [budget for budget in budgets if budget.name not in by_share and not (full and budget in exact)]
     schedules = [
         ("" if budget.requested is None else f"{budget.requested:g}=") + ",".join(map(str, budget.schedule))
         for budget in others
     ]
-    # Beside 1.0 `build` makes "exact", unless it is told not to.
+    # Without this switch `build` adds "exact" to 1.0.
     switches = ["--no-exact-savings"] if full and not exact and by_share == full else []
-    return _distinct(b.name.partition("@")[0] for b in budgets if b.name in by_share), _distinct(schedules), switches
+    return _distinct(_name(budget) for budget in budgets if budget.name in by_share), _distinct(schedules), switches
 
 
 def _model_options(arguments: Mapping[str, object]) -> list[tuple[str, Any]]:
@@ -112,6 +111,11 @@ def _evaluate(profile: Profile, where: str) -> list[str]:
     others = [one for one in _distinct(record.precision for record in judged) if one != "fp32"]
     ways = [[*options, ("--precision", precision)] for precision in others] or [options]  # each judges float32 as well
     return [_shell(["edge-tprune", "eval", where, *_flatten(way)]) for way in ways]
+
+
+def _name(budget: BudgetRecord) -> str:
+    """Of a budget, without the precision that it ran in."""
+    return split_label(budget.name, None)[0]
 
 
 def _distinct(values: Iterable[T]) -> list[T]:

@@ -60,7 +60,8 @@ def design_probes(shape: NetworkShape, methods: Mapping[str, Fewest]) -> list[Pr
     for depth, place in _LATE:
         block = max(2, min(shape.blocks - 1, round(depth * shape.blocks)))
         late = Probe(f"slice-{counts[place]}-from-{block}", SLICE, _after(shape, {block: counts[place]}))
-        found += [late] if late not in found else []
+        if late not in found:
+            found.append(late)
     each = {1: 3, 2: 2, 3: 2}.get(len(named), 1)
     for method, fewest in named.items():
         chains = {_after(shape, chain): None for chain in _chains(shape, counts, fewest)[:each]}

@@ -21,7 +21,7 @@ from edge_tprune.statistics import Interval
 
 MOST_ROUNDS = 3
 STATE = "fit.json"
-FULL, EXACT = "1.0", "exact"
+FULL = "1.0"
 FAR_BELOW = 0.95  #: of a bound: what is faster gives tokens away
 MARGIN = 0.99  #: of a bound, at which another round aims
 

@@ -18,10 +18,11 @@ from filelock import FileLock
 
 from edge_tprune.bundle import revision
 from edge_tprune.bundle.bundle import Bundle, set_aside
+from edge_tprune.bundle.manifest import EXACT
 from edge_tprune.errors import UserError
 from edge_tprune.export import builder
 from edge_tprune.export.builder import _check_place, _staging, build
-from edge_tprune.export.settings import EXACT, BudgetRequest, BuildSettings
+from edge_tprune.export.settings import BudgetRequest, BuildSettings
 from edge_tprune.export.settings import decide as decide_by_default
 from edge_tprune.export.steadiness import UNUSABLE, count_flips
 from edge_tprune.models.loading import LoadedModel

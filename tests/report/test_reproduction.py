@@ -15,7 +15,6 @@ from edge_tprune.analysis.table import Profile
 from edge_tprune.cli.app import app
 from edge_tprune.cli.commands.build import _request_budgets
 from edge_tprune.cli.model_options import ModelChoice
-from edge_tprune.cli.parsing import parse_list
 from edge_tprune.cli.schedules import read_schedules
 from edge_tprune.export.settings import BudgetRequest, decide
 from edge_tprune.models.loading import load_model
@@ -87,14 +86,11 @@ def test_half_precision_on_tensorrt_batches_and_schedules_are_named(info):
 def _again(model, line):
     """What a `build` line decides: schedules by name."""
     words = _parse(line)
-    given = {"blocks": parse_list(words["blocks"], int, "--blocks")} if words["blocks"] else {}
     settings = decide(
         model,
         words["method"],
         budgets=_request_budgets(words["budgets"], read_schedules(words["schedule"])),
-        multiple_of=words["multiple_of"],
         exact_savings=words["exact_savings"],
-        **given,
     )
     return {budget.name: budget.schedule.tokens for budget in settings.budgets}
 
